@@ -1,0 +1,304 @@
+// The messages of the mirror protocol, as structures. PROTOCOL.md specifies their bytes.
+//
+// Each message lists its fields once, in wire order, in `fields(archive)`; encode() and decode()
+// (codec.h) both walk that list, so that the two cannot drift apart. Strings and lists are bounded
+// by the frame; decode() refuses trailing bytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "shared/base/bytes.h"
+#include "shared/base/digest.h"
+#include "shared/base/ids.h"
+#include "shared/net/network.h"
+
+namespace tidemark::wire {
+
+inline constexpr uint16_t kProtocolVersion = 1;
+
+// Frame types. Requests of a host are answered by a frame of the same type with the response flag
+// and the same request id. kNotify types have no answer.
+enum class Type : uint16_t {
+  kHello = 1,
+  kPing = 2,
+  // data path
+  kWrite = 10, kZero = 11, kResize = 12, kFlush = 13, kRead = 14, kHash = 15, kExtents = 16, kRepair = 17,
+  // tenures
+  kAcquire = 20, kResume = 21, kYield = 22, kRecallNotify = 23, kLevel = 24, kStaleMap = 25,
+  // name space
+  kLookup = 30, kGetAttr = 31, kSetAttr = 32, kCreate = 33, kUnlink = 34, kRename = 35, kReadDir = 36,
+  kSetXattr = 37, kStatFs = 38, kDrop = 39, kDump = 40, kInvalidateNotify = 41,
+};
+
+// ---- connection ---------------------------------------------------------------------------------
+struct Hello {                    // first frame of every connection, host to shared node
+  uint16_t version = kProtocolVersion;   // highest spoken; the answer carries the one used (N or N-1)
+  uint64_t features = 0;                 // bit set offered; the answer carries the common ones
+  Uuid cluster;
+  std::string node;                      // must be the certificate's name
+  Incarnation incarnation;
+  Uuid nonce;                            // of this incarnation: a known number with another nonce is refused
+  Uuid journal_generation;
+  uint8_t digest_algorithm = kDigestXxh3;
+  uint64_t session = 0;                  // 0 opens a new session; else joins that one as a further connection
+  template <class A> void fields(A& a) { a(version, features, cluster, node, incarnation, nonce, journal_generation, digest_algorithm, session); }
+};
+struct HelloAnswer {
+  uint16_t version = kProtocolVersion;
+  uint64_t features = 0;
+  std::string node;
+  uint64_t session = 0;
+  Incarnation boot;                      // run number of tidemark-shared
+  LossId loss_id;                        // of the shared copy's storage group
+  EventNumber event;                     // newest name-space event
+  WallTime clock;                        // label, for the status page's skew
+  template <class A> void fields(A& a) { a(version, features, node, session, boot, loss_id, event, clock); }
+};
+struct Ping { uint64_t token = 0; template <class A> void fields(A& a) { a(token); } };
+
+// ---- data path ----------------------------------------------------------------------------------
+struct Write {                    // payload: the bytes. Nothing overlapping (4 KiB granule) is in flight on any connection.
+  ImageId image;
+  Epoch epoch;
+  WriteSequence sequence;
+  uint64_t offset = 0;
+  uint8_t flags = 0;                     // bit 0: FUA, durable before the answer
+  template <class A> void fields(A& a) { a(image, epoch, sequence, offset, flags); }
+};
+struct Zero {                     // the range reads as zeros afterwards
+  ImageId image;
+  Epoch epoch;
+  WriteSequence sequence;
+  Extent extent;
+  uint8_t kind = 0;                      // 0 zero, 1 discard (may be freed), 2 allocate only (contents unchanged)
+  template <class A> void fields(A& a) { a(image, epoch, sequence, extent, kind); }
+};
+struct Resize {
+  ImageId image;
+  Epoch epoch;
+  WriteSequence sequence;
+  uint64_t size = 0;
+  Generation size_generation;            // of the new size: the holder's old one plus one
+  template <class A> void fields(A& a) { a(image, epoch, sequence, size, size_generation); }
+};
+struct Applied {                  // answer of Write, Zero, Resize
+  CoordinatorSequence coordinator;
+  LossId loss_id;
+  template <class A> void fields(A& a) { a(coordinator, loss_id); }
+};
+struct Flush { ImageId image; Epoch epoch; template <class A> void fields(A& a) { a(image, epoch); } };
+struct Flushed { LossId loss_id; CoordinatorSequence durable_up_to; template <class A> void fields(A& a) { a(loss_id, durable_up_to); } };
+struct Read {                     // answer: empty body, payload of `length` bytes (zero-filled past the end)
+  ImageId image;
+  uint64_t offset = 0;
+  uint32_t length = 0;
+  template <class A> void fields(A& a) { a(image, offset, length); }
+};
+struct Hash {                     // rereads storage; keyed digests of units of the range
+  ImageId image;
+  Extent extent;                         // at most 64 MiB
+  uint32_t unit = 65536;
+  DigestKey key;
+  template <class A> void fields(A& a) { a(image, extent, unit, key); }
+};
+struct Hashes {
+  std::vector<Digest128> digests;        // one a unit, the last may be of a partial unit; of zeros for holes
+  std::vector<uint8_t> holes;            // one a unit: 1 if nothing is allocated there
+  template <class A> void fields(A& a) { a(digests, holes); }
+};
+struct Extents { ImageId image; uint64_t offset = 0; uint32_t count_max = 0; template <class A> void fields(A& a) { a(image, offset, count_max); } };
+struct ExtentList {               // allocated extents from `offset` on, in order
+  std::vector<Extent> extents;
+  uint64_t next_offset = 0;              // ask on from here; the image's size at the end
+  template <class A> void fields(A& a) { a(extents, next_offset); }
+};
+// A resync write of the tenure holder: makes the shared copy's range equal. Same order rules as Write;
+// gets no sequence and is not journaled (the blocks were journaled when the guest wrote them).
+struct Repair {
+  ImageId image;
+  Epoch epoch;
+  Extent extent;
+  uint8_t hole = 0;                      // 1: punch the extent, no payload
+  template <class A> void fields(A& a) { a(image, epoch, extent, hole); }
+};
+
+// ---- tenures ------------------------------------------------------------------------------------
+// Which writes of the epoch before the shared copy held when the new one began.
+struct TenureParent {
+  Epoch epoch;                           // 0: the image was never written
+  std::string source;                    // node that held it
+  WriteSequence last;                    // its last write of that tenure (counter 0: none)
+  uint8_t clean = 1;                     // 0: taken without the holder's own word
+  template <class A> void fields(A& a) { a(epoch, source, last, clean); }
+};
+struct Acquire {
+  ImageId image;
+  uint32_t wait_ms = 5000;               // how long to wait for another holder's release; 0: only if free
+  template <class A> void fields(A& a) { a(image, wait_ms); }
+};
+struct Grant {
+  Epoch epoch;
+  TenureParent parent;
+  CoordinatorSequence coordinator;       // last given
+  uint64_t size = 0;
+  Generation size_generation;
+  LossId loss_id;
+  EventNumber event;                     // the tenure-start mark's number
+  // What the asking host's own copy lacks: regions of `region_bytes`, and the map's cut to name in Level.
+  uint8_t copy_known = 0;                // 0: the host has no copy that the shared node knows of (all is stale)
+  uint64_t region_bytes = 0;
+  uint64_t map_cut = 0;
+  Bytes stale_regions;                   // bitmap, bit i of byte i/8 is region i
+  template <class A> void fields(A& a) { a(epoch, parent, coordinator, size, size_generation, loss_id, event, copy_known, region_bytes, map_cut, stale_regions); }
+};
+// After a reconnect, for a tenure held: kFenced if it has moved.
+struct Resume {
+  ImageId image;
+  Epoch epoch;
+  uint64_t size = 0;
+  Generation size_generation;            // the newer one is adopted on both sides
+  uint8_t alone = 0;                     // 1: writes were acknowledged without the shared copy
+  template <class A> void fields(A& a) { a(image, epoch, size, size_generation, alone); }
+};
+struct Resumed {
+  LossId loss_id;                        // another one than before: every region of the DRL joins the stale map
+  CoordinatorSequence coordinator;
+  uint64_t size = 0;
+  Generation size_generation;
+  template <class A> void fields(A& a) { a(loss_id, coordinator, size, size_generation); }
+};
+struct Yield {                    // the holder gives the tenure back (recalled, or clean stop); all is applied on both copies
+  ImageId image;
+  Epoch epoch;
+  WriteSequence last;                    // last write of this tenure
+  template <class A> void fields(A& a) { a(image, epoch, last); }
+};
+struct Yielded { EventNumber event; template <class A> void fields(A& a) { a(event); } };
+struct RecallNotify {             // shared node to holder: another host wants to write; yield when released
+  ImageId image;
+  Epoch epoch;
+  std::string wanted_by;
+  template <class A> void fields(A& a) { a(image, epoch, wanted_by); }
+};
+struct StaleMap { ImageId image; template <class A> void fields(A& a) { a(image); } };   // answer: Grant with epoch 0
+struct Level {                    // these regions of this host's copy are level and durable
+  ImageId image;
+  uint64_t map_cut = 0;                  // regions marked again since are kept
+  Bytes regions;
+  template <class A> void fields(A& a) { a(image, map_cut, regions); }
+};
+
+// ---- name space ---------------------------------------------------------------------------------
+enum class NodeKind : uint8_t { kImage = 1, kDirectory = 2, kSymlink = 3 };
+
+struct Attr {
+  InodeNumber inode;
+  InodeNumber parent;
+  ImageId image;                         // nil for directories and symlinks
+  NodeKind kind = NodeKind::kImage;
+  uint32_t mode = 0;                     // permission bits only
+  uint32_t uid = 0, gid = 0, nlink = 1;
+  uint64_t size = 0, allocated = 0;
+  Generation size_generation;
+  WallTime atime, mtime, ctime, btime;
+  std::string symlink_target;
+  uint8_t mirror = 1;                    // 0: policy `mirror = none`, host-local data
+  std::string holder;                    // node holding the tenure, or empty
+  Epoch epoch;                           // newest granted
+  EventNumber event;                     // newest event that touched this node
+  std::vector<std::pair<std::string, Bytes>> xattrs;
+  template <class A> void fields(A& a) {
+    a(inode, parent, image, kind, mode, uid, gid, nlink, size, allocated, size_generation, atime, mtime, ctime, btime,
+      symlink_target, mirror, holder, epoch, event, xattrs);
+  }
+};
+
+// A metadata event. The shared node numbers it; the host that caused it journals it too, and the
+// replica matches the two by number.
+enum class MarkKind : uint8_t {
+  kCreate = 1, kOpenWrite = 2, kTenureStart = 3, kTenureEnd = 4, kClose = 5, kRename = 6, kResize = 7,
+  kUnlink = 8, kSetAttr = 9, kSnapshot = 10,
+};
+struct Mark {
+  MarkKind kind = MarkKind::kCreate;
+  EventNumber number;                    // 0: a host's own mark that needs none (open, close, resize, snapshot)
+  std::string origin;                    // node that caused it
+  WallTime label;
+  Attr node;                             // the node after the event
+  InodeNumber old_parent;                // rename, unlink: where the name was
+  std::string old_name;
+  std::string name;                      // create, rename: the name now, in node.parent
+  ImageId replaced;                      // rename over, unlink: the image that lost its name, or nil
+  InodeNumber replaced_inode;
+  Epoch epoch;                           // tenure marks
+  TenureParent parent;                   // tenure start
+  template <class A> void fields(A& a) { a(kind, number, origin, label, node, old_parent, old_name, name, replaced, replaced_inode, epoch, parent); }
+};
+
+struct Lookup { InodeNumber parent; std::string name; template <class A> void fields(A& a) { a(parent, name); } };  // answer Attr
+struct GetAttr { InodeNumber inode; template <class A> void fields(A& a) { a(inode); } };                            // answer Attr
+enum SetAttrMask : uint32_t { kSetMode = 1, kSetUid = 2, kSetGid = 4, kSetAtime = 8, kSetMtime = 16, kSetCtime = 32, kSetPolicy = 64 };
+struct SetAttr {
+  InodeNumber inode;
+  uint32_t mask = 0;
+  Attr values;
+  template <class A> void fields(A& a) { a(inode, mask, values); }
+};
+struct Create {                   // image, directory or symlink
+  InodeNumber parent;
+  std::string name;
+  NodeKind kind = NodeKind::kImage;
+  uint32_t mode = 0, uid = 0, gid = 0;
+  std::string symlink_target;
+  uint8_t mirror = 1;
+  template <class A> void fields(A& a) { a(parent, name, kind, mode, uid, gid, symlink_target, mirror); }
+};
+struct Unlink { InodeNumber parent; std::string name; uint8_t directory = 0; template <class A> void fields(A& a) { a(parent, name, directory); } };
+struct Rename {
+  InodeNumber parent;
+  std::string name;
+  InodeNumber new_parent;
+  std::string new_name;
+  uint32_t flags = 0;                    // renameat2: 1 no-replace, 2 exchange
+  template <class A> void fields(A& a) { a(parent, name, new_parent, new_name, flags); }
+};
+// Answer of Create, Unlink, Rename, SetAttr, SetXattr: what changed, to be journaled by the host.
+// An unlinked or replaced image keeps its blocks until every host that has it open sent Drop.
+struct Changed { Mark mark; template <class A> void fields(A& a) { a(mark); } };
+struct ReadDir { InodeNumber inode; std::string after; uint32_t count_max = 512; template <class A> void fields(A& a) { a(inode, after, count_max); } };
+struct DirEntry { std::string name; Attr attr; template <class A> void fields(A& a) { a(name, attr); } };
+struct DirEntries {               // in name order, after `after`
+  std::vector<DirEntry> entries;
+  uint8_t end = 0;
+  template <class A> void fields(A& a) { a(entries, end); }
+};
+struct SetXattr {
+  InodeNumber inode;
+  std::string name;
+  Bytes value;
+  uint8_t remove = 0;
+  uint32_t flags = 0;                    // XATTR_CREATE 1, XATTR_REPLACE 2
+  template <class A> void fields(A& a) { a(inode, name, value, remove, flags); }
+};
+struct StatFs { uint8_t unused = 0; template <class A> void fields(A& a) { a(unused); } };
+struct StatFsAnswer { uint64_t total = 0, available = 0, files = 0; template <class A> void fields(A& a) { a(total, available, files); } };
+struct Drop { ImageId image; template <class A> void fields(A& a) { a(image); } };   // no handle here uses the nameless image any more
+struct Dump { InodeNumber after; uint32_t count_max = 512; template <class A> void fields(A& a) { a(after, count_max); } };  // answer DirEntries over all nodes, by inode; name = last component
+struct InvalidateNotify {         // shared node to hosts: another host changed this node or directory
+  InodeNumber inode;
+  InodeNumber parent;
+  std::string name;
+  template <class A> void fields(A& a) { a(inode, parent, name); }
+};
+
+// Error answer (error flag set): the Code and its message; sys_errno when one fits better.
+struct Failure {
+  uint8_t code = 0;
+  uint32_t sys_errno = 0;
+  std::string message;
+  template <class A> void fields(A& a) { a(code, sys_errno, message); }
+};
+
+}  // namespace tidemark::wire
