@@ -1,0 +1,152 @@
+// The image store: images' blocks on the bricks of one storage group. FORMAT.md says what is on disk.
+//
+// A StorageGroup is a named set of brick directories; an ImageCopy is one open image in it. Hosts and
+// the shared node use the same code. Everything belongs to the loop thread of the Env; opening, naming,
+// resizing and the side metadata block (they are off the hot path), data operations complete by callback,
+// inline or later. Steady state reads and writes of an image on one brick do not allocate.
+//
+// Ordering is the caller's: operations in flight on one ImageCopy must not overlap when their ranges
+// are widened to limits::kOrderGranule (4096), except read with read. Under that rule every offset,
+// length and memory address works: what O_DIRECT cannot take goes through a bounce buffer, and a
+// write's partial granule at either end is read, merged and written back.
+//
+// Not done here: mirroring, dirty and stale maps, access rights, order.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "shared/base/bytes.h"
+#include "shared/base/function.h"
+#include "shared/base/ids.h"
+#include "shared/base/status.h"
+#include "shared/image/layout.h"
+#include "shared/io/env.h"
+#include "shared/io/file.h"
+
+namespace tidemark::image {
+
+// What the side file of an image says. Durable; replaced atomically.
+struct ImageMetadata {
+  ImageId id;
+  Layout layout;
+  uint64_t size = 0;              // bytes; any number up to limits::kImageBytesMax
+  Generation size_generation;     // grows with each resize; given by the caller
+};
+
+struct StorageGroupOptions {
+  std::string name;                    // written into the markers; checked on open
+  std::vector<std::string> bricks;     // directories, in the order of the configuration
+  uint32_t stripe_unit = kStripeUnitDefault;
+  uint32_t stripe_count = 1;           // for images created from now on; at most the number of bricks
+  bool direct = true;                  // O_DIRECT where the brick's file system takes it
+  // The group that the daemon's own durable state knows, as group_id() gave it earlier. Nil only on a
+  // daemon's first start: then bricks that are all empty are taken as new. Otherwise an empty brick is
+  // one that was replaced or is not mounted: an error, never a fresh start.
+  Uuid expected_group;
+};
+
+class ImageCopy;
+
+class StorageGroup {
+ public:
+  // Opens the bricks; initializes them if all are empty and no group is expected. A brick that is
+  // missing, empty in an existing group, of another group or listed twice: kInvalidArgument; a marker
+  // that does not match its checksum: kCorruption. Messages name the directory and the remedy.
+  // `env` must outlive the group.
+  static Result<std::unique_ptr<StorageGroup>> open(io::Env& env, StorageGroupOptions options);
+  ~StorageGroup();  // all copies must have been destroyed
+  StorageGroup(const StorageGroup&) = delete;
+  StorageGroup& operator=(const StorageGroup&) = delete;
+
+  // Makes an empty (all holes) image, durable when it returns, and opens it. kAlreadyExists if the
+  // group holds it. What an earlier, interrupted create or remove left under the id is swept away.
+  Result<std::unique_ptr<ImageCopy>> create(ImageId id, uint64_t size, Generation size_generation = Generation(0));
+  // kNotFound if the group does not hold it, kBusy if it is open already (one ImageCopy an image).
+  Result<std::unique_ptr<ImageCopy>> open_image(ImageId id);
+  // Durable when it returns. An open copy goes on working on the nameless objects until it is destroyed.
+  // kNotFound if the group does not hold it.
+  Status remove(ImageId id);
+  bool contains(ImageId id);
+
+  struct Catalogue {
+    std::vector<ImageMetadata> images;   // by id
+    std::vector<Status> damaged;         // one for each side file that could not be read; each names its file
+  };
+  // Rebuilt from the side files on the bricks. Walks directories: start-up and repair only.
+  Result<Catalogue> list();
+  // Removes objects that no side file names (left by an interrupted create or remove); tells how many.
+  Result<uint64_t> sweep_orphans();
+
+  // Of all bricks together; file systems that hold several bricks count once.
+  Result<io::FileSystem::Space> space();
+
+  const std::string& name() const;
+  Uuid group_id() const;
+  // Names the span in which this group cannot have lost unsynced writes: a hash of the boot id, the
+  // bricks' mount identities and the durable failed-sync counter. Never 0.
+  LossId loss_id() const;
+  // Makes loss_id() another one at once, and durably so. ImageCopy::sync calls it before it reports a
+  // failure. An error: no brick could record it, so a restart would not know; the group must then not
+  // count as in sync until an operator has looked (lost() is true).
+  Status note_failed_sync();
+  bool lost() const;
+
+ private:
+  friend class ImageCopy;
+  struct Impl;
+  explicit StorageGroup(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+class ImageCopy {
+ public:
+  ~ImageCopy();  // with no operation in flight: a programmer error otherwise
+  ImageCopy(const ImageCopy&) = delete;
+  ImageCopy& operator=(const ImageCopy&) = delete;
+
+  ImageId id() const;
+  uint64_t size() const;
+  Generation size_generation() const;
+  const ImageMetadata& metadata() const;
+
+  // Ranges of the following must lie within [0, size()): kInvalidArgument otherwise. Spans must stay
+  // valid until `done` ran. Holes, and what was never written, read as zeros. An empty range is OK.
+  void read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done);
+  void write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done);
+  // The range reads as zeros afterwards; its storage is freed where the file system can.
+  void zero(uint64_t offset, uint64_t length, Callback<Status> done);
+  // As zero(): what is discarded reads as zeros on every copy alike.
+  void discard(uint64_t offset, uint64_t length, Callback<Status> done) { zero(offset, length, std::move(done)); }
+  // Reserves storage; contents stay. kOutOfSpace if there is none.
+  void allocate(uint64_t offset, uint64_t length, Callback<Status> done);
+
+  // Makes every operation that completed before the call durable, over all objects of the image. On an
+  // error the group's loss id has changed before `done` runs; never simply retry.
+  void sync(io::IoMode mode, Callback<Status> done);
+
+  // Changes the size, durably, when `done` ran with OK. What a grow adds reads as zeros. No operation on
+  // the range beyond the smaller of both sizes may be in flight. kInvalidArgument if `generation` is not
+  // greater than size_generation() or the size is over the limit. Blocks. After an error size() is the
+  // one that an open after a crash would find, or that of the last success if that is unknown.
+  void resize(uint64_t new_size, Generation generation, Callback<Status> done);
+
+  // The first extent with allocated storage at or after `offset` (its part from there on, possibly
+  // only a first part of it), or length 0 at size() if none. Extents come in 4096-byte granules, the
+  // last clipped to size(). Blocks briefly.
+  Result<Extent> next_data(uint64_t offset);
+  Result<uint64_t> allocated_bytes();
+
+  bool idle() const;   // no operation in flight
+
+ private:
+  friend class StorageGroup;
+  struct Impl;
+  explicit ImageCopy(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tidemark::image
