@@ -24,4 +24,17 @@ inline constexpr uint32_t kNameBytesMax = 255;
 inline constexpr uint32_t kXattrBytesMax = 64u << 10;
 inline constexpr int kTenureWaitSecondsMax = 5;               // a write waits so long for the other host's release
 
+// Network shells.
+inline constexpr int kHandshakeSecondsMax = 10;               // TCP accepted to TLS verified
+inline constexpr uint32_t kHandshakesMax = 256;               // of one listener at once; more are refused
+inline constexpr uint64_t kTlsRecordsPerKey = 1ull << 22;     // then the sending key is renewed (AES-GCM's bound is 2^24.5)
+inline constexpr uint32_t kStreamReadBytes = 256u << 10;      // taken from a socket at once
+inline constexpr uint32_t kHttpHeaderBytesMax = 64u << 10;
+inline constexpr uint32_t kHttpConnectionsMax = 256;          // of one server; more are closed at once
+inline constexpr uint64_t kHttpBodyBytesInFlightMax = 512ull << 20;  // of one server; more get 503 before their body is read
+inline constexpr int kHttpStallSecondsMax = 30;               // server: a started message makes no progress
+inline constexpr int kHttpIdleSecondsMax = 300;               // server: between two requests of a connection
+inline constexpr uint32_t kHttpPieceBytes = 256u << 10;       // of a streamed response
+inline constexpr uint64_t kHttpResponseBytesMax = 256ull << 20;  // client: larger ones are kUnavailable; stream them instead
+
 }  // namespace tidemark::limits
