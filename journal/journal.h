@@ -1,0 +1,174 @@
+// The write journal of one node: sequences, records, the dirty-region log (DRL), cuts, staging and
+// shipping. Loop thread only. FORMAT.md specifies what is on disk.
+//
+// The way of one write through it (fs/ calls it in this order, holding the write's place in the
+// order of overlapping requests from step 2 on):
+//
+//   1. is_dirty(), else mark_dirty(): the region is durably dirty before any copy changes.
+//   2. while (must_preserve()) preserve(): old blocks of closed, unstaged batches are kept first.
+//   3. begin(): the write gets its (incarnation, counter) and counts as in flight in the open batch.
+//   4. the copies are written.
+//   5. finish(): its record joins the next group commit; it is acknowledged without waiting for that.
+//
+// A cut closes the open batch; it is staged when all its writes have finished: records are
+// consolidated, blocks read back through BlockSource (preserved ones from memory), compressed into
+// an immutable segment file, shipped by HTTPS, dropped once the replica said that it is durable there.
+// Time cuts coalesce while a closed batch is unstaged or shipping is paused, so that at most a few
+// batches need preserving; handover cuts and named cuts always close (up to limits::kClosedBatchesMax).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "shared/base/bytes.h"
+#include "shared/base/config.h"
+#include "shared/base/function.h"
+#include "shared/base/ids.h"
+#include "shared/base/status.h"
+#include "shared/io/env.h"
+#include "shared/wire/messages.h"
+
+namespace tidemark::net { class HttpClient; }
+
+namespace tidemark::journal {
+
+enum class RecordKind : uint8_t { kWrite = 1, kZero = 2, kDiscard = 3, kResize = 4, kMark = 5 };
+
+// Index of an attached image; dense, valid until detach or the journal's end.
+struct Slot { uint32_t index = UINT32_MAX; auto operator<=>(const Slot&) const = default; };
+
+// A write in flight. Give it back to finish() exactly once.
+struct Ticket {
+  WriteSequence sequence;
+  Slot slot;
+  RecordKind kind = RecordKind::kWrite;
+  Extent extent;           // kResize: offset is the new size, length 0
+  uint32_t batch = 0;      // the journal's own
+};
+
+// Where staging reads blocks: the owner gives the current bytes of a copy that is whole there.
+class BlockSource {
+ public:
+  virtual ~BlockSource() = default;
+  // Buffer aligned to 4096; extent aligned to 4096 (reads past the image's end give zeros).
+  virtual void read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) = 0;
+};
+
+struct Options {
+  std::string directory;               // LMDB environments `journal/`, `drl/` and `spool/` below it
+  std::string source;                  // node name, as the replica knows it
+  Uuid cluster;
+  config::Journal settings;
+};
+
+// What a crash left: the owner reconciles these regions between its copies, then calls reconciled().
+struct DirtyImage {
+  ImageId image;
+  uint64_t region_bytes = 0;
+  std::vector<RegionIndex> regions;    // of the DRL
+  LossId host_loss_id, shared_loss_id; // as noted before the crash
+  bool alone = false;                  // writes were acknowledged without the shared copy
+  Epoch epoch;                         // of the last tenure noted
+};
+
+struct Point {                         // a cut
+  BatchNumber batch;
+  Counter counter;                     // holds every write up to it
+  WallTime label;
+  std::string name;                    // may be empty
+};
+
+struct ImageCounters {                 // for status
+  uint64_t dirty_regions = 0, dirty_bytes = 0;
+  uint64_t unshipped_bytes = 0;
+};
+struct Usage {
+  uint64_t records_unstaged = 0, journal_bytes = 0;
+  uint64_t spool_bytes = 0, spool_batches = 0, closed_batches = 0, preserved_bytes = 0;
+  bool shipping_paused = false;
+  std::string ship_error;              // last one, empty when all is well
+  WallTime newest_durable_label;       // of the newest point durable at the replica
+  BatchNumber newest_durable, newest_closed;
+  int64_t rpo_ns = 0;                  // now minus that label; 0 when nothing is unshipped
+};
+
+class Journal {
+ public:
+  // Opens or creates. Blocking: start-up only. The new incarnation is durable when it returns.
+  static Result<std::unique_ptr<Journal>> open(io::Env& env, Options options, BlockSource& blocks);
+  virtual ~Journal() = default;
+
+  virtual Incarnation incarnation() const = 0;
+  virtual Uuid nonce() const = 0;
+  virtual Uuid generation() const = 0;             // of this journal; a new one after it was lost
+  virtual const std::vector<DirtyImage>& dirty_after_crash() const = 0;
+  // All copies of this image are equal again after a crash. When no image is left to reconcile, cuts
+  // begin: the first batch of the incarnation is a resync batch over all that was dirty or unstaged.
+  virtual void reconciled(const ImageId& image) = 0;
+
+  // ---- images ---------------------------------------------------------------------------------
+  virtual Slot attach(const ImageId& image, uint64_t size) = 0;      // the same slot when attached already
+  virtual void detach(Slot slot) = 0;                                // image removed; its records still ship
+  virtual void set_size(Slot slot, uint64_t size) = 0;               // of an attached image, changed elsewhere
+  // The tenure's start, durable with the next commit and before any record of it. Also noted: loss ids.
+  virtual void set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& parent) = 0;
+  // Durable before `done`: the state that decides the direction after a crash.
+  virtual void note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) = 0;
+  virtual ImageCounters counters(Slot slot) const = 0;
+
+  // ---- dirty-region log -----------------------------------------------------------------------
+  virtual bool is_dirty(Slot slot, Extent extent) const = 0;         // hot path: every region of it
+  virtual void mark_dirty(Slot slot, Extent extent, Callback<Status> done) = 0;
+  virtual std::vector<RegionIndex> dirty_regions(Slot slot) const = 0;
+  virtual uint64_t region_bytes(Slot slot) const = 0;
+  // While false, no region of the image is ever cleaned (the copies may differ). Default false.
+  virtual void set_level(Slot slot, bool level) = 0;
+  // Every write of the image finished up to `counter` is durable on both copies. Regions idle since then,
+  // whose records are committed, are cleaned lazily (after kCleanAfter) while level.
+  virtual void note_durable(Slot slot, Counter counter) = 0;
+  virtual Counter last_finished() const = 0;                         // highest counter below which all have finished
+
+  // ---- writes ---------------------------------------------------------------------------------
+  virtual bool must_preserve(Slot slot, Extent extent) const = 0;    // hot path: false at once if no batch is closed
+  // Reads and keeps the old blocks. If that fails or space is short the batch is given up (its
+  // point is never shown, its blocks join the open batch) and the request goes on: no error.
+  virtual void preserve(Slot slot, Extent extent, UniqueFunction<void()> done) = 0;
+  virtual Ticket begin(Slot slot, RecordKind kind, Extent extent) = 0;
+  // `digest`: XXH3-64 of the payload (0 for others). Applied wherever it counts, or those regions are durably stale.
+  virtual void finish(const Ticket& ticket, CoordinatorSequence coordinator, uint64_t digest) = 0;
+  // The request was refused before any copy changed. The counter is spent as an empty record.
+  virtual void abandon(const Ticket& ticket) = 0;
+  // Blocks changed without a guest's write (fill or repair of the local copy): they need preserving, not recording.
+  // A metadata event; takes a counter of its own.
+  virtual void mark(const wire::Mark& mark) = 0;
+
+  // ---- cuts, staging, shipping ----------------------------------------------------------------
+  enum class CutReason : uint8_t { kTime, kSize, kNamed, kHandover, kStop };
+  // Closes the open batch now. Named and handover cuts always make a point, even an empty one.
+  virtual Point cut(CutReason reason, std::string name = {}) = 0;
+  // `done` gets the replica's answer (JSON text of the batch's receipt) once the batch is durable
+  // there; kUnavailable if shipping is paused, not configured or the journal closes first.
+  virtual void when_shipped(BatchNumber batch, Callback<Result<std::string>> done) = 0;
+  virtual void start_shipping(std::unique_ptr<net::HttpClient> client) = 0;
+  virtual void pause_shipping(bool paused) = 0;                      // staging too; cuts coalesce
+  virtual Usage usage() const = 0;
+
+  // ---- verify ---------------------------------------------------------------------------------
+  // Freezes the image's bytes as of now for reading while writes go on: must_preserve() is true for
+  // every block not yet released. One at a time.
+  virtual Status freeze(Slot slot, uint64_t size) = 0;
+  // Bytes as they were at freeze(): overlays preserved blocks onto `out`, which holds the current bytes.
+  virtual void overlay_frozen(Extent extent, MutableByteSpan out) = 0;
+  virtual void release_frozen(Extent extent) = 0;
+  virtual void end_freeze() = 0;
+  virtual bool freeze_broken() const = 0;                            // preserving failed: verify again
+
+  // Commits every record, closes and stages the open batch (bounded by `timeout`), marks the stop as clean.
+  // Call when no write is in flight and the copies are level and durable, or the stop is not clean.
+  virtual void close(std::chrono::milliseconds timeout, Callback<Status> done) = 0;
+};
+
+}  // namespace tidemark::journal
