@@ -37,4 +37,6 @@ inline constexpr int kHttpIdleSecondsMax = 300;               // server: between
 inline constexpr uint32_t kHttpPieceBytes = 256u << 10;       // of a streamed response
 inline constexpr uint64_t kHttpResponseBytesMax = 256ull << 20;  // client: larger ones are kUnavailable; stream them instead
 
+inline constexpr size_t kBounceBytesKeptMax = 16u << 20;       // aligned memory an image store keeps for unaligned requests
+
 }  // namespace tidemark::limits

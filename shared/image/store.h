@@ -29,6 +29,11 @@
 
 namespace tidemark::image {
 
+namespace detail {
+class GroupState;
+class CopyState;
+}  // namespace detail
+
 // What the side file of an image says. Durable; replaced atomically.
 struct ImageMetadata {
   ImageId id;
@@ -96,10 +101,8 @@ class StorageGroup {
   bool lost() const;
 
  private:
-  friend class ImageCopy;
-  struct Impl;
-  explicit StorageGroup(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit StorageGroup(std::unique_ptr<detail::GroupState> state);
+  std::unique_ptr<detail::GroupState> state_;
 };
 
 class ImageCopy {
@@ -143,10 +146,9 @@ class ImageCopy {
   bool idle() const;   // no operation in flight
 
  private:
-  friend class StorageGroup;
-  struct Impl;
-  explicit ImageCopy(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  friend class detail::GroupState;
+  explicit ImageCopy(std::unique_ptr<detail::CopyState> state);
+  std::unique_ptr<detail::CopyState> state_;
 };
 
 }  // namespace tidemark::image

@@ -1,0 +1,202 @@
+// Bringing a group into being is two-phased: all markers `initializing`, then all `ready`. So an
+// interrupted first start is finished by the next one, while a brick that lacks its marker once any
+// other is ready is known to be replaced or not mounted.
+#include "shared/image/brick_set.h"
+
+#include <algorithm>
+
+#include "shared/base/digest.h"
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::image::detail {
+namespace {
+
+const log::Logger kLog("image");
+
+enum class Found { kNoDirectory, kEmpty, kOtherFiles, kMarker };
+
+struct Probe {
+  Found found = Found::kEmpty;
+  BrickMarker marker;
+};
+
+std::string marker_path(const std::string& directory) { return directory + "/" + std::string(kMarkerName); }
+
+Result<Probe> probe(io::FileSystem& files, const std::string& directory) {
+  auto stat = files.stat(directory);
+  if (!stat) {
+    if (stat.status().code() == Code::kNotFound) return Probe{Found::kNoDirectory, {}};
+    return stat.status().with_context("brick " + directory);
+  }
+  if (!stat->is_directory) return Status(Code::kInvalidArgument, "brick " + directory + " is not a directory");
+  auto bytes = files.read_file(marker_path(directory));
+  if (bytes) {
+    auto marker = decode_marker(*bytes);
+    if (!marker) {
+      return marker.status().with_context("brick " + directory + ": its marker " + marker_path(directory) +
+                                          " cannot be used (restore it, or replace the brick and resync)");
+    }
+    return Probe{Found::kMarker, *marker};
+  }
+  if (bytes.status().code() != Code::kNotFound) return bytes.status().with_context("brick " + directory);
+  TM_ASSIGN_OR_RETURN(auto names, files.list(directory));
+  for (const std::string& name : names) {
+    if (name != "lost+found" && !name.starts_with(kMarkerName)) return Probe{Found::kOtherFiles, {}};
+  }
+  return Probe{Found::kEmpty, {}};
+}
+
+Status refuse(const std::string& directory, const std::string& what) {
+  return Status(Code::kInvalidArgument, "brick " + directory + " " + what);
+}
+
+// On a first start: a directory that may become a brick.
+Status check_takeable(const std::string& directory, const Probe& probe, const StorageGroupOptions& options) {
+  if (probe.found == Found::kOtherFiles) {
+    return refuse(directory, "holds other files; give an empty directory (or mount the device that belongs there)");
+  }
+  if (probe.found == Found::kMarker && probe.marker.name != options.name) {
+    return refuse(directory, "belongs to group \"" + probe.marker.name + "\", not to \"" + options.name +
+                                 "\"; correct the configuration");
+  }
+  return {};
+}
+
+Status initialize(io::Env& env, const StorageGroupOptions& options) {
+  io::FileSystem& files = env.files();
+  BrickMarker marker;
+  marker.group = env.random_uuid();
+  marker.name = options.name;
+  marker.count = static_cast<uint32_t>(options.bricks.size());
+  for (uint32_t i = 0; i < marker.count; ++i) {
+    const std::string& directory = options.bricks[i];
+    TM_RETURN_IF_ERROR(files.make_directories(directory).with_context("brick " + directory));
+    marker.index = i;
+    marker.brick = env.random_uuid();
+    TM_RETURN_IF_ERROR(files.write_file_atomically(marker_path(directory), encode_marker(marker)));
+  }
+  kLog.info("group_initialized", {{"group", marker.name}, {"id", marker.group}, {"bricks", marker.count}});
+  return {};
+}
+
+// A brick of a group that exists.
+Status check_member(const std::string& directory, const Probe& probe, const Uuid& group,
+                    const StorageGroupOptions& options) {
+  const std::string of = "of group \"" + options.name + "\" ";
+  switch (probe.found) {
+    case Found::kNoDirectory:
+      return refuse(directory, of + "does not exist; mount its device, or correct the configuration");
+    case Found::kEmpty:
+      return refuse(directory, of + "is empty: it was replaced or is not mounted; mount the right device there");
+    case Found::kOtherFiles:
+      return refuse(directory, of + "has no marker: it was replaced or is not mounted; mount the right device there");
+    case Found::kMarker:
+      break;
+  }
+  if (probe.marker.group != group) {
+    return refuse(directory, "belongs to another group (\"" + probe.marker.name + "\", " +
+                                 probe.marker.group.to_string() + ", expected " + group.to_string() +
+                                 "); mount the right device there");
+  }
+  if (probe.marker.name != options.name) {
+    return refuse(directory, "belongs to group \"" + probe.marker.name + "\", the configuration says \"" +
+                                 options.name + "\"; correct the configuration");
+  }
+  if (probe.marker.count != options.bricks.size()) {
+    return refuse(directory, of + "is one of " + std::to_string(probe.marker.count) + " bricks, the configuration lists " +
+                                 std::to_string(options.bricks.size()) + "; list all of them");
+  }
+  return {};
+}
+
+Result<std::vector<Probe>> probe_all(io::FileSystem& files, const StorageGroupOptions& options) {
+  std::vector<Probe> probes;
+  for (const std::string& directory : options.bricks) {
+    TM_ASSIGN_OR_RETURN(Probe probe_result, probe(files, directory));
+    probes.push_back(std::move(probe_result));
+  }
+  return probes;
+}
+
+Status check_options(const StorageGroupOptions& options) {
+  if (options.name.empty() || options.name.size() > limits::kNameBytesMax) {
+    return Status(Code::kInvalidArgument, "a storage group needs a name of 1 to 255 bytes");
+  }
+  size_t count = options.bricks.size();
+  if (count == 0 || count > kStripesMax) {
+    return Status(Code::kInvalidArgument, "group \"" + options.name + "\": list 1 to 256 brick directories");
+  }
+  if (options.stripe_count == 0 || options.stripe_count > count) {
+    return Status(Code::kInvalidArgument, "group \"" + options.name + "\": stripe count " +
+                                              std::to_string(options.stripe_count) + ": give 1 to " +
+                                              std::to_string(count) + ", the number of bricks");
+  }
+  auto layout = Layout::make(Generation(1), options.stripe_unit, {Uuid::nil()});
+  return layout ? Status::ok() : layout.status().with_context("group \"" + options.name + "\"");
+}
+
+}  // namespace
+
+Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& options) {
+  TM_RETURN_IF_ERROR(check_options(options));
+  io::FileSystem& files = env.files();
+  TM_ASSIGN_OR_RETURN(auto probes, probe_all(files, options));
+  auto is_ready = [](const Probe& p) { return p.found == Found::kMarker && p.marker.state == BrickMarker::State::kReady; };
+  if (options.expected_group.is_nil() && std::none_of(probes.begin(), probes.end(), is_ready)) {
+    for (size_t i = 0; i < probes.size(); ++i) {
+      TM_RETURN_IF_ERROR(check_takeable(options.bricks[i], probes[i], options));
+    }
+    TM_RETURN_IF_ERROR(initialize(env, options));
+    TM_ASSIGN_OR_RETURN(probes, probe_all(files, options));
+  }
+  Uuid group = options.expected_group;
+  if (group.is_nil()) {
+    auto first = std::find_if(probes.begin(), probes.end(), is_ready);
+    if (first == probes.end()) first = probes.begin();
+    group = first->marker.group;
+  }
+  std::vector<Brick> bricks(probes.size());
+  for (size_t i = 0; i < probes.size(); ++i) {
+    const std::string& directory = options.bricks[i];
+    TM_RETURN_IF_ERROR(check_member(directory, probes[i], group, options));
+    Brick& brick = bricks[probes[i].marker.index];
+    if (!brick.directory.empty()) return refuse(directory, "is the same as " + brick.directory + "; list each brick once");
+    brick.directory = directory;
+    brick.marker = probes[i].marker;
+    TM_ASSIGN_OR_RETURN(brick.mount_identity, files.mount_identity(directory));
+  }
+  for (Brick& brick : bricks) {
+    if (brick.marker.state == BrickMarker::State::kReady) continue;
+    brick.marker.state = BrickMarker::State::kReady;
+    TM_RETURN_IF_ERROR(files.write_file_atomically(marker_path(brick.directory), encode_marker(brick.marker)));
+  }
+  return bricks;
+}
+
+Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, uint64_t counter) {
+  bool durable = false;
+  Status last;
+  for (Brick& brick : bricks) {
+    brick.marker.failed_syncs = counter;
+    Status status = files.write_file_atomically(marker_path(brick.directory), encode_marker(brick.marker));
+    if (status) {
+      durable = true;
+    } else {
+      kLog.warning("failed_sync_not_recorded", {{"brick", brick.directory}, {"status", status}});
+      last = std::move(status);
+    }
+  }
+  return durable ? Status::ok() : last;
+}
+
+LossId compute_loss_id(const Uuid& boot, const std::vector<Brick>& bricks, uint64_t failed_syncs) {
+  Bytes out;
+  Writer w(out);
+  w.uuid(boot).u64(failed_syncs);
+  for (const Brick& brick : bricks) w.uuid(brick.marker.brick).u64(brick.mount_identity);
+  uint64_t value = digest64(out);
+  return LossId(value == 0 ? 1 : value);
+}
+
+}  // namespace tidemark::image::detail

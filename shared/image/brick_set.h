@@ -1,0 +1,29 @@
+// The bricks of one storage group: found, checked and, on the first start, initialized.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "shared/image/side_file.h"
+#include "shared/image/store.h"
+#include "shared/io/env.h"
+
+namespace tidemark::image::detail {
+
+struct Brick {
+  std::string directory;
+  BrickMarker marker;
+  uint64_t mount_identity = 0;
+};
+
+// In index order. Errors as StorageGroup::open says.
+Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& options);
+
+// Writes `counter` into every marker. OK when at least one took it durably.
+Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, uint64_t counter);
+
+// Names the span in which these bricks cannot have lost unsynced writes.
+LossId compute_loss_id(const Uuid& boot, const std::vector<Brick>& bricks, uint64_t failed_syncs);
+
+}  // namespace tidemark::image::detail

@@ -1,0 +1,464 @@
+#include "shared/image/copy_state.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "shared/base/limits.h"
+
+namespace tidemark::image {
+namespace detail {
+namespace {
+
+constexpr uint64_t kGranule = limits::kOrderGranule;
+constexpr size_t kFillBytes = 256u << 10;
+
+uint64_t round_down(uint64_t v) { return v / kGranule * kGranule; }
+uint64_t round_up(uint64_t v) { return round_down(v + kGranule - 1); }
+
+bool is_refused_punch(const Status& status) {
+  return status.code() == Code::kUnsupported || status.sys_errno() == EOPNOTSUPP;
+}
+
+}  // namespace
+
+// A piece whose offset, length or memory O_DIRECT does not take. A read covers it with whole granules;
+// a write first reads the granules that it only partly overwrites.
+struct CopyState::Bounce {
+  CopyState* copy = nullptr;
+  Op* op = nullptr;
+  Piece piece;
+  io::IoMode mode = io::IoMode::kInline;
+  io::AlignedBuffer buffer;
+  uint8_t* out = nullptr;           // read: where to
+  const uint8_t* data = nullptr;    // write: where from
+  Status status;
+  uint32_t edges_pending = 0;
+  Bounce* next_free = nullptr;
+
+  uint64_t start() const { return round_down(piece.object_offset); }
+  uint64_t end() const { return round_up(piece.object_offset + piece.length); }
+  uint64_t head() const { return piece.object_offset - start(); }
+  Object& object() const { return copy->objects_[piece.stripe]; }
+  MutableByteSpan cover() { return buffer.span().first(end() - start()); }
+
+  void begin_read() {
+    object().file->read(start(), cover(), mode, [this](Status status) {
+      if (status) std::memcpy(out, buffer.data() + head(), piece.length);
+      finish(std::move(status));
+    });
+  }
+
+  void begin_write() {
+    uint64_t last_granule = end() - kGranule;
+    bool head_partial = head() != 0 || piece.length < kGranule;
+    bool tail_partial = (piece.object_offset + piece.length) % kGranule != 0;
+    edges_pending = 1;
+    if (head_partial) read_edge(start());
+    if (tail_partial && !(head_partial && last_granule == start())) read_edge(last_granule);
+    finish_edge({});
+  }
+
+  void read_edge(uint64_t granule) {
+    ++edges_pending;
+    object().file->read(granule, buffer.span().subspan(granule - start(), kGranule), mode,
+                        [this](Status status) { finish_edge(std::move(status)); });
+  }
+
+  void finish_edge(Status edge) {
+    if (!edge && status) status = std::move(edge);
+    if (--edges_pending != 0) return;
+    if (!status) return finish(std::move(status));
+    std::memcpy(buffer.data() + head(), data, piece.length);
+    object().file->write(start(), cover(), mode, [this](Status written) {
+      object().dirty = true;
+      finish(std::move(written));
+    });
+  }
+
+  void finish(Status result) {
+    CopyState* owner = copy;
+    Op* finished = op;
+    owner->group_.bounce().give_back(std::move(buffer));
+    status = {};
+    next_free = owner->free_bounces_;
+    owner->free_bounces_ = this;
+    owner->finish_piece(finished, std::move(result));
+  }
+};
+
+// Writes zeros where punching was refused, chunk by chunk; a loop rather than a recursion when the
+// chunks complete inline.
+struct CopyState::ZeroFiller {
+  CopyState* copy;
+  Op* op;
+  Piece rest;
+  io::AlignedBuffer zeros{kFillBytes};
+  Status status;
+  bool in_run = false, chunk_done = false;
+
+  ZeroFiller(CopyState* c, Op* o, const Piece& piece) : copy(c), op(o), rest(piece) {
+    std::memset(zeros.data(), 0, zeros.size());
+  }
+
+  void run() {
+    in_run = true;
+    while (status && rest.length != 0) {
+      chunk_done = false;
+      Piece chunk = rest;
+      chunk.length = std::min<uint64_t>(rest.length, kFillBytes - rest.object_offset % kGranule);
+      rest.object_offset += chunk.length;
+      rest.length -= chunk.length;
+      Op* write = copy->take_op([this](Status s) { on_chunk(std::move(s)); });
+      copy->write_piece(chunk, zeros.span().first(chunk.length), io::IoMode::kQueued, write);
+      copy->finish_piece(write, {});
+      if (!chunk_done) {
+        in_run = false;
+        return;  // on_chunk goes on
+      }
+    }
+    CopyState* owner = copy;
+    Op* finished = op;
+    Status result = std::move(status);
+    delete this;
+    owner->finish_piece(finished, std::move(result));
+  }
+
+  void on_chunk(Status s) {
+    status = std::move(s);
+    chunk_done = true;
+    if (!in_run) run();
+  }
+};
+
+CopyState::~CopyState() {
+  TM_CHECK(idle(), "an ImageCopy was destroyed with operations in flight");
+  if (!objects_.empty()) group_.forget(metadata_.id, this);
+  while (free_bounces_ != nullptr) delete std::exchange(free_bounces_, free_bounces_->next_free);
+}
+
+Status CopyState::open_objects(bool direct) {
+  const Layout& layout = metadata_.layout;
+  std::vector<Object> objects(layout.stripe_count());
+  for (uint32_t i = 0; i < layout.stripe_count(); ++i) {
+    std::string brick = group_.brick_directory(layout.bricks()[i]);
+    if (brick.empty()) {
+      return Status(Code::kCorruption, "image " + metadata_.id.to_string() + " lies on brick " +
+                                           layout.bricks()[i].to_string() + ", which this group does not have");
+    }
+    objects[i].path = object_path(brick, metadata_.id, layout.generation(), i);
+    auto file = group_.files().open(objects[i].path, {.direct = direct});
+    if (!file) {
+      if (file.status().code() != Code::kNotFound) return file.status();
+      return Status(Code::kCorruption, "image " + metadata_.id.to_string() + " lacks its object " + objects[i].path +
+                                           "; resync it from the other copy");
+    }
+    objects[i].file = std::move(file).value();
+  }
+  objects_ = std::move(objects);
+  Status sized = set_object_sizes(metadata_.size);
+  if (!sized) objects_.clear();
+  return sized;
+}
+
+Status CopyState::set_object_sizes(uint64_t image_size) {
+  for (uint32_t i = 0; i < objects_.size(); ++i) {
+    uint64_t wanted = round_up(metadata_.layout.object_bytes(i, image_size));
+    auto stat = objects_[i].file->stat();
+    if (!stat) return stat.status().with_context(objects_[i].path);
+    if (stat->size == wanted) continue;
+    objects_[i].dirty = true;
+    TM_RETURN_IF_ERROR(objects_[i].file->truncate(wanted).with_context(objects_[i].path));
+  }
+  return {};
+}
+
+CopyState::Op* CopyState::take_op(Callback<Status> done) {
+  Op* op = free_ops_;
+  if (op != nullptr) {
+    free_ops_ = op->next_free;
+  } else {
+    op = &ops_.emplace_back();
+  }
+  op->done = std::move(done);
+  op->pending = 1;  // held by whoever issues the pieces
+  ++ops_in_flight_;
+  return op;
+}
+
+void CopyState::finish_piece(Op* op, Status status) {
+  if (!status && op->status) op->status = std::move(status);
+  if (--op->pending != 0) return;
+  Callback<Status> done = std::move(op->done);
+  Status result = std::exchange(op->status, Status());
+  op->next_free = free_ops_;
+  free_ops_ = op;
+  --ops_in_flight_;
+  done(std::move(result));
+}
+
+void CopyState::finish_write(Op* op, uint32_t stripe, Status status) {
+  objects_[stripe].dirty = true;
+  finish_piece(op, std::move(status));
+}
+
+Status CopyState::check_range(uint64_t offset, uint64_t length) const {
+  if (length <= metadata_.size && offset <= metadata_.size - length) return {};
+  return Status(Code::kInvalidArgument, "image " + metadata_.id.to_string() + ": " + std::to_string(length) +
+                                            " bytes at " + std::to_string(offset) + " are past its end at " +
+                                            std::to_string(metadata_.size));
+}
+
+bool CopyState::fits_direct(const Object& object, uint64_t offset, uint64_t length, const void* memory) const {
+  if (!object.file->is_direct()) return true;
+  return ((offset | length | reinterpret_cast<uintptr_t>(memory)) & (io::File::kAlignment - 1)) == 0;
+}
+
+CopyState::Bounce* CopyState::take_bounce(const Piece& piece, io::IoMode mode, Op* op) {
+  Bounce* bounce = free_bounces_;
+  if (bounce != nullptr) {
+    free_bounces_ = bounce->next_free;
+  } else {
+    bounce = new Bounce;
+  }
+  bounce->copy = this;
+  bounce->op = op;
+  bounce->piece = piece;
+  bounce->mode = mode;
+  bounce->buffer = group_.bounce().take(bounce->end() - bounce->start());
+  return bounce;
+}
+
+void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op) {
+  ++op->pending;
+  Object& object = objects_[piece.stripe];
+  if (fits_direct(object, piece.object_offset, piece.length, out.data())) {
+    object.file->read(piece.object_offset, out, mode, [this, op](Status s) { finish_piece(op, std::move(s)); });
+    return;
+  }
+  Bounce* bounce = take_bounce(piece, mode, op);
+  bounce->out = out.data();
+  bounce->begin_read();
+}
+
+void CopyState::write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op) {
+  ++op->pending;
+  Object& object = objects_[piece.stripe];
+  if (fits_direct(object, piece.object_offset, piece.length, data.data())) {
+    uint32_t stripe = piece.stripe;
+    object.file->write(piece.object_offset, data, mode,
+                       [this, op, stripe](Status s) { finish_write(op, stripe, std::move(s)); });
+    return;
+  }
+  Bounce* bounce = take_bounce(piece, mode, op);
+  bounce->data = data.data();
+  bounce->begin_write();
+}
+
+void CopyState::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done) {
+  if (Status s = check_range(offset, out.size()); !s) return done(std::move(s));
+  Op* op = take_op(std::move(done));
+  for (uint64_t at = 0; at < out.size();) {
+    Piece piece = metadata_.layout.first_piece({offset + at, out.size() - at});
+    read_piece(piece, out.subspan(at, piece.length), mode, op);
+    at += piece.length;
+  }
+  finish_piece(op, {});
+}
+
+void CopyState::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done) {
+  if (Status s = check_range(offset, data.size()); !s) return done(std::move(s));
+  Op* op = take_op(std::move(done));
+  for (uint64_t at = 0; at < data.size();) {
+    Piece piece = metadata_.layout.first_piece({offset + at, data.size() - at});
+    write_piece(piece, data.subspan(at, piece.length), mode, op);
+    at += piece.length;
+  }
+  finish_piece(op, {});
+}
+
+void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
+  if (Status s = check_range(offset, length); !s) return done(std::move(s));
+  Op* op = take_op(std::move(done));
+  for (uint32_t i = 0; i < objects_.size(); ++i) {
+    Piece piece = metadata_.layout.object_range({offset, length}, i);
+    if (piece.length == 0) continue;
+    ++op->pending;
+    objects_[i].file->punch(piece.object_offset, piece.length, [this, op, piece](Status s) {
+      objects_[piece.stripe].dirty = true;
+      if (!s && is_refused_punch(s)) return (new ZeroFiller(this, op, piece))->run();
+      finish_piece(op, std::move(s));
+    });
+  }
+  finish_piece(op, {});
+}
+
+void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done) {
+  if (Status s = check_range(offset, length); !s) return done(std::move(s));
+  Op* op = take_op(std::move(done));
+  for (uint32_t i = 0; i < objects_.size(); ++i) {
+    Piece piece = metadata_.layout.object_range({offset, length}, i);
+    if (piece.length == 0) continue;
+    // Whole granules, so that the object's size (a whole number of them) is never exceeded or missed.
+    uint64_t begin = round_down(piece.object_offset), end = round_up(piece.object_offset + piece.length);
+    ++op->pending;
+    objects_[i].file->allocate(begin, end - begin, [this, op, i](Status s) { finish_write(op, i, std::move(s)); });
+  }
+  finish_piece(op, {});
+}
+
+void CopyState::sync(io::IoMode mode, Callback<Status> done) {
+  Op* op = take_op(std::move(done));
+  for (Object& object : objects_) {
+    if (!object.dirty && object.syncs_in_flight == 0) continue;
+    object.dirty = false;
+    ++object.syncs_in_flight;
+    ++op->pending;
+    object.file->sync(mode, [this, op, &object](Status s) {
+      --object.syncs_in_flight;
+      if (!s) {
+        object.dirty = true;
+        Status noted = group_.note_failed_sync();
+        s = s.with_context(object.path);
+        if (!noted) s = s.with_context("and no brick could record it");
+      }
+      finish_piece(op, std::move(s));
+    });
+  }
+  finish_piece(op, {});
+}
+
+Status CopyState::save(uint64_t size, Generation generation) {
+  ImageMetadata next = metadata_;
+  next.size = size;
+  next.size_generation = generation;
+  if (!removed_) TM_RETURN_IF_ERROR(group_.save_metadata(next));
+  metadata_.size = size;
+  metadata_.size_generation = generation;
+  return {};
+}
+
+void CopyState::resize(uint64_t new_size, Generation generation, Callback<Status> done) {
+  const std::string image = "image " + metadata_.id.to_string();
+  if (new_size > limits::kImageBytesMax) {
+    return done(Status(Code::kInvalidArgument, image + ": size " + std::to_string(new_size) + " is over the limit of 64 TiB"));
+  }
+  if (generation <= metadata_.size_generation) {
+    return done(Status(Code::kInvalidArgument, image + ": size generation " + std::to_string(generation.value) +
+                                                   " is not newer than " +
+                                                   std::to_string(metadata_.size_generation.value)));
+  }
+  Op* op = take_op(std::move(done));
+  if (new_size <= metadata_.size) {
+    shrink(new_size, generation, op);
+  } else {
+    grow(new_size, generation, op);
+  }
+}
+
+void CopyState::shrink(uint64_t new_size, Generation generation, Op* op) {
+  Status status = save(new_size, generation);
+  if (status) status = set_object_sizes(new_size);
+  if (!status) return finish_piece(op, std::move(status));
+  // The cut must not be undone by a power cut after a later grow became durable.
+  sync(io::IoMode::kInline, [this, op](Status s) { finish_piece(op, std::move(s)); });
+}
+
+// What follows the old end in its last granule is undefined (an earlier, larger size may have left it).
+struct CopyState::Resize {
+  io::AlignedBuffer granule{kGranule};
+};
+
+void CopyState::grow(uint64_t new_size, Generation generation, Op* op) {
+  uint64_t old_size = metadata_.size;
+  if (old_size % kGranule == 0) return finish_grow(new_size, generation, op);
+  Piece last = metadata_.layout.first_piece({old_size - 1, 1});
+  uint64_t start = round_down(last.object_offset);
+  uint64_t kept = last.object_offset + 1 - start;
+  auto owned = std::make_unique<Resize>();
+  MutableByteSpan granule = owned->granule.span();
+  objects_[last.stripe].file->read(start, granule, io::IoMode::kInline, [=, this, r = std::move(owned)](Status s) mutable {
+    if (!s) return finish_piece(op, std::move(s));
+    auto stale = granule.subspan(kept);
+    if (std::all_of(stale.begin(), stale.end(), [](uint8_t b) { return b == 0; })) {
+      return finish_grow(new_size, generation, op);
+    }
+    std::memset(stale.data(), 0, stale.size());
+    objects_[last.stripe].file->write(start, granule, io::IoMode::kInline,
+                                      [=, this, keep = std::move(r)](Status written) {
+                                        objects_[last.stripe].dirty = true;
+                                        if (!written) return finish_piece(op, std::move(written));
+                                        finish_grow(new_size, generation, op);
+                                      });
+  });
+}
+
+void CopyState::finish_grow(uint64_t new_size, Generation generation, Op* op) {
+  if (Status status = set_object_sizes(new_size); !status) return finish_piece(op, std::move(status));
+  sync(io::IoMode::kInline, [=, this](Status s) {
+    if (s) s = save(new_size, generation);
+    finish_piece(op, std::move(s));
+  });
+}
+
+Result<Extent> CopyState::next_data(uint64_t offset) {
+  const Layout& layout = metadata_.layout;
+  Extent best{metadata_.size, 0};
+  if (offset >= metadata_.size) return best;
+  for (uint32_t i = 0; i < objects_.size(); ++i) {
+    uint64_t begin = layout.object_bytes(i, offset), object_end = layout.object_bytes(i, metadata_.size);
+    if (begin >= object_end) continue;
+    auto found = objects_[i].file->next_data(begin);
+    if (!found) return found.status().with_context(objects_[i].path);
+    if (found->length == 0) continue;
+    uint64_t at = std::max(begin, round_down(found->offset));
+    uint64_t end = std::min(object_end, round_up(found->end()));
+    if (at >= end) continue;
+    uint64_t image_at = layout.image_offset(i, at);
+    if (image_at >= best.offset) continue;
+    uint64_t unit = layout.stripe_unit();
+    uint64_t length = objects_.size() == 1 ? end - at : std::min(end - at, unit - at % unit);
+    best = {image_at, length};
+  }
+  return best;
+}
+
+Result<uint64_t> CopyState::allocated_bytes() {
+  uint64_t total = 0;
+  for (const Object& object : objects_) {
+    auto stat = object.file->stat();
+    if (!stat) return stat.status().with_context(object.path);
+    total += stat->allocated;
+  }
+  return total;
+}
+
+}  // namespace detail
+
+ImageCopy::ImageCopy(std::unique_ptr<detail::CopyState> state) : state_(std::move(state)) {}
+ImageCopy::~ImageCopy() = default;
+ImageId ImageCopy::id() const { return state_->metadata().id; }
+uint64_t ImageCopy::size() const { return state_->metadata().size; }
+Generation ImageCopy::size_generation() const { return state_->metadata().size_generation; }
+const ImageMetadata& ImageCopy::metadata() const { return state_->metadata(); }
+void ImageCopy::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done) {
+  state_->read(offset, out, mode, std::move(done));
+}
+void ImageCopy::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done) {
+  state_->write(offset, data, mode, std::move(done));
+}
+void ImageCopy::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
+  state_->zero(offset, length, std::move(done));
+}
+void ImageCopy::allocate(uint64_t offset, uint64_t length, Callback<Status> done) {
+  state_->allocate(offset, length, std::move(done));
+}
+void ImageCopy::sync(io::IoMode mode, Callback<Status> done) { state_->sync(mode, std::move(done)); }
+void ImageCopy::resize(uint64_t new_size, Generation generation, Callback<Status> done) {
+  state_->resize(new_size, generation, std::move(done));
+}
+Result<Extent> ImageCopy::next_data(uint64_t offset) { return state_->next_data(offset); }
+Result<uint64_t> ImageCopy::allocated_bytes() { return state_->allocated_bytes(); }
+bool ImageCopy::idle() const { return state_->idle(); }
+
+}  // namespace tidemark::image

@@ -1,0 +1,81 @@
+// What ImageCopy holds: its objects, and the operations in flight on them.
+//
+// Every operation is an Op from a free list. Its pieces, one object each, count down Op::pending; the
+// last one hands the Op back and calls the caller's `done`, which may destroy the ImageCopy: nothing
+// of this object is touched afterwards.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "shared/image/group_state.h"
+#include "shared/image/store.h"
+
+namespace tidemark::image::detail {
+
+class CopyState {
+ public:
+  CopyState(GroupState& group, ImageMetadata metadata) : group_(group), metadata_(std::move(metadata)) {}
+  ~CopyState();
+  CopyState(const CopyState&) = delete;
+
+  // Opens all objects and brings them to the size that the metadata says.
+  Status open_objects(bool direct);
+
+  void read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done);
+  void write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done);
+  void zero(uint64_t offset, uint64_t length, Callback<Status> done);
+  void allocate(uint64_t offset, uint64_t length, Callback<Status> done);
+  void sync(io::IoMode mode, Callback<Status> done);
+  void resize(uint64_t new_size, Generation generation, Callback<Status> done);
+  Result<Extent> next_data(uint64_t offset);
+  Result<uint64_t> allocated_bytes();
+
+  const ImageMetadata& metadata() const { return metadata_; }
+  bool idle() const { return ops_in_flight_ == 0; }
+  void mark_removed() { removed_ = true; }
+
+ private:
+  struct Object {
+    std::unique_ptr<io::File> file;
+    std::string path;
+    bool dirty = true;             // something completed since the last sync began; unknown at open, so true
+    uint32_t syncs_in_flight = 0;  // a sync asked for meanwhile must not overtake these
+  };
+  struct Op {
+    Callback<Status> done;
+    Status status;            // the first failure
+    uint32_t pending = 0;
+    Op* next_free = nullptr;
+  };
+  struct Bounce;       // one piece that goes through aligned memory
+  struct ZeroFiller;   // one punch that the file system refused
+  struct Resize;
+
+  Op* take_op(Callback<Status> done);
+  Bounce* take_bounce(const Piece& piece, io::IoMode mode, Op* op);
+  void finish_piece(Op* op, Status status);
+  void finish_write(Op* op, uint32_t stripe, Status status);
+  Status check_range(uint64_t offset, uint64_t length) const;
+  bool fits_direct(const Object& object, uint64_t offset, uint64_t length, const void* memory) const;
+  void read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op);
+  void write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op);
+  Status set_object_sizes(uint64_t image_size);
+  Status save(uint64_t size, Generation generation);
+  void shrink(uint64_t new_size, Generation generation, Op* op);
+  void grow(uint64_t new_size, Generation generation, Op* op);
+  void finish_grow(uint64_t new_size, Generation generation, Op* op);
+
+  GroupState& group_;
+  ImageMetadata metadata_;
+  std::vector<Object> objects_;   // by stripe
+  bool removed_ = false;          // no side file any more
+  std::deque<Op> ops_;            // stable addresses
+  Op* free_ops_ = nullptr;
+  Bounce* free_bounces_ = nullptr;
+  size_t ops_in_flight_ = 0;
+};
+
+}  // namespace tidemark::image::detail

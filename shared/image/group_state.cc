@@ -1,0 +1,287 @@
+#include "shared/image/group_state.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+#include "shared/image/copy_state.h"
+
+namespace tidemark::image {
+namespace detail {
+namespace {
+const log::Logger kLog("image");
+}
+
+io::AlignedBuffer BouncePool::take(size_t size) {
+  for (size_t i = 0; i < kSizes.size(); ++i) {
+    if (size > kSizes[i]) continue;
+    if (kept_[i].empty()) return io::AlignedBuffer(kSizes[i]);
+    io::AlignedBuffer buffer = std::move(kept_[i].back());
+    kept_[i].pop_back();
+    kept_bytes_ -= kSizes[i];
+    return buffer;
+  }
+  return io::AlignedBuffer(size);
+}
+
+void BouncePool::give_back(io::AlignedBuffer buffer) {
+  for (size_t i = 0; i < kSizes.size(); ++i) {
+    if (buffer.size() != kSizes[i] || kept_bytes_ + kSizes[i] > limits::kBounceBytesKeptMax) continue;
+    kept_bytes_ += kSizes[i];
+    kept_[i].push_back(std::move(buffer));
+    return;
+  }
+}
+
+Result<std::unique_ptr<GroupState>> GroupState::open(io::Env& env, StorageGroupOptions options) {
+  std::unique_ptr<GroupState> group(new GroupState(env, std::move(options)));
+  TM_ASSIGN_OR_RETURN(group->bricks_, open_bricks(env, group->options_));
+  for (const Brick& brick : group->bricks_) {
+    group->failed_syncs_ = std::max(group->failed_syncs_, brick.marker.failed_syncs);
+  }
+  group->loss_id_ = compute_loss_id(env.boot_id(), group->bricks_, group->failed_syncs_);
+  return group;
+}
+
+GroupState::~GroupState() { TM_CHECK(copies_alive_ == 0, "a StorageGroup was destroyed before its images"); }
+
+std::string GroupState::brick_directory(const Uuid& id) const {
+  for (const Brick& brick : bricks_) {
+    if (brick.marker.brick == id) return brick.directory;
+  }
+  return {};
+}
+
+Status GroupState::note_failed_sync() {
+  ++failed_syncs_;
+  loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
+  Status status = record_failed_syncs(files(), bricks_, failed_syncs_);
+  if (!status) lost_ = true;
+  kLog.warning("failed_sync", {{"group", options_.name}, {"loss_id", loss_id_}, {"durable", status ? "yes" : "no"}});
+  return status;
+}
+
+Layout GroupState::layout_for(ImageId id) const {
+  size_t first = std::hash<Uuid>{}(id) % bricks_.size();
+  std::vector<Uuid> stripes;
+  for (uint32_t i = 0; i < options_.stripe_count; ++i) {
+    stripes.push_back(bricks_[(first + i) % bricks_.size()].marker.brick);
+  }
+  auto layout = Layout::make(Generation(1), options_.stripe_unit, std::move(stripes));
+  TM_CHECK(layout.is_ok(), "the options were checked when the group was opened");
+  return *layout;
+}
+
+Result<GroupState::FoundMetadata> GroupState::find_metadata(ImageId id) {
+  size_t first = std::hash<Uuid>{}(id) % bricks_.size();
+  for (size_t i = 0; i < bricks_.size(); ++i) {
+    const std::string& directory = bricks_[(first + i) % bricks_.size()].directory;
+    auto bytes = files().read_file(metadata_path(directory, id));
+    if (bytes) return FoundMetadata{directory, std::move(bytes).value()};
+    if (bytes.status().code() != Code::kNotFound) return bytes.status();
+  }
+  return Status(Code::kNotFound, "group \"" + options_.name + "\" has no image " + id.to_string());
+}
+
+Status GroupState::save_metadata(const ImageMetadata& metadata) {
+  std::string brick = brick_directory(metadata.layout.bricks().front());
+  return files().write_file_atomically(metadata_path(brick, metadata.id), encode_metadata(metadata));
+}
+
+Status GroupState::make_objects(const ImageMetadata& metadata) {
+  const Layout& layout = metadata.layout;
+  for (uint32_t i = 0; i < layout.stripe_count(); ++i) {
+    std::string brick = brick_directory(layout.bricks()[i]);
+    std::string directory = image_directory(brick, metadata.id);
+    if (!files().stat(directory)) {
+      TM_RETURN_IF_ERROR(files().make_directories(directory));
+      TM_RETURN_IF_ERROR(files().sync_directory(brick));
+      TM_RETURN_IF_ERROR(files().sync_directory(objects_directory(brick)));
+    }
+    TM_ASSIGN_OR_RETURN(auto file, files().open(object_path(brick, metadata.id, layout.generation(), i),
+                                                {.create = true, .exclusive = true}));
+    uint64_t bytes = layout.object_bytes(i, metadata.size);
+    TM_RETURN_IF_ERROR(file->truncate((bytes + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule));
+    file.reset();
+    TM_RETURN_IF_ERROR(files().sync_directory(directory));
+  }
+  return {};
+}
+
+Status GroupState::remove_objects(ImageId id) {
+  for (const Brick& brick : bricks_) {
+    std::string directory = image_directory(brick.directory, id);
+    auto names = files().list(directory);
+    if (!names) {
+      if (names.status().code() == Code::kNotFound) continue;
+      return names.status();
+    }
+    for (const std::string& name : *names) {
+      if (parse_object_name(name).id == id) TM_RETURN_IF_ERROR(files().unlink(directory + "/" + name));
+    }
+  }
+  return {};
+}
+
+Result<std::unique_ptr<ImageCopy>> GroupState::create(ImageId id, uint64_t size, Generation size_generation) {
+  if (size > limits::kImageBytesMax) {
+    return Status(Code::kInvalidArgument, "image size " + std::to_string(size) + " is over the limit of 64 TiB");
+  }
+  auto found = find_metadata(id);
+  if (found) return Status(Code::kAlreadyExists, "group \"" + options_.name + "\" already holds image " + id.to_string());
+  if (found.status().code() != Code::kNotFound) return found.status();
+  TM_RETURN_IF_ERROR(remove_objects(id));
+  ImageMetadata metadata{id, layout_for(id), size, size_generation};
+  Status made = make_objects(metadata);
+  if (made) made = save_metadata(metadata);
+  if (!made) {
+    // What stays behind has no side file, so it is no image; the next create sweeps it.
+    if (Status swept = remove_objects(id); !swept) kLog.warning("create_left_objects", {{"image", id}, {"status", swept}});
+    return made;
+  }
+  return open_with(std::move(metadata));
+}
+
+Result<std::unique_ptr<ImageCopy>> GroupState::open_with(ImageMetadata metadata) {
+  ImageId id = metadata.id;
+  auto state = std::make_unique<CopyState>(*this, std::move(metadata));
+  TM_RETURN_IF_ERROR(state->open_objects(options_.direct));
+  open_[id] = state.get();
+  ++copies_alive_;
+  return std::unique_ptr<ImageCopy>(new ImageCopy(std::move(state)));
+}
+
+Result<std::unique_ptr<ImageCopy>> GroupState::open_image(ImageId id) {
+  if (open_.contains(id)) return Status(Code::kBusy, "image " + id.to_string() + " is open already");
+  TM_ASSIGN_OR_RETURN(FoundMetadata found, find_metadata(id));
+  auto metadata = decode_metadata(found.bytes);
+  if (!metadata) return metadata.status().with_context(metadata_path(found.brick, id));
+  if (metadata->id != id) {
+    return Status(Code::kCorruption, metadata_path(found.brick, id) + " is of image " + metadata->id.to_string());
+  }
+  return open_with(std::move(metadata).value());
+}
+
+void GroupState::forget(ImageId id, CopyState* copy) {
+  --copies_alive_;
+  auto it = open_.find(id);
+  if (it != open_.end() && it->second == copy) open_.erase(it);
+}
+
+Status GroupState::remove(ImageId id) {
+  TM_ASSIGN_OR_RETURN(FoundMetadata found, find_metadata(id));
+  TM_RETURN_IF_ERROR(files().unlink(metadata_path(found.brick, id)));
+  if (auto it = open_.find(id); it != open_.end()) {
+    it->second->mark_removed();
+    open_.erase(it);  // the id is free again; the copy goes on without a name
+  }
+  TM_RETURN_IF_ERROR(files().sync_directory(image_directory(found.brick, id)));
+  return remove_objects(id);
+}
+
+bool GroupState::contains(ImageId id) {
+  return std::any_of(bricks_.begin(), bricks_.end(),
+                     [&](const Brick& brick) { return files().stat(metadata_path(brick.directory, id)).is_ok(); });
+}
+
+Status GroupState::for_each_name(UniqueFunction<Status(const Brick&, const std::string&, const std::string&)> fn) {
+  for (const Brick& brick : bricks_) {
+    auto folders = files().list(objects_directory(brick.directory));
+    if (!folders) {
+      if (folders.status().code() == Code::kNotFound) continue;
+      return folders.status();
+    }
+    for (const std::string& folder : *folders) {
+      std::string directory = objects_directory(brick.directory) + "/" + folder;
+      TM_ASSIGN_OR_RETURN(auto names, files().list(directory));
+      for (const std::string& name : names) TM_RETURN_IF_ERROR(fn(brick, directory, name));
+    }
+  }
+  return {};
+}
+
+Result<StorageGroup::Catalogue> GroupState::list() {
+  StorageGroup::Catalogue out;
+  std::map<ImageId, ImageMetadata> images;
+  Status walked = for_each_name([&](const Brick&, const std::string& directory, const std::string& name) -> Status {
+    ObjectName parsed = parse_object_name(name);
+    if (parsed.kind != ObjectName::Kind::kMetadata) return {};
+    std::string path = directory + "/" + name;
+    auto bytes = files().read_file(path);
+    auto metadata = bytes ? decode_metadata(*bytes) : Result<ImageMetadata>(bytes.status());
+    if (!metadata) {
+      out.damaged.push_back(metadata.status().with_context(path));
+    } else if (metadata->id != *parsed.id) {
+      out.damaged.emplace_back(Code::kCorruption, path + " is of image " + metadata->id.to_string());
+    } else if (!images.emplace(*parsed.id, *metadata).second) {
+      out.damaged.emplace_back(Code::kCorruption, path + ": another brick has a side file of the same image");
+    }
+    return {};
+  });
+  TM_RETURN_IF_ERROR(walked);
+  for (auto& [id, metadata] : images) out.images.push_back(std::move(metadata));
+  return out;
+}
+
+Result<uint64_t> GroupState::sweep_orphans() {
+  std::set<ImageId> named;
+  std::vector<std::pair<ImageId, std::string>> candidates;
+  Status walked = for_each_name([&](const Brick&, const std::string& directory, const std::string& name) -> Status {
+    ObjectName parsed = parse_object_name(name);
+    if (!parsed.id) return {};
+    // A damaged side file still names its objects.
+    if (parsed.kind == ObjectName::Kind::kMetadata) named.insert(*parsed.id);
+    else candidates.emplace_back(*parsed.id, directory + "/" + name);
+    return {};
+  });
+  TM_RETURN_IF_ERROR(walked);
+  uint64_t removed = 0;
+  for (const auto& [id, path] : candidates) {
+    if (named.contains(id)) continue;
+    TM_RETURN_IF_ERROR(files().unlink(path));
+    kLog.info("orphan_removed", {{"path", path}});
+    ++removed;
+  }
+  return removed;
+}
+
+Result<io::FileSystem::Space> GroupState::space() {
+  io::FileSystem::Space total;
+  std::set<uint64_t> counted;
+  for (const Brick& brick : bricks_) {
+    if (!counted.insert(brick.mount_identity).second) continue;
+    TM_ASSIGN_OR_RETURN(auto space, files().space(brick.directory));
+    total.total += space.total;
+    total.available += space.available;
+  }
+  return total;
+}
+
+}  // namespace detail
+
+StorageGroup::StorageGroup(std::unique_ptr<detail::GroupState> state) : state_(std::move(state)) {}
+StorageGroup::~StorageGroup() = default;
+
+Result<std::unique_ptr<StorageGroup>> StorageGroup::open(io::Env& env, StorageGroupOptions options) {
+  TM_ASSIGN_OR_RETURN(auto state, detail::GroupState::open(env, std::move(options)));
+  return std::unique_ptr<StorageGroup>(new StorageGroup(std::move(state)));
+}
+
+Result<std::unique_ptr<ImageCopy>> StorageGroup::create(ImageId id, uint64_t size, Generation size_generation) {
+  return state_->create(id, size, size_generation);
+}
+Result<std::unique_ptr<ImageCopy>> StorageGroup::open_image(ImageId id) { return state_->open_image(id); }
+Status StorageGroup::remove(ImageId id) { return state_->remove(id); }
+bool StorageGroup::contains(ImageId id) { return state_->contains(id); }
+Result<StorageGroup::Catalogue> StorageGroup::list() { return state_->list(); }
+Result<uint64_t> StorageGroup::sweep_orphans() { return state_->sweep_orphans(); }
+Result<io::FileSystem::Space> StorageGroup::space() { return state_->space(); }
+const std::string& StorageGroup::name() const { return state_->options().name; }
+Uuid StorageGroup::group_id() const { return state_->group_id(); }
+LossId StorageGroup::loss_id() const { return state_->loss_id(); }
+Status StorageGroup::note_failed_sync() { return state_->note_failed_sync(); }
+bool StorageGroup::lost() const { return state_->lost(); }
+
+}  // namespace tidemark::image

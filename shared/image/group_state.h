@@ -1,0 +1,82 @@
+// What StorageGroup holds: bricks, loss id, the register of open images, and bounce buffers.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "shared/image/brick_set.h"
+#include "shared/image/store.h"
+
+namespace tidemark::image::detail {
+
+// Aligned memory for what O_DIRECT cannot take. Kept and given out again up to a bound, so that the
+// steady state does not allocate.
+class BouncePool {
+ public:
+  io::AlignedBuffer take(size_t size);
+  void give_back(io::AlignedBuffer buffer);
+
+ private:
+  static constexpr std::array<size_t, 4> kSizes{8u << 10, 64u << 10, 256u << 10, (1u << 20) + (8u << 10)};
+  std::array<std::vector<io::AlignedBuffer>, kSizes.size()> kept_;
+  size_t kept_bytes_ = 0;
+};
+
+class GroupState {
+ public:
+  static Result<std::unique_ptr<GroupState>> open(io::Env& env, StorageGroupOptions options);
+  ~GroupState();
+
+  Result<std::unique_ptr<ImageCopy>> create(ImageId id, uint64_t size, Generation size_generation);
+  Result<std::unique_ptr<ImageCopy>> open_image(ImageId id);
+  Status remove(ImageId id);
+  bool contains(ImageId id);
+  Result<StorageGroup::Catalogue> list();
+  Result<uint64_t> sweep_orphans();
+  Result<io::FileSystem::Space> space();
+
+  Status note_failed_sync();
+  LossId loss_id() const { return loss_id_; }
+  bool lost() const { return lost_; }
+  Uuid group_id() const { return bricks_.front().marker.group; }
+  const StorageGroupOptions& options() const { return options_; }
+
+  // For CopyState.
+  io::FileSystem& files() { return env_.files(); }
+  BouncePool& bounce() { return bounce_; }
+  // The directory of the brick; empty if the group has no such brick.
+  std::string brick_directory(const Uuid& brick) const;
+  Status save_metadata(const ImageMetadata& metadata);
+  void forget(ImageId id, CopyState* copy);   // that copy is gone
+
+ private:
+  struct FoundMetadata {
+    std::string brick;   // directory that holds the side file
+    Bytes bytes;
+  };
+
+  GroupState(io::Env& env, StorageGroupOptions options) : env_(env), options_(std::move(options)) {}
+  Layout layout_for(ImageId id) const;
+  Result<FoundMetadata> find_metadata(ImageId id);
+  Status make_objects(const ImageMetadata& metadata);
+  Status remove_objects(ImageId id);
+  Result<std::unique_ptr<ImageCopy>> open_with(ImageMetadata metadata);
+  // Calls fn(brick directory, image directory, name) for each name in the image directories.
+  Status for_each_name(UniqueFunction<Status(const Brick&, const std::string&, const std::string&)> fn);
+
+  io::Env& env_;
+  StorageGroupOptions options_;
+  std::vector<Brick> bricks_;
+  uint64_t failed_syncs_ = 0;
+  LossId loss_id_;
+  bool lost_ = false;
+  std::map<ImageId, CopyState*> open_;   // those that still have a name
+  size_t copies_alive_ = 0;
+  BouncePool bounce_;
+};
+
+}  // namespace tidemark::image::detail
