@@ -1,5 +1,5 @@
-// Poller: readiness of file descriptors on an Env's loop thread. For the thin shells beneath the
-// Env's seams (sockets of shared/net, /dev/fuse, unix sockets); code above the Env never uses it.
+// Readiness of file descriptors on the loop thread: for the shells that own sockets and /dev/fuse.
+// RealEnv implements it; the simulated Env has none, since no simulated code owns a descriptor.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,16 @@ namespace tidemark::io {
 
 class Poller {
  public:
+  // The EPOLL* bits that are ready (EPOLLERR and EPOLLHUP come unasked).
+  using FdCallback = UniqueFunction<void(uint32_t events)>;
   virtual ~Poller() = default;
-  // Level-triggered. `events` are EPOLL* bits; EPOLLERR and EPOLLHUP are always reported. The callback
-  // runs on the loop thread with the ready bits. The descriptor stays the caller's: remove, then close.
-  virtual Status add_fd(int fd, uint32_t events, UniqueFunction<void(uint32_t)> ready) = 0;
+
+  // Watches `fd` for `events` (EPOLLIN, EPOLLOUT, EPOLLET... of <sys/epoll.h>; level-triggered
+  // unless EPOLLET is given). One watch a descriptor. The callback may remove or modify any watch,
+  // its own included; after remove_fd it is not called again, even for events already collected.
+  // Call remove_fd before closing the descriptor. Loop thread only.
+  virtual Status add_fd(int fd, uint32_t events, FdCallback callback) = 0;
   virtual Status modify_fd(int fd, uint32_t events) = 0;
-  // No callback of `fd` runs after this, not even for events already collected in this turn. May be
-  // called from within the callback itself, which is then destroyed once it has returned.
   virtual void remove_fd(int fd) = 0;
 };
 

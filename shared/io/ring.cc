@@ -1,0 +1,216 @@
+#include "shared/io/ring.h"
+
+#include <fcntl.h>
+#include <liburing.h>
+
+#include <cstring>
+#include <deque>
+
+namespace tidemark::io {
+namespace {
+
+constexpr unsigned kSubmissionEntries = 512;
+constexpr unsigned kCompletionEntries = 4096;   // also the bound of what the kernel holds at once
+constexpr uint64_t kSectorBytes = 512;
+
+struct Operation {
+  Ring::Request request;
+  uint32_t* owner_in_flight = nullptr;
+  Callback<Status> done;
+  Operation* next = nullptr;   // in the free list or in the backlog
+};
+
+const char* verb(Ring::Kind kind) {
+  switch (kind) {
+    case Ring::Kind::kRead: return "read";
+    case Ring::Kind::kWrite: return "write";
+    case Ring::Kind::kDataSync: return "fdatasync";
+    case Ring::Kind::kFallocate: return "fallocate";
+  }
+  return "?";
+}
+
+}  // namespace
+
+struct Ring::State {
+  io_uring ring{};
+  std::deque<Operation> slots;        // grows to the deepest queue seen; slots are used again
+  Operation* free_list = nullptr;
+  Operation* backlog_head = nullptr;  // waiting for room in the kernel's queues
+  Operation* backlog_tail = nullptr;
+  size_t in_kernel = 0;
+  size_t in_flight = 0;
+  bool deferred = false;              // completions show up only when asked for
+
+  Operation* take_slot() {
+    if (free_list == nullptr) return &slots.emplace_back();
+    Operation* op = free_list;
+    free_list = op->next;
+    return op;
+  }
+
+  void push_backlog(Operation* op) {
+    op->next = nullptr;
+    (backlog_tail == nullptr ? backlog_head : backlog_tail->next) = op;
+    backlog_tail = op;
+  }
+
+  bool to_kernel(Operation* op) {
+    if (in_kernel >= kCompletionEntries) return false;
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring);
+    if (sqe == nullptr) {
+      enter();
+      sqe = io_uring_get_sqe(&ring);
+      if (sqe == nullptr) return false;
+    }
+    const Request& r = op->request;
+    switch (r.kind) {
+      case Kind::kRead: io_uring_prep_read(sqe, r.fd, r.data, static_cast<unsigned>(r.length), r.offset); break;
+      case Kind::kWrite: io_uring_prep_write(sqe, r.fd, r.data, static_cast<unsigned>(r.length), r.offset); break;
+      case Kind::kDataSync: io_uring_prep_fsync(sqe, r.fd, IORING_FSYNC_DATASYNC); break;
+      case Kind::kFallocate:
+        io_uring_prep_fallocate(sqe, r.fd, r.fallocate_mode, static_cast<off_t>(r.offset), static_cast<off_t>(r.length));
+        break;
+    }
+    io_uring_sqe_set_data(sqe, op);
+    ++in_kernel;
+    return true;
+  }
+
+  void enter() {
+    int n = io_uring_submit_and_get_events(&ring);
+    // EAGAIN, EBUSY and EINTR leave the entries queued; the next turn tries again.
+    TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
+  }
+
+  void start(Operation* op) {
+    if (backlog_head != nullptr || !to_kernel(op)) push_backlog(op);
+  }
+
+  void drain_backlog() {
+    while (backlog_head != nullptr && to_kernel(backlog_head)) {
+      backlog_head = backlog_head->next;
+      if (backlog_head == nullptr) backlog_tail = nullptr;
+    }
+  }
+
+  // True when the operation is over; false when its rest was queued again.
+  bool advance(Operation* op, int result, Status* status) {
+    Request& r = op->request;
+    if (result == -EINTR || result == -EAGAIN) return false;
+    if (result < 0) {
+      *status = Status::from_errno(-result, *r.path + ": " + verb(r.kind) + " at " + std::to_string(r.offset));
+      return true;
+    }
+    if (r.kind == Kind::kDataSync || r.kind == Kind::kFallocate) return true;
+    auto moved = static_cast<uint64_t>(result);
+    if (moved >= r.length) return true;
+    if (r.kind == Kind::kRead && (moved == 0 || (r.direct && moved % kSectorBytes != 0))) {
+      std::memset(r.data + moved, 0, r.length - moved);   // the end of the file
+      return true;
+    }
+    if (moved == 0) {
+      *status = Status::from_errno(EIO, *r.path + ": write took nothing at " + std::to_string(r.offset));
+      return true;
+    }
+    r.offset += moved;
+    r.data += moved;
+    r.length -= moved;
+    return false;
+  }
+
+  void complete(Operation* op, int result) {
+    --in_kernel;
+    Status status;
+    if (!advance(op, result, &status)) {
+      start(op);
+      return;
+    }
+    Callback<Status> done = std::move(op->done);
+    --*op->owner_in_flight;
+    --in_flight;
+    op->next = free_list;
+    free_list = op;
+    done(std::move(status));
+  }
+};
+
+Ring::Ring(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+std::unique_ptr<Ring> Ring::create(std::string* why) {
+  auto state = std::make_unique<State>();
+  // The first set of flags lets completions be batched without interrupting the loop; older kernels
+  // refuse it (before 6.1) or parts of it.
+  const unsigned kChoices[] = {
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN,
+      IORING_SETUP_COOP_TASKRUN,
+      0,
+  };
+  int error = 0;
+  for (unsigned flags : kChoices) {
+    io_uring_params params{};
+    params.flags = flags | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
+    params.cq_entries = kCompletionEntries;
+    error = io_uring_queue_init_params(kSubmissionEntries, &state->ring, &params);
+    if (error == 0) {
+      state->deferred = (flags & IORING_SETUP_DEFER_TASKRUN) != 0;
+      break;
+    }
+  }
+  if (error < 0) {
+    *why = std::strerror(-error);
+    return nullptr;
+  }
+  if ((state->ring.features & IORING_FEAT_NODROP) == 0) {
+    io_uring_queue_exit(&state->ring);
+    *why = "the kernel may drop completions (older than 5.5)";
+    return nullptr;
+  }
+  io_uring_ring_dontfork(&state->ring);
+  return std::unique_ptr<Ring>(new Ring(std::move(state)));
+}
+
+Ring::~Ring() { io_uring_queue_exit(&state_->ring); }
+
+void Ring::queue(const Request& request, uint32_t* in_flight, Callback<Status> done) {
+  Operation* op = state_->take_slot();
+  op->request = request;
+  op->owner_in_flight = in_flight;
+  op->done = std::move(done);
+  ++state_->in_flight;
+  state_->start(op);
+}
+
+void Ring::submit() {
+  state_->drain_backlog();
+  if (io_uring_sq_ready(&state_->ring) > 0) state_->enter();
+}
+
+void Ring::reap(bool fetch) {
+  State& s = *state_;
+  if (fetch && s.deferred) {
+    int n = io_uring_get_events(&s.ring);
+    TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
+  }
+  // Bounded by what is there now: callbacks may queue more, and others want their turn.
+  unsigned ready = io_uring_cq_ready(&s.ring);
+  while (ready-- > 0) {
+    io_uring_cqe* cqe = nullptr;
+    if (io_uring_peek_cqe(&s.ring, &cqe) != 0 || cqe == nullptr) break;
+    auto* op = static_cast<Operation*>(io_uring_cqe_get_data(cqe));
+    int result = cqe->res;
+    io_uring_cqe_seen(&s.ring, cqe);
+    s.complete(op, result);
+  }
+  s.drain_backlog();
+}
+
+bool Ring::has_ready() const { return io_uring_cq_ready(&state_->ring) > 0; }
+bool Ring::has_unsubmitted() const {
+  return io_uring_sq_ready(&state_->ring) > 0 ||
+         (state_->backlog_head != nullptr && state_->in_kernel < kCompletionEntries);
+}
+int Ring::fd() const { return state_->ring.ring_fd; }
+size_t Ring::in_flight() const { return state_->in_flight; }
+
+}  // namespace tidemark::io

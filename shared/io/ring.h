@@ -1,0 +1,52 @@
+// io_uring behind the file layer: operations are collected during a turn and submitted with one
+// system call; completions call back without allocating. liburing is named in ring.cc only.
+//
+// Loop thread only: the ring is created by the thread that submits (IORING_SETUP_SINGLE_ISSUER).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "shared/base/function.h"
+#include "shared/base/status.h"
+
+namespace tidemark::io {
+
+class Ring {
+ public:
+  enum class Kind : uint8_t { kRead, kWrite, kDataSync, kFallocate };
+  struct Request {
+    Kind kind;
+    int fd;
+    int fallocate_mode = 0;
+    uint64_t offset = 0;
+    uint8_t* data = nullptr;     // kWrite does not change it
+    uint64_t length = 0;
+    bool direct = false;         // decides what a short read means
+    const std::string* path;     // for the error message; must outlive the request
+  };
+
+  // Null with a reason in `why` where the kernel refuses io_uring.
+  static std::unique_ptr<Ring> create(std::string* why);
+  ~Ring();
+
+  // Queues a request; `done` runs from a later reap(), never inline. `in_flight` is decremented just
+  // before: the owner's count, kept here so that `done` needs no wrapper (which would allocate).
+  void queue(const Request& request, uint32_t* in_flight, Callback<Status> done);
+  // Submits what was queued, and lets finished work show up. One system call, none if nothing is queued.
+  void submit();
+  // Runs the callbacks of all finished operations. `fetch`: ask the kernel first (one system call).
+  void reap(bool fetch);
+  bool has_ready() const;       // reap() without fetch would find something
+  bool has_unsubmitted() const;
+  int fd() const;               // readable when something finished
+  size_t in_flight() const;
+
+ private:
+  struct State;
+  explicit Ring(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace tidemark::io

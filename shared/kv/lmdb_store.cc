@@ -1,0 +1,565 @@
+#include "shared/kv/lmdb_store.h"
+
+#include <fcntl.h>
+#include <lmdb.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <condition_variable>
+#include <csignal>
+#include <cstdlib>
+#include <deque>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+
+namespace tidemark::kv {
+namespace {
+
+const log::Logger kLog("store");
+
+constexpr size_t kGroupBytesMax = 8u << 20;       // of batches joined in one transaction
+constexpr unsigned kReadersMax = 512;             // snapshots at once
+constexpr size_t kIdleReadersMax = 8;             // kept for the next snapshot
+constexpr uint64_t kReserveBytes = 4ull << 20;    // storage kept allocated ahead of the last page
+
+// Directories open in this process: LMDB's file locks break when one is opened twice.
+class OpenGuard {
+ public:
+  static std::unique_ptr<OpenGuard> take(const std::string& path) {
+    char resolved[PATH_MAX];
+    std::string name = ::realpath(path.c_str(), resolved) != nullptr ? resolved : path;
+    std::lock_guard lock(mutex());
+    if (!names().insert(name).second) return nullptr;
+    return std::unique_ptr<OpenGuard>(new OpenGuard(std::move(name)));
+  }
+  ~OpenGuard() {
+    std::lock_guard lock(mutex());
+    names().erase(name_);
+  }
+
+ private:
+  explicit OpenGuard(std::string name) : name_(std::move(name)) {}
+  static std::mutex& mutex() { static std::mutex m; return m; }
+  static std::set<std::string>& names() { static std::set<std::string> n; return n; }
+  const std::string name_;
+};
+
+MDB_val to_val(ByteSpan b) { return {b.size(), const_cast<uint8_t*>(b.data())}; }
+ByteSpan to_span(const MDB_val& v) { return {static_cast<const uint8_t*>(v.mv_data), v.mv_size}; }
+
+int compare(ByteSpan a, ByteSpan b) {
+  int order = std::memcmp(a.data(), b.data(), std::min(a.size(), b.size()));
+  if (order != 0) return order;
+  return a.size() < b.size() ? -1 : a.size() > b.size() ? 1 : 0;
+}
+
+Status to_status(int rc, const std::string& what) {
+  if (rc == 0) return Status::ok();
+  std::string text = what + ": " + mdb_strerror(rc);
+  switch (rc) {
+    case MDB_NOTFOUND: return Status(Code::kNotFound, text);
+    case MDB_MAP_FULL: return Status(Code::kOutOfSpace, text);
+    case MDB_BAD_VALSIZE: return Status(Code::kInvalidArgument, text);
+    case MDB_READERS_FULL: return Status(Code::kBusy, text);
+    case MDB_CORRUPTED: case MDB_PAGE_NOTFOUND: case MDB_INVALID: case MDB_VERSION_MISMATCH:
+      return Status(Code::kCorruption, text);
+    default: break;
+  }
+  if (rc > 0) return Status::from_errno(rc, what);
+  return Status(Code::kIoError, text);
+}
+
+struct CloseCursor { void operator()(MDB_cursor* c) const { mdb_cursor_close(c); } };
+using CursorHandle = std::unique_ptr<MDB_cursor, CloseCursor>;
+struct CloseEnv { void operator()(MDB_env* e) const { mdb_env_close(e); } };
+using EnvHandle = std::unique_ptr<MDB_env, CloseEnv>;
+
+// Read transactions ready for use again. Any thread.
+class ReaderPool {
+ public:
+  explicit ReaderPool(MDB_env* env) : env_(env) {}
+  ~ReaderPool() { for (MDB_txn* txn : idle_) mdb_txn_abort(txn); }
+  Result<MDB_txn*> take() {
+    MDB_txn* txn = nullptr;
+    {
+      std::lock_guard lock(mutex_);
+      if (!idle_.empty()) { txn = idle_.back(); idle_.pop_back(); }
+    }
+    if (txn != nullptr) {
+      int rc = mdb_txn_renew(txn);
+      if (rc == 0) return txn;
+      mdb_txn_abort(txn);
+      return to_status(rc, "snapshot");
+    }
+    int rc = mdb_txn_begin(env_, nullptr, MDB_RDONLY, &txn);
+    if (rc != 0) return to_status(rc, "snapshot");
+    return txn;
+  }
+  void give_back(MDB_txn* txn) {
+    mdb_txn_reset(txn);
+    {
+      std::lock_guard lock(mutex_);
+      if (idle_.size() < kIdleReadersMax) { idle_.push_back(txn); return; }
+    }
+    mdb_txn_abort(txn);
+  }
+
+ private:
+  MDB_env* const env_;
+  std::mutex mutex_;
+  std::vector<MDB_txn*> idle_;   // guarded by mutex_
+};
+
+class LmdbCursor final : public Cursor {
+ public:
+  explicit LmdbCursor(CursorHandle cursor) : cursor_(std::move(cursor)) {}
+  bool seek(ByteSpan key) override {
+    if (key.empty()) return first();   // LMDB refuses an empty key
+    key_ = to_val(key);
+    return move(MDB_SET_RANGE);
+  }
+  bool seek_before(ByteSpan key) override {
+    if (key.empty()) return valid_ = false;
+    return seek(key) ? previous() : last();
+  }
+  bool first() override { return move(MDB_FIRST); }
+  bool last() override { return move(MDB_LAST); }
+  bool next() override { return valid_ && move(MDB_NEXT); }
+  bool previous() override { return valid_ && move(MDB_PREV); }
+  ByteSpan key() const override { return to_span(key_); }
+  ByteSpan value() const override { return to_span(value_); }
+
+ private:
+  bool move(MDB_cursor_op op) {
+    int rc = mdb_cursor_get(cursor_.get(), &key_, &value_, op);
+    TM_CHECK(rc == 0 || rc == MDB_NOTFOUND, "a store's page is damaged");
+    return valid_ = rc == 0;
+  }
+  CursorHandle cursor_;
+  MDB_val key_{}, value_{};
+  bool valid_ = false;
+};
+
+class LmdbSnapshot final : public Snapshot {
+ public:
+  LmdbSnapshot(ReaderPool& pool, MDB_txn* txn, const std::vector<MDB_dbi>& tables)
+      : pool_(pool), txn_(txn), tables_(tables) {}
+  ~LmdbSnapshot() override { pool_.give_back(txn_); }
+
+  Result<Bytes> get(Table table, ByteSpan key) override {
+    if (key.empty() || key.size() > kKeyBytesMax) return Status(Code::kNotFound, "no such key");
+    MDB_val k = to_val(key), v{};
+    int rc = mdb_get(txn_, tables_.at(table), &k, &v);
+    if (rc != 0) return to_status(rc, "get");
+    ByteSpan span = to_span(v);
+    return Bytes(span.begin(), span.end());
+  }
+  std::unique_ptr<Cursor> cursor(Table table) override {
+    MDB_cursor* cursor = nullptr;
+    int rc = mdb_cursor_open(txn_, tables_.at(table), &cursor);
+    TM_CHECK(rc == 0, "no memory for a cursor");
+    return std::make_unique<LmdbCursor>(CursorHandle(cursor));
+  }
+
+ private:
+  ReaderPool& pool_;
+  MDB_txn* const txn_;
+  const std::vector<MDB_dbi>& tables_;
+};
+
+// One write transaction being filled.
+class Transaction {
+ public:
+  Transaction(MDB_txn* txn, const std::vector<MDB_dbi>& tables) : txn_(txn), tables_(tables), tails_(tables.size()) {}
+  ~Transaction() { if (txn_ != nullptr) mdb_txn_abort(txn_); }
+
+  int apply(const WriteBatch& batch) {
+    for (const auto& op : batch.ops()) {
+      int rc = 0;
+      switch (op.kind) {
+        case WriteBatch::Op::Kind::kPut: rc = put(op); break;
+        case WriteBatch::Op::Kind::kErase: rc = erase(op); break;
+        case WriteBatch::Op::Kind::kEraseRange: rc = erase_range(op); break;
+      }
+      if (rc != 0) return rc;
+    }
+    return 0;
+  }
+  int commit() { return mdb_txn_commit(std::exchange(txn_, nullptr)); }
+
+ private:
+  // The last key of a table as far as this transaction knows: growing keys are appended, which
+  // fills pages instead of splitting them in halves.
+  struct Tail {
+    bool known = false;
+    bool empty = false;
+    Bytes key;
+  };
+
+  int put(const WriteBatch::Op& op) {
+    MDB_dbi dbi = tables_.at(op.table);
+    Tail& tail = tails_[op.table];
+    if (!tail.known) {
+      if (int rc = learn_tail(dbi, tail); rc != 0) return rc;
+    }
+    bool append = tail.empty || compare(op.key, tail.key) > 0;
+    MDB_val k = to_val(op.key), v = to_val(op.value);
+    int rc = mdb_put(txn_, dbi, &k, &v, append ? MDB_APPEND : 0);
+    if (rc == 0 && append) {
+      tail.empty = false;
+      tail.key = op.key;
+    }
+    return rc;
+  }
+
+  int learn_tail(MDB_dbi dbi, Tail& tail) {
+    MDB_cursor* raw = nullptr;
+    if (int rc = mdb_cursor_open(txn_, dbi, &raw); rc != 0) return rc;
+    CursorHandle cursor(raw);
+    MDB_val k{}, v{};
+    int rc = mdb_cursor_get(raw, &k, &v, MDB_LAST);
+    if (rc != 0 && rc != MDB_NOTFOUND) return rc;
+    tail.known = true;
+    tail.empty = rc == MDB_NOTFOUND;
+    ByteSpan key = to_span(k);
+    if (!tail.empty) tail.key.assign(key.begin(), key.end());
+    return 0;
+  }
+
+  int erase(const WriteBatch::Op& op) {
+    MDB_val k = to_val(op.key);
+    tails_[op.table].known = false;
+    int rc = mdb_del(txn_, tables_.at(op.table), &k, nullptr);
+    return rc == MDB_NOTFOUND ? 0 : rc;
+  }
+
+  int erase_range(const WriteBatch::Op& op) {
+    MDB_dbi dbi = tables_.at(op.table);
+    tails_[op.table].known = false;
+    if (op.key.empty() && op.value.empty()) return mdb_drop(txn_, dbi, 0);
+    MDB_cursor* raw = nullptr;
+    if (int rc = mdb_cursor_open(txn_, dbi, &raw); rc != 0) return rc;
+    CursorHandle cursor(raw);
+    MDB_val k = to_val(op.key), v{};
+    int rc = mdb_cursor_get(raw, &k, &v, op.key.empty() ? MDB_FIRST : MDB_SET_RANGE);
+    while (rc == 0 && (op.value.empty() || compare(to_span(k), op.value) < 0)) {
+      rc = mdb_cursor_del(raw, 0);
+      // After a deletion the cursor stands before the successor: NEXT gives that one.
+      if (rc == 0) rc = mdb_cursor_get(raw, &k, &v, MDB_NEXT);
+    }
+    return rc == MDB_NOTFOUND ? 0 : rc;
+  }
+
+  MDB_txn* txn_;
+  const std::vector<MDB_dbi>& tables_;
+  std::vector<Tail> tails_;
+};
+
+bool keys_fit(const WriteBatch& batch) {
+  for (const auto& op : batch.ops()) {
+    bool range = op.kind == WriteBatch::Op::Kind::kEraseRange;
+    if (op.key.size() > kKeyBytesMax || (!range && op.key.empty())) return false;
+  }
+  return true;
+}
+
+bool only_erases(const WriteBatch& batch) {
+  for (const auto& op : batch.ops()) {
+    if (op.kind == WriteBatch::Op::Kind::kPut) return false;
+  }
+  return true;
+}
+
+class LmdbStore final : public Store {
+ public:
+  LmdbStore(io::Env& env, std::string path, bool read_only, std::unique_ptr<OpenGuard> guard, EnvHandle handle,
+            std::vector<MDB_dbi> tables)
+      : env_(env), path_(std::move(path)), read_only_(read_only), guard_(std::move(guard)), handle_(std::move(handle)),
+        tables_(std::move(tables)), readers_(handle_.get()) {
+    if (!read_only_) writer_ = std::thread([this] { write_loop(); });
+  }
+
+  ~LmdbStore() override {
+    *alive_ = false;
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    if (writer_.joinable()) writer_.join();
+  }
+
+  std::unique_ptr<Snapshot> snapshot() override {
+    Result<MDB_txn*> txn = readers_.take();
+    TM_CHECK(txn.is_ok(), "too many snapshots at once, or the store's lock file is gone");
+    return std::make_unique<LmdbSnapshot>(readers_, *txn, tables_);
+  }
+
+  void commit(WriteBatch batch, Callback<Status> done) override {
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back({std::move(batch), std::move(done), nullptr});
+    }
+    wake_.notify_one();
+    if (read_only_) refuse_all();
+  }
+
+  Status commit_and_wait(WriteBatch batch) override {
+    if (read_only_) return read_only_status();
+    Waiter waiter;
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back({std::move(batch), {}, &waiter});
+    }
+    wake_.notify_one();
+    std::unique_lock lock(mutex_);
+    answered_.wait(lock, [&] { return waiter.answered; });
+    return std::move(waiter.status);
+  }
+
+  Result<Usage> usage() override {
+    struct stat st;
+    std::string file = path_ + "/data.mdb";
+    if (::stat(file.c_str(), &st) != 0) return Status::from_errno(errno, file + ": stat");
+    MDB_envinfo info;
+    MDB_stat page;
+    mdb_env_info(handle_.get(), &info);
+    mdb_env_stat(handle_.get(), &page);
+    Result<MDB_txn*> txn = readers_.take();
+    if (!txn) return txn.status();
+    uint64_t free_pages = 0;
+    int rc = count_free_pages(*txn, &free_pages);
+    readers_.give_back(*txn);
+    if (rc != 0) return to_status(rc, path_ + ": free list");
+    uint64_t pages = info.me_last_pgno + 1;
+    return Usage{static_cast<uint64_t>(st.st_size), (pages - std::min(pages, free_pages)) * page.ms_psize, info.me_mapsize};
+  }
+
+ private:
+  struct Waiter {
+    bool answered = false;   // guarded by mutex_
+    Status status;
+  };
+  struct Pending {
+    WriteBatch batch;
+    Callback<Status> done;
+    Waiter* waiter;          // instead of `done`
+  };
+  struct Answer {
+    Callback<Status> done;
+    Status status;
+  };
+
+  Status read_only_status() const { return Status(Code::kUnsupported, path_ + ": opened for reading only"); }
+
+  void refuse_all() {
+    std::vector<Pending> refused;
+    {
+      std::lock_guard lock(mutex_);
+      std::move(queue_.begin(), queue_.end(), std::back_inserter(refused));
+      queue_.clear();
+    }
+    for (auto& pending : refused) answer({&pending, 1}, read_only_status());
+  }
+
+  // The free list is LMDB's table 0: transaction id -> count and page numbers.
+  static int count_free_pages(MDB_txn* txn, uint64_t* count) {
+    MDB_cursor* raw = nullptr;
+    if (int rc = mdb_cursor_open(txn, 0, &raw); rc != 0) return rc;
+    CursorHandle cursor(raw);
+    MDB_val k{}, v{};
+    int rc;
+    while ((rc = mdb_cursor_get(raw, &k, &v, MDB_NEXT)) == 0) *count += load_le<uint64_t>(to_span(v).data());
+    return rc == MDB_NOTFOUND ? 0 : rc;
+  }
+
+  void write_loop() {
+    sigset_t all;
+    sigfillset(&all);   // the daemon's signals belong to its loop
+    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    std::vector<Pending> group;
+    while (take_group(group)) {
+      commit_group(group);
+      group.clear();
+    }
+  }
+
+  bool take_group(std::vector<Pending>& group) {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+    size_t bytes = 0;
+    while (!queue_.empty() && (group.empty() || bytes + queue_.front().batch.bytes() <= kGroupBytesMax)) {
+      bytes += queue_.front().batch.bytes();
+      group.push_back(std::move(queue_.front()));
+      queue_.pop_front();
+    }
+    return !group.empty();
+  }
+
+  void commit_group(std::vector<Pending>& group) {
+    Status status = commit_together(group);
+    if (status.is_ok() || group.size() == 1 || !broken_.is_ok()) {
+      answer(group, status);
+      return;
+    }
+    // One batch must not fail its neighbours: each by itself, in their order.
+    for (auto& pending : group) {
+      std::span<Pending> one(&pending, 1);
+      answer(one, commit_together(one));
+    }
+  }
+
+  Status commit_together(std::span<Pending> group) {
+    if (!broken_.is_ok()) return broken_;
+    uint64_t bytes = 0;
+    bool erasing = true;
+    for (const auto& pending : group) {
+      if (!keys_fit(pending.batch)) return Status(Code::kInvalidArgument, path_ + ": key empty or over 511 bytes");
+      bytes += pending.batch.bytes();
+      erasing = erasing && only_erases(pending.batch);
+    }
+    // Erasing is let through on a full disk: it makes room, and mostly runs on free pages.
+    if (Status reserved = reserve(bytes); !reserved && !(erasing && reserved.code() == Code::kOutOfSpace)) return reserved;
+    MDB_txn* raw = nullptr;
+    int rc = mdb_txn_begin(handle_.get(), nullptr, 0, &raw);
+    if (rc == 0) {
+      Transaction txn(raw, tables_);
+      for (const auto& pending : group) {
+        rc = txn.apply(pending.batch);
+        if (rc != 0) break;
+      }
+      if (rc == 0) rc = txn.commit();
+    }
+    Status status = to_status(rc, path_ + ": commit");
+    bool survivable = status.code() == Code::kOutOfSpace || status.code() == Code::kInvalidArgument;
+    if (!status && !survivable) {
+      broken_ = status;
+      kLog.error("store_lost", {{"path", path_}, {"status", status}, {"remedy", "restart to recover"}});
+    }
+    return status;
+  }
+
+  // Allocates storage beyond the file's last page, so that a full disk shows here, where nothing is
+  // at stake: inside LMDB a short write looks like EIO, after which the store would be given up.
+  Status reserve(uint64_t batch_bytes) {
+    MDB_envinfo info;
+    MDB_stat page;
+    mdb_env_info(handle_.get(), &info);
+    mdb_env_stat(handle_.get(), &page);
+    uint64_t used = (info.me_last_pgno + 1) * page.ms_psize;
+    // Copy-on-write of the path to each touched leaf comes on top of the data.
+    uint64_t needed = std::min<uint64_t>(used + 4 * batch_bytes + kReserveBytes / 4, info.me_mapsize);
+    if (needed <= reserved_until_) return Status::ok();
+    uint64_t target = needed + kReserveBytes;
+    int fd = -1;
+    mdb_env_get_fd(handle_.get(), &fd);
+    int rc;
+    do {
+      rc = ::fallocate(fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(used), static_cast<off_t>(target - used));
+    } while (rc != 0 && errno == EINTR);
+    if (rc != 0 && errno == EOPNOTSUPP) target = UINT64_MAX;   // this file system cannot: do without
+    else if (rc != 0) return Status::from_errno(errno, path_ + ": reserve space");
+    reserved_until_ = target;
+    return Status::ok();
+  }
+
+  void answer(std::span<Pending> group, const Status& status) {
+    auto answers = std::make_unique<std::vector<Answer>>();
+    for (auto& pending : group) {
+      if (pending.waiter == nullptr) {
+        answers->push_back({std::move(pending.done), status});
+        continue;
+      }
+      std::lock_guard lock(mutex_);
+      pending.waiter->status = status;
+      pending.waiter->answered = true;
+      answered_.notify_all();
+    }
+    if (answers->empty()) return;
+    env_.post([alive = alive_, answers = std::move(answers)] {
+      for (auto& a : *answers) {
+        if (!*alive) return;   // also when an earlier callback destroyed the store
+        a.done(std::move(a.status));
+      }
+    });
+  }
+
+  io::Env& env_;
+  const std::string path_;
+  const bool read_only_;
+  const std::unique_ptr<OpenGuard> guard_;
+  const EnvHandle handle_;
+  const std::vector<MDB_dbi> tables_;
+  ReaderPool readers_;
+  // Shared with answers under way on the loop; read and written on the loop thread only.
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+
+  // Writer thread.
+  Status broken_;
+  uint64_t reserved_until_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable answered_;
+  std::deque<Pending> queue_;   // guarded by mutex_
+  bool stopping_ = false;       // guarded by mutex_
+  std::thread writer_;
+};
+
+Status open_tables(MDB_env* env, const std::string& path, const StoreOptions& options, std::vector<MDB_dbi>& tables) {
+  MDB_txn* txn = nullptr;
+  int rc = mdb_txn_begin(env, nullptr, options.read_only ? MDB_RDONLY : 0, &txn);
+  if (rc != 0) return to_status(rc, path + ": open tables");
+  for (const auto& name : options.tables) {
+    MDB_dbi dbi = 0;
+    rc = mdb_dbi_open(txn, name.c_str(), options.read_only ? 0 : MDB_CREATE, &dbi);
+    if (rc != 0) {
+      mdb_txn_abort(txn);
+      return to_status(rc, path + ": table " + name);
+    }
+    tables.push_back(dbi);
+  }
+  return to_status(mdb_txn_commit(txn), path + ": open tables");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Store>> open_lmdb_store(io::Env& env, const std::string& path, const StoreOptions& options) {
+  if (!options.read_only) TM_RETURN_IF_ERROR(env.files().make_directories(path));
+  auto guard = OpenGuard::take(path);
+  if (guard == nullptr) return Status(Code::kBusy, path + ": already open in this process");
+
+  MDB_env* raw = nullptr;
+  int rc = mdb_env_create(&raw);
+  if (rc != 0) return to_status(rc, path + ": create environment");
+  EnvHandle handle(raw);
+  // Address space only: the file grows as pages are used. Never resized while open.
+  if ((rc = mdb_env_set_mapsize(raw, options.map_bytes_max)) != 0 ||
+      (rc = mdb_env_set_maxdbs(raw, static_cast<MDB_dbi>(options.tables.size()))) != 0 ||
+      (rc = mdb_env_set_maxreaders(raw, kReadersMax)) != 0) {
+    return to_status(rc, path + ": configure environment");
+  }
+  // NOTLS: a snapshot belongs to its object, not to the thread that made it.
+  unsigned flags = MDB_NOTLS | MDB_NORDAHEAD | (options.read_only ? MDB_RDONLY : 0);
+  if ((rc = mdb_env_open(raw, path.c_str(), flags, 0600)) != 0) return to_status(rc, path + ": open");
+
+  int dead = 0;
+  mdb_reader_check(raw, &dead);
+  if (dead > 0) kLog.info("stale_readers_cleared", {{"path", path}, {"count", dead}});
+
+  std::vector<MDB_dbi> tables;
+  TM_RETURN_IF_ERROR(open_tables(raw, path, options, tables));
+  if (!options.read_only) TM_RETURN_IF_ERROR(env.files().sync_directory(path));
+  return std::unique_ptr<Store>(std::make_unique<LmdbStore>(env, path, options.read_only, std::move(guard),
+                                                            std::move(handle), std::move(tables)));
+}
+
+}  // namespace tidemark::kv
