@@ -51,7 +51,7 @@ struct Shared {
   Node node; Tls tls; Storage storage; Listen listen;
   std::optional<ReplicaLink> replica;
   Journal journal; Listen metrics; Log log;
-  std::chrono::milliseconds tenure_wait{5000};
+  std::chrono::milliseconds tenure_wait{5000};    // [tenure] wait
 };
 struct Replica { Node node; Tls tls; Listen listen; Listen metrics; Log log; };
 
@@ -60,6 +60,11 @@ Result<Shared> load_shared(const std::string& file);
 Result<Replica> load_replica(const std::string& file);
 // The role named in [node] of the file, for tools that take any of them.
 Result<std::string> role_of(const std::string& file);
+// "FILE:LINE: [section] key": the beginning of an error about a value that proved unusable later
+// (a used port, a missing brick). LINE is that of the key, else of its section, else 1.
+std::string locate(const std::string& file, std::string_view section, std::string_view key);
+// That the files and directories named exist; the error is one line with the remedy.
+Status check_paths(const std::string& file, const Tls& tls, const Storage* storage);
 // "512", "64KiB", "4MiB", "2GiB", "1TiB" (also K, M, G, T and KB... as powers of 1024); "250ms", "5s", "1m".
 Result<uint64_t> parse_size(std::string_view text);
 Result<std::chrono::milliseconds> parse_duration(std::string_view text);
