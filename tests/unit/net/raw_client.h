@@ -1,0 +1,24 @@
+// Clients that do not keep to the rules, on a thread of their own with blocking sockets.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "shared/net/network.h"
+
+namespace tidemark::net {
+
+// Sends `bytes` over plain TCP and returns everything answered until the server closes (or 10 s).
+std::string talk_plain(uint16_t port, const std::string& bytes);
+
+struct RawTls {
+  int max_version = 0;          // OpenSSL's TLS1_2_VERSION...; 0: no bound
+  const TlsFiles* files = nullptr;  // certificate to offer; none: offers none
+  std::string send;             // after the handshake
+};
+// Connects by TLS without any check of the server. Returns what was received, or "error: ..." with
+// the handshake's or the first read's failure.
+std::string talk_tls(uint16_t port, const RawTls& options);
+int tls_1_2_version();
+
+}  // namespace tidemark::net

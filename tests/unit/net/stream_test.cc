@@ -1,0 +1,299 @@
+// Streams between nodes that trust each other: bytes, bounds, endings, rotation.
+#include <random>
+
+#include "shared/base/digest.h"
+#include "shared/base/limits.h"
+#include "stream_pair.h"
+
+namespace tidemark::net {
+namespace {
+
+Bytes random_bytes(size_t size, uint32_t seed) {
+  std::mt19937_64 random(seed);
+  Bytes out(size);
+  for (size_t i = 0; i + 8 <= size; i += 8) store_le(out.data() + i, random());
+  return out;
+}
+
+TEST_F(StreamTest, BothEndsKnowEachOther) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1; }));
+  EXPECT_EQ(client.stream->peer().node, "shared1");
+  EXPECT_EQ(client.stream->peer().role, Role::kShared);
+  EXPECT_EQ(accepted[0]->stream->peer().node, "host1");
+  EXPECT_EQ(accepted[0]->stream->peer().role, Role::kHost);
+  EXPECT_EQ(accepted[0]->stream->peer().cluster, cluster.uuid());
+}
+
+TEST_F(StreamTest, HeadAndPayloadArriveInOrder) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  client.stream->send(as_bytes("one "), as_bytes("two "));
+  client.stream->send(as_bytes("three"), {});
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1 && accepted[0]->received.size() == 13; }));
+  EXPECT_EQ(as_text(accepted[0]->received), "one two three");
+  accepted[0]->stream->send(as_bytes("back"), {});
+  ASSERT_TRUE(wait_for([&] { return client.received.size() == 4; }));
+  EXPECT_EQ(as_text(client.received), "back");
+}
+
+TEST_F(StreamTest, FlushSendsBeforeTheTurnEnds) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  client.stream->send(as_bytes("x"), {});
+  EXPECT_GT(client.stream->unsent_bytes(), 0u);
+  client.stream->flush();
+  EXPECT_EQ(client.stream->unsent_bytes(), 0u);
+}
+
+TEST_F(StreamTest, BigTransfersBothWaysAtOnceAreWhole) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1; }));
+  Bytes up = random_bytes(40'000'003, 1), down = random_bytes(30'000'001, 2);
+  size_t up_at = 0, down_at = 0;
+  std::mt19937 random(3);
+  auto feed = [&](Stream& stream, const Bytes& data, size_t& at) {
+    while (at < data.size() && stream.unsent_bytes() < (4u << 20)) {
+      size_t head = std::min<size_t>(random() % 5000, data.size() - at);
+      size_t payload = std::min<size_t>(random() % 100'000, data.size() - at - head);
+      stream.send(ByteSpan(data).subspan(at, head), ByteSpan(data).subspan(at + head, payload));
+      at += head + payload;
+    }
+  };
+  ASSERT_TRUE(wait_for([&] {
+    feed(*client.stream, up, up_at);
+    feed(*accepted[0]->stream, down, down_at);
+    return accepted[0]->received.size() == up.size() && client.received.size() == down.size();
+  }));
+  EXPECT_EQ(digest64(accepted[0]->received), digest64(up));
+  EXPECT_EQ(digest64(client.received), digest64(down));
+}
+
+TEST_F(StreamTest, BytesSentBeforeTheOtherEndStartedAreHeldBack) {
+  std::unique_ptr<Stream> server;
+  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+                               [&](std::unique_ptr<Stream> s) { server = std::move(s); });
+  ASSERT_TRUE(made.is_ok());
+  listener = std::move(made).value();
+  End client, end;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  client.stream->send(as_bytes("early"), {});
+  client.stream->flush();
+  ASSERT_TRUE(wait_for([&] { return server != nullptr; }));
+  for (int i = 0; i < 20; ++i) env.turn(std::chrono::milliseconds(1));
+  end.take(std::move(server));
+  ASSERT_TRUE(wait_for([&] { return end.received.size() == 5; }));
+  EXPECT_EQ(as_text(end.received), "early");
+}
+
+TEST_F(StreamTest, UnsentBytesGrowWhileThePeerDoesNotReadAndDrainWhenItDoes) {
+  std::unique_ptr<Stream> server;  // not started: it does not read
+  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+                               [&](std::unique_ptr<Stream> s) { server = std::move(s); });
+  ASSERT_TRUE(made.is_ok());
+  listener = std::move(made).value();
+  End client, end;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  ASSERT_TRUE(wait_for([&] { return server != nullptr; }));
+  Bytes piece = random_bytes(1 << 20, 7);
+  for (int i = 0; i < 40; ++i) client.stream->send(piece, {});
+  for (int i = 0; i < 20; ++i) env.turn(std::chrono::milliseconds(1));
+  EXPECT_GT(client.stream->unsent_bytes(), 20u << 20);
+  end.take(std::move(server));
+  ASSERT_TRUE(wait_for([&] { return end.received.size() == 40u << 20; }));
+  EXPECT_EQ(client.stream->unsent_bytes(), 0u);
+  EXPECT_FALSE(client.closed.has_value());
+}
+
+TEST_F(StreamTest, APeerThatNeverReadsIsGivenUpAtTheBound) {
+  std::unique_ptr<Stream> server;
+  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+                               [&](std::unique_ptr<Stream> s) { server = std::move(s); });
+  ASSERT_TRUE(made.is_ok());
+  listener = std::move(made).value();
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  Bytes piece(1 << 20);
+  size_t sent = 0;
+  while (sent < 3 * limits::kStreamUnsentBytesMax) {
+    client.stream->send(piece, {});
+    sent += piece.size();
+  }
+  EXPECT_LE(client.stream->unsent_bytes(), 2 * limits::kStreamUnsentBytesMax + 2 * piece.size());
+  ASSERT_TRUE(wait_for([&] { return client.closed.has_value(); }));
+  EXPECT_EQ(client.closed->code(), Code::kUnavailable);
+}
+
+TEST_F(StreamTest, CloseTellsBothEndsOnce) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1; }));
+  client.stream->close(Status(Code::kCancelled, "done with it"));
+  EXPECT_FALSE(client.closed.has_value()) << "not inline";
+  client.stream->close(Status(Code::kBusy, "a second reason counts for nothing"));
+  client.stream->send(as_bytes("nowhere"), {});
+  ASSERT_TRUE(wait_for([&] { return client.closed && accepted[0]->closed; }));
+  EXPECT_EQ(client.closed->code(), Code::kCancelled);
+  EXPECT_EQ(accepted[0]->closed->code(), Code::kUnavailable);
+}
+
+TEST_F(StreamTest, DestroyingAStreamTellsOnlyThePeer) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1; }));
+  client.stream->send(as_bytes("never flushed"), {});
+  client.stream.reset();
+  ASSERT_TRUE(wait_for([&] { return accepted[0]->closed.has_value(); }));
+  EXPECT_FALSE(client.closed.has_value());
+}
+
+TEST_F(StreamTest, AStreamMayBeDestroyedInItsOwnCallbacks) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1; }));
+  std::unique_ptr<Stream> second;
+  bool destroyed = false;
+  network().connect(to_listener(host), [&](Result<std::unique_ptr<Stream>> s) {
+    ASSERT_TRUE(s.is_ok());
+    second = std::move(s).value();
+    second->start({.on_data = [&](ByteSpan) { second.reset(); destroyed = true; }, .on_close = [](Status) { FAIL(); }});
+  });
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 2; }));
+  accepted[1]->stream->send(as_bytes("go"), {});
+  ASSERT_TRUE(wait_for([&] { return destroyed && accepted[1]->closed; }));
+
+  std::unique_ptr<Stream> third;
+  bool gone = false;
+  network().connect(to_listener(host), [&](Result<std::unique_ptr<Stream>> s) {
+    ASSERT_TRUE(s.is_ok());
+    third = std::move(s).value();
+    third->start({.on_data = [](ByteSpan) {}, .on_close = [&](Status) { third.reset(); gone = true; }});
+  });
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 3; }));
+  accepted[2]->stream.reset();
+  ASSERT_TRUE(wait_for([&] { return gone; }));
+}
+
+TEST_F(StreamTest, ReconnectsAfterTheListenerWasGone) {
+  listen(shared);
+  End first, second;
+  auto options = to_listener(host);
+  ASSERT_TRUE(connect(options, first).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1; }));
+  listener.reset();
+  accepted.clear();
+  ASSERT_TRUE(wait_for([&] { return first.closed.has_value(); }));
+  End refused;
+  EXPECT_EQ(connect(options, refused).code(), Code::kUnavailable);
+  auto made = network().listen({.address = options.address, .tls = shared, .roles_accepted = {Role::kHost}},
+                               [this](std::unique_ptr<Stream> s) {
+                                 accepted.push_back(std::make_unique<End>());
+                                 accepted.back()->take(std::move(s));
+                               });
+  ASSERT_TRUE(made.is_ok()) << made.status().to_string();
+  listener = std::move(made).value();
+  ASSERT_TRUE(connect(options, second).is_ok());
+  second.stream->send(as_bytes("again"), {});
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1 && accepted[0]->received.size() == 5; }));
+}
+
+TEST_F(StreamTest, RotatedCertificatesAreTakenAtTheNextHandshake) {
+  listen(shared);
+  End before, between, after;
+  ASSERT_TRUE(connect(to_listener(host), before).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 1; }));
+  // The same file names are to hold another node's pair, so that the peer can tell.
+  TlsFiles other = cluster.node("host9", Role::kHost);
+  std::filesystem::rename(other.certificate, host.certificate);
+  // Half of it: key and certificate do not match, so the old pair stays in use.
+  ASSERT_TRUE(connect(to_listener(host), between).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 2; }));
+  EXPECT_EQ(accepted.back()->stream->peer().node, "host1");
+  EXPECT_TRUE(logs.contains("certificate_files_unusable"));
+  std::filesystem::rename(other.key, host.key);
+  ASSERT_TRUE(connect(to_listener(host), after).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 3; }));
+  EXPECT_EQ(accepted.back()->stream->peer().node, "host9");
+  before.stream->send(as_bytes("the running connection goes on"), {});
+  ASSERT_TRUE(wait_for([&] { return accepted[0]->received.size() == 30; }));
+}
+
+TEST_F(StreamTest, ConnectGivesUpAfterItsTimeout) {
+  // A socket that listens and never accepts: TCP connects, TLS never answers.
+  auto silent = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+                                 [](std::unique_ptr<Stream>) {});
+  ASSERT_TRUE(silent.is_ok());
+  io::RealEnv other({.make_network = make_real_network});  // its loop does not turn
+  auto asleep = other.network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+                                       [](std::unique_ptr<Stream>) {});
+  ASSERT_TRUE(asleep.is_ok());
+  Network::ConnectOptions options{.address = {"127.0.0.1", (*asleep)->port()}, .tls = host, .peer_role = Role::kShared,
+                                  .timeout = std::chrono::milliseconds(50)};
+  End client;
+  Status status = connect(options, client);
+  EXPECT_EQ(status.code(), Code::kUnavailable);
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("50 ms"));
+  asleep = Status(Code::kCancelled, "before its Env");
+}
+
+TEST_F(StreamTest, NamesAreResolved) {
+  listen(shared);
+  End client;
+  auto options = to_listener(host);
+  options.address.host = "localhost";
+  EXPECT_TRUE(connect(options, client).is_ok());
+  End nobody;
+  options.address.host = "no-such-name.invalid";
+  EXPECT_EQ(connect(options, nobody).code(), Code::kUnavailable);
+}
+
+TEST_F(StreamTest, AUsedPortSaysSo) {
+  listen(shared);
+  auto second = network().listen({.address = {"127.0.0.1", listener->port()}, .tls = shared, .roles_accepted = {Role::kHost}},
+                                 [](std::unique_ptr<Stream>) {});
+  ASSERT_FALSE(second.is_ok());
+  EXPECT_THAT(second.status().message(), ::testing::HasSubstr("another process has the port"));
+}
+
+TEST_F(StreamTest, MissingCertificateFilesAreNamed) {
+  TlsFiles wrong = shared;
+  wrong.certificate = cluster.directory() / "missing.pem";
+  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = wrong, .roles_accepted = {Role::kHost}}, [](std::unique_ptr<Stream>) {});
+  EXPECT_EQ(made.status().code(), Code::kNotFound);
+  EXPECT_THAT(made.status().message(), ::testing::HasSubstr("missing.pem"));
+}
+
+TEST(StreamKeys, AreRenewedWithoutAByteLost) {
+  LogCapture logs;
+  Cluster cluster;
+  io::RealEnv env({.make_network = [](io::Env& e, io::Poller& p) {
+    return std::unique_ptr<Network>(new RealNetwork(e, p, {.records_per_key = 3}));
+  }});
+  TlsFiles shared = cluster.node("shared1", Role::kShared), host = cluster.node("host1", Role::kHost);
+  End server, client;
+  auto listener = env.network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+                                       [&](std::unique_ptr<Stream> s) { server.take(std::move(s)); });
+  ASSERT_TRUE(listener.is_ok());
+  env.network().connect({.address = {"127.0.0.1", (*listener)->port()}, .tls = host, .peer_role = Role::kShared},
+                        [&](Result<std::unique_ptr<Stream>> s) { ASSERT_TRUE(s.is_ok()); client.take(std::move(s).value()); });
+  ASSERT_TRUE(env.run_until([&] { return server.stream && client.stream; }, kWait));
+  Bytes up = random_bytes(5'000'000, 4), down = random_bytes(4'000'000, 5);
+  client.stream->send(up, {});
+  server.stream->send(down, {});
+  ASSERT_TRUE(env.run_until([&] { return server.received.size() == up.size() && client.received.size() == down.size(); }, kWait));
+  EXPECT_EQ(digest64(server.received), digest64(up));
+  EXPECT_EQ(digest64(client.received), digest64(down));
+  listener = Status(Code::kCancelled, "before its Env");
+}
+
+}  // namespace
+}  // namespace tidemark::net
