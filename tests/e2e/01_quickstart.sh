@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The README's first command, and what a user then does: a real ext4 image is converted into a mount, used
+# through a loop device, marked, exported off-site at two moments and compared.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+Q=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-e2e-qs.XXXXXX")
+loop=
+finish() {
+  local code=$?
+  trap - EXIT
+  mountpoint -q "$Q/loop" && umount "$Q/loop"
+  [ -z "$loop" ] || losetup -d "$loop"
+  [ $code = 0 ] || tail -n 30 "$Q"/cluster/log/* >&2
+  "$root/examples/quickstart" down --purge --dir "$Q/cluster" || code=1
+  rm -rf "$Q"
+  exit $code
+}
+trap finish EXIT
+die() { echo "FAILED: $*" >&2; exit 1; }
+
+TIDEMARK_SKIP_PACKAGES=1 "$root/examples/quickstart" up --dir "$Q/cluster"
+"$root/examples/quickstart" up --dir "$Q/cluster"          # run twice, it is not harmed
+"$root/examples/quickstart" status --dir "$Q/cluster"
+source "$Q/cluster/env"
+for name in TIDEMARK_MOUNT_1 TIDEMARK_MOUNT_2 TIDEMARK_CONFIG_1 TIDEMARK_CONFIG_2 TIDEMARK_CONFIG_SHARED TIDEMARK_CONFIG_REPLICA \
+  TIDEMARK_REPLICA_URL TIDEMARK_CERT_DIR TIDEMARK_BIN; do
+  [ -n "${!name:-}" ] || die "$name is not in env"
+done
+PATH=$TIDEMARK_BIN:$PATH
+export TIDEMARK_CONFIG=$TIDEMARK_CONFIG_1
+
+truncate -s 64M "$Q/source.img"
+mkfs.ext4 -q -F -E root_owner=0:0 "$Q/source.img"
+qemu-img convert -f raw -O raw -t none "$Q/source.img" "$TIDEMARK_MOUNT_1/disk.img"
+before=$(tidemark mark --wait --json | jq -er .point)
+cp "$TIDEMARK_MOUNT_1/disk.img" "$Q/before"
+
+loop=$(losetup -f --show --direct-io=on "$TIDEMARK_MOUNT_1/disk.img")
+mkdir "$Q/loop"; mount "$loop" "$Q/loop"
+head -c 20M /dev/urandom > "$Q/loop/data"; sync -f "$Q/loop/data"
+sum=$(sha256sum < "$Q/loop/data")
+umount "$Q/loop"; losetup -d "$loop"; loop=
+after=$(tidemark mark --wait --json | jq -er .point)
+
+tidemark replica export disk.img --at "$after" -o "$Q/after"
+cmp "$Q/after" "$TIDEMARK_MOUNT_1/disk.img" || die "the newest point is not the image"
+tidemark replica export disk.img --at "$before" -o "$Q/then"
+cmp "$Q/then" "$Q/before" || die "the earlier point is not the earlier image"
+e2fsck -fn "$Q/after" || die "the exported file system is not clean"
+mount -o ro,loop "$Q/after" "$Q/loop"
+[ "$(sha256sum < "$Q/loop/data")" = "$sum" ] || die "the exported file differs"
+umount "$Q/loop"
+tidemark verify || die "verify"
+tidemark status
+tidemark replica points disk.img
+cmp "$TIDEMARK_MOUNT_2/disk.img" "$Q/after" || die "host 2 reads something else"
+curl -sS --fail --cacert "$TIDEMARK_CERT_DIR/ca.pem" --cert "$TIDEMARK_CERT_DIR/operator.pem" --key "$TIDEMARK_CERT_DIR/operator.key" \
+  -r 1024-2047 "$TIDEMARK_REPLICA_URL/v1/points/$after/images/$(tidemark image info disk.img --json | jq -er .uuid)/data" |
+  cmp - <(dd if="$Q/after" bs=1024 skip=1 count=1 status=none) || die "Range"
+tidemark image remove disk.img
+[ ! -e "$TIDEMARK_MOUNT_1/disk.img" ] || die "not removed"
+gone=$(tidemark mark --wait --json | jq -er .point)
+tidemark replica restore disk.img --at "$before" --as back.img
+cmp "$TIDEMARK_MOUNT_1/back.img" "$Q/before" || die "restore differs"
+tidemark replica images --at "$gone" | grep -q disk.img && die "the removed image is in the tree"
+echo "ok: quickstart"

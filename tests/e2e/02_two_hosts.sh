@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Host 1 writes and closes an image, host 2 opens and writes it, host 1 again, thirty times over, with
+# the clocks of the two daemons an hour apart: every point is right and in order, verify says equal.
+source "$(dirname "$0")/lib.sh"
+configure host1 host2
+start shared1; start replica1
+start host1
+start host2 env FAKETIME=+1h FAKETIME_DONT_FAKE_MONOTONIC=1 LD_PRELOAD="$(dpkg -L libfaketime | grep -m1 'libfaketime.so.1$')"
+
+blocks=64
+truncate -s $((blocks * 4096)) "$D/mnt/host1/shared.img"
+truncate -s $((blocks * 4096)) "$D/model"
+points=()
+for turn in $(seq 1 30); do
+  host=host$((1 + turn % 2))
+  dd if=/dev/urandom of="$D/piece" bs=4096 count=3 status=none
+  at=$((turn * 7 % (blocks - 3)))
+  for target in "$D/mnt/$host/shared.img" "$D/model"; do
+    dd if="$D/piece" of="$target" bs=4096 seek=$at conv=notrunc,fsync status=none || die "turn $turn: $host cannot write"
+  done
+  other=host$((1 + (turn + 1) % 2))
+  cmp "$D/mnt/$other/shared.img" "$D/model" || die "turn $turn: $other reads something else"
+  points+=("$(mark "$host")")
+  cp "$D/model" "$D/model.$turn"
+done
+say "ok: thirty handovers, each read equal on the other host"
+
+last=0
+for turn in $(seq 1 30); do
+  point=${points[turn - 1]}
+  [ "$point" -gt "$last" ] || die "point $point of turn $turn is not after $last"
+  last=$point
+  export_point host1 shared.img "$point" "$D/out"
+  cmp "$D/out" "$D/model.$turn" || die "point $point (turn $turn) shows something else"
+  rm "$D/out"
+done
+say "ok: thirty points, in order and right"
+verify_equal host1 shared.img
+verify_equal host2 shared.img
+
+# The holder keeps an image that it has open for writing: the other waits five seconds, then EBUSY.
+exec 7<> "$D/mnt/host1/shared.img"
+dd if=/dev/zero bs=4096 count=1 status=none >&7
+began=$(date +%s)
+dd if=/dev/zero of="$D/mnt/host2/shared.img" bs=4096 count=1 conv=notrunc,fsync status=none 2> "$D/busy" && die "two writers"
+grep -q 'busy' "$D/busy" || die "not EBUSY: $(cat "$D/busy")"
+[ $(($(date +%s) - began)) -ge 4 ] || die "did not wait for the release"
+grep -q host1 <(grep -h -i 'busy\|holder' "$D/log/host2.log") || die "the log does not name the holder"
+exec 7>&-
+expect "host 2 writes once host 1 has closed" dd if=/dev/zero of="$D/mnt/host2/shared.img" bs=4096 count=1 conv=notrunc,fsync status=none
+no_error_lines

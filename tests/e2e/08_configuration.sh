@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# A wrong configuration: one line that names file, line and remedy; the exit code is as documented.
+source "$(dirname "$0")/lib.sh"
+configure host1
+refused() { # DESCRIPTION PATTERN SED-SCRIPT FILE PROGRAM...
+  local what=$1 pattern=$2 script=$3 file=$4 out code=0; shift 4
+  cp "$D/$file.toml" "$D/bad.toml"; sed -i "$script" "$D/bad.toml"
+  out=$(timeout 20 "$@" 2>&1) || code=$?
+  [ "$code" = 2 ] || die "$what: exit $code, wanted 2: $out"
+  grep -qE "$pattern" <<< "$out" || die "$what: the message does not match '$pattern': $out"
+  [ "$(grep -c . <<< "$out")" = 1 ] || die "$what: more than one line: $out"
+  say "ok: $what: $out"
+}
+host=(tidemark-fs --config "$D/bad.toml" -f "$D/mnt/host1")
+check=(tidemark config check "$D/bad.toml")
+refused "unknown key" 'bad.toml:[0-9]+: .*(colour)' '/^name = /a colour = "red"' host1 "${host[@]}"
+refused "unknown key, config check" 'bad.toml:[0-9]+: .*(colour)' '/^name = /a colour = "red"' host1 "${check[@]}"
+refused "bad size" 'bad.toml:[0-9]+: .*spool_bytes_max' 's/^spool_bytes_max = .*/spool_bytes_max = "many"/' host1 "${host[@]}"
+refused "wrong type" 'bad.toml:[0-9]+: .*connections' 's/^connections = .*/connections = "two"/' host1 "${host[@]}"
+refused "missing key" 'bad.toml.*certificate' '/^certificate = /d' host1 "${host[@]}"
+refused "missing brick" 'no-such-brick' 's#brick1"#no-such-brick"#' host1 "${host[@]}"
+refused "not TOML" 'bad.toml:[0-9]+' '1i [node' host1 "${host[@]}"
+start shared1
+refused "used port" "$SHARED_PORT" "s#/shared1/state#/other/state#; s#/run/shared1#/run/other#; s#/shared1/brick#/other/brick#g" shared1 \
+  sh -c "mkdir -p '$D/other/state' '$D/other/brick1' '$D/other/brick2'; exec tidemark-shared --config '$D/bad.toml'"
+expect "good files pass" tidemark config check "$D/host1.toml" "$D/shared1.toml" "$D/replica1.toml"

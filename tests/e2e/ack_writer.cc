@@ -1,0 +1,97 @@
+// A recorder of synced writes: writes stamped 4 KiB blocks at depth 8, calls fdatasync in each thread
+// every 16 writes, and only then notes the stamps in ACKS (itself a file outside of the mount). When the file
+// goes away (EIO, ENOTCONN) it exits 1. `--check` holds the image against the notes: no block may be
+// older than its last synced stamp.
+//
+//   ack_writer IMAGE ACKS SEED          ack_writer --check IMAGE ACKS
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+namespace {
+
+constexpr size_t kBlock = 4096;
+constexpr int kThreads = 8;
+struct Note { uint64_t block, stamp; };
+
+void fill(uint8_t* data, uint64_t block, uint64_t stamp) {
+  for (size_t i = 0; i < kBlock; i += 16) {
+    std::memcpy(data + i, &stamp, 8);
+    std::memcpy(data + i + 8, &block, 8);
+  }
+}
+
+int write_all(const char* image, const char* notes, uint64_t seed) {
+  int fd = ::open(image, O_RDWR | O_DIRECT);
+  int out = ::open(notes, O_WRONLY | O_CREAT | O_APPEND, 0600);
+  struct stat st {};
+  if (fd < 0 || out < 0 || ::fstat(fd, &st) != 0) { std::perror(image); return 2; }
+  uint64_t blocks = static_cast<uint64_t>(st.st_size) / kBlock;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      void* memory = nullptr;
+      if (posix_memalign(&memory, kBlock, kBlock) != 0) std::_Exit(2);
+      auto* data = static_cast<uint8_t*>(memory);
+      std::mt19937_64 random(seed * 100 + static_cast<uint64_t>(t));
+      uint64_t stamp = seed << 40;
+      std::vector<Note> pending;
+      for (;;) {
+        uint64_t block = random() % (blocks / kThreads) * kThreads + static_cast<uint64_t>(t);
+        fill(data, block, ++stamp);
+        if (::pwrite(fd, data, kBlock, static_cast<off_t>(block * kBlock)) != static_cast<ssize_t>(kBlock)) std::_Exit(1);
+        pending.push_back({block, stamp});
+        if (pending.size() < 16) continue;
+        if (::fdatasync(fd) != 0) std::_Exit(1);
+        size_t bytes = pending.size() * sizeof(Note);
+        if (::write(out, pending.data(), bytes) != static_cast<ssize_t>(bytes)) std::_Exit(2);
+        pending.clear();
+      }
+    });
+  }
+  for (auto& t : threads) t.join();
+  return 0;
+}
+
+int check(const char* image, const char* notes) {
+  FILE* in = std::fopen(notes, "rb");
+  int fd = ::open(image, O_RDONLY);
+  if (in == nullptr || fd < 0) { std::perror(image); return 2; }
+  std::unordered_map<uint64_t, uint64_t> synced;
+  Note note;
+  while (std::fread(&note, sizeof note, 1, in) == 1) synced[note.block] = std::max(synced[note.block], note.stamp);
+  std::fclose(in);
+  size_t lost = 0;
+  for (auto [block, stamp] : synced) {
+    uint8_t data[kBlock], whole[kBlock];
+    if (::pread(fd, data, kBlock, static_cast<off_t>(block * kBlock)) != static_cast<ssize_t>(kBlock)) { std::perror("pread"); return 2; }
+    uint64_t have = 0;
+    std::memcpy(&have, data, 8);
+    fill(whole, block, have);
+    if (have < stamp || std::memcmp(whole, data, kBlock) != 0) {
+      if (++lost <= 5) std::fprintf(stderr, "block %" PRIu64 ": holds %" PRIu64 ", synced was %" PRIu64 "\n", block, have, stamp);
+    }
+  }
+  std::fprintf(stderr, "%zu synced blocks, %zu lost\n", synced.size(), lost);
+  return lost == 0 && !synced.empty() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 4 && std::strcmp(argv[1], "--check") == 0) return check(argv[2], argv[3]);
+  if (argc == 4) return write_all(argv[1], argv[2], std::strtoull(argv[3], nullptr, 10));
+  std::fprintf(stderr, "usage: ack_writer IMAGE ACKS SEED | ack_writer --check IMAGE ACKS\n");
+  return 2;
+}

@@ -1,0 +1,181 @@
+# A whole cluster on this machine for one test: certificates, configuration, daemons, mounts.
+#
+#   source lib.sh; cluster_up [host1 host2 ...]; ...; everything is taken down when the script ends.
+#
+# Bounded waits only (wait_for); every process is stopped by the pid that was started here.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+BIN=${TIDEMARK_BIN:-$here/../../build/release/bin}
+T=${TIDEMARK_TEST_BIN:-$BIN/../tests}          # helper programs of the tests
+[ -x "$BIN/tidemark" ] || { echo "no programs in $BIN: build first, or set TIDEMARK_BIN" >&2; exit 2; }
+BIN=$(cd "$BIN" && pwd)
+PATH=$BIN:$PATH
+
+D=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-e2e.XXXXXX")
+declare -A PID=()
+REPLICA_HOSTS=1
+
+say() { echo "[$(date +%T)] $*"; }
+die() { echo "FAILED: $*" >&2; exit 1; }
+expect() { # DESCRIPTION COMMAND...: the command must succeed
+  local what=$1; shift
+  "$@" || die "$what: $*"
+  say "ok: $what"
+}
+expect_exit() { # CODE DESCRIPTION COMMAND...
+  local code=$1 what=$2 got=0; shift 2
+  "$@" || got=$?
+  [ "$got" = "$code" ] || die "$what: exit $got, wanted $code: $*"
+  say "ok: $what (exit $code)"
+}
+wait_for() { # SECONDS DESCRIPTION COMMAND...: until it succeeds
+  local limit=$(($(date +%s) + $1)) what=$2; shift 2
+  until "$@" > /dev/null 2>&1; do
+    [ "$(date +%s)" -lt "$limit" ] || die "timeout waiting for $what: $*"
+    sleep 0.05
+  done
+}
+free_port() {
+  local port
+  while :; do
+    port=$((20000 + RANDOM % 12000))
+    [[ " ${PORTS_TAKEN:-} " != *" $port "* ]] && [ -z "$(ss -Htln "sport = :$port")" ] && break
+  done
+  PORTS_TAKEN="${PORTS_TAKEN:-} $port"
+  FREE_PORT=$port
+}
+
+# ---- certificates and configuration ---------------------------------------------------------------
+issue() { # NODE ROLE
+  tidemark pki issue "$1" --role "$2" --dir "$D/pki" --out "$D/certs" --san 127.0.0.1 --san localhost > "$D/log/pki.$1" 2>&1 ||
+    die "pki issue $1: $(cat "$D/log/pki.$1")"
+}
+common_config() { # NODE ROLE
+  mkdir -p "$D/$1/state"
+  cat <<END
+[node]
+name = "$1"
+role = "$2"
+state_dir = "$D/$1/state"
+run_dir = "$D/run/$1"
+
+[tls]
+authority = "$D/pki/ca.pem"
+certificate = "$D/certs/$1.pem"
+key = "$D/certs/$1.key"
+
+[metrics]
+listen = "127.0.0.1:0"
+
+[log]
+level = "${LOG_LEVEL:-info}"
+
+END
+}
+storage_config() { # NODE: two bricks, striped, unless BRICKS says otherwise
+  local brick list="" n=${BRICKS:-2}
+  for ((brick = 1; brick <= n; brick++)); do mkdir -p "$D/$1/brick$brick"; list+="\"$D/$1/brick$brick\", "; done
+  printf '[storage]\nbricks = [%s]\nstripe_count = %d\n\n' "${list%, }" "$n"
+}
+replica_link() { printf '[replica]\nurl = "https://127.0.0.1:%s"\nnode = "replica1"\n\n' "$REPLICA_PORT"; }
+journal_config() { printf '[journal]\ncut_interval = "%s"\nspool_bytes_max = "4GiB"\n\n' "${CUT_INTERVAL:-1s}"; }
+host_config() { # NODE
+  mkdir -p "$D/mnt/$1"
+  { common_config "$1" host; storage_config "$1"; replica_link; journal_config
+    printf '[shared]\naddress = "127.0.0.1:%s"\nnode = "shared1"\nconnections = 2\n\n' "${SHARED_LINK_PORT:-$SHARED_PORT}"
+    printf '[mount]\npath = "%s"\n' "$D/mnt/$1"; } > "$D/$1.toml"
+}
+configure() { # HOST...
+  mkdir -p "$D"/{log,run,certs,mnt}
+  free_port; SHARED_PORT=$FREE_PORT
+  free_port; REPLICA_PORT=$FREE_PORT
+  tidemark pki init --dir "$D/pki" > "$D/log/pki.init" 2>&1 || die "pki init: $(cat "$D/log/pki.init")"
+  issue shared1 shared; issue replica1 replica; issue operator operator
+  { common_config shared1 shared; storage_config shared1; replica_link; journal_config
+    printf '[listen]\naddress = "127.0.0.1:%s"\n' "$SHARED_PORT"; } > "$D/shared1.toml"
+  { common_config replica1 replica; printf '[listen]\naddress = "127.0.0.1:%s"\n' "$REPLICA_PORT"; } > "$D/replica1.toml"
+  local host
+  for host in "$@"; do issue "$host" host; host_config "$host"; done
+}
+
+# ---- daemons --------------------------------------------------------------------------------------
+control() { # NODE METHOD-PATH [JSON]: one request on the control socket
+  local node=$1 path=$2 body=${3:-}
+  if [ -n "$body" ]; then curl -sS --fail-with-body --unix-socket "$D/run/$node/control.sock" -d "$body" "http://localhost$path"
+  else curl -sS --fail-with-body --unix-socket "$D/run/$node/control.sock" "http://localhost$path"; fi
+}
+start() { # NODE [command prefix...]
+  local node=$1 program; shift
+  mkdir -p "$D/run/$node"
+  case $node in
+    shared*) program=(tidemark-shared --config "$D/$node.toml") ;;
+    replica*) program=(tidemark-replica --config "$D/$node.toml") ;;
+    *) program=(tidemark-fs --config "$D/$node.toml" -f "$D/mnt/$node") ;;
+  esac
+  setsid "$@" "${program[@]}" >> "$D/log/$node.log" 2>&1 < /dev/null &
+  PID[$node]=$!
+  wait_for 20 "$node to answer" ready "$node"
+}
+ready() {
+  kill -0 "${PID[$1]}" 2>/dev/null || { tail -n 20 "$D/log/$1.log" >&2; die "$1 ended: see its log above"; }
+  control "$1" /v1/status || return 1
+  case $1 in shared*|replica*) ;; *) mountpoint -q "$D/mnt/$1" ;; esac
+}
+stop() { # NODE: cleanly
+  kill -TERM "${PID[$1]}"; wait "${PID[$1]}" || die "$1 did not stop cleanly (exit $?): $(tail -n 5 "$D/log/$1.log")"
+  unset "PID[$1]"
+}
+kill9() { # NODE
+  kill -KILL "${PID[$1]}"; wait "${PID[$1]}" 2>/dev/null || [ $? = 137 ] || die "$1 was not there to kill"
+  unset "PID[$1]"
+}
+cluster_up() { # HOST...
+  [ $# -gt 0 ] || set -- host1 host2
+  HOSTS="$*"
+  configure "$@"
+  local node
+  for node in shared1 replica1 "$@"; do start "$node"; done
+  say "cluster is up in $D"
+}
+cluster_down() {
+  local code=$? node dir
+  trap - EXIT
+  set +e
+  for dir in "$D"/mnt/*; do mountpoint -q "$dir" && umount "$dir" 2>/dev/null; done
+  for node in "${!PID[@]}"; do kill -TERM "${PID[$node]}" 2>/dev/null; done
+  for node in "${!PID[@]}"; do timeout 20 tail --pid="${PID[$node]}" -f /dev/null || kill -KILL "${PID[$node]}"; done
+  for dir in "$D"/mnt/*; do mountpoint -q "$dir" && umount -l "$dir"; done
+  if [ $code != 0 ]; then
+    for node in "$D"/log/*.log; do echo "--- $(basename "$node")"; tail -n 25 "$node"; done >&2
+  fi
+  if [ $code != 0 ] && [ -n "${TIDEMARK_KEEP:-}" ]; then echo "kept: $D" >&2; else rm -rf "$D"; fi
+  exit $code
+}
+trap cluster_down EXIT
+
+# ---- asking ---------------------------------------------------------------------------------------
+tm() { # NODE tidemark-arguments...
+  local node=$1; shift
+  tidemark --config "$D/$node.toml" "$@"
+}
+image_field() { # NODE PATH FIELD: of `tidemark status --json`
+  tm "$1" status --json | jq -er --arg p "$2" --arg f "$3" '.images[] | select(.path == $p or .path == "/" + $p) | .[$f]'
+}
+mirrored() { # NODE PATH: mirrored with nothing stale
+  [ "$(image_field "$1" "$2" mirror)" = mirrored ] && [ "$(image_field "$1" "$2" stale_bytes)" = 0 ]
+}
+mark() { tm "$1" mark --wait --json "${@:2}" | jq -er .point; }   # prints the recovery point
+export_point() { # NODE IMAGE POINT FILE
+  tm "$1" replica export "$2" --at "$3" -o "$4" > "$D/log/export" 2>&1 || die "export $2 at $3: $(cat "$D/log/export")"
+}
+verify_equal() { # NODE [IMAGE...]
+  local node=$1 out; shift
+  out=$(tm "$node" verify "$@" 2>&1) || die "verify: $out"
+  say "ok: verify says equal"
+}
+no_error_lines() { # an expected fault never logs at error
+  local found
+  found=$(grep -hE '^[0-9T:.+-]+Z? error ' "$D"/log/*.log | head -5) && die "error lines: $found"
+  return 0
+}
