@@ -9,6 +9,8 @@ namespace tidemark::limits {
 inline constexpr uint32_t kIoBytesMax = 1u << 20;             // largest guest read or write (FUSE max_write)
 inline constexpr uint32_t kFrameBodyBytesMax = 1u << 20;      // message fields of a mirror frame
 inline constexpr uint32_t kFramePayloadBytesMax = 1u << 20;   // data of a mirror frame
+inline constexpr uint32_t kFrameRequestsMax = 4096;           // unanswered on one mirror connection, each way
+inline constexpr size_t kPayloadBytesKeptMax = 64u << 20;     // idle receive buffers of a wire::PayloadPool
 inline constexpr uint32_t kOrderGranule = 4096;               // overlap and preserve granule, bytes
 inline constexpr uint32_t kRequestsInFlightMax = 1024;        // FUSE requests in flight (max_background)
 inline constexpr uint32_t kFuseDrainMax = 64;                 // requests taken in one turn of the loop

@@ -39,6 +39,12 @@ class [[nodiscard]] Status {
   static Status ok() { return {}; }
   // An operating system error; `sys_errno` is kept for errno_of().
   static Status from_errno(int sys_errno, std::string what);
+  // As it was made elsewhere (a peer's failure): code, errno (0: none) and message are taken as they are.
+  static Status with_errno(Code code, int sys_errno, std::string message) {
+    Status status(code, std::move(message));
+    status.sys_errno_ = sys_errno;
+    return status;
+  }
 
   bool is_ok() const { return code_ == Code::kOk; }
   explicit operator bool() const { return is_ok(); }
