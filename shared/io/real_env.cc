@@ -51,7 +51,6 @@ struct RealEnv::State {
   int epoll_fd = -1;
   int wake_fd = -1;
   int signal_fd = -1;
-  int ring_fd = -1;
 
   // Loop thread.
   std::vector<std::unique_ptr<Watch>> watches;          // by descriptor
@@ -244,8 +243,7 @@ Ring* RealEnv::State::get_ring(RealEnv& env) {
     kLog.warning("no_io_uring", {{"reason", why}, {"effect", "queued file operations run on worker threads"}});
     return nullptr;
   }
-  ring_fd = ring->fd();
-  Status status = env.add_fd(ring_fd, EPOLLIN, [this](uint32_t) { ring->reap(true); });
+  Status status = env.add_fd(ring->event_fd(), EPOLLIN | EPOLLET, [this](uint32_t) { ring->reap(true); });
   TM_CHECK(status.is_ok(), "epoll refused the ring");
   return ring.get();
 }

@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <liburing.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <deque>
@@ -41,6 +43,9 @@ struct Ring::State {
   size_t in_kernel = 0;
   size_t in_flight = 0;
   bool deferred = false;              // completions show up only when asked for
+  int event_fd = -1;
+
+  ~State() { if (event_fd >= 0) ::close(event_fd); }
 
   Operation* take_slot() {
     if (free_list == nullptr) return &slots.emplace_back();
@@ -167,6 +172,15 @@ std::unique_ptr<Ring> Ring::create(std::string* why) {
     return nullptr;
   }
   io_uring_ring_dontfork(&state->ring);
+  // Polling the ring's own descriptor does not wake for deferred completions; its eventfd does.
+  state->event_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  TM_CHECK(state->event_fd >= 0, "no descriptor left for the ring");
+  error = io_uring_register_eventfd(&state->ring, state->event_fd);
+  if (error < 0) {
+    io_uring_queue_exit(&state->ring);
+    *why = std::string("eventfd: ") + std::strerror(-error);
+    return nullptr;
+  }
   return std::unique_ptr<Ring>(new Ring(std::move(state)));
 }
 
@@ -210,7 +224,7 @@ bool Ring::has_unsubmitted() const {
   return io_uring_sq_ready(&state_->ring) > 0 ||
          (state_->backlog_head != nullptr && state_->in_kernel < kCompletionEntries);
 }
-int Ring::fd() const { return state_->ring.ring_fd; }
+int Ring::event_fd() const { return state_->event_fd; }
 size_t Ring::in_flight() const { return state_->in_flight; }
 
 }  // namespace tidemark::io

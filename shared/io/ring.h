@@ -40,7 +40,8 @@ class Ring {
   void reap(bool fetch);
   bool has_ready() const;       // reap() without fetch would find something
   bool has_unsubmitted() const;
-  int fd() const;               // readable when something finished
+  // Written when something finished, never read: watch it edge-triggered.
+  int event_fd() const;
   size_t in_flight() const;
 
  private:
