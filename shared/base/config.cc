@@ -62,7 +62,7 @@ class Document {
     d.file_ = file;
     std::error_code error;
     if (!fs::is_regular_file(file, error)) {
-      return Status(Code::kNotFound, file + ":1: no such configuration file: name an existing one with --config");
+      return Status(Code::kInvalidArgument, file + ":1: no such configuration file: name an existing one with --config");
     }
     try {
       d.root_ = toml::parse_file(file);

@@ -41,4 +41,7 @@ inline constexpr uint64_t kHttpResponseBytesMax = 256ull << 20;  // client: larg
 
 inline constexpr size_t kBounceBytesKeptMax = 16u << 20;       // aligned memory an image store keeps for unaligned requests
 
+inline constexpr size_t kJobsKeptMax = 64;                     // background jobs that a daemon remembers
+inline constexpr int kStopSecondsMax = 60;                     // a daemon's stop: then it exits with an error
+
 }  // namespace tidemark::limits
