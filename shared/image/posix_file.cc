@@ -81,9 +81,12 @@ Status PosixFile::sync() const {
 Result<Extent> PosixFile::next_data(uint64_t offset, uint64_t end) const {
   if (offset >= end) return Extent{end, 0};
   off_t data = ::lseek(fd_, static_cast<off_t>(offset), SEEK_DATA);
+  if (data < 0 && errno != ENXIO) return Extent{offset, end - offset};
   if (data < 0) {
-    if (errno == ENXIO) return Extent{end, 0};
-    return Extent{offset, end - offset};
+    // Nothing but holes, or a file that was cut meanwhile: what was cut off is not zeros.
+    TM_ASSIGN_OR_RETURN(uint64_t now, size());
+    if (now < end) return Status(Code::kIoError, path_ + ": ends at " + std::to_string(now) + "; it became shorter while it was read");
+    return Extent{end, 0};
   }
   uint64_t begin = static_cast<uint64_t>(data);
   if (begin >= end) return Extent{end, 0};

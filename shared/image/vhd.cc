@@ -265,7 +265,14 @@ Result<std::vector<uint32_t>> decode_table(ByteSpan bytes, const DynamicHeader& 
     uint64_t begin, end;
     uint32_t entry;   // kFreeEntry: not a block
   };
-  std::vector<Taken> taken;
+  std::vector<Taken> taken{{0, kFooterBytes, kFreeEntry}, {header_offset, header_offset + kHeaderBytes, kFreeEntry}};
+  const Extent table{header.table_offset, uint64_t{needed} * 4};
+  for (const Taken& t : taken) {
+    if (table.overlaps({t.begin, t.end - t.begin})) {
+      return bad_header("table offset", "is " + hex(table.offset) + "; the table overlaps the footer copy or the header");
+    }
+  }
+  if (needed != 0) taken.push_back({table.offset, table.end(), kFreeEntry});
   std::vector<uint32_t> entries(needed);
   for (uint32_t i = 0; i < needed; ++i) {
     entries[i] = load_be32(bytes.data() + uint64_t{i} * 4);
@@ -276,15 +283,12 @@ Result<std::vector<uint32_t>> decode_table(ByteSpan bytes, const DynamicHeader& 
     }
     taken.push_back({begin, begin + extent, i});
   }
-  taken.push_back({0, kFooterBytes, kFreeEntry});
-  taken.push_back({header_offset, header_offset + kHeaderBytes, kFreeEntry});
-  if (needed != 0) taken.push_back({header.table_offset, header.table_offset + uint64_t{needed} * 4, kFreeEntry});
   std::sort(taken.begin(), taken.end(), [](const Taken& a, const Taken& b) { return a.begin < b.begin; });
   for (size_t i = 1; i < taken.size(); ++i) {
     const Taken &a = taken[i - 1], &b = taken[i];
     if (a.end <= b.begin) continue;
     if (a.entry == kFreeEntry && b.entry == kFreeEntry) {
-      return bad_header("table offset", "makes footer copy, header and table overlap");
+      return bad_footer("data offset", "is " + hex(header_offset) + "; the header overlaps the footer copy");
     }
     uint32_t entry = b.entry != kFreeEntry ? b.entry : a.entry;
     uint32_t other = b.entry != kFreeEntry ? a.entry : b.entry;
