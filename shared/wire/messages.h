@@ -136,7 +136,8 @@ struct TenureParent {
 struct Acquire {
   ImageId image;
   uint32_t wait_ms = 5000;               // how long to wait for another holder's release; 0: only if free
-  template <class A> void fields(A& a) { a(image, wait_ms); }
+  uint8_t copy_absent = 0;               // 1: this host has no copy (any more): its map starts anew, all stale
+  template <class A> void fields(A& a) { a(image, wait_ms, copy_absent); }
 };
 struct Grant {
   Epoch epoch;
@@ -182,12 +183,17 @@ struct RecallNotify {             // shared node to holder: another host wants t
   std::string wanted_by;
   template <class A> void fields(A& a) { a(image, epoch, wanted_by); }
 };
-struct StaleMap { ImageId image; template <class A> void fields(A& a) { a(image); } };   // answer: Grant with epoch 0
-struct Level {                    // these regions of this host's copy are level and durable
+struct StaleMap {                 // answer: Grant with epoch 0
+  ImageId image;
+  uint8_t copy_absent = 0;               // as in Acquire
+  template <class A> void fields(A& a) { a(image, copy_absent); }
+};
+struct Level {                    // these regions of this host's copy are level and durable; the answer has an empty body
   ImageId image;
   uint64_t map_cut = 0;                  // regions marked again since are kept
-  Bytes regions;
-  template <class A> void fields(A& a) { a(image, map_cut, regions); }
+  Bytes regions;                         // of the region size that came with that cut
+  uint8_t stale = 0;                     // 1: the other way round: they are stale from now on (a local brick failed)
+  template <class A> void fields(A& a) { a(image, map_cut, regions, stale); }
 };
 
 // ---- name space ---------------------------------------------------------------------------------
@@ -266,7 +272,8 @@ struct Rename {
 };
 // Answer of Create, Unlink, Rename, SetAttr, SetXattr: what changed, to be journaled by the host.
 // An unlinked or replaced image keeps its blocks until every host that has it open sent Drop.
-struct Changed { Mark mark; template <class A> void fields(A& a) { a(mark); } };
+// `others`: of a rename with exchange, the mark of the other name (its old_parent is 0: nothing was vacated).
+struct Changed { Mark mark; std::vector<Mark> others; template <class A> void fields(A& a) { a(mark, others); } };
 struct ReadDir { InodeNumber inode; std::string after; uint32_t count_max = 512; template <class A> void fields(A& a) { a(inode, after, count_max); } };
 struct DirEntry { std::string name; Attr attr; template <class A> void fields(A& a) { a(name, attr); } };
 struct DirEntries {               // in name order, after `after`
