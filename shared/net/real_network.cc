@@ -2,6 +2,8 @@
 
 #include <unordered_map>
 
+#include "shared/net/http_client.h"
+#include "shared/net/http_server.h"
 #include "shared/net/stream_endpoints.h"
 #include "shared/net/tls_stream.h"
 
@@ -13,6 +15,7 @@ struct RealNetwork::Impl {
   std::shared_ptr<StreamLoop> streams;  // shared with every stream
   std::unordered_map<uint64_t, std::shared_ptr<Connector>> connectors;  // shared with their posted steps
   uint64_t next_connector = 0;
+  std::unique_ptr<HttpServers> servers;  // when first used
 };
 
 RealNetwork::RealNetwork(io::Env& env, io::Poller& poller) : RealNetwork(env, poller, Tuning{}) {}
@@ -48,12 +51,13 @@ void RealNetwork::connect(const ConnectOptions& options, Callback<Result<std::un
   connector->begin();
 }
 
-Result<std::unique_ptr<HttpServer>> RealNetwork::serve_http(const HttpServerOptions&, HttpHandler) {
-  return Status(Code::kUnsupported, "HTTP servers are not there yet");
+Result<std::unique_ptr<HttpServer>> RealNetwork::serve_http(const HttpServerOptions& options, HttpHandler handler) {
+  if (!impl_->servers) impl_->servers = std::make_unique<HttpServers>(impl_->streams);
+  return impl_->servers->serve(options, std::move(handler));
 }
 
-Result<std::unique_ptr<HttpClient>> RealNetwork::http_client(const HttpClientOptions&) {
-  return Status(Code::kUnsupported, "HTTP clients are not there yet");
+Result<std::unique_ptr<HttpClient>> RealNetwork::http_client(const HttpClientOptions& options) {
+  return make_http_client(impl_->streams->env, options);
 }
 
 }  // namespace tidemark::net

@@ -1,5 +1,5 @@
-// RealNetwork: TLS 1.3 streams in the Env's loop, HTTP servers (Boost.Beast) and clients (libcurl)
-// on one background thread each, started when first used. Their results come back by env.post().
+// RealNetwork: TLS 1.3 streams in the Env's loop; HTTP servers (Boost.Beast) on one background thread,
+// started when first used, and clients (libcurl) on one each. Their results come back by env.post().
 //
 //   io::RealEnv env({.open_store = kv::open_lmdb_store, .make_network = net::make_real_network});
 //

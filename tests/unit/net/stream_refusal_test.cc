@@ -14,7 +14,7 @@ class RefusalTest : public StreamTest {
   std::string meanwhile(std::function<std::string()> work) {
     std::string out;
     std::atomic<bool> done = false;
-    std::thread thread([&] { out = work(); done = true; });
+    std::thread thread([&] { out = work(); done = true; env.post([] {}); });
     EXPECT_TRUE(wait_for([&] { return done.load(); }));
     thread.join();
     return out;
