@@ -1,0 +1,265 @@
+#include "fs/engine.h"
+
+#include <algorithm>
+
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kTick{2};
+enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
+}  // namespace
+
+Engine::Engine(io::Env& env, EngineOptions options) : env_(env), options_(std::move(options)) {}
+
+Engine::~Engine() {
+  env_.cancel(tick_timer_);
+  tasks_.cancel_all();
+  mirror_.reset();
+  journal_.reset();
+  images_.clear();
+}
+
+Result<std::unique_ptr<Engine>> Engine::open(io::Env& env, EngineOptions options) {
+  std::unique_ptr<Engine> engine(new Engine(env, std::move(options)));
+  TM_RETURN_IF_ERROR(engine->open_all());
+  return engine;
+}
+
+Status Engine::open_all() {
+  const config::Host& config = options_.config;
+  if (!config.shared) return Status(Code::kInvalidArgument, "[shared] is missing: a host needs its shared node");
+  TM_RETURN_IF_ERROR(env_.files().make_directories(config.node.state_dir));
+  kv::StoreOptions store;
+  store.tables = {"attr", "entry", "flag", "meta"};
+  TM_ASSIGN_OR_RETURN(store_, env_.open_store(config.node.state_dir + "/names", store));
+  names_ = std::make_unique<NameCache>(*store_, NameCache::Tables{kTableAttr, kTableEntry});
+  TM_RETURN_IF_ERROR(names_->load());
+  TM_RETURN_IF_ERROR(load_flags());
+
+  image::StorageGroupOptions group;
+  group.name = config.storage.group;
+  group.bricks = config.storage.bricks;
+  group.stripe_unit = static_cast<uint32_t>(config.storage.stripe_unit);
+  group.stripe_count = config.storage.stripe_count;
+  auto known = store_->snapshot()->get(kTableMeta, as_bytes("group"));
+  if (known) {
+    Reader r(*known);
+    group.expected_group = r.uuid();
+  } else if (known.status().code() != Code::kNotFound) {
+    return known.status();
+  }
+  TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, group));
+  if (!known) {
+    kv::WriteBatch batch;
+    Uuid id = group_->group_id();
+    batch.put(kTableMeta, as_bytes("group"), id.bytes);
+    TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
+  }
+
+  journal::Options journal;
+  journal.directory = config.node.state_dir;
+  journal.source = config.node.name;
+  journal.cluster = options_.cluster;
+  journal.settings = config.journal;
+  TM_ASSIGN_OR_RETURN(journal_, journal::Journal::open(env_, journal, *this));
+
+  MirrorOptions mirror;
+  TM_ASSIGN_OR_RETURN(mirror.connect.address, net::Address::parse(config.shared->address));
+  mirror.connect.tls = {config.tls.authority, config.tls.certificate, config.tls.key};
+  mirror.connect.peer_role = net::Role::kShared;
+  mirror.connect.peer_node = config.shared->node;
+  mirror.connections = std::max(1u, config.shared->connections);
+  mirror.hello.cluster = options_.cluster;
+  mirror.hello.node = config.node.name;
+  mirror.hello.incarnation = journal_->incarnation();
+  mirror.hello.nonce = journal_->nonce();
+  mirror.hello.journal_generation = journal_->generation();
+  MirrorEvents events;
+  events.on_up = [this](const wire::HelloAnswer& hello) { link_up(hello); };
+  events.on_down = [this](const Status&) { link_down(); };
+  events.on_recall = [this](const wire::RecallNotify& m) { recalled(m); };
+  events.on_invalidate = [this](const wire::InvalidateNotify& m) { invalidated(m); };
+  mirror_ = std::make_unique<Mirror>(env_, std::move(mirror), std::move(events));
+  return Status::ok();
+}
+
+Status Engine::load_flags() {
+  auto snapshot = store_->snapshot();
+  auto cursor = snapshot->cursor(kTableFlag);
+  for (bool ok = cursor->first(); ok; ok = cursor->next()) {
+    Reader key(cursor->key()), value(cursor->value());
+    ImageId id = key.uuid();
+    uint8_t bits = value.u8();
+    if (!key.done() || !value.done()) return Status(Code::kCorruption, "image flags in state_dir/names");
+    flags_[id] = bits;
+  }
+  return Status::ok();
+}
+
+Status Engine::set_flag(Image& image, uint8_t flag, bool on) {
+  uint8_t& bits = flags_[image.id];
+  uint8_t next = on ? bits | flag : bits & ~flag;
+  if (next == bits) return Status::ok();
+  bits = next;
+  kv::WriteBatch batch;
+  if (next == 0) batch.erase(kTableFlag, image.id.bytes);
+  else batch.put(kTableFlag, image.id.bytes, ByteSpan(&next, 1));
+  return store_->commit_and_wait(std::move(batch));
+}
+
+void Engine::start() {
+  const config::Host& config = options_.config;
+  mirror_->start();
+  tasks_.spawn(recover_all());
+  for (auto& [id, bits] : std::unordered_map<ImageId, uint8_t>(flags_)) {
+    auto attr = names_->by_image(id);
+    auto image = attr && (bits & kFlagDoomed) != 0 ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not known"));
+    if (!image) continue;
+    (*image)->nameless = (*image)->doomed = true;
+    (*image)->doomed_batch = journal_->usage().newest_closed.value;
+  }
+  if (config.replica) {
+    net::HttpClientOptions http;
+    http.url = config.replica->url;
+    http.tls = net::TlsFiles{config.tls.authority, config.tls.certificate, config.tls.key};
+    auto shipper = env_.network().http_client(http);
+    if (shipper) journal_->start_shipping(std::move(*shipper));
+    else kLog.error("replica_client", {{"error", shipper.status()}});
+    auto client = env_.network().http_client(http);
+    if (client) verify_client_ = std::move(*client);
+  }
+  tick_timer_ = env_.after(kTick, [this] { tick(); });
+}
+
+void Engine::tick() {
+  clean_idle_images();
+  reap();
+  tick_timer_ = env_.after(kTick, [this] { tick(); });
+}
+
+void Engine::stop(io::Duration timeout, Done done) {
+  stopping_ = true;
+  tasks_.spawn(stop_task(timeout, std::move(done)));
+}
+
+Task<void> Engine::stop_task(io::Duration timeout, Done done) {
+  io::BootTime deadline = env_.now() + timeout;
+  std::vector<Image*> held;
+  for (auto& [id, image] : images_)
+    if (image->held) held.push_back(image.get());
+  for (Image* im : held) {
+    im->wrote = 0;
+    im->recall_wanted = true;
+    while (mirror_->up() && im->held && (im->resync_running || im->recovering) && env_.now() < deadline)
+      co_await sleep(std::chrono::milliseconds(20));
+    // An image whose policy is `none` keeps its tenure: its data are here alone.
+    if (mirror_->up() && im->held && !im->yielding && im->state != MirrorState::kNone) co_await yield(*im);
+    else if (im->held && im->local()) {
+      auto synced = co_await async<Status>([&](Callback<Status> d) { im->copy->sync(io::IoMode::kQueued, std::move(d)); });
+      if (!synced) kLog.warning("sync_at_stop", {{"image", im->id}, {"error", synced}});
+      if (synced && im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());
+    }
+  }
+  auto left = std::max<io::Duration>(deadline - env_.now(), std::chrono::milliseconds(100));
+  auto limit = std::chrono::duration_cast<std::chrono::milliseconds>(left);
+  auto closed = co_await async<Status>([&](Callback<Status> d) { journal_->close(limit, std::move(d)); });
+  if (!closed) kLog.warning("journal_close", {{"error", closed}});
+  mirror_->stop();
+  env_.cancel(tick_timer_);
+  done(closed);
+}
+
+// ---- what the coroutines share ------------------------------------------------------------------
+
+Task<void> Engine::sleep(io::Duration delay) {
+  co_await async<bool>([&](Callback<bool> done) {
+    env_.after(delay, [done = std::move(done)]() mutable { done(true); });
+  });
+}
+
+Task<bool> Engine::wait_idle(Image& im) {
+  if (im.active != 0) {
+    co_await async<bool>([&](Callback<bool> done) {
+      im.idle.push_back([done = std::move(done)]() mutable { done(true); });
+    });
+  }
+  co_return true;
+}
+
+Task<void> Engine::lock(Image& im, RangeLock::Hold& hold) {
+  if (im.order.acquire(hold)) co_return;
+  co_await async<bool>([&](Callback<bool> done) {
+    hold.granted = [done = std::move(done)]() mutable { done(true); };
+  });
+}
+
+Task<Status> Engine::read_copy(Image& im, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer) {
+  co_return co_await async<Status>([&](Callback<Status> done) {
+    MutableByteSpan out = buffer->span().first(extent.length);
+    im.copy->read(extent.offset, out, io::IoMode::kQueued,
+                  [done = std::move(done), buffer](Status s) mutable { done(std::move(s)); });
+  });
+}
+
+Task<Status> Engine::write_copy(Image& im, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer) {
+  co_return co_await async<Status>([&](Callback<Status> done) {
+    ByteSpan data = ByteSpan(buffer->span()).first(extent.length);
+    im.copy->write(extent.offset, data, io::IoMode::kQueued,
+                   [done = std::move(done), buffer](Status s) mutable { done(std::move(s)); });
+  });
+}
+
+Task<Status> Engine::read_shared(Image& im, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer) {
+  wire::Read ask{im.id, extent.offset, static_cast<uint32_t>(extent.length)};
+  co_return co_await async<Status>([&](Callback<Status> done) {
+    mirror_->send(wire::Type::kRead, wire::encode(ask), {},
+                  [this, done = std::move(done), buffer, length = extent.length](Result<wire::Answer> answer) mutable {
+                    if (!answer) {
+                      mirror_->note_failure();
+                      return done(answer.status());
+                    }
+                    if (answer->payload.size() != length) return done(Status(Code::kCorruption, "read answer of another length"));
+                    std::copy_n(answer->payload.data(), length, buffer->data());
+                    done(Status::ok());
+                  });
+  });
+}
+
+// Before this host's copy changes other than by a guest's write.
+Task<void> Engine::preserve(Image& im, Extent extent) {
+  while (im.attached && journal_->must_preserve(im.slot, extent)) {
+    co_await async<bool>([&](Callback<bool> done) {
+      journal_->preserve(im.slot, extent, [done = std::move(done)]() mutable { done(true); });
+    });
+  }
+}
+
+// Staging reads what this host wrote: always from its own copy where there is one, even when that is behind by now
+// (what another host wrote since belongs to that host's batches).
+void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) {
+  Image* im = find(image);
+  if (im == nullptr) {
+    auto attr = names_->by_image(image);
+    auto opened = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "image " + image.to_string()));
+    if (!opened) return done(opened.status());
+    im = *opened;
+  }
+  if (im->local()) {
+    uint64_t size = im->copy->size();
+    uint64_t within = extent.offset >= size ? 0 : std::min(extent.length, size - extent.offset);
+    std::fill(out.begin() + static_cast<ptrdiff_t>(within), out.begin() + static_cast<ptrdiff_t>(extent.length), 0);
+    if (within == 0) return done(Status::ok());
+    return im->copy->read(extent.offset, out.first(within), io::IoMode::kQueued, std::move(done));
+  }
+  wire::Read ask{image, extent.offset, static_cast<uint32_t>(extent.length)};
+  mirror_->send(wire::Type::kRead, wire::encode(ask), {}, [out, done = std::move(done)](Result<wire::Answer> answer) mutable {
+    if (!answer) return done(answer.status());
+    if (answer->payload.size() != out.size()) return done(Status(Code::kCorruption, "read answer of another length"));
+    std::copy_n(answer->payload.data(), out.size(), out.data());
+    done(Status::ok());
+  });
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,259 @@
+// The host's engine: images, their copies, the mirror link, tenures and the name space, over an Env.
+//
+// Callback-based and single-threaded; knows nothing of FUSE. README.md draws the way of a write. Requests on one image
+// that overlap are ordered by its RangeLock; a callback may run before the call returns. Buffers stay the caller's and
+// must be valid until the callback ran.
+//
+// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_link.cc (link lost and
+// back), engine_tenure.cc, engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_namespace.cc, engine_names.cc
+// (handles, unlink), engine_verify.cc, engine_status.cc.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "fs/image.h"
+#include "fs/mirror.h"
+#include "fs/name_cache.h"
+#include "journal/journal.h"
+#include "shared/base/config.h"
+#include "shared/base/task.h"
+#include "shared/image/store.h"
+#include "shared/io/env.h"
+#include "shared/net/network.h"
+
+namespace tidemark::metrics { class Registry; }
+
+namespace tidemark::fs {
+
+struct EngineOptions {
+  config::Host config;
+  Uuid cluster;                          // of this host's certificate
+};
+
+using Done = Callback<Status>;
+using AttrDone = Callback<Result<wire::Attr>>;
+struct HandleId { uint64_t value = 0; };  // table index + 1
+
+struct SetAttr {
+  uint32_t mask = 0;                     // wire::SetAttrMask
+  wire::Attr values;
+  bool set_size = false;
+  uint64_t size = 0;
+};
+
+struct VerifyRun;
+
+class Engine final : public journal::BlockSource {
+ public:
+  // Opens storage and journal (blocking: start-up only). `env` must outlive it.
+  static Result<std::unique_ptr<Engine>> open(io::Env& env, EngineOptions options);
+  ~Engine() override;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Connects, reconciles what a crash left, starts shipping and timers.
+  void start();
+  // Finishes what is in flight, flushes, gives the tenures back, closes the journal. Bounded by `timeout`.
+  void stop(io::Duration timeout, Done done);
+
+  // ---- name space -----------------------------------------------------------------------------
+  void lookup(InodeNumber parent, std::string name, AttrDone done);
+  void getattr(InodeNumber inode, AttrDone done);
+  void setattr(InodeNumber inode, SetAttr change, AttrDone done);
+  void create(wire::Create request, AttrDone done);
+  void unlink(InodeNumber parent, std::string name, bool directory, Done done);
+  void rename(wire::Rename request, Done done);
+  void readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done);
+  void set_xattr(wire::SetXattr request, Done done);
+  void statfs(Callback<Result<wire::StatFsAnswer>> done);
+  // The kernel is to forget what it knows: (inode, parent, name); name empty for the inode's own data.
+  void on_invalidate(UniqueFunction<void(const wire::InvalidateNotify&)> fn) { invalidate_ = std::move(fn); }
+
+  // ---- images ---------------------------------------------------------------------------------
+  void open_image(InodeNumber inode, Callback<Result<HandleId>> done);
+  void release(HandleId handle);
+  void read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done);
+  void write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done);
+  void flush(HandleId handle, io::IoMode mode, Done done);
+  enum class Fallocate : uint8_t { kAllocate, kAllocateKeepSize, kPunch, kZero, kZeroKeepSize };
+  void fallocate(HandleId handle, Fallocate what, Extent extent, Done done);
+  // SEEK_DATA or SEEK_HOLE; ENXIO past the end.
+  void seek(HandleId handle, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
+  // Requests between their start and their answer.
+  uint32_t in_flight() const { return ops_in_flight_; }
+
+  // ---- control (JSON texts; shared/docs/control-api.md) ---------------------------------------
+  std::string status_json();
+  bool healthy(std::vector<std::string>* reasons = nullptr);
+  // Gauges and counters, refreshed when somebody looks.
+  void register_metrics(metrics::Registry& registry);
+  void mark(std::string name, bool wait, std::chrono::seconds timeout, Callback<Result<std::string>> done);
+  // Paths or UUIDs; empty: all. One at a time (kBusy). `done` gets the result of control-api.md.
+  void verify(std::vector<std::string> images, UniqueFunction<void(uint64_t done, uint64_t total)> progress,
+              Callback<Result<std::string>> done);
+  std::string set_shipping_paused(bool paused);
+  std::string journal_json();
+  void set_policy(std::string image, std::string mirror, Callback<Result<std::string>> done);
+  void set_missing_features(std::vector<std::string> features) { missing_features_ = std::move(features); }
+
+  // journal::BlockSource
+  void read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) override;
+
+ private:
+  struct Handle {
+    Image* image = nullptr;
+    bool wrote = false;
+  };
+  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2 };   // durable, per image
+
+  Engine(io::Env& env, EngineOptions options);
+  Status open_all();
+  Status load_flags();
+
+  // ---- engine_write.cc
+  Op* take_op(Image& image, OpKind kind, io::IoMode mode);
+  void recycle(Op* op);
+  void start_op(Op* op);
+  bool gate(Op* op);
+  void park(Op* op);
+  void in_order(Op* op);
+  void prepare(Op* op);
+  void issue(Op* op);
+  void issue_remote(Op* op);
+  void issue_local(Op* op);
+  void answered(Op* op);
+  void settle(Op* op);
+  void settle_local_failed(Op* op);
+  void finish_op(Op* op, Status status);
+  void read_in_order(Op* op);
+  void read_remote(Op* op);
+  void finish_read(Op* op, Status status);
+  void leave(Op* op, Result<size_t> result);
+  void unpark(Image& image);
+  void extend_then_write(Op* op, uint64_t new_size);
+  // ---- engine_flush.cc
+  void start_flush(Op* op);
+  void settle_flush(Op* op);
+  void clean_idle_images();
+  // ---- engine_link.cc
+  void link_up(const wire::HelloAnswer& hello);
+  void link_down();
+  void apply(Image& image, MirrorEvent event);
+  Task<void> resume(Image& image);
+  void note_alone(Image& image);
+  void check_loss(Image& image, LossId loss);
+  void fence(Image& image);
+  void refused(Image& image, const Status& why);
+  Task<bool> wait_link(io::Duration limit);
+  // ---- engine_tenure.cc
+  void want_tenure(Image& image, bool wait);
+  Task<void> acquire(Image& image, uint32_t wait_ms);
+  Task<Status> take_grant(Image& image, wire::Grant grant);
+  Status adopt_size(Image& image, uint64_t size, Generation generation);
+  void fail_parked(Image& image, const Status& status);
+  void recalled(const wire::RecallNotify& message);
+  void try_yield(Image& image);
+  Task<void> yield(Image& image);
+  Task<Status> flush_both(Image& image);
+  wire::Mark mark_of(Image& image, wire::MarkKind kind);
+  // ---- engine_fill.cc
+  Task<void> fill(Image& image);
+  Task<Status> fill_region(Image& image, uint64_t region);
+  Task<Status> fill_unit(Image& image, Extent unit);
+  Task<void> fill_before(Op* op);
+  Task<Status> level(Image& image, std::vector<uint64_t> regions);
+  // ---- engine_resync.cc
+  Task<void> resync(Image& image);
+  Task<Status> make_equal(Image& image, bool host_wins, std::vector<RegionIndex> regions, uint64_t region_bytes,
+                          uint64_t* repaired);
+  Task<Status> make_unit_equal(Image& image, Extent unit, bool host_wins, uint64_t* repaired);
+  Task<Status> copy_to_shared(Image& image, Extent piece, ByteSpan bytes);
+  Task<Status> copy_to_host(Image& image, Extent piece);
+  // ---- engine_recovery.cc
+  Task<void> recover_all();
+  Task<void> recover(journal::DirtyImage dirty);
+  Task<Status> reconcile(Image& image, const journal::DirtyImage& dirty);
+  // ---- engine_namespace.cc
+  Task<void> do_lookup(InodeNumber parent, std::string name, AttrDone done);
+  Task<void> do_getattr(InodeNumber inode, AttrDone done);
+  Task<void> do_setattr(InodeNumber inode, SetAttr change, AttrDone done);
+  Task<void> do_create(wire::Create request, AttrDone done);
+  Task<void> do_unlink(wire::Unlink request, Done done);
+  Task<void> do_rename(wire::Rename request, Done done);
+  Task<void> do_readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done);
+  Task<void> do_set_xattr(wire::SetXattr request, Done done);
+  Task<void> do_statfs(Callback<Result<wire::StatFsAnswer>> done);
+  template <class A, class M>
+  Task<Result<A>> ask(wire::Type type, M message, io::Duration limit);
+  wire::Attr local_view(wire::Attr attr);
+  void changed(const wire::Mark& mark);
+  void invalidated(const wire::InvalidateNotify& message);
+  Task<void> check_nameless(Image& image);
+  // ---- engine_names.cc
+  Image* find(const ImageId& id);
+  Result<Image*> image_of(const wire::Attr& attr);
+  Handle* handle_of(HandleId handle);
+  void note_wrote(Handle& handle);
+  void last_writer_closed(Image& image);
+  void lost_name(const ImageId& id);
+  void doom(Image& image);
+  void tell_dropped(Image& image);
+  void reap();
+  Status set_flag(Image& image, uint8_t flag, bool on);
+  Task<void> push_times(InodeNumber inode, wire::Attr values);
+  void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
+  // ---- engine_verify.cc
+  Task<void> run_verify(std::shared_ptr<VerifyRun> run);
+  Task<Status> verify_image(VerifyRun& run, Image& image);
+  Task<Status> verify_copies(VerifyRun& run, Image& image, uint64_t size);
+  Task<Status> verify_replica(VerifyRun& run, Image& image, uint64_t size, journal::Point point);
+  Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
+  // ---- engine_status.cc
+  uint64_t stale_bytes(Image& image);
+  // ---- engine.cc
+  void tick();
+  Task<void> stop_task(io::Duration timeout, Done done);
+  Task<bool> wait_idle(Image& image);
+  Task<void> lock(Image& image, RangeLock::Hold& hold);
+  Task<Status> read_copy(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);
+  Task<Status> write_copy(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);
+  Task<Status> read_shared(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);
+  Task<void> preserve(Image& image, Extent extent);
+  Task<void> sleep(io::Duration delay);
+  LossId host_loss() const { return group_->loss_id(); }
+
+  io::Env& env_;
+  const EngineOptions options_;
+  std::unique_ptr<image::StorageGroup> group_;
+  std::unique_ptr<kv::Store> store_;               // `names/`: name cache and per-image flags
+  std::unique_ptr<NameCache> names_;
+  std::unique_ptr<journal::Journal> journal_;
+  std::unordered_map<ImageId, uint8_t> flags_;
+  std::unordered_map<ImageId, std::unique_ptr<Image>> images_;
+  std::vector<Handle> handles_;
+  std::vector<uint32_t> free_handles_;
+  std::vector<std::unique_ptr<Op>> op_pool_;
+  Op* free_ops_ = nullptr;
+  uint32_t ops_in_flight_ = 0;
+  std::unique_ptr<net::HttpClient> verify_client_;
+  bool verify_running_ = false;
+  UniqueFunction<void(const wire::InvalidateNotify&)> invalidate_;
+  std::vector<std::string> missing_features_;
+  std::vector<UniqueFunction<void()>> link_waiters_;
+  io::TimerId tick_timer_;
+  bool stopping_ = false;
+  uint32_t recovering_ = 0;
+  // For metrics.
+  struct Counts {
+    uint64_t reads = 0, writes = 0, flushes = 0, read_bytes = 0, write_bytes = 0, errors = 0;
+    uint64_t link_losses = 0, resynced_bytes = 0, filled_bytes = 0, differences = 0, alone = 0, local_failures = 0;
+  } counts_;
+  std::unique_ptr<Mirror> mirror_;
+  TaskGroup tasks_;
+};
+
+}  // namespace tidemark::fs

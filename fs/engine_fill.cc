@@ -1,0 +1,147 @@
+// Bringing this host's copy level: regions that another host wrote (or that were never copied here) are read from the
+// shared node, unit by unit, under the same order as writes. A region that a guest writes to is filled first.
+#include "fs/engine.h"
+
+#include <algorithm>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr uint64_t kUnit = 1u << 20;
+constexpr size_t kRegionsPerLevel = 16;
+constexpr uint32_t kExtentsPerAsk = 256;
+}  // namespace
+
+// One unit, at most 1 MiB: holes stay holes.
+Task<Status> Engine::fill_unit(Image& im, Extent unit) {
+  RangeLock::Hold hold;
+  hold.extent = unit;
+  hold.exclusive = true;
+  co_await lock(im, hold);
+  Status status;
+  uint64_t end = std::min({unit.end(), im.size, im.copy->size()});
+  if (unit.offset < end) {
+    Extent range{unit.offset, end - unit.offset};
+    co_await preserve(im, range);
+    using Answer = Result<wire::ExtentList>;
+    wire::Extents ask{im.id, range.offset, kExtentsPerAsk};
+    auto extents = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::ExtentList>(wire::Type::kExtents, ask, std::move(done));
+    });
+    status = extents ? Status::ok() : extents.status();
+    bool data = extents && !extents->extents.empty() && extents->extents.front().offset < range.end();
+    if (status.is_ok() && data) {
+      auto buffer = std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
+      status = co_await read_shared(im, range, buffer);
+      if (status.is_ok()) status = co_await write_copy(im, range, buffer);
+      counts_.filled_bytes += range.length;
+    } else if (status.is_ok()) {
+      status = co_await async<Status>([&](Callback<Status> done) { im.copy->zero(range.offset, range.length, std::move(done)); });
+    }
+  }
+  im.order.release(hold);
+  co_return status;
+}
+
+Task<Status> Engine::fill_region(Image& im, uint64_t region) {
+  uint64_t bytes = im.stale.region_bytes();
+  uint64_t end = std::min(im.size, (region + 1) * bytes);
+  for (uint64_t at = region * bytes; at < end; at += kUnit) {
+    Status s = co_await fill_unit(im, {at, std::min(kUnit, end - at)});
+    if (!s) co_return s;
+    if (!im.held || !im.local()) co_return Status(Code::kCancelled, "the tenure moved");
+  }
+  im.stale.clear(region);
+  co_return Status::ok();
+}
+
+// Tells the shared node which regions of this copy are level and durable now.
+Task<Status> Engine::level(Image& im, std::vector<uint64_t> regions) {
+  Status synced = co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+  if (!synced) co_return synced;
+  wire::Level message{im.id, im.map_cut, {}};
+  for (uint64_t r : regions) {
+    if (message.regions.size() <= r / 8) message.regions.resize(r / 8 + 1);
+    message.regions[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
+  }
+  using Answer = Result<wire::Answer>;
+  co_return co_await async<Status>([&](Callback<Status> done) {
+    mirror_->send(wire::Type::kLevel, wire::encode(message), {},
+                  [done = std::move(done)](Answer answer) mutable { done(answer ? Status::ok() : answer.status()); });
+  });
+}
+
+Task<void> Engine::fill(Image& im) {
+  if (im.fill_running || !im.local()) co_return;
+  im.fill_running = true;
+  std::vector<uint64_t> regions;      // all that were filled in this run, for one Level each batch
+  Status status;
+  uint64_t at = 0;
+  Epoch epoch = im.epoch;
+  std::vector<uint64_t> before;
+  for (uint64_t r = im.stale.next(0); r != UINT64_MAX; r = im.stale.next(r + 1)) before.push_back(r);
+  for (uint64_t region : before) {
+    bool go_on = im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding && im.local();
+    if (!go_on) break;
+    // Filled meanwhile on behalf of a write: it is level all the same.
+    if (im.stale.region_stale(region)) status = co_await fill_region(im, region);
+    if (!status) break;
+    regions.push_back(region);
+    if (regions.size() - at >= kRegionsPerLevel) {
+      status = co_await level(im, std::vector<uint64_t>(regions.begin() + static_cast<ptrdiff_t>(at), regions.end()));
+      if (!status) break;
+      at = regions.size();
+    }
+  }
+  bool still = im.held && im.epoch == epoch && im.local();
+  if (status.is_ok() && still && im.stale.none()) {
+    // All of it once more: a region filled for a write between two batches may be in none of them.
+    status = co_await level(im, before);
+    if (status.is_ok() && im.stale.none() && im.held && im.epoch == epoch) {
+      status = set_flag(im, kFlagBehind, false);
+      if (status.is_ok()) {
+        im.behind = false;
+        im.facts.copy_whole = true;
+        kLog.info("filled", {{"image", im.id}, {"epoch", im.epoch}, {"regions", before.size()}});
+      }
+    }
+  }
+  im.fill_running = false;
+  if (!status && status.code() != Code::kCancelled && status.code() != Code::kUnavailable)
+    kLog.warning("fill_failed", {{"image", im.id}, {"error", status}});
+  if (im.facts.copy_whole) co_return apply(im, MirrorEvent::kFilled);
+  if (im.state == MirrorState::kFilling && !im.yielding && im.held && mirror_->up() && im.local()) {
+    co_await sleep(std::chrono::milliseconds(500));
+    if (im.state == MirrorState::kFilling && !im.fill_running && !im.yielding && im.held) tasks_.spawn(fill(im));
+  }
+}
+
+// A write into a stale region: the region is made level first, then the write takes its place in the order again.
+Task<void> Engine::fill_before(Op* op) {
+  Image& im = *op->image;
+  Extent range = op->extent;
+  if (op->kind == OpKind::kResize) {
+    uint64_t to = std::min(op->extent.offset, im.size);
+    range = {to, im.size - to};
+    if (range.length == 0) range = {im.size - 1, 1};
+  }
+  uint64_t bytes = im.stale.region_bytes();
+  Status status;
+  for (uint64_t r = range.offset / bytes; status.is_ok() && r <= (range.end() - 1) / bytes; ++r)
+    if (im.stale.region_stale(r)) status = co_await fill_region(im, r);
+  if (!status) {
+    bool wait = status.code() == Code::kUnavailable || status.code() == Code::kCancelled;
+    if (!wait) co_return finish_op(op, status);
+    --im.active;
+    park(op);
+    if (mirror_->up()) env_.after(std::chrono::milliseconds(10), [this, &im] { unpark(im); });
+    co_return;
+  }
+  if (im.order.acquire(op->hold)) co_return prepare(op);
+  op->hold.granted = [this, op] { prepare(op); };
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,108 @@
+// Flush: acknowledged when every write acknowledged before it is durable on every in-sync copy.
+#include "fs/engine.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+}  // namespace
+
+void Engine::flush(HandleId handle, io::IoMode mode, Done done) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return done(Status::from_errno(EBADF, "flush"));
+  Op* op = take_op(*h->image, OpKind::kFlush, mode);
+  op->extent = {};
+  op->done = [done = std::move(done)](Result<size_t> r) mutable { done(r ? Status::ok() : r.status()); };
+  start_op(op);
+}
+
+// Entered with the gate passed; called again when what it waited for has changed.
+void Engine::start_flush(Op* op) {
+  Image& im = *op->image;
+  if (im.state == MirrorState::kFenced) return leave(op, Status(Code::kFenced, "the tenure has moved"));
+  // Nothing of this host's is unflushed: a yield flushes, and a tenure ends with a yield.
+  if (!im.held || im.unsynced == 0) return leave(op, size_t(0));
+  bool resyncing_unknown = im.state == MirrorState::kResyncing && !im.facts.alone;
+  if (im.state == MirrorState::kWaiting || resyncing_unknown) return im.flushes.push_back(op);
+  op->counter = journal_->last_finished();
+  op->unsynced = im.unsynced;
+  op->local = op->remote = Status::ok();
+  op->local_asked = im.local();
+  op->remote_asked = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
+  op->pending = 1 + (op->local_asked ? 1 : 0) + (op->remote_asked ? 1 : 0);
+  ++counts_.flushes;
+  if (op->remote_asked) {
+    mirror_->request<wire::Flushed>(wire::Type::kFlush, wire::Flush{im.id, im.epoch}, [this, op](Result<wire::Flushed> r) {
+      if (r) op->loss = r->loss_id;
+      else op->remote = r.status();
+      answered(op);
+    });
+    if (op->mode == io::IoMode::kInline) mirror_->flush();
+  }
+  if (op->local_asked) {
+    im.copy->sync(op->mode, [this, op](Status s) {
+      op->local = std::move(s);
+      answered(op);
+    });
+  }
+  answered(op);
+}
+
+void Engine::settle_flush(Op* op) {
+  Image& im = *op->image;
+  if (op->local_asked && !op->local) {
+    ++counts_.local_failures;
+    kLog.warning("local_sync_failed", {{"image", im.id}, {"error", op->local}});
+    if (!op->remote_asked || !op->remote || im.state == MirrorState::kNone) return leave(op, op->local);
+    // What the own copy held since its last sync may be gone: it is behind, durably, before the answer.
+    if (Status s = set_flag(im, kFlagBehind, true); !s) return leave(op, s);
+    im.broken = im.behind = true;
+    im.facts.copy_whole = false;
+    im.stale.set_all(im.size, journal_->region_bytes(im.slot));
+    if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
+  }
+  if (op->remote_asked && !op->remote) {
+    if (op->remote.code() == Code::kFenced) {
+      fence(im);
+      return leave(op, op->remote);
+    }
+    if (op->remote.code() != Code::kUnavailable) refused(im, op->remote);
+    if (im.state == MirrorState::kFenced) return leave(op, op->remote);
+    if (im.state == MirrorState::kLocalOnly) {
+      if (im.facts.alone) return leave(op, size_t(0));
+      im.flushes.push_back(op);
+      return note_alone(im);
+    }
+    return im.flushes.push_back(op);  // woken by the next change of state; then all over again
+  }
+  if (op->remote_asked && op->loss != im.shared_loss) {
+    // The shared node may have lost writes that this flush is to cover: not before they were copied again.
+    check_loss(im, op->loss);
+    return im.flushes.push_back(op);
+  }
+  if (!op->remote_asked && im.state == MirrorState::kLocalOnly && !im.facts.alone) {
+    im.flushes.push_back(op);
+    return note_alone(im);
+  }
+  bool covered = op->remote_asked || im.state == MirrorState::kNone;
+  if (covered && sends_mirror(im.state) == op->remote_asked) {
+    im.unsynced -= std::min(im.unsynced, op->unsynced);
+    journal_->note_durable(im.slot, op->counter);
+  }
+  leave(op, size_t(0));
+}
+
+// Images with writes that nobody flushes would stay dirty for ever: they are flushed when they come to rest.
+void Engine::clean_idle_images() {
+  for (auto& [id, image] : images_) {
+    Image& im = *image;
+    bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling || im.state == MirrorState::kNone;
+    if (!im.held || im.unsynced == 0 || !level || im.yielding || im.recovering) continue;
+    Op* op = take_op(im, OpKind::kFlush, io::IoMode::kQueued);
+    op->extent = {};
+    op->done = [](Result<size_t>) {};  // a failure shows in the image's state and is tried again at the next tick
+    start_op(op);
+  }
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,156 @@
+// The link to the shared node, lost and back, and what that means for each image.
+#include "fs/engine.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kRefusedRetry{5};
+}  // namespace
+
+void Engine::link_up(const wire::HelloAnswer&) {
+  std::vector<UniqueFunction<void()>> waiters;
+  waiters.swap(link_waiters_);
+  for (auto& fn : waiters) fn();
+  std::vector<Image*> images;
+  for (auto& [id, image] : images_) images.push_back(image.get());
+  for (Image* im : images) {
+    if (im->held) tasks_.spawn(resume(*im));
+    else unpark(*im);
+    if (im->doomed) tell_dropped(*im);
+  }
+}
+
+void Engine::link_down() {
+  ++counts_.link_losses;
+  for (auto& [id, image] : images_) apply(*image, MirrorEvent::kLinkLost);
+}
+
+void Engine::apply(Image& im, MirrorEvent event) {
+  MirrorStep next = step(im.facts, im.state, event);
+  if (next.next != im.state) {
+    kLog.info("mirror_state", {{"image", im.id}, {"from", mirror_state_name(im.state)}, {"to", mirror_state_name(next.next)}});
+  }
+  im.state = next.next;
+  if (im.attached && (next.actions & kUnlevel) != 0) journal_->set_level(im.slot, false);
+  if (im.attached && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
+  if ((next.actions & kStartResync) != 0 && !im.resync_running) tasks_.spawn(resync(im));
+  if ((next.actions & kStartFill) != 0 && !im.fill_running) tasks_.spawn(fill(im));
+  if ((next.actions & kResendUnknown) != 0) {
+    std::vector<Op*> unknown;
+    unknown.swap(im.unknown);
+    for (Op* op : unknown) settle(op);
+  }
+  if ((next.actions & kWakeParked) != 0) {
+    if (im.state == MirrorState::kLocalOnly || im.state == MirrorState::kFenced) {
+      std::vector<Op*> unknown;
+      unknown.swap(im.unknown);
+      for (Op* op : unknown) settle(op);
+    }
+    std::vector<Op*> flushes;
+    flushes.swap(im.flushes);
+    for (Op* op : flushes) start_flush(op);
+    unpark(im);
+  }
+}
+
+// After a reconnect, for a tenure held: does it stand, and can the shared copy have lost anything?
+Task<void> Engine::resume(Image& im) {
+  using Answer = Result<wire::Resumed>;
+  wire::Resume ask{im.id, im.epoch, im.size, im.size_generation, static_cast<uint8_t>(im.facts.alone ? 1 : 0)};
+  auto answer = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
+  });
+  if (!answer) {
+    if (answer.status().code() == Code::kFenced) co_return fence(im);
+    if (answer.status().code() == Code::kNotFound) {
+      kLog.warning("image_gone", {{"image", im.id}, {"error", answer.status()}});
+      co_return fence(im);
+    }
+    if (mirror_->up()) {
+      kLog.warning("resume_refused", {{"image", im.id}, {"error", answer.status()}});
+      co_await sleep(kRefusedRetry);
+      if (im.held && mirror_->up() && !sends_mirror(im.state)) tasks_.spawn(resume(im));
+    }
+    co_return;
+  }
+  if (!im.held || sends_mirror(im.state)) co_return;
+  if (answer->size_generation > im.size_generation) {
+    if (Status s = adopt_size(im, answer->size, answer->size_generation); !s)
+      kLog.warning("size_not_adopted", {{"image", im.id}, {"error", s}});
+  }
+  im.facts.handshaken = true;
+  bool other = answer->loss_id != im.shared_loss && im.unsynced != 0;
+  if (!other && !im.facts.alone) im.shared_loss = answer->loss_id;
+  im.resync_loss = answer->loss_id;
+  apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);
+}
+
+// The durable note that the shared copy may lack acknowledged writes; then those that wait for it are answered.
+void Engine::note_alone(Image& im) {
+  if (im.noting_alone) return;
+  im.noting_alone = true;
+  journal_->note_copies(im.slot, host_loss(), im.shared_loss, true, [this, &im](Status s) {
+    im.noting_alone = false;
+    std::vector<Op*> unknown, flushes;
+    unknown.swap(im.unknown);
+    flushes.swap(im.flushes);
+    if (s) {
+      im.facts.alone = true;
+      ++counts_.alone;
+      kLog.warning("going_alone", {{"image", im.id}, {"epoch", im.epoch}});
+      // The link came back in the meantime: what was noted is to be undone by a resync.
+      if (sends_mirror(im.state)) apply(im, MirrorEvent::kLossChanged);
+    } else {
+      kLog.warning("alone_not_noted", {{"image", im.id}, {"error", s}});
+    }
+    for (Op* op : unknown) {
+      if (s) settle(op);
+      else finish_op(op, s);
+    }
+    for (Op* op : flushes) {
+      if (s) start_flush(op);
+      else leave(op, s);
+    }
+  });
+}
+
+// An answer on a standing link carries another loss id: a sync failed there, unflushed writes may be gone.
+void Engine::check_loss(Image& im, LossId loss) {
+  if (loss == im.shared_loss || im.state == MirrorState::kResyncing) return;
+  kLog.warning("shared_copy_lost_writes", {{"image", im.id}, {"loss_id", loss}, {"before", im.shared_loss}});
+  im.resync_loss = loss;
+  apply(im, MirrorEvent::kLossChanged);
+}
+
+void Engine::fence(Image& im) {
+  if (im.state == MirrorState::kFenced) return;
+  kLog.warning("fenced", {{"image", im.id}, {"epoch", im.epoch}});
+  im.held = false;
+  apply(im, MirrorEvent::kFencedOff);
+}
+
+// The shared node answers writes of this image with errors: its copy leaves the in-sync set as if the link were lost.
+void Engine::refused(Image& im, const Status& why) {
+  if (!sends_mirror(im.state)) return;
+  kLog.warning("shared_copy_refuses", {{"image", im.id}, {"error", why}});
+  apply(im, MirrorEvent::kRefused);
+  env_.after(kRefusedRetry, [this, &im] {
+    if (im.held && mirror_->up() && !sends_mirror(im.state)) tasks_.spawn(resume(im));
+  });
+}
+
+Task<bool> Engine::wait_link(io::Duration limit) {
+  if (mirror_->up()) co_return true;
+  co_await async<bool>([&](Callback<bool> done) {
+    auto once = std::make_shared<Callback<bool>>(std::move(done));  // shared by the timer and the link, first come
+    auto fire = [once](bool up) {
+      if (*once) std::exchange(*once, nullptr)(up);
+    };
+    link_waiters_.push_back([fire] { fire(true); });
+    env_.after(limit, [fire] { fire(false); });
+  });
+  co_return mirror_->up();
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,225 @@
+// Images in memory, handles, and the end of images that lost their name.
+#include <algorithm>
+
+#include "fs/engine.h"
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+}  // namespace
+
+Image* Engine::find(const ImageId& id) {
+  if (id.is_nil()) return nullptr;
+  auto at = images_.find(id);
+  return at == images_.end() ? nullptr : at->second.get();
+}
+
+Result<Image*> Engine::image_of(const wire::Attr& attr) {
+  if (attr.kind != wire::NodeKind::kImage || attr.image.is_nil()) return Status(Code::kInvalidArgument, "not an image");
+  if (Image* im = find(attr.image)) {
+    if (!im->held) im->attr = attr;
+    return im;
+  }
+  auto image = std::make_unique<Image>();
+  image->id = attr.image;
+  image->inode = attr.inode;
+  image->attr = attr;
+  image->size = attr.size;
+  image->facts.policy_none = attr.mirror == 0;
+  auto flags = flags_.find(attr.image);
+  if (flags != flags_.end()) image->behind = (flags->second & kFlagBehind) != 0;
+  auto copy = group_->open_image(attr.image);
+  if (copy) {
+    image->copy = std::move(*copy);
+  } else if (copy.status().code() != Code::kNotFound) {
+    kLog.warning("local_copy_unusable", {{"image", attr.image}, {"error", copy.status()}});
+    image->broken = true;
+  }
+  Image* out = image.get();
+  images_[attr.image] = std::move(image);
+  return out;
+}
+
+Engine::Handle* Engine::handle_of(HandleId handle) {
+  uint64_t index = handle.value - 1;
+  if (index >= handles_.size() || handles_[index].image == nullptr) return nullptr;
+  return &handles_[index];
+}
+
+void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done) {
+  getattr(inode, [this, done = std::move(done)](Result<wire::Attr> attr) mutable {
+    if (!attr) return done(attr.status());
+    auto image = image_of(*attr);
+    if (!image) return done(image.status());
+    ++(*image)->handles;
+    if (free_handles_.empty()) {
+      handles_.push_back({});
+      free_handles_.push_back(static_cast<uint32_t>(handles_.size() - 1));
+    }
+    uint32_t index = free_handles_.back();
+    free_handles_.pop_back();
+    handles_[index] = {*image, false};
+    done(HandleId{index + 1u});
+  });
+}
+
+void Engine::release(HandleId handle) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return;
+  Image& im = *h->image;
+  bool wrote = h->wrote;
+  *h = {};
+  free_handles_.push_back(static_cast<uint32_t>(handle.value - 1));
+  --im.handles;
+  if (wrote && --im.wrote == 0) last_writer_closed(im);
+  if (im.handles == 0 && im.nameless) doom(im);
+}
+
+void Engine::note_wrote(Handle& handle) {
+  if (handle.wrote) return;
+  handle.wrote = true;
+  ++handle.image->wrote;
+}
+
+void Engine::last_writer_closed(Image& im) {
+  if (im.held && im.open_marked) {
+    journal_->mark(mark_of(im, wire::MarkKind::kClose));
+    im.open_marked = false;
+  }
+  if (im.held && !im.mtime_pushed && mirror_->up() && !im.nameless) {
+    im.mtime_pushed = true;
+    wire::Attr times = im.attr;
+    times.mtime = times.ctime = im.mtime;
+    tasks_.spawn(push_times(im.inode, times));
+  }
+  if (im.recall_wanted) try_yield(im);
+}
+
+// ---- images without a name ------------------------------------------------------------------------
+
+void Engine::lost_name(const ImageId& id) {
+  Image* im = find(id);
+  if (im == nullptr) {
+    auto attr = names_->by_image(id);
+    if (!attr) return;
+    auto made = image_of(*attr);
+    if (!made) return;
+    im = *made;
+  }
+  if (im->nameless) return;
+  im->nameless = true;
+  if (im->handles == 0) doom(*im);
+}
+
+// No handle uses it any more. The shared node may free its copy; the own one stays until all that was journaled of it
+// is staged, since staging reads blocks from it.
+void Engine::doom(Image& im) {
+  if (im.doomed) return;
+  im.doomed = true;
+  if (Status s = set_flag(im, kFlagDoomed, true); !s) kLog.warning("doom_not_kept", {{"image", im.id}, {"error", s}});
+  im.doomed_batch = journal_->usage().newest_closed.value + 1;
+  kLog.info("image_dropped", {{"image", im.id}});
+  tell_dropped(im);
+}
+
+void Engine::tell_dropped(Image& im) {
+  if (!mirror_->up()) return;  // told when the link is back
+  mirror_->send(wire::Type::kDrop, wire::encode(wire::Drop{im.id}), {}, [id = im.id](Result<wire::Answer> answer) {
+    if (!answer && answer.status().code() != Code::kNotFound) kLog.info("drop_refused", {{"image", id}, {"error", answer.status()}});
+  });
+}
+
+void Engine::reap() {
+  journal::Usage usage = journal_->usage();
+  for (auto at = images_.begin(); at != images_.end();) {
+    Image& im = *at->second;
+    bool quiet = im.active == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() && im.order.idle() &&
+                 !im.acquiring && !im.yielding && !im.recovering && !im.fill_running && !im.resync_running && !im.noting_alone;
+    bool staged = !im.attached || (usage.closed_batches == 0 && usage.newest_closed.value >= im.doomed_batch);
+    if (!im.doomed || im.handles != 0 || !quiet || !staged || (im.copy && !im.copy->idle())) {
+      ++at;
+      continue;
+    }
+    ImageId id = im.id;
+    if (im.attached) journal_->detach(im.slot);
+    bool had = im.copy != nullptr;
+    names_->erase(im.inode);
+    Status off = set_flag(im, kFlagDoomed | kFlagBehind, false);
+    at = images_.erase(at);
+    Status removed = had ? group_->remove(id) : Status::ok();
+    if (!removed) kLog.warning("blocks_not_freed", {{"image", id}, {"error", removed}});
+    if (!off) kLog.warning("flag_not_cleared", {{"image", id}, {"error", off}});
+    kLog.info("image_removed", {{"image", id}});
+  }
+}
+
+// ---- sparse operations ----------------------------------------------------------------------------
+
+void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return done(Status::from_errno(EBADF, "fallocate"));
+  if (extent.length == 0 || extent.end() < extent.offset || extent.end() > limits::kImageBytesMax)
+    return done(Status::from_errno(extent.length == 0 ? EINVAL : EFBIG, "fallocate"));
+  note_wrote(*h);
+  Image& im = *h->image;
+  bool grows = what == Fallocate::kAllocate || what == Fallocate::kZero;
+  OpKind kind = what == Fallocate::kPunch ? OpKind::kDiscard
+                : what == Fallocate::kAllocate || what == Fallocate::kAllocateKeepSize ? OpKind::kAllocate : OpKind::kZero;
+  Op* op = take_op(im, kind, io::IoMode::kQueued);
+  op->extent = extent;
+  op->done = [done = std::move(done)](Result<size_t> r) mutable { done(r ? Status::ok() : r.status()); };
+  if (grows && (extent.end() > im.size_now() || !im.held)) return extend_then_write(op, extent.end());
+  if (!grows) {
+    // Beyond the end there is nothing to free; storage reserved there would have no home in a layout bound to the size.
+    uint64_t size = im.size_now();
+    op->extent.length = extent.offset >= size ? 0 : std::min(extent.length, size - extent.offset);
+  }
+  start_op(op);
+}
+
+void Engine::seek(HandleId handle, uint64_t offset, bool data, Callback<Result<uint64_t>> done) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return done(Status::from_errno(EBADF, "lseek"));
+  Image& im = *h->image;
+  uint64_t size = im.size_now();
+  if (offset >= size) return done(Status::from_errno(ENXIO, "lseek"));
+  bool own = (im.held || im.facts.policy_none) && im.local() && im.stale.none() && im.copy->size() == size;
+  if (!own) return seek_remote(&im, offset, data, std::move(done));
+  uint64_t at = offset;
+  for (;;) {
+    auto next = im.copy->next_data(at);
+    if (!next) return done(next.status());
+    if (data) {
+      if (next->length == 0) return done(Status::from_errno(ENXIO, "lseek"));
+      return done(next->offset);
+    }
+    if (next->length == 0 || next->offset > at) return done(std::min(at, size));
+    at = next->end();
+    if (at >= size) return done(size);
+  }
+}
+
+void Engine::seek_remote(Image* im, uint64_t offset, bool data, Callback<Result<uint64_t>> done) {
+  wire::Extents ask{im->id, offset, 4096};
+  uint64_t size = im->size_now();
+  mirror_->request<wire::ExtentList>(
+      wire::Type::kExtents, ask, [this, im, offset, data, size, done = std::move(done)](Result<wire::ExtentList> answer) mutable {
+        // Without an answer everything may be data: that is always allowed.
+        if (!answer) return done(data ? offset : size);
+        uint64_t at = offset;
+        for (const Extent& e : answer->extents) {
+          if (data) return done(std::max(e.offset, offset));
+          if (e.offset > at) return done(at);
+          at = e.end();
+        }
+        if (at >= size || answer->next_offset >= size) {
+          if (data) return done(Status::from_errno(ENXIO, "lseek"));
+          return done(std::min(at, size));
+        }
+        seek_remote(im, answer->next_offset, data, std::move(done));
+      });
+}
+
+}  // namespace tidemark::fs

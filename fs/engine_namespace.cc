@@ -1,0 +1,282 @@
+// The name space: the shared node decides; this host caches what it was told, for use while the link is down. Attributes
+// of an image whose tenure is held here come from here.
+#include <algorithm>
+
+#include "fs/engine.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("names");
+constexpr std::chrono::seconds kChangeWait{5};
+constexpr std::chrono::seconds kAllocatedFresh{1};
+// A query that the cache can answer waits only for a link that is coming back at this moment.
+constexpr std::chrono::milliseconds kQueryWait{0};
+
+Status unreachable() { return Status::from_errno(EHOSTUNREACH, "the shared node is unreachable"); }
+bool is_unreachable(const Status& s) { return s.code() == Code::kUnavailable || s.sys_errno() == EHOSTUNREACH; }
+}  // namespace
+
+// Asks once the link is up, at most `limit` from now. A request whose connection went is asked again.
+template <class A, class M>
+Task<Result<A>> Engine::ask(wire::Type type, M message, io::Duration limit) {
+  io::BootTime deadline = env_.now() + limit;
+  for (;;) {
+    if (!mirror_->up()) {
+      auto left = deadline - env_.now();
+      if (left <= io::Duration(0)) co_return unreachable();
+      bool up = co_await wait_link(left);
+      if (!up) co_return unreachable();
+    }
+    auto answer = co_await async<Result<A>>([&](Callback<Result<A>> done) {
+      mirror_->request<A>(type, message, std::move(done));
+    });
+    if (answer) co_return answer;
+    bool lost = answer.status().code() == Code::kUnavailable && !mirror_->up();
+    if (!lost) co_return answer;
+    if (env_.now() >= deadline) co_return unreachable();
+  }
+}
+
+// What this host knows better than the shared node.
+wire::Attr Engine::local_view(wire::Attr attr) {
+  if (attr.kind != wire::NodeKind::kImage) return attr;
+  Image* im = find(attr.image);
+  if (im == nullptr) return attr;
+  if (im->held) {
+    attr.size = im->size;
+    attr.size_generation = im->size_generation;
+    attr.holder = options_.config.node.name;
+    if (!im->mtime_pushed) attr.mtime = attr.ctime = im->mtime;
+  }
+  if (im->copy != nullptr && (im->held || attr.mirror == 0)) {
+    if (im->allocated_at.ns == 0 || env_.now() - im->allocated_at > kAllocatedFresh) {
+      auto bytes = im->copy->allocated_bytes();
+      if (bytes) im->allocated = *bytes;
+      im->allocated_at = env_.now();
+    }
+    attr.allocated = im->allocated;
+  }
+  return attr;
+}
+
+void Engine::lookup(InodeNumber parent, std::string name, AttrDone done) {
+  tasks_.spawn(do_lookup(parent, std::move(name), std::move(done)));
+}
+
+Task<void> Engine::do_lookup(InodeNumber parent, std::string name, AttrDone done) {
+  wire::Lookup request{parent, name};
+  auto answer = co_await ask<wire::Attr>(wire::Type::kLookup, request, kQueryWait);
+  if (answer) {
+    names_->put_entry(parent, name, *answer);
+    if (Image* im = find(answer->image); im != nullptr && !im->held) im->attr = *answer;
+    co_return done(local_view(std::move(*answer)));
+  }
+  if (is_unreachable(answer.status())) {
+    auto known = names_->lookup(parent, name);
+    if (known) co_return done(local_view(std::move(*known)));
+    co_return done(answer.status());  // whether the name exists, only the shared node can say
+  }
+  if (answer.status().code() == Code::kNotFound) names_->erase_entry(parent, name);
+  done(answer.status());
+}
+
+void Engine::getattr(InodeNumber inode, AttrDone done) {
+  auto known = names_->get(inode);
+  if (known) {
+    Image* im = find(known->image);
+    if (im != nullptr && im->held) return done(local_view(std::move(*known)));
+  }
+  tasks_.spawn(do_getattr(inode, std::move(done)));
+}
+
+Task<void> Engine::do_getattr(InodeNumber inode, AttrDone done) {
+  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{inode}, kQueryWait);
+  if (answer) {
+    names_->put(*answer);
+    if (Image* im = find(answer->image); im != nullptr && !im->held) im->attr = *answer;
+    co_return done(local_view(std::move(*answer)));
+  }
+  auto known = names_->get(inode);
+  bool nameless = false;
+  if (known) {
+    Image* im = find(known->image);
+    nameless = im != nullptr && im->nameless && im->handles != 0;
+  }
+  if (known && (nameless || is_unreachable(answer.status()))) co_return done(local_view(std::move(*known)));
+  if (inode.value == 1 && is_unreachable(answer.status())) {
+    wire::Attr root;  // a host that starts while the shared node is away shows an empty root
+    root.inode = root.parent = InodeNumber(1);
+    root.kind = wire::NodeKind::kDirectory;
+    root.mode = 0755;
+    root.nlink = 2;
+    co_return done(root);
+  }
+  done(answer.status());
+}
+
+void Engine::setattr(InodeNumber inode, SetAttr change, AttrDone done) {
+  tasks_.spawn(do_setattr(inode, std::move(change), std::move(done)));
+}
+
+Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) {
+  using Attr = Result<wire::Attr>;
+  auto attr = co_await async<Attr>([&](Callback<Attr> d) { getattr(inode, std::move(d)); });
+  if (!attr) co_return done(attr.status());
+  if (change.set_size) {
+    if (attr->kind != wire::NodeKind::kImage) co_return done(Status::from_errno(EISDIR, "truncate"));
+    auto image = image_of(*attr);
+    if (!image) co_return done(image.status());
+    Image& im = **image;
+    if (change.size != im.size_now() || !im.held) {
+      auto resized = co_await async<Result<size_t>>([&](Callback<Result<size_t>> d) {
+        Op* op = take_op(im, OpKind::kResize, io::IoMode::kQueued);
+        op->extent = {change.size, 0};
+        op->done = std::move(d);
+        start_op(op);
+      });
+      if (!resized) co_return done(resized.status());
+    }
+    attr->size = im.size_now();
+  }
+  if (change.mask != 0) {
+    Image* im = find(attr->image);
+    if (im != nullptr && (change.mask & wire::kSetMtime) != 0) im->mtime_pushed = true;
+    change.values.inode = inode;
+    wire::SetAttr request{inode, change.mask, change.values};
+    auto answer = co_await ask<wire::Changed>(wire::Type::kSetAttr, request, kChangeWait);
+    if (!answer) co_return done(answer.status());
+    changed(answer->mark);
+    attr = answer->mark.node;
+  }
+  done(local_view(std::move(*attr)));
+}
+
+Task<void> Engine::push_times(InodeNumber inode, wire::Attr values) {
+  wire::SetAttr request{inode, wire::kSetMtime | wire::kSetCtime, std::move(values)};
+  auto answer = co_await ask<wire::Changed>(wire::Type::kSetAttr, request, kChangeWait);
+  if (answer) changed(answer->mark);
+  else kLog.info("times_not_kept", {{"inode", inode}, {"error", answer.status()}});
+}
+
+// Every answer of a change: the host's journal has the same event as the shared node's.
+void Engine::changed(const wire::Mark& mark) {
+  journal_->mark(mark);
+  if (mark.kind == wire::MarkKind::kUnlink || mark.kind == wire::MarkKind::kRename) names_->erase_entry(mark.old_parent, mark.old_name);
+  bool has_name = mark.kind == wire::MarkKind::kCreate || mark.kind == wire::MarkKind::kRename;
+  if (has_name) names_->put_entry(mark.node.parent, mark.name, mark.node);
+  else if (mark.kind != wire::MarkKind::kUnlink) names_->put(mark.node);
+  Image* im = mark.node.image.is_nil() ? nullptr : find(mark.node.image);
+  if (im != nullptr) {
+    uint64_t size = im->attr.size;
+    Generation generation = im->attr.size_generation;
+    im->attr = mark.node;
+    if (im->held) {
+      im->attr.size = size;
+      im->attr.size_generation = generation;
+      im->attr.holder = options_.config.node.name;
+    }
+  }
+  if (!mark.replaced.is_nil()) lost_name(mark.replaced);
+}
+
+void Engine::create(wire::Create request, AttrDone done) { tasks_.spawn(do_create(std::move(request), std::move(done))); }
+
+Task<void> Engine::do_create(wire::Create request, AttrDone done) {
+  auto answer = co_await ask<wire::Changed>(wire::Type::kCreate, std::move(request), kChangeWait);
+  if (!answer) co_return done(answer.status());
+  changed(answer->mark);
+  done(local_view(std::move(answer->mark.node)));
+}
+
+void Engine::unlink(InodeNumber parent, std::string name, bool directory, Done done) {
+  wire::Unlink request{parent, std::move(name), static_cast<uint8_t>(directory ? 1 : 0)};
+  tasks_.spawn(do_unlink(std::move(request), std::move(done)));
+}
+
+Task<void> Engine::do_unlink(wire::Unlink request, Done done) {
+  auto answer = co_await ask<wire::Changed>(wire::Type::kUnlink, std::move(request), kChangeWait);
+  if (!answer) co_return done(answer.status());
+  changed(answer->mark);
+  done(Status::ok());
+}
+
+void Engine::rename(wire::Rename request, Done done) { tasks_.spawn(do_rename(std::move(request), std::move(done))); }
+
+Task<void> Engine::do_rename(wire::Rename request, Done done) {
+  auto answer = co_await ask<wire::Changed>(wire::Type::kRename, std::move(request), kChangeWait);
+  if (!answer) co_return done(answer.status());
+  changed(answer->mark);
+  done(Status::ok());
+}
+
+void Engine::readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done) {
+  tasks_.spawn(do_readdir(inode, std::move(after), std::move(done)));
+}
+
+Task<void> Engine::do_readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done) {
+  wire::ReadDir request{inode, after, 512};
+  auto answer = co_await ask<wire::DirEntries>(wire::Type::kReadDir, request, kQueryWait);
+  if (answer) {
+    for (wire::DirEntry& e : answer->entries) {
+      names_->put_entry(inode, e.name, e.attr);
+      e.attr = local_view(std::move(e.attr));
+    }
+    co_return done(std::move(answer));
+  }
+  if (!is_unreachable(answer.status())) co_return done(answer.status());
+  wire::DirEntries known = names_->list(inode, after, 512);
+  for (wire::DirEntry& e : known.entries) e.attr = local_view(std::move(e.attr));
+  done(std::move(known));
+}
+
+void Engine::set_xattr(wire::SetXattr request, Done done) {
+  tasks_.spawn(do_set_xattr(std::move(request), std::move(done)));
+}
+
+Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done) {
+  auto answer = co_await ask<wire::Changed>(wire::Type::kSetXattr, std::move(request), kChangeWait);
+  if (!answer) co_return done(answer.status());
+  changed(answer->mark);
+  done(Status::ok());
+}
+
+void Engine::statfs(Callback<Result<wire::StatFsAnswer>> done) { tasks_.spawn(do_statfs(std::move(done))); }
+
+// The domain has as much room as the smaller of its two copies.
+Task<void> Engine::do_statfs(Callback<Result<wire::StatFsAnswer>> done) {
+  auto own = group_->space();
+  if (!own) co_return done(own.status());
+  wire::StatFsAnswer out{own->total, own->available, 0};
+  auto answer = co_await ask<wire::StatFsAnswer>(wire::Type::kStatFs, wire::StatFs{}, kQueryWait);
+  if (answer) {
+    out.total = std::min(out.total, answer->total);
+    out.available = std::min(out.available, answer->available);
+    out.files = answer->files;
+  }
+  done(out);
+}
+
+// ---- another host changed something ---------------------------------------------------------------
+
+void Engine::invalidated(const wire::InvalidateNotify& message) {
+  if (!message.name.empty()) names_->erase_entry(message.parent, message.name);
+  auto known = names_->get(message.inode);
+  Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;
+  if (im != nullptr && !im->held) tasks_.spawn(check_nameless(*im));
+  if (invalidate_) invalidate_(message);
+}
+
+// The attributes anew; an image that has lost its name is dropped here at its last close.
+Task<void> Engine::check_nameless(Image& im) {
+  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  if (answer) {
+    if (!im.held) im.attr = *answer;
+    names_->put(*answer);
+    if (answer->nlink == 0) lost_name(im.id);
+  } else if (answer.status().code() == Code::kNotFound) {
+    lost_name(im.id);
+  }
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,129 @@
+// After a crash: every image with dirty regions is made equal on host and shared node before it is served again.
+//
+// Direction, per image: regions that the shared node says are stale here take its bytes; else, if writes were
+// acknowledged without the shared copy, the host's copy wins; else the copy whose loss id is unchanged (the host's first,
+// if both are); else the shared copy. Idempotent: nothing is forgotten before both copies are equal and durable.
+#include "fs/engine.h"
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kRetry{1};
+}  // namespace
+
+Task<void> Engine::recover_all() {
+  std::vector<journal::DirtyImage> dirty = journal_->dirty_after_crash();
+  recovering_ = static_cast<uint32_t>(dirty.size());
+  // Gates first: no request may slip in before an image's own reconciliation.
+  for (const journal::DirtyImage& d : dirty) {
+    auto attr = names_->by_image(d.image);
+    auto image = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not in the name cache"));
+    if (image) (*image)->recovering = true;
+  }
+  for (journal::DirtyImage& d : dirty) tasks_.spawn(recover(d));
+  co_return;
+}
+
+Task<void> Engine::recover(journal::DirtyImage dirty) {
+  kLog.info("recovering", {{"image", dirty.image}, {"regions", dirty.regions.size()}, {"alone", dirty.alone ? 1 : 0}});
+  Image* im = find(dirty.image);
+  for (bool told = false;; told = true) {
+    Status status;
+    if (im == nullptr) {
+      // Never seen by its name here, or gone from the cache: only the shared node can say what it is.
+      if (!co_await wait_link(std::chrono::seconds(3600))) continue;
+      using Answer = Result<wire::DirEntries>;
+      wire::Dump ask{InodeNumber(0), 0};
+      bool end = false;
+      while (!end && im == nullptr && status.is_ok()) {
+        ask.count_max = 512;
+        auto page = co_await async<Answer>([&](Callback<Answer> done) {
+          mirror_->request<wire::DirEntries>(wire::Type::kDump, ask, std::move(done));
+        });
+        if (!page) {
+          status = page.status();
+          break;
+        }
+        for (wire::DirEntry& e : page->entries) {
+          ask.after = e.attr.inode;
+          if (e.attr.image != dirty.image) continue;
+          names_->put(e.attr);
+          auto made = image_of(e.attr);
+          if (made) im = *made;
+          else status = made.status();
+          if (im != nullptr) im->recovering = true;
+        }
+        end = page->end != 0 || page->entries.empty();
+      }
+      if (status.is_ok() && im == nullptr) {
+        kLog.info("recovered_gone", {{"image", dirty.image}});
+        break;
+      }
+    }
+    if (status.is_ok()) status = co_await reconcile(*im, dirty);
+    if (status.is_ok()) break;
+    if (!told) kLog.warning("recovery_waits", {{"image", dirty.image}, {"error", status}});
+    co_await sleep(kRetry);
+  }
+  journal_->reconciled(dirty.image);
+  --recovering_;
+  if (im != nullptr) {
+    im->recovering = false;
+    if (im->state == MirrorState::kReadingShared && im->held) apply(*im, MirrorEvent::kGranted);
+    unpark(*im);
+    if (im->recall_wanted) try_yield(*im);
+  }
+  kLog.info("recovered", {{"image", dirty.image}});
+}
+
+Task<Status> Engine::reconcile(Image& im, const journal::DirtyImage& dirty) {
+  if (im.attr.mirror == 0) {
+    if (!im.local()) co_return Status::ok();
+    co_return co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+  }
+  if (!im.local()) co_return Status::ok();  // nothing here that could differ; the shared copy serves
+  bool linked = co_await wait_link(std::chrono::seconds(5));
+  if (!linked) co_return Status(Code::kUnavailable, "waiting for the shared node");
+  if (!im.held) {
+    using Answer = Result<wire::Grant>;
+    auto grant = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Grant>(wire::Type::kAcquire, wire::Acquire{im.id, 0}, std::move(done));
+    });
+    if (!grant && grant.status().code() == Code::kNotFound) {
+      lost_name(im.id);
+      co_return Status::ok();
+    }
+    if (!grant && grant.status().code() == Code::kBusy) {
+      // The tenure had been given back, flushed on both copies, before the crash. What the other host wrote since is in
+      // the shared node's stale map.
+      if (dirty.alone) kLog.error("tail_diverged", {{"image", im.id}, {"epoch", dirty.epoch}, {"reason", grant.status()}});
+      co_return Status::ok();
+    }
+    if (!grant) co_return grant.status();
+    im.facts.alone = dirty.alone;
+    Status taken = co_await take_grant(im, std::move(*grant));
+    if (!taken) co_return taken;
+  }
+  journal_->set_level(im.slot, false);
+  bool host_kept = dirty.host_loss_id == host_loss();
+  bool host_wins = dirty.alone || host_kept;
+  uint64_t repaired = 0;
+  Status equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
+  if (!equal) co_return equal;
+  Status flushed = co_await flush_both(im);
+  if (!flushed) co_return flushed;
+  Status noted = co_await async<Status>([&](Callback<Status> done) {
+    journal_->note_copies(im.slot, host_loss(), im.shared_loss, false, std::move(done));
+  });
+  if (!noted) co_return noted;
+  im.facts.alone = false;
+  journal_->set_level(im.slot, true);
+  counts_.resynced_bytes += repaired;
+  kLog.info("reconciled", {{"image", im.id}, {"copied_bytes", repaired}, {"from", host_wins ? "host" : "shared"}});
+  co_return Status::ok();
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,273 @@
+// Tenures: asked for at the first write (or, if free, at the first read), kept until another host asks.
+#include "fs/engine.h"
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kOpportunityInterval{1};
+constexpr std::chrono::milliseconds kYieldRetry{200};
+}  // namespace
+
+// `wait`: a write needs it. Else only if it is free, so that reads become local.
+void Engine::want_tenure(Image& im, bool wait) {
+  if (im.held || im.acquiring || stopping_) return;
+  if (!wait) {
+    if (!mirror_->up() || im.recovering || im.yielding || im.attr.mirror == 0 || env_.now() < im.try_again) return;
+    im.try_again = env_.now() + kOpportunityInterval;
+  }
+  im.acquiring = true;
+  tasks_.spawn(acquire(im, wait ? static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000 : 0));
+}
+
+Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
+  using Answer = Result<wire::Grant>;
+  Status failed;
+  for (;;) {
+    while (!mirror_->up() && wait_ms != 0 && !stopping_) co_await wait_link(std::chrono::seconds(1));
+    auto grant = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Grant>(wire::Type::kAcquire, wire::Acquire{im.id, wait_ms}, std::move(done));
+    });
+    failed = Status::ok();
+    if (grant) failed = co_await take_grant(im, std::move(*grant));
+    else failed = grant.status();
+    if (failed.is_ok()) break;
+    bool link_lost = failed.code() == Code::kUnavailable && !mirror_->up();
+    if (link_lost && !stopping_ && (wait_ms != 0 || !im.parked.empty())) continue;
+    // A write came while only a free tenure was asked for: now it is worth waiting.
+    bool writes_wait = wait_ms == 0 && !im.parked.empty();
+    if (!writes_wait) break;
+    wait_ms = static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000;
+  }
+  im.acquiring = false;
+  if (!failed) {
+    if (failed.code() == Code::kBusy)
+      kLog.info("image_held_elsewhere", {{"image", im.id}, {"waited_ms", wait_ms}, {"reason", failed.message()}});
+    else if (wait_ms != 0) kLog.warning("tenure_refused", {{"image", im.id}, {"error", failed}});
+    fail_parked(im, failed);
+  }
+  unpark(im);
+  if (im.recall_wanted) try_yield(im);
+}
+
+void Engine::fail_parked(Image& im, const Status& status) {
+  std::vector<Op*> parked;
+  parked.swap(im.parked);
+  for (Op* op : parked) {
+    if (op->kind == OpKind::kRead) {
+      im.parked.push_back(op);
+      continue;
+    }
+    auto done = std::move(op->done);
+    recycle(op);
+    done(status);
+  }
+}
+
+Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
+  bool none = im.attr.mirror == 0;
+  bool had_copy = im.copy != nullptr;
+  if (!had_copy) {
+    bool empty = grant.size == 0;
+    // Durable before the copy exists: until it was filled it must never be taken for whole.
+    if (!empty && !none) {
+      if (Status s = set_flag(im, kFlagBehind, true); !s) co_return s;
+      im.behind = true;
+    }
+    auto made = group_->create(im.id, grant.size, grant.size_generation);
+    if (made) {
+      im.copy = std::move(*made);
+    } else {
+      kLog.warning("no_local_copy", {{"image", im.id}, {"error", made.status()}, {"now", "served by the shared copy"}});
+      im.broken = true;
+    }
+  }
+  im.size = grant.size;
+  im.size_generation = grant.size_generation;
+  bool own_newer = im.local() && im.copy->size_generation() > grant.size_generation;
+  if (!im.attached) {
+    im.slot = journal_->attach(im.id, grant.size);
+    im.attached = true;
+  }
+  journal_->set_size(im.slot, grant.size);
+  if (Status s = adopt_size(im, grant.size, grant.size_generation); !s) co_return s;
+  journal_->set_tenure(im.slot, grant.epoch, grant.parent);
+
+  if (im.broken || im.behind || grant.copy_known == 0) {
+    if (grant.size == 0 || none) im.stale.clear_all();
+    else im.stale.set_all(grant.size, grant.region_bytes != 0 ? grant.region_bytes : journal_->region_bytes(im.slot));
+  } else {
+    im.stale.set_bitmap(grant.stale_regions, grant.size, grant.region_bytes != 0 ? grant.region_bytes : limits::kRegionBytesMin);
+  }
+  im.map_cut = grant.map_cut;
+  im.facts.policy_none = none;
+  im.facts.copy_whole = !im.broken && im.stale.none();
+  im.facts.handshaken = true;
+  im.shared_loss = grant.loss_id;
+  im.unsynced = 0;
+  // During a recovery the note from before the crash decides the direction and stays until all is equal.
+  if (!im.recovering) {
+    auto noted = co_await async<Status>([&](Callback<Status> done) {
+      journal_->note_copies(im.slot, host_loss(), grant.loss_id, im.facts.alone, std::move(done));
+    });
+    if (!noted) co_return noted;
+  }
+  if (!mirror_->up()) co_return Status(Code::kUnavailable, "the link was lost while a tenure began");
+
+  im.epoch = grant.epoch;
+  im.attr.epoch = grant.epoch;
+  im.attr.holder = options_.config.node.name;
+  im.attr.size = im.size;
+  im.attr.size_generation = im.size_generation;
+  im.mtime = im.attr.mtime;
+  im.mtime_pushed = true;
+  im.held = true;
+  im.open_marked = false;
+  wire::Mark mark = mark_of(im, wire::MarkKind::kTenureStart);
+  mark.number = grant.event;
+  mark.parent = grant.parent;
+  journal_->mark(mark);
+  kLog.info("tenure_begun", {{"image", im.id}, {"epoch", im.epoch}, {"parent", grant.parent.source},
+                             {"stale_regions", im.stale.count()}});
+  apply(im, MirrorEvent::kGranted);
+  // A resize that the shared node did not learn of before a crash: it is told now.
+  if (own_newer) {
+    im.size = im.copy->size();
+    im.size_generation = im.copy->size_generation();
+    journal_->set_size(im.slot, im.size);
+    using Answer = Result<wire::Resumed>;
+    wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, 0};
+    auto told = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+    });
+    if (!told) kLog.warning("size_not_told", {{"image", im.id}, {"error", told.status()}});
+  }
+  co_return Status::ok();
+}
+
+// The own copy takes the size that the shared node has, if that is newer.
+Status Engine::adopt_size(Image& im, uint64_t size, Generation generation) {
+  if (im.held) {
+    im.size = size;
+    im.size_generation = generation;
+  }
+  if (im.attached) journal_->set_size(im.slot, size);
+  if (!im.local() || im.copy->size_generation() >= generation) return Status::ok();
+  Status result(Code::kUnavailable, "resize did not complete");
+  im.copy->resize(size, generation, [&result](Status s) { result = std::move(s); });  // blocks, so it has run by now
+  return result;
+}
+
+wire::Mark Engine::mark_of(Image& im, wire::MarkKind kind) {
+  wire::Mark mark;
+  mark.kind = kind;
+  mark.origin = options_.config.node.name;
+  mark.label = env_.wall();
+  mark.node = im.attr;
+  mark.node.size = im.size_now();
+  mark.node.size_generation = im.held ? im.size_generation : im.attr.size_generation;
+  if (!im.mtime_pushed) mark.node.mtime = im.mtime;
+  mark.epoch = im.epoch;
+  return mark;
+}
+
+// ---- giving a tenure back -----------------------------------------------------------------------
+
+void Engine::recalled(const wire::RecallNotify& message) {
+  Image* im = find(message.image);
+  if (im == nullptr) {
+    kLog.info("recall_unknown", {{"image", message.image}, {"wanted_by", message.wanted_by}});
+    return;
+  }
+  im->recall_wanted = true;
+  im->recall_by = message.wanted_by;
+  kLog.info("recalled", {{"image", im->id}, {"epoch", message.epoch}, {"wanted_by", message.wanted_by},
+                         {"writing_handles", im->wrote}});
+  try_yield(*im);
+}
+
+// A handle that has written since it was opened holds the tenure until it is closed.
+void Engine::try_yield(Image& im) {
+  if (!im.held || !im.recall_wanted || im.yielding || im.acquiring || im.wrote != 0) return;
+  if (im.state == MirrorState::kNone) {
+    kLog.info("recall_declined", {{"image", im.id}, {"reason", "mirror = none: its data are on this host alone"}});
+    im.recall_wanted = false;
+    return;
+  }
+  bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
+  if (!level || im.resync_running || im.recovering) {
+    env_.after(kYieldRetry, [this, &im] { try_yield(im); });
+    return;
+  }
+  tasks_.spawn(yield(im));
+}
+
+Task<Status> Engine::flush_both(Image& im) {
+  Counter counter = journal_->last_finished();
+  if (im.local()) {
+    auto synced = co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    if (!synced) co_return synced;
+  }
+  using Answer = Result<wire::Flushed>;
+  wire::Flush ask{im.id, im.epoch};
+  auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Flushed>(wire::Type::kFlush, ask, std::move(done));
+  });
+  if (!flushed) {
+    mirror_->note_failure();
+    co_return flushed.status();
+  }
+  if (flushed->loss_id != im.shared_loss && im.state != MirrorState::kResyncing) {
+    check_loss(im, flushed->loss_id);
+    co_return Status(Code::kUnavailable, "the shared copy has another loss id");
+  }
+  if (im.state == MirrorState::kResyncing) co_return Status::ok();
+  journal_->note_durable(im.slot, counter);
+  im.unsynced = 0;
+  co_return Status::ok();
+}
+
+Task<void> Engine::yield(Image& im) {
+  im.yielding = true;
+  co_await wait_idle(im);
+  Status status = co_await flush_both(im);
+  if (status.is_ok() && (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling)) {
+    if (!im.mtime_pushed) {
+      wire::Attr times = im.attr;
+      times.mtime = times.ctime = im.mtime;
+      im.mtime_pushed = true;
+      co_await push_times(im.inode, times);
+    }
+    if (im.open_marked) journal_->mark(mark_of(im, wire::MarkKind::kClose));
+    im.open_marked = false;
+    journal_->mark(mark_of(im, wire::MarkKind::kTenureEnd));
+    journal::Point point = journal_->cut(journal::Journal::CutReason::kHandover);
+    using Answer = Result<wire::Yielded>;
+    wire::Yield ask{im.id, im.epoch, {journal_->incarnation(), point.counter}};
+    auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Yielded>(wire::Type::kYield, ask, std::move(done));
+    });
+    status = yielded ? Status::ok() : yielded.status();
+    if (!yielded) mirror_->note_failure();
+  }
+  im.yielding = false;
+  if (status.is_ok()) {
+    kLog.info("tenure_ended", {{"image", im.id}, {"epoch", im.epoch}, {"for", im.recall_by}});
+    im.held = false;
+    im.recall_wanted = false;
+    im.attr.holder.clear();
+    im.attr.size = im.size;
+    im.attr.size_generation = im.size_generation;
+    im.try_again = env_.now() + kOpportunityInterval;
+    apply(im, MirrorEvent::kYielded);
+  } else {
+    if (status.code() == Code::kFenced) fence(im);
+    else kLog.warning("yield_failed", {{"image", im.id}, {"error", status}});
+    if (im.held && !stopping_) env_.after(kYieldRetry, [this, &im] { try_yield(im); });
+  }
+  unpark(im);
+}
+
+}  // namespace tidemark::fs

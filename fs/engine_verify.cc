@@ -1,0 +1,313 @@
+// verify: rereads every copy's storage at one common point and compares keyed hashes; works under load.
+//
+// The point is a cut of the journal. The image's bytes are frozen at that moment: writes that come later preserve old
+// blocks first. Host and shared copies are compared chunk by chunk with writes to the chunk held off; the same chunk
+// with the preserved blocks laid over is the image at the cut, whose hashes the replica must have at its point.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "fs/engine.h"
+#include "shared/base/digest.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+using nlohmann::json;
+
+struct VerifyRun {
+  std::vector<Image*> images;
+  UniqueFunction<void(uint64_t, uint64_t)> progress;
+  Callback<Result<std::string>> done;
+  DigestKey key;
+  uint64_t done_bytes = 0, total_bytes = 0;
+  json result;
+
+  // Of the image at hand.
+  json image;
+  uint64_t compared = 0;
+  bool equal = true, behind = false;
+  std::vector<Digest128> frozen;        // one a kUnit, of the bytes at the cut
+};
+
+namespace {
+const log::Logger kLog("verify");
+constexpr uint64_t kChunk = 1u << 20;
+constexpr uint32_t kUnit = 64u << 10;
+constexpr uint32_t kFine = 4096;
+constexpr uint64_t kHoleRun = 64ull << 20;
+constexpr size_t kDifferencesMax = 1000;
+constexpr std::chrono::seconds kShipWait{120};
+
+void differ(VerifyRun& run, const Image& im, std::string_view copy, Extent where) {
+  run.equal = false;
+  kLog.warning("copies_differ", {{"image", im.id}, {"copy", copy}, {"offset", where.offset}, {"length", where.length}});
+  if (run.image["differences"].size() >= kDifferencesMax) return;
+  run.image["differences"].push_back({{"copy", copy}, {"offset", where.offset}, {"length", where.length}});
+}
+
+std::string hex_of(const Digest128& d) {
+  uint8_t b[16];
+  store_le(b, d.low);
+  store_le(b + 8, d.high);
+  return to_hex(b);
+}
+}  // namespace
+
+void Engine::verify(std::vector<std::string> names, UniqueFunction<void(uint64_t, uint64_t)> progress,
+                    Callback<Result<std::string>> done) {
+  if (verify_running_) return done(Status(Code::kBusy, "a verify is running already"));
+  verify_running_ = true;
+  auto run = std::make_shared<VerifyRun>();  // shared by the task and its callbacks
+  run->progress = std::move(progress);
+  run->done = std::move(done);
+  run->result["names"] = names;
+  tasks_.spawn(run_verify(run));
+}
+
+Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
+  std::vector<std::string> names = run->result["names"];
+  run->result = {{"equal", true}, {"images", json::array()}};
+  env_.random(run->key.secret);
+  Status status;
+  // The catalogue as the shared node has it: images that this host never opened count too.
+  wire::Dump ask{InodeNumber(0), 512};
+  for (bool end = false; !end && status.is_ok();) {
+    using Answer = Result<wire::DirEntries>;
+    auto page = co_await async<Answer>([&](Callback<Answer> d) {
+      mirror_->request<wire::DirEntries>(wire::Type::kDump, ask, std::move(d));
+    });
+    if (!page) {
+      status = page.status();
+      break;
+    }
+    end = page->end != 0 || page->entries.empty();
+    for (const wire::DirEntry& e : page->entries) {
+      ask.after = e.attr.inode;
+      names_->put_entry(e.attr.parent, e.name, e.attr);
+      if (e.attr.kind != wire::NodeKind::kImage || e.attr.nlink == 0) continue;
+      if (!names.empty()) continue;
+      auto im = image_of(e.attr);
+      if (im) run->images.push_back(*im);
+    }
+  }
+  for (const std::string& name : names) {
+    auto attr = names_->resolve(name);
+    auto im = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, name + ": no such image"));
+    if (!im) status = im.status();
+    else run->images.push_back(*im);
+  }
+  for (Image* im : run->images) run->total_bytes += im->size_now();
+  for (size_t i = 0; status.is_ok() && i < run->images.size(); ++i) {
+    Image& im = *run->images[i];
+    ++im.handles;  // keeps it in memory
+    run->image = {{"path", names_->path_of(im.inode)}, {"uuid", im.id.to_string()}, {"point", nullptr},
+                  {"copies", {{"host", "level"}, {"shared", "level"}, {"replica", "level"}}}, {"differences", json::array()}};
+    run->equal = true;
+    run->behind = false;
+    run->compared = 0;
+    run->frozen.clear();
+    status = co_await verify_image(*run, im);
+    --im.handles;
+    if (im.handles == 0 && im.nameless) doom(im);
+    run->image["equal"] = run->equal;
+    run->image["bytes_compared"] = run->compared;
+    if (!run->equal) {
+      run->result["equal"] = false;
+      counts_.differences += run->image["differences"].size();
+    }
+    run->result["images"].push_back(std::move(run->image));
+  }
+  verify_running_ = false;
+  if (status.is_ok()) run->done(run->result.dump());
+  else run->done(status);
+}
+
+Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
+  // The tenure makes the common point possible. Another host that writes keeps it: the verify belongs there.
+  for (int i = 0; !im.held && i < 40; ++i) {
+    want_tenure(im, true);
+    co_await sleep(std::chrono::milliseconds(50));
+    if (!im.acquiring && !im.held) break;
+  }
+  while (im.acquiring) co_await sleep(std::chrono::milliseconds(50));
+  if (!im.held) {
+    run.image["copies"] = {{"host", "behind"}, {"shared", "unknown"}, {"replica", "unknown"}};
+    run.image["note"] = "another host writes this image: verify there";
+    co_return Status::ok();
+  }
+  for (int i = 0; i < 600 && im.held && (im.state == MirrorState::kFilling || im.state == MirrorState::kResyncing) && im.local(); ++i)
+    co_await sleep(std::chrono::milliseconds(100));
+  uint64_t size = im.size;
+  if (!im.attached) co_return Status(Code::kUnavailable, "image " + im.id.to_string() + " has no journal yet");
+  // One turn: the cut and the freeze are the same moment.
+  journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed);
+  Status frozen = journal_->freeze(im.slot, size);
+  if (!frozen) co_return frozen;
+  Status status = co_await verify_copies(run, im, size);
+  bool broken = journal_->freeze_broken();
+  journal_->end_freeze();
+  if (!status) co_return status;
+  if (broken) {
+    run.image["note"] = "too much was overwritten during the run: the replica was not compared, verify again";
+    run.image["copies"]["replica"] = "unknown";
+    co_return Status::ok();
+  }
+  co_return co_await verify_replica(run, im, size, point);
+}
+
+Task<Status> Engine::verify_copies(VerifyRun& run, Image& im, uint64_t size) {
+  uint64_t units = (size + kUnit - 1) / kUnit;
+  Bytes zeros(kUnit);
+  Digest128 zero_digest = keyed_digest(run.key, zeros);
+  run.frozen.assign(units, zero_digest);
+  if (size % kUnit != 0 && units != 0) run.frozen.back() = keyed_digest(run.key, ByteSpan(zeros).first(size % kUnit));
+  bool mirrored = im.state != MirrorState::kNone;
+  if (!mirrored) run.image["copies"]["shared"] = "absent";
+  if (!im.local()) run.image["copies"]["host"] = "absent";
+  for (uint64_t at = 0; at < size;) {
+    if (!im.held) co_return Status(Code::kBusy, "the tenure of " + im.id.to_string() + " moved during the verify: run it again");
+    RangeLock::Hold hold;
+    uint64_t length = std::min(kChunk, size - at);
+    // Long holes go in one piece: nothing to read here, and the shared node says the same of its copy.
+    auto next = im.local() ? im.copy->next_data(at) : Result<Extent>(Extent{at, 1});
+    bool hole_run = next && (next->length == 0 || next->offset >= at + kHoleRun) && !journal_->must_preserve(im.slot, {at, 1});
+    if (hole_run) length = std::min(kHoleRun, size - at);
+    hold.extent = {at, length};
+    co_await lock(im, hold);
+    Extent range{at, std::min(length, im.size > at ? im.size - at : 0)};
+    Status status;
+    if (range.length != 0) {
+      auto buffer = std::make_shared<io::AlignedBuffer>(std::min(range.length, kChunk));  // shared with the operation
+      bool behind = im.stale.stale(range);
+      bool local = im.local() && !behind;
+      if (behind) run.behind = true;
+      using Answer = Result<wire::Hashes>;
+      wire::Hash ask{im.id, range, kUnit, run.key};
+      auto theirs = Answer(wire::Hashes{});
+      if (mirrored)
+        theirs = co_await async<Answer>([&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(d)); });
+      if (!theirs) status = theirs.status();
+      bool all_holes = hole_run && (!mirrored || (theirs && std::all_of(theirs->holes.begin(), theirs->holes.end(),
+                                                                        [](uint8_t h) { return h != 0; })));
+      if (status.is_ok() && hole_run && !all_holes) {
+        // The shared copy has data in it: chunk by chunk after all.
+        range.length = length = std::min(kChunk, range.length);
+        theirs->digests.resize((range.length + kUnit - 1) / kUnit);
+        all_holes = false;
+      }
+      if (status.is_ok() && !all_holes) {
+        if (local) status = co_await read_copy(im, range, buffer);
+        else status = co_await read_shared(im, range, buffer);
+        for (uint64_t i = 0; status.is_ok() && i * kUnit < range.length; ++i) {
+          Extent unit{range.offset + i * kUnit, std::min<uint64_t>(kUnit, range.length - i * kUnit)};
+          ByteSpan bytes = ByteSpan(buffer->span()).subspan(i * kUnit, unit.length);
+          if (!local || !mirrored || keyed_digest(run.key, bytes) == theirs->digests[i]) continue;
+          wire::Hash fine{im.id, unit, kFine, run.key};
+          auto narrow = co_await async<Answer>([&](Callback<Answer> d) {
+            mirror_->request<wire::Hashes>(wire::Type::kHash, fine, std::move(d));
+          });
+          for (uint64_t f = 0; narrow && f < narrow->digests.size() && f * kFine < unit.length; ++f) {
+            Extent piece{unit.offset + f * kFine, std::min<uint64_t>(kFine, unit.length - f * kFine)};
+            if (keyed_digest(run.key, bytes.subspan(f * kFine, piece.length)) != narrow->digests[f]) differ(run, im, "shared", piece);
+          }
+          if (run.equal) differ(run, im, "shared", unit);
+        }
+        if (status.is_ok()) {
+          journal_->overlay_frozen(range, buffer->span().first(range.length));
+          for (uint64_t i = 0; i * kUnit < range.length; ++i)
+            run.frozen[(range.offset + i * kUnit) / kUnit] =
+                keyed_digest(run.key, ByteSpan(buffer->span()).subspan(i * kUnit, std::min<uint64_t>(kUnit, range.length - i * kUnit)));
+          run.compared += range.length;
+        }
+      }
+      journal_->release_frozen({at, length});
+    }
+    im.order.release(hold);
+    if (!status) co_return status;
+    at += length;
+    run.done_bytes += length;
+    if (run.progress) run.progress(run.done_bytes, run.total_bytes);
+  }
+  if (run.behind) run.image["copies"]["host"] = "behind";
+  co_return Status::ok();
+}
+
+Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, journal::Point point) {
+  if (!verify_client_) {
+    run.image["copies"]["replica"] = "absent";
+    co_return Status::ok();
+  }
+  using Shipped = Result<std::string>;
+  auto shipped = co_await async<Shipped>([&](Callback<Shipped> d) {
+    auto once = std::make_shared<Callback<Shipped>>(std::move(d));  // shared by the journal and the timer, first come
+    auto fire = [once](Shipped r) {
+      if (*once) std::exchange(*once, nullptr)(std::move(r));
+    };
+    journal_->when_shipped(point.batch, fire);
+    env_.after(kShipWait, [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
+  });
+  json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
+  bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") && receipt["point"].is_number();
+  if (!applied) {
+    run.image["copies"]["replica"] = "behind";
+    run.image["note"] = shipped ? "the replica holds the cut but waits for what must come before it" : shipped.status().to_string();
+    co_return Status::ok();
+  }
+  uint64_t id = receipt["point"];
+  run.image["point"] = id;
+  std::string target = "/v1/points/" + std::to_string(id) + "/images/" + im.id.to_string() + "/hash";
+  for (uint64_t at = 0; at < size; at += kHoleRun) {
+    uint64_t length = std::min(kHoleRun, size - at);
+    net::HttpRequest ask;
+    ask.method = "POST";
+    ask.target = target;
+    ask.headers["content-type"] = "application/json";
+    std::string body = json{{"offset", at}, {"length", length}, {"unit", kUnit}, {"key", to_hex(run.key.secret)}}.dump();
+    ask.body.assign(body.begin(), body.end());
+    using Answer = Result<net::HttpResponse>;
+    auto answer = co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+    if (!answer) co_return answer.status().with_context("replica");
+    if (answer->status == 404) {
+      run.image["copies"]["replica"] = "absent";
+      differ(run, im, "replica", {0, size});
+      co_return Status::ok();
+    }
+    json got = json::parse(as_text(answer->body), nullptr, false);
+    if (answer->status != 200 || !got.is_object() || !got["digests"].is_array())
+      co_return Status(Code::kUnavailable, "replica: hash request answered " + std::to_string(answer->status));
+    for (uint64_t i = 0; i * kUnit < length; ++i) {
+      Extent unit{at + i * kUnit, std::min<uint64_t>(kUnit, length - i * kUnit)};
+      bool same = i < got["digests"].size() && got["digests"][i] == hex_of(run.frozen[unit.offset / kUnit]);
+      if (!same) co_await narrow_replica(run, im, target, unit);
+    }
+  }
+  co_return Status::ok();
+}
+
+// Which 4 KiB of a differing unit: against this host's bytes of now, which is right where nobody wrote since.
+Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target, Extent unit) {
+  size_t before = run.image["differences"].size();
+  auto buffer = std::make_shared<io::AlignedBuffer>(unit.length);  // shared with the operation
+  Extent within{unit.offset, std::min(unit.length, im.size > unit.offset ? im.size - unit.offset : 0)};
+  Status read;
+  if (im.local() && !im.stale.stale(unit)) read = co_await read_copy(im, within, buffer);
+  else read = co_await read_shared(im, within, buffer);
+  net::HttpRequest ask;
+  ask.method = "POST";
+  ask.target = target;
+  ask.headers["content-type"] = "application/json";
+  std::string body = json{{"offset", unit.offset}, {"length", unit.length}, {"unit", kFine}, {"key", to_hex(run.key.secret)}}.dump();
+  ask.body.assign(body.begin(), body.end());
+  using Answer = Result<net::HttpResponse>;
+  auto answer = co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+  json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
+  if (read.is_ok() && got.is_object() && got["digests"].is_array()) {
+    for (uint64_t f = 0; f * kFine < within.length && f < got["digests"].size(); ++f) {
+      Extent piece{unit.offset + f * kFine, std::min<uint64_t>(kFine, within.length - f * kFine)};
+      if (got["digests"][f] != hex_of(keyed_digest(run.key, ByteSpan(buffer->span()).subspan(f * kFine, piece.length))))
+        differ(run, im, "replica", piece);
+    }
+  }
+  if (run.image["differences"].size() == before) differ(run, im, "replica", unit);
+}
+
+}  // namespace tidemark::fs

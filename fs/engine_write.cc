@@ -1,0 +1,421 @@
+// The hot path: the way of a read and of a write (README.md draws it).
+#include <algorithm>
+
+#include "fs/engine.h"
+#include "shared/base/digest.h"
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::milliseconds kResendDelay{10};
+
+bool changes(OpKind kind) { return kind != OpKind::kRead && kind != OpKind::kFlush; }
+bool journaled(OpKind kind) { return changes(kind) && kind != OpKind::kAllocate; }
+
+journal::RecordKind record_kind(OpKind kind) {
+  switch (kind) {
+    case OpKind::kZero: return journal::RecordKind::kZero;
+    case OpKind::kDiscard: return journal::RecordKind::kDiscard;
+    case OpKind::kResize: return journal::RecordKind::kResize;
+    default: return journal::RecordKind::kWrite;
+  }
+}
+
+// The bytes whose contents the request may change: what must be dirty, filled and preserved first.
+Extent touched(const Op& op, uint64_t size) {
+  if (op.kind != OpKind::kResize) return op.extent;
+  uint64_t to = op.extent.offset;
+  if (to < size) return {to, size - to};
+  return {size, size % limits::kOrderGranule == 0 ? 0u : 1u};  // a grow zero-fills the last granule only
+}
+}  // namespace
+
+Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
+  if (free_ops_ == nullptr) {
+    op_pool_.push_back(std::make_unique<Op>());
+    free_ops_ = op_pool_.back().get();
+  }
+  Op* op = free_ops_;
+  free_ops_ = op->next;
+  op->image = &image;
+  op->kind = kind;
+  op->mode = mode;
+  op->begun = false;
+  op->pending = 0;
+  op->local = op->remote = Status::ok();
+  op->coordinator = CoordinatorSequence(0);
+  op->digest = 0;
+  ++ops_in_flight_;
+  return op;
+}
+
+void Engine::recycle(Op* op) {
+  op->done = nullptr;
+  op->data = {};
+  op->out = {};
+  op->next = free_ops_;
+  free_ops_ = op;
+  --ops_in_flight_;
+}
+
+// True if the request may go on now; else it was parked or answered.
+bool Engine::gate(Op* op) {
+  Image& im = *op->image;
+  if (im.recovering || im.yielding) {
+    park(op);
+    return false;
+  }
+  if (im.state == MirrorState::kFenced) {
+    Status fenced(Code::kFenced, "image " + im.id.to_string() + " was taken over by another host");
+    Callback<Result<size_t>> done = std::move(op->done);
+    recycle(op);
+    done(fenced);
+    return false;
+  }
+  if (!changes(op->kind)) return true;
+  if (!im.held) {
+    park(op);
+    want_tenure(im, true);
+    return false;
+  }
+  if (im.state == MirrorState::kWaiting) {
+    park(op);
+    return false;
+  }
+  return true;
+}
+
+void Engine::park(Op* op) { op->image->parked.push_back(op); }
+
+void Engine::unpark(Image& image) {
+  if (image.parked.empty()) return;
+  std::vector<Op*> parked;
+  parked.swap(image.parked);
+  for (Op* op : parked) start_op(op);
+}
+
+void Engine::start_op(Op* op) {
+  if (!gate(op)) return;
+  Image& im = *op->image;
+  ++im.active;
+  if (op->kind == OpKind::kFlush) return start_flush(op);
+  bool whole = op->kind == OpKind::kResize;
+  op->hold.extent = whole ? Extent{0, UINT64_MAX} : op->extent;
+  op->hold.exclusive = op->kind != OpKind::kRead;
+  if (im.order.acquire(op->hold)) return in_order(op);
+  op->hold.granted = [this, op] { in_order(op); };
+}
+
+void Engine::in_order(Op* op) {
+  if (op->kind == OpKind::kRead) return read_in_order(op);
+  prepare(op);
+}
+
+// Called again after each thing that had to be waited for; the place in the order is held throughout.
+void Engine::prepare(Op* op) {
+  Image& im = *op->image;
+  if (im.state == MirrorState::kFenced || !im.held) return finish_op(op, Status(Code::kFenced, "the tenure has moved"));
+  Extent range = touched(*op, im.size);
+  if (op->kind != OpKind::kResize && op->extent.end() > im.size)
+    return finish_op(op, Status(Code::kInvalidArgument, "past the end of the image"));
+  if (im.local() && !im.stale.none() && im.stale.stale(range)) {
+    im.order.release(op->hold);
+    return tasks_.spawn(fill_before(op));
+  }
+  if (journaled(op->kind)) {
+    if (range.length != 0 && !journal_->is_dirty(im.slot, range)) {
+      journal_->mark_dirty(im.slot, range, [this, op](Status s) {
+        if (!s) return finish_op(op, s.with_context("dirty-region log"));
+        prepare(op);
+      });
+      return;
+    }
+    if (range.length != 0 && journal_->must_preserve(im.slot, range)) {
+      journal_->preserve(im.slot, range, [this, op] { prepare(op); });
+      return;
+    }
+    if (!im.open_marked) {
+      im.open_marked = true;
+      journal_->mark(mark_of(im, wire::MarkKind::kOpenWrite));
+    }
+    Extent recorded = op->kind == OpKind::kResize ? Extent{op->extent.offset, 0} : op->extent;
+    op->ticket = journal_->begin(im.slot, record_kind(op->kind), recorded);
+    op->begun = true;
+  }
+  if (op->kind == OpKind::kWrite) op->digest = digest64(op->data);
+  if (op->kind == OpKind::kResize) op->generation = im.size_generation.next();
+  issue(op);
+}
+
+void Engine::issue(Op* op) {
+  Image& im = *op->image;
+  op->local_asked = im.local();
+  op->remote_asked = sends_mirror(im.state) || (im.state == MirrorState::kNone && op->kind == OpKind::kResize && mirror_->up());
+  op->pending = 1 + (op->local_asked ? 1 : 0) + (op->remote_asked ? 1 : 0);
+  if (op->remote_asked) issue_remote(op);
+  else if (im.state != MirrorState::kNone) op->remote = Status(Code::kUnavailable, "no link to the shared node");
+  if (op->local_asked) issue_local(op);
+  answered(op);
+}
+
+void Engine::issue_remote(Op* op) {
+  Image& im = *op->image;
+  auto applied = [this, op](Result<wire::Applied> answer) {
+    if (answer) {
+      op->coordinator = answer->coordinator;
+      op->remote = Status::ok();
+      check_loss(*op->image, answer->loss_id);
+    } else {
+      mirror_->note_failure();
+      op->remote = answer.status();
+    }
+    answered(op);
+  };
+  WriteSequence sequence = op->begun ? op->ticket.sequence : WriteSequence{journal_->incarnation(), Counter(0)};
+  if (op->kind == OpKind::kWrite) {
+    mirror_->write({im.id, im.epoch, sequence, op->extent.offset, 0}, op->data, op->digest, std::move(applied));
+  } else if (op->kind == OpKind::kResize) {
+    mirror_->request<wire::Applied>(wire::Type::kResize,
+                                    wire::Resize{im.id, im.epoch, sequence, op->extent.offset, op->generation},
+                                    std::move(applied));
+  } else {
+    uint8_t kind = op->kind == OpKind::kZero ? 0 : op->kind == OpKind::kDiscard ? 1 : 2;
+    mirror_->request<wire::Applied>(wire::Type::kZero, wire::Zero{im.id, im.epoch, sequence, op->extent, kind},
+                                    std::move(applied));
+  }
+  // At depth one the frame leaves before the local write blocks the loop.
+  if (op->mode == io::IoMode::kInline) mirror_->flush();
+}
+
+void Engine::issue_local(Op* op) {
+  image::ImageCopy& copy = *op->image->copy;
+  auto done = [this, op](Status status) {
+    op->local = std::move(status);
+    answered(op);
+  };
+  switch (op->kind) {
+    case OpKind::kWrite: return copy.write(op->extent.offset, op->data, op->mode, std::move(done));
+    case OpKind::kZero: return copy.zero(op->extent.offset, op->extent.length, std::move(done));
+    case OpKind::kDiscard: return copy.discard(op->extent.offset, op->extent.length, std::move(done));
+    case OpKind::kAllocate: return copy.allocate(op->extent.offset, op->extent.length, std::move(done));
+    case OpKind::kResize: return copy.resize(op->extent.offset, op->generation, std::move(done));
+    default: TM_CHECK(false, "only what changes an image has a local part");
+  }
+}
+
+void Engine::answered(Op* op) {
+  if (--op->pending != 0) return;
+  if (op->kind == OpKind::kFlush) return settle_flush(op);
+  settle(op);
+}
+
+// Every copy that was asked has answered or was given up: may the guest have its answer?
+void Engine::settle(Op* op) {
+  Image& im = *op->image;
+  if (op->kind == OpKind::kAllocate && !op->local) return finish_op(op, op->local);  // nothing differs: contents stay
+  if (op->local_asked && !op->local && im.local()) return settle_local_failed(op);
+  if (op->remote.is_ok()) return finish_op(op, Status::ok());
+  if (op->remote.code() == Code::kFenced) {
+    fence(im);
+    return finish_op(op, op->remote);
+  }
+  if (im.state == MirrorState::kFenced) return finish_op(op, Status(Code::kFenced, "the tenure has moved"));
+  if (sends_mirror(im.state)) {
+    if (op->remote.code() == Code::kUnavailable) {  // the session it was sent on is gone, a new one stands
+      auto again = [this, op] {
+        op->pending = 2;
+        op->remote_asked = true;
+        if (!sends_mirror(op->image->state)) op->pending = 1;
+        else issue_remote(op);
+        answered(op);
+      };
+      env_.after(kResendDelay, std::move(again));
+      return;
+    }
+    refused(im, op->remote);
+  }
+  if (im.state == MirrorState::kLocalOnly) {
+    if (im.facts.alone) return finish_op(op, Status::ok());
+    im.unknown.push_back(op);
+    return note_alone(im);
+  }
+  // Waiting: only the shared node can answer this. A refusal is the answer; a lost link is waited for.
+  if (op->remote.code() != Code::kUnavailable) return finish_op(op, op->remote);
+  im.unknown.push_back(op);
+}
+
+// The own copy failed where the shared one may have taken the write: it is behind from now on, durably so before the
+// answer, and everything goes to the shared copy.
+void Engine::settle_local_failed(Op* op) {
+  Image& im = *op->image;
+  bool shared_serves = op->remote_asked && op->remote.is_ok() && im.state != MirrorState::kNone;
+  if (!shared_serves) {
+    kLog.warning("local_copy_failed", {{"image", im.id}, {"error", op->local}, {"shared", op->remote}});
+    return finish_op(op, op->local);
+  }
+  ++counts_.local_failures;
+  kLog.warning("local_copy_behind", {{"image", im.id}, {"error", op->local}, {"now", "served by the shared copy"}});
+  if (Status s = set_flag(im, kFlagBehind, true); !s) return finish_op(op, s);
+  im.broken = true;
+  im.behind = true;
+  im.facts.copy_whole = false;
+  im.stale.set_all(im.size, journal_->region_bytes(im.slot));
+  if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
+  finish_op(op, Status::ok());
+}
+
+void Engine::finish_op(Op* op, Status status) {
+  Image& im = *op->image;
+  if (op->begun) {
+    journal_->finish(op->ticket, op->coordinator, op->digest);
+    op->begun = false;
+    ++im.unsynced;
+    im.mtime = env_.wall();
+    im.mtime_pushed = false;
+    ++counts_.writes;
+    counts_.write_bytes += op->extent.length;
+  }
+  if (op->kind == OpKind::kResize && status.is_ok()) {
+    im.size = op->extent.offset;
+    im.size_generation = op->generation;
+    im.attr.size = im.size;
+    im.attr.size_generation = im.size_generation;
+    names_->put(im.attr);
+  }
+  if (!status) {
+    ++counts_.errors;
+    return leave(op, std::move(status));
+  }
+  leave(op, size_t(op->extent.length));
+}
+
+// Gives the place in the order up and the answer to the guest.
+void Engine::leave(Op* op, Result<size_t> result) {
+  Image& im = *op->image;
+  auto done = std::move(op->done);
+  if (op->hold.held) im.order.release(op->hold);
+  recycle(op);
+  done(std::move(result));
+  if (--im.active != 0 || im.idle.empty()) return;
+  std::vector<UniqueFunction<void()>> waiting;
+  waiting.swap(im.idle);
+  for (auto& fn : waiting) fn();
+}
+
+// ---- reads --------------------------------------------------------------------------------------
+
+void Engine::read_in_order(Op* op) {
+  Image& im = *op->image;
+  bool own_data = im.held || im.facts.policy_none;
+  if (!own_data) want_tenure(im, false);
+  uint64_t size = im.size_now();
+  if (op->extent.offset >= size) {
+    op->out = op->out.first(0);
+    op->extent.length = 0;
+    return finish_read(op, Status::ok());
+  }
+  op->extent.length = std::min<uint64_t>(op->extent.length, size - op->extent.offset);
+  op->out = op->out.first(op->extent.length);
+  bool local = own_data && im.local() && !im.stale.stale(op->extent) && op->extent.end() <= im.copy->size();
+  if (!local) return read_remote(op);
+  im.copy->read(op->extent.offset, op->out, op->mode, [this, op](Status s) {
+    Image& image = *op->image;
+    if (s.is_ok() && (image.held || image.facts.policy_none)) return finish_read(op, std::move(s));
+    if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
+    if (!s && !mirror_->up()) return finish_read(op, std::move(s));
+    read_remote(op);
+  });
+}
+
+void Engine::read_remote(Op* op) {
+  Image& im = *op->image;
+  wire::Read ask{im.id, op->extent.offset, static_cast<uint32_t>(op->extent.length)};
+  mirror_->send(wire::Type::kRead, wire::encode(ask), {}, [this, op](Result<wire::Answer> answer) {
+    if (answer && answer->payload.size() == op->out.size()) {
+      std::copy_n(answer->payload.data(), op->out.size(), op->out.data());
+      return finish_read(op, Status::ok());
+    }
+    if (answer) return finish_read(op, Status(Code::kCorruption, "read answer of another length"));
+    mirror_->note_failure();
+    if (answer.status().code() != Code::kUnavailable) return finish_read(op, answer.status());
+    // The link is down: the request gives its place up and waits before the gate.
+    Image& image = *op->image;
+    image.order.release(op->hold);
+    --image.active;
+    park(op);
+    if (mirror_->up()) env_.after(kResendDelay, [this, &image] { unpark(image); });
+  });
+  if (op->mode == io::IoMode::kInline) mirror_->flush();
+}
+
+void Engine::finish_read(Op* op, Status status) {
+  ++counts_.reads;
+  counts_.read_bytes += op->extent.length;
+  if (!status) {
+    ++counts_.errors;
+    return leave(op, std::move(status));
+  }
+  leave(op, size_t(op->extent.length));
+}
+
+// ---- what the shell calls -------------------------------------------------------------------------
+
+void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return done(Status::from_errno(EBADF, "read"));
+  Op* op = take_op(*h->image, OpKind::kRead, mode);
+  op->extent = {offset, out.size()};
+  op->out = out;
+  op->done = std::move(done);
+  start_op(op);
+}
+
+void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return done(Status::from_errno(EBADF, "write"));
+  note_wrote(*h);
+  Op* op = take_op(*h->image, OpKind::kWrite, mode);
+  op->extent = {offset, data.size()};
+  op->data = data;
+  op->done = std::move(done);
+  if (op->extent.end() > h->image->size_now() || !h->image->held) return extend_then_write(op, op->extent.end());
+  start_op(op);
+}
+
+// A write past the end grows the image first, as a request of its own. Without the tenure the size is only known once
+// it was granted, so the resize looks again then.
+void Engine::extend_then_write(Op* op, uint64_t new_size) {
+  Image& im = *op->image;
+  if (new_size > limits::kImageBytesMax) {
+    auto done = std::move(op->done);
+    recycle(op);
+    return done(Status::from_errno(EFBIG, "an image's size is limited"));
+  }
+  if (im.held && new_size <= im.size) return start_op(op);
+  if (!im.held && !im.recovering && !im.yielding && im.state != MirrorState::kFenced) {
+    // Parked as a zero-length allocation, which passes the gate once the tenure is held.
+    Op* wait = take_op(im, OpKind::kAllocate, io::IoMode::kQueued);
+    wait->extent = {0, 0};
+    wait->done = [this, op, new_size](Result<size_t> r) {
+      if (r) return extend_then_write(op, new_size);
+      auto done = std::move(op->done);
+      recycle(op);
+      done(r.status());
+    };
+    return start_op(wait);
+  }
+  if (!im.held) return start_op(op);
+  Op* grow = take_op(im, OpKind::kResize, io::IoMode::kQueued);
+  grow->extent = {new_size, 0};
+  grow->done = [this, op](Result<size_t> r) {
+    if (r) return start_op(op);
+    auto done = std::move(op->done);
+    recycle(op);
+    done(r.status());
+  };
+  start_op(grow);
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,108 @@
+// What the engine keeps of one image, and of one request on it. Engine-private; loop thread only.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fs/mirror_state.h"
+#include "fs/range_lock.h"
+#include "fs/stale_map.h"
+#include "journal/journal.h"
+#include "shared/base/function.h"
+#include "shared/base/status.h"
+#include "shared/image/store.h"
+#include "shared/io/env.h"
+#include "shared/wire/messages.h"
+
+namespace tidemark::fs {
+
+struct Image;
+
+enum class OpKind : uint8_t { kRead, kWrite, kZero, kDiscard, kAllocate, kResize, kFlush };
+
+// A guest's request on its way. Pooled; no allocation in the steady state.
+struct Op {
+  Image* image = nullptr;
+  OpKind kind = OpKind::kRead;
+  io::IoMode mode = io::IoMode::kQueued;
+  Extent extent;                       // kResize: offset is the new size
+  ByteSpan data;                       // kWrite: stays valid until done
+  MutableByteSpan out;                 // kRead
+  Callback<Result<size_t>> done;       // bytes read; 0 for others
+  RangeLock::Hold hold;
+
+  journal::Ticket ticket;
+  bool begun = false;                  // the ticket is to be given back
+  uint8_t pending = 0;                 // copies that have not answered
+  bool local_asked = false, remote_asked = false;
+  Status local, remote;
+  CoordinatorSequence coordinator;
+  uint64_t digest = 0;
+  Counter counter;                     // kFlush: covers writes finished up to it
+  uint64_t unsynced = 0;               // kFlush: the image's count when it began
+  LossId loss;                         // kFlush: as the shared node answered
+  Generation generation;               // kResize: of the new size
+  Op* next = nullptr;                  // free list
+};
+
+struct Image {
+  // Constant after construction.
+  ImageId id;
+  InodeNumber inode;
+
+  wire::Attr attr;                     // as last known from the shared node
+  std::unique_ptr<image::ImageCopy> copy;
+  journal::Slot slot;                  // attached with the first tenure
+  bool attached = false;
+
+  // ---- tenure
+  bool held = false;
+  Epoch epoch;
+  bool acquiring = false;
+  bool yielding = false;
+  bool recall_wanted = false;
+  std::string recall_by;
+  io::BootTime try_again;              // no opportunistic Acquire before this
+  bool recovering = false;             // dirty after a crash; nothing is served until reconciled
+
+  // ---- copies
+  MirrorState state = MirrorState::kReadingShared;
+  MirrorFacts facts;
+  bool noting_alone = false;
+  bool broken = false;                 // the own copy failed; all goes to the shared one
+  bool behind = false;                 // durable flag: the own copy is not filled yet, whatever the shared node's map says
+  LossId shared_loss;                  // under which the writes since the last full flush were applied
+  LossId resync_loss;                  // of the copy being resynced
+  uint64_t map_cut = 0;
+  StaleMap stale;
+  uint64_t size = 0;                   // authoritative while held
+  Generation size_generation;
+  bool resync_running = false, fill_running = false;
+
+  // ---- requests
+  RangeLock order;
+  uint32_t active = 0;                 // past the gate, not yet answered
+  std::vector<Op*> parked;             // wait before the gate
+  std::vector<Op*> unknown;            // their mirror write has no known outcome
+  std::vector<Op*> flushes;            // wait for the copies to be level, or for going alone
+  std::vector<UniqueFunction<void()>> idle;   // called once when active falls to 0
+  uint64_t unsynced = 0;               // writes finished since the last full flush
+
+  // ---- handles and name
+  uint32_t handles = 0;
+  uint32_t wrote = 0;                  // handles that have written since they were opened
+  bool open_marked = false;
+  bool nameless = false;               // unlinked; dropped at the last close
+  bool doomed = false;                 // dropped; its blocks go once they are staged
+  uint64_t doomed_batch = 0;
+  WallTime mtime;
+  bool mtime_pushed = true;
+  uint64_t allocated = 0;
+  io::BootTime allocated_at;
+
+  uint64_t size_now() const { return held ? size : attr.size; }
+  bool local() const { return copy != nullptr && !broken; }
+};
+
+}  // namespace tidemark::fs

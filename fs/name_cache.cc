@@ -1,0 +1,146 @@
+#include "fs/name_cache.h"
+
+#include "shared/base/log.h"
+#include "shared/wire/codec.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("names");
+constexpr size_t kEntriesMax = 1u << 20;
+
+Bytes entry_key(InodeNumber parent, const std::string& name) {
+  return kv::KeyBuilder().u64(parent.value).text(name).bytes();
+}
+}  // namespace
+
+Status NameCache::load() {
+  auto snapshot = store_.snapshot();
+  auto attrs = snapshot->cursor(tables_.attr);
+  for (bool ok = attrs->first(); ok; ok = attrs->next()) {
+    auto attr = wire::decode<wire::Attr>(attrs->value());
+    if (!attr) return attr.status().with_context("name cache");
+    if (!attr->image.is_nil()) images_[attr->image] = attr->inode;
+    attrs_[attr->inode] = std::move(*attr);
+  }
+  auto entries = snapshot->cursor(tables_.entry);
+  for (bool ok = entries->first(); ok; ok = entries->next()) {
+    ByteSpan key = entries->key();
+    if (key.size() < 8 || entries->value().size() != 8) return Status(Code::kCorruption, "name cache: entry");
+    InodeNumber parent(load_be64(key.data())), inode(load_be64(entries->value().data()));
+    std::string name(as_text(key.subspan(8)));
+    places_[inode] = {parent, name};
+    entries_[{parent, std::move(name)}] = inode;
+  }
+  return Status::ok();
+}
+
+void NameCache::commit(kv::WriteBatch batch) {
+  store_.commit(std::move(batch), [](Status s) {
+    if (!s) kLog.warning("cache_not_kept", {{"error", s}});
+  });
+}
+
+void NameCache::put(const wire::Attr& attr) {
+  auto at = attrs_.find(attr.inode);
+  if (at == attrs_.end() && attrs_.size() >= kEntriesMax) return;
+  if (!attr.image.is_nil()) images_[attr.image] = attr.inode;
+  Bytes value = wire::encode(attr);
+  bool same = at != attrs_.end() && wire::encode(at->second) == value;
+  if (same) return;
+  attrs_[attr.inode] = attr;
+  kv::WriteBatch batch;
+  batch.put(tables_.attr, kv::key_u64(attr.inode.value), value);
+  commit(std::move(batch));
+}
+
+void NameCache::put_entry(InodeNumber parent, const std::string& name, const wire::Attr& attr) {
+  put(attr);
+  auto [at, fresh] = entries_.try_emplace({parent, name}, attr.inode);
+  if (!fresh && at->second == attr.inode) return;
+  if (fresh && entries_.size() > kEntriesMax) {
+    entries_.erase(at);
+    return;
+  }
+  at->second = attr.inode;
+  places_[attr.inode] = {parent, name};
+  kv::WriteBatch batch;
+  batch.put(tables_.entry, entry_key(parent, name), kv::key_u64(attr.inode.value));
+  commit(std::move(batch));
+}
+
+void NameCache::erase_entry(InodeNumber parent, const std::string& name) {
+  auto at = entries_.find({parent, name});
+  if (at == entries_.end()) return;
+  auto place = places_.find(at->second);
+  if (place != places_.end() && place->second == at->first) places_.erase(place);
+  entries_.erase(at);
+  kv::WriteBatch batch;
+  batch.erase(tables_.entry, entry_key(parent, name));
+  commit(std::move(batch));
+}
+
+void NameCache::erase(InodeNumber inode) {
+  auto at = attrs_.find(inode);
+  if (at == attrs_.end()) return;
+  images_.erase(at->second.image);
+  attrs_.erase(at);
+  kv::WriteBatch batch;
+  batch.erase(tables_.attr, kv::key_u64(inode.value));
+  commit(std::move(batch));
+}
+
+std::optional<wire::Attr> NameCache::get(InodeNumber inode) const {
+  auto at = attrs_.find(inode);
+  if (at == attrs_.end()) return std::nullopt;
+  return at->second;
+}
+
+std::optional<wire::Attr> NameCache::lookup(InodeNumber parent, const std::string& name) const {
+  auto at = entries_.find({parent, name});
+  return at == entries_.end() ? std::nullopt : get(at->second);
+}
+
+std::optional<wire::Attr> NameCache::by_image(const ImageId& image) const {
+  auto at = images_.find(image);
+  return at == images_.end() ? std::nullopt : get(at->second);
+}
+
+wire::DirEntries NameCache::list(InodeNumber parent, const std::string& after, uint32_t count_max) const {
+  wire::DirEntries out;
+  for (auto at = entries_.upper_bound({parent, after}); at != entries_.end() && at->first.first == parent; ++at) {
+    if (out.entries.size() >= count_max) return out;
+    auto attr = get(at->second);
+    if (attr) out.entries.push_back({at->first.second, *attr});
+  }
+  out.end = 1;
+  return out;
+}
+
+std::string NameCache::path_of(InodeNumber inode) const {
+  std::string path;
+  for (int depth = 0; depth < 64 && inode.value != 1; ++depth) {
+    auto at = places_.find(inode);
+    if (at == places_.end()) return path.empty() ? "" : "?/" + path;
+    path = path.empty() ? at->second.second : at->second.second + "/" + path;
+    inode = at->second.first;
+  }
+  return path;
+}
+
+std::optional<wire::Attr> NameCache::resolve(std::string_view text) const {
+  if (auto id = Uuid::parse(text)) return by_image(*id);
+  InodeNumber at(1);
+  std::optional<wire::Attr> attr;
+  while (!text.empty()) {
+    size_t slash = text.find('/');
+    std::string name(text.substr(0, slash));
+    text = slash == std::string_view::npos ? std::string_view() : text.substr(slash + 1);
+    if (name.empty()) continue;
+    attr = lookup(at, name);
+    if (!attr) return std::nullopt;
+    at = attr->inode;
+  }
+  return attr;
+}
+
+}  // namespace tidemark::fs

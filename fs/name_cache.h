@@ -1,0 +1,48 @@
+// What this host knows of the name space, for use while the shared node is away. Never authoritative: whenever the link
+// is up the shared node is asked. Kept in memory and, without being waited for, in a key-value store, so that a host that
+// starts while the shared node is down still knows its images. Bounded; beyond the bound new entries are not kept.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "shared/base/ids.h"
+#include "shared/kv/store.h"
+#include "shared/wire/messages.h"
+
+namespace tidemark::fs {
+
+class NameCache {
+ public:
+  // Tables of the store used: attr (inode -> Attr), entry (parent, name -> inode).
+  struct Tables { kv::Table attr, entry; };
+  NameCache(kv::Store& store, Tables tables) : store_(store), tables_(tables) {}
+
+  Status load();
+  void put(const wire::Attr& attr);
+  void put_entry(InodeNumber parent, const std::string& name, const wire::Attr& attr);
+  void erase_entry(InodeNumber parent, const std::string& name);
+  void erase(InodeNumber inode);
+  std::optional<wire::Attr> get(InodeNumber inode) const;
+  std::optional<wire::Attr> lookup(InodeNumber parent, const std::string& name) const;
+  std::optional<wire::Attr> by_image(const ImageId& image) const;
+  wire::DirEntries list(InodeNumber parent, const std::string& after, uint32_t count_max) const;
+  // "dir/name" as far as known.
+  std::string path_of(InodeNumber inode) const;
+  // What stands in the cache for a path or a UUID's text.
+  std::optional<wire::Attr> resolve(std::string_view path_or_uuid) const;
+
+ private:
+  void commit(kv::WriteBatch batch);
+
+  kv::Store& store_;
+  const Tables tables_;
+  std::unordered_map<InodeNumber, wire::Attr> attrs_;
+  std::map<std::pair<InodeNumber, std::string>, InodeNumber> entries_;
+  std::unordered_map<InodeNumber, std::pair<InodeNumber, std::string>> places_;
+  std::unordered_map<ImageId, InodeNumber> images_;
+};
+
+}  // namespace tidemark::fs
