@@ -44,4 +44,20 @@ inline constexpr size_t kBounceBytesKeptMax = 16u << 20;       // aligned memory
 inline constexpr size_t kJobsKeptMax = 64;                     // background jobs that a daemon remembers
 inline constexpr int kStopSecondsMax = 60;                     // a daemon's stop: then it exits with an error
 
+// The shared node.
+inline constexpr uint32_t kXattrsPerNodeMax = 64;
+inline constexpr uint32_t kXattrTotalBytesMax = 128u << 10;   // of one node: an Attr always fits a frame
+inline constexpr uint32_t kSymlinkBytesMax = 4095;
+inline constexpr uint32_t kDirEntriesMax = 1024;              // of one answer
+inline constexpr uint64_t kCoordinatorReserve = 1ull << 20;   // sequence numbers made durable ahead
+inline constexpr uint64_t kHashBytesMax = 64ull << 20;        // of one Hash request
+inline constexpr uint32_t kExtentsMax = 4096;                 // of one ExtentList
+inline constexpr uint64_t kReadBytesUnsentMax = 32ull << 20;  // of one connection: further reads wait
+inline constexpr uint64_t kPeerPayloadBytesMax = 1ull << 30;  // received from one connection and not yet applied
+inline constexpr uint32_t kSessionsMax = 256;
+inline constexpr uint32_t kConnectionsPerSessionMax = 16;
+inline constexpr uint32_t kImagesOpenMax = 512;               // idle copies beyond it are closed
+inline constexpr int kNamelessKeepSeconds = 600;              // for a host that is away with a nameless image open
+inline constexpr uint32_t kMarksUnshippedMax = 100000;        // kept to be recorded again after a crash
+
 }  // namespace tidemark::limits

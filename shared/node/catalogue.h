@@ -1,0 +1,94 @@
+// What the shared node keeps in its key-value store, and how it is written.
+//
+// | table  | key                                   | value                                              |
+// | ------ | ------------------------------------- | -------------------------------------------------- |
+// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity": u16 version 1, uuid cluster, uuid storage group, text node |
+// | nodes  | u64 inode                             | u8 version 1, text name, Attr (shared/wire)        |
+// | images | uuid                                  | u8 version 1, ImageRecord (below, in its order)    |
+// | copies | uuid, text host                       | empty: the host has been given its map             |
+// | behind | uuid, text host, 0, u32 region        | u64 cut of the last mark                           |
+// | hosts  | text host, 0, u64 incarnation         | uuid nonce, uuid journal generation                |
+// | marks  | u64 event number                      | Mark (shared/wire): not yet known to be recorded   |
+//
+// Keys are big-endian, values little-endian. Valid if and only if every value decodes to its last byte,
+// every node but the root has its place in a directory, and no number is above its counter. Anything
+// else stops the start with kCorruption naming table and key.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "shared/base/ids.h"
+#include "shared/base/status.h"
+#include "shared/fence/tenure.h"
+#include "shared/kv/store.h"
+#include "shared/node/behind.h"
+#include "shared/node/names.h"
+#include "shared/wire/messages.h"
+
+namespace tidemark::node {
+
+enum Tables : kv::Table { kMeta, kNodes, kImages, kCopies, kBehind, kHosts, kMarks };
+kv::StoreOptions catalogue_options();
+
+struct ImageRecord {
+  InodeNumber inode;
+  uint8_t has_copy = 0;              // blocks exist here: a missing copy is then an error, never made anew
+  uint8_t nameless = 0;              // unlinked or replaced; kept for those that have it open
+  CoordinatorSequence reserved;      // no number up to it is given again after a crash
+  uint64_t region_bytes = 0;         // of the behind-maps
+  fence::State tenure;               // without its waiters
+  template <class A> void fields(A& a) {
+    a(inode, has_copy, nameless, reserved, region_bytes, tenure.epoch, tenure.holder, tenure.last_holder);
+    uint8_t written = tenure.written, clean = tenure.parent.clean;
+    a(written, tenure.parent.epoch, tenure.parent.source, tenure.parent.last, clean);
+    tenure.written = written != 0;
+    tenure.parent.clean = clean != 0;
+  }
+};
+
+struct HostRun {
+  Incarnation incarnation;
+  Uuid nonce;
+  Uuid journal_generation;
+};
+
+struct Catalogue {
+  // Durable state as it was read at start.
+  explicit Catalogue(WallTime now) : names(now) {}
+  Incarnation boot;                                            // of this run
+  NameSpace names;
+  std::map<ImageId, ImageRecord> images;
+  std::map<ImageId, std::map<std::string, BehindMap>> behind;
+  std::map<std::string, std::map<Incarnation, HostRun>> hosts;
+  std::vector<wire::Mark> marks;                               // to be recorded again, by number
+};
+
+struct Identity {
+  Uuid cluster;
+  Uuid group;        // nil: not known yet
+  std::string node;
+};
+
+// kNotFound: the store is new.
+Result<Identity> read_identity(kv::Store& store);
+void put_identity(kv::WriteBatch& batch, const Identity& identity);
+// Reads everything and makes this run's boot number durable. Blocking: start only.
+Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now);
+
+void put_node(kv::WriteBatch& batch, const Node& node);
+void erase_node(kv::WriteBatch& batch, InodeNumber inode);
+void put_counters(kv::WriteBatch& batch, const NameSpace& names);
+void put_image(kv::WriteBatch& batch, const ImageId& id, const ImageRecord& record);
+void erase_image(kv::WriteBatch& batch, const ImageId& id);   // with its maps
+void put_copy(kv::WriteBatch& batch, const ImageId& id, const std::string& host);
+void put_behind(kv::WriteBatch& batch, const ImageId& id, const std::string& host, uint32_t region, uint64_t cut);
+void erase_behind(kv::WriteBatch& batch, const ImageId& id, const std::string& host, uint32_t region);
+void put_all_behind(kv::WriteBatch& batch, const ImageId& id, const std::string& host, const BehindMap& map);
+void put_host(kv::WriteBatch& batch, const std::string& host, const HostRun& run);
+void put_mark(kv::WriteBatch& batch, const wire::Mark& mark);
+void erase_marks(kv::WriteBatch& batch, EventNumber up_to);
+
+}  // namespace tidemark::node
