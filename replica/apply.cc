@@ -1,0 +1,112 @@
+#include "replica/apply.h"
+
+#include <algorithm>
+#include <map>
+
+#include "replica/history.h"
+
+namespace tidemark::replica {
+namespace {
+
+class Builder {
+ public:
+  Builder(kv::Snapshot& snapshot, const ApplyInput& input)
+      : in_(input), batch_(input.heads.front().batch), snapshot_(snapshot) {}
+
+  ApplyOutput run() {
+    out_.status = slices();
+    if (out_.status) out_.status = marks();
+    return std::move(out_);
+  }
+
+ private:
+  Status slices() {
+    HistoryWriter history(snapshot_, out_.changes);
+    const auto& images = in_.heads.front().images;
+    std::vector<std::vector<Change>> changes(images.size());
+    for (size_t p = 0; p < in_.heads.size(); ++p) {
+      for (const journal::SegmentExtent& e : in_.heads[p].extents) {
+        const bool data = e.kind == journal::ExtentKind::kData;
+        changes[e.image].push_back({e.extent, data ? in_.segments[p] : SegmentId(0), e.position});
+      }
+    }
+    for (size_t i = 0; i < images.size(); ++i) {
+      const journal::SegmentImage& slice = images[i];
+      auto known = in_.images.find(slice.image);
+      if (known == in_.images.end()) return Status(Code::kCorruption, "image " + slice.image.to_string() + " has no record");
+      auto branched = std::find(in_.action.branched.begin(), in_.action.branched.end(), slice.image);
+      if (branched != in_.action.branched.end()) {
+        branch(slice, known->second.index, in_.action.newer[static_cast<size_t>(branched - in_.action.branched.begin())]);
+        continue;
+      }
+      auto& of_image = changes[i];
+      std::sort(of_image.begin(), of_image.end(), [](const Change& a, const Change& b) { return a.extent < b.extent; });
+      std::optional<uint64_t> shrink;
+      if (known->second.has_version && slice.size < known->second.newest.size) shrink = slice.size;
+      TM_RETURN_IF_ERROR(history.apply(known->second.index, in_.point, shrink, of_image));
+      put_version(slice.image, known->second.index,
+                  {.size = slice.size, .epoch = slice.epoch, .source = batch_.source,
+                   .last = {batch_.incarnation, slice.last}, .size_generation = slice.size_generation});
+    }
+    out_.leaves = history.leaves_written();
+    return Status::ok();
+  }
+
+  void branch(const journal::SegmentImage& slice, ImageIndex index, Epoch newer) {
+    BranchRecord record{.image = slice.image, .epoch = slice.epoch, .newer = newer, .source = batch_.source,
+                        .generation = batch_.generation, .number = batch_.number, .first = slice.first,
+                        .last = slice.last, .point = in_.point};
+    put_record(out_.changes, kBranches, branch_key(index, record), record);
+    out_.branches.push_back(std::move(record));
+  }
+
+  void put_version(const ImageId& id, ImageIndex index, ImageVersion version) {
+    put_record(out_.changes, kImageVersions, image_point_key(index, in_.point), version);
+    out_.versions.emplace_back(id, std::move(version));
+  }
+
+  Status marks() {
+    NameWriter names(snapshot_, in_.point, batch_.source, in_.is_shared_node);
+    for (const auto& head : in_.heads) {
+      for (const auto& m : head.marks) {
+        TM_RETURN_IF_ERROR(names.apply(m.mark));
+        if (m.mark.kind == wire::MarkKind::kCreate && m.mark.origin == batch_.source) created(m.mark);
+      }
+    }
+    names.finish(out_.changes);
+    out_.mismatches = names.mismatches();
+    return Status::ok();
+  }
+
+  // An image that was created and not written yet has its first version here.
+  void created(const wire::Mark& mark) {
+    auto known = in_.images.find(mark.node.image);
+    if (known == in_.images.end() || known->second.has_version) return;
+    for (const auto& [id, version] : out_.versions) {
+      if (id == mark.node.image) return;
+    }
+    put_version(mark.node.image, known->second.index, {.size = mark.node.size, .source = batch_.source});
+  }
+
+  const ApplyInput& in_;
+  const journal::BatchHeader& batch_;
+  kv::Snapshot& snapshot_;
+  ApplyOutput out_;
+};
+
+}  // namespace
+
+ApplyOutput build_changes(kv::Snapshot& snapshot, const ApplyInput& input) { return Builder(snapshot, input).run(); }
+
+std::vector<ImageId> images_of(const std::vector<journal::SegmentHead>& heads) {
+  std::vector<ImageId> ids;
+  for (const auto& image : heads.front().images) ids.push_back(image.image);
+  for (const auto& head : heads) {
+    for (const auto& m : head.marks) {
+      if (m.mark.kind == wire::MarkKind::kCreate && !m.mark.node.image.is_nil()) ids.push_back(m.mark.node.image);
+    }
+  }
+  return ids;
+}
+
+}  // namespace tidemark::replica

@@ -1,0 +1,33 @@
+// What one batch changes when it is applied: pure but for reads of a snapshot; run on a worker.
+#pragma once
+
+#include <unordered_map>
+#include <vector>
+
+#include "replica/catalog.h"
+#include "replica/names.h"
+
+namespace tidemark::replica {
+
+struct ApplyInput {
+  ApplyAction action;
+  PointId point;
+  bool is_shared_node = false;                       // the source's role
+  std::vector<journal::SegmentHead> heads;           // of all parts
+  std::vector<SegmentId> segments;                   // of all parts
+  std::unordered_map<ImageId, Catalog::Image> images;  // those of the batch, as they are now
+};
+
+struct ApplyOutput {
+  Status status;
+  kv::WriteBatch changes;         // history, sizes, names, branches
+  std::vector<std::pair<ImageId, ImageVersion>> versions;
+  std::vector<BranchRecord> branches;
+  std::vector<EventMismatch> mismatches;
+  uint64_t leaves = 0;
+};
+ApplyOutput build_changes(kv::Snapshot& snapshot, const ApplyInput& input);
+// Those images that build_changes() wants to know: of the slices and of the source's own creates.
+std::vector<ImageId> images_of(const std::vector<journal::SegmentHead>& heads);
+
+}  // namespace tidemark::replica

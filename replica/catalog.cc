@@ -1,0 +1,153 @@
+#include "replica/catalog.h"
+
+#include <algorithm>
+
+namespace tidemark::replica {
+namespace {
+
+const ByteSpan kMetaKey = as_bytes("store");
+
+Result<Catalog::StreamId> parse_stream_key(ByteSpan key) {
+  if (key.size() < 18 || key[key.size() - 17] != 0) return Status(Code::kCorruption, "streams: a key has the wrong form");
+  Catalog::StreamId id;
+  id.first = std::string(as_text(key.first(key.size() - 17)));
+  std::copy_n(key.end() - 16, 16, id.second.bytes.begin());
+  return id;
+}
+
+}  // namespace
+
+Result<Catalog> Catalog::load(kv::Store& store, const Uuid& cluster, const Uuid& new_store) {
+  auto meta = read_record<MetaRecord>(*store.snapshot(), kMeta, kMetaKey);
+  if (!meta && meta.status().code() != Code::kNotFound) return meta.status().with_context("table meta");
+  if (!meta) {
+    Catalog fresh;
+    fresh.meta.store = new_store;
+    fresh.meta.cluster = cluster;
+    kv::WriteBatch out;
+    fresh.put_meta(out);
+    TM_RETURN_IF_ERROR(store.commit_and_wait(std::move(out)));
+    return fresh;
+  }
+  if (meta->version != kStoreVersion) {
+    return Status(Code::kUnsupported, "the store has version " + std::to_string(meta->version) + "; this program knows " +
+                                          std::to_string(kStoreVersion));
+  }
+  if (meta->cluster != cluster) {
+    return Status(Code::kPermission, "the store belongs to cluster " + meta->cluster.to_string() + ", the certificate to " +
+                                         cluster.to_string() + ": give the replica a directory of its own");
+  }
+  auto snapshot = store.snapshot();
+  TM_ASSIGN_OR_RETURN(Catalog out, load_tables(*snapshot));
+  out.meta = *meta;
+  return out;
+}
+
+Result<Catalog> Catalog::load_tables(kv::Snapshot& snapshot) {
+  Catalog out;
+  auto sources = snapshot.cursor(kSources);
+  for (bool found = sources->first(); found; found = sources->next()) {
+    TM_ASSIGN_OR_RETURN(SourceRecord record, wire::decode<SourceRecord>(sources->value()));
+    std::string name(as_text(sources->key()));
+    out.order.sources[name].applied = record.applied;
+    out.sources.emplace(std::move(name), std::move(record));
+  }
+  auto streams = snapshot.cursor(kStreams);
+  for (bool found = streams->first(); found; found = streams->next()) {
+    TM_ASSIGN_OR_RETURN(StreamId id, parse_stream_key(streams->key()));
+    TM_ASSIGN_OR_RETURN(StreamRecord record, wire::decode<StreamRecord>(streams->value()));
+    out.streams.emplace(std::move(id), std::move(record));
+  }
+  auto alarms = snapshot.cursor(kAlarms);
+  for (bool found = alarms->first(); found; found = alarms->next()) ++out.alarms;
+  TM_RETURN_IF_ERROR(load_images(snapshot, out));
+  TM_RETURN_IF_ERROR(load_held(snapshot, out));
+  return out;
+}
+
+Status Catalog::load_images(kv::Snapshot& snapshot, Catalog& out) {
+  auto images = snapshot.cursor(kImages);
+  auto versions = snapshot.cursor(kImageVersions);
+  for (bool found = images->first(); found; found = images->next()) {
+    TM_ASSIGN_OR_RETURN(ImageRecord record, wire::decode<ImageRecord>(images->value()));
+    if (images->key().size() != 16) return Status(Code::kCorruption, "images: a key has the wrong form");
+    ImageId id;
+    std::copy_n(images->key().begin(), 16, id.bytes.begin());
+    Image image{.index = record.index, .created = record.created != 0};
+    const Bytes end = image_point_key(record.index, PointId(UINT64_MAX));
+    if (versions->seek_before(end) && starts_with(versions->key(), ByteSpan(end).first(4))) {
+      TM_ASSIGN_OR_RETURN(image.newest, wire::decode<ImageVersion>(versions->value()));
+      image.has_version = true;
+      out.order.epochs[id] = image.newest.epoch;
+    }
+    if (image.created) out.order.created.insert(id);
+    out.images.emplace(id, std::move(image));
+  }
+  return Status::ok();
+}
+
+Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
+  auto held = snapshot.cursor(kHeld);
+  for (bool found = held->first(); found; found = held->next()) {
+    TM_ASSIGN_OR_RETURN(HeldRecord record, wire::decode<HeldRecord>(held->value()));
+    const BatchFacts& facts = record.facts;
+    out.held_keys_[{{facts.source, facts.generation}, facts.number}] = load_be64(held->key().data());
+    for (ApplyAction& action : step(out.order, std::move(record.facts))) out.ready.push_back(std::move(action));
+  }
+  return Status::ok();
+}
+
+const SourceRecord* Catalog::source(const std::string& name) const {
+  auto it = sources.find(name);
+  return it == sources.end() ? nullptr : &it->second;
+}
+const StreamRecord* Catalog::stream(const std::string& name, const Uuid& generation) const {
+  auto it = streams.find({name, generation});
+  return it == streams.end() ? nullptr : &it->second;
+}
+const Catalog::Image* Catalog::image(const ImageId& id) const {
+  auto it = images.find(id);
+  return it == images.end() ? nullptr : &it->second;
+}
+
+Catalog::Image& Catalog::add_image(const ImageId& id, kv::WriteBatch& out) {
+  auto [it, added] = images.try_emplace(id);
+  if (added) {
+    it->second.index = meta.next_image;
+    meta.next_image = meta.next_image.next();
+    put_record(out, kImages, id.bytes, ImageRecord{it->second.index, 0});
+  }
+  return it->second;
+}
+
+void Catalog::mark_created(const ImageId& id, kv::WriteBatch& out) {
+  Image& image = add_image(id, out);
+  if (image.created) return;
+  image.created = true;
+  put_record(out, kImages, id.bytes, ImageRecord{image.index, 1});
+}
+
+void Catalog::put_meta(kv::WriteBatch& out) const { put_record(out, kMeta, kMetaKey, meta); }
+
+void Catalog::put_source(const std::string& name, const SourceRecord& record, kv::WriteBatch& out) {
+  sources[name] = record;
+  put_record(out, kSources, as_bytes(name), record);
+}
+void Catalog::put_stream(const StreamId& id, const StreamRecord& record, kv::WriteBatch& out) {
+  streams[id] = record;
+  put_record(out, kStreams, stream_key(id.first, id.second), record);
+}
+
+void Catalog::hold(const BatchFacts& facts, kv::WriteBatch& out) {
+  const uint64_t key = meta.next_held++;
+  held_keys_[{{facts.source, facts.generation}, facts.number}] = key;
+  put_record(out, kHeld, kv::key_u64(key), HeldRecord{facts});
+}
+void Catalog::unhold(const BatchFacts& facts, kv::WriteBatch& out) {
+  auto it = held_keys_.find({{facts.source, facts.generation}, facts.number});
+  if (it == held_keys_.end()) return;   // applied as it arrived
+  out.erase(kHeld, kv::key_u64(it->second));
+  held_keys_.erase(it);
+}
+
+}  // namespace tidemark::replica

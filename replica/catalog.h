@@ -1,0 +1,63 @@
+// The small durable state that the replica keeps in memory as well: sources, streams, images,
+// alarms' number, and what is held. Loaded at start from LMDB without replaying history; changed
+// together with the write batch that makes it durable. Loop thread only.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "replica/order.h"
+#include "replica/records.h"
+
+namespace tidemark::replica {
+
+struct HeldRecord {               // kHeld: key in order of acceptance
+  BatchFacts facts;
+  template <class A> void fields(A& a) { a(facts); }
+};
+
+class Catalog {
+ public:
+  struct Image {
+    ImageIndex index;
+    bool created = false;
+    bool has_version = false;
+    ImageVersion newest;
+  };
+  using StreamId = std::pair<std::string, Uuid>;
+
+  // Reads the store, initializing a new one (`new_store` names it). kPermission if it is another cluster's.
+  static Result<Catalog> load(kv::Store& store, const Uuid& cluster, const Uuid& new_store);
+
+  const SourceRecord* source(const std::string& name) const;
+  const StreamRecord* stream(const std::string& name, const Uuid& generation) const;
+  const Image* image(const ImageId& id) const;
+  // The image's entry, made with the next index if it is new.
+  Image& add_image(const ImageId& id, kv::WriteBatch& out);
+  void mark_created(const ImageId& id, kv::WriteBatch& out);
+
+  void put_meta(kv::WriteBatch& out) const;
+  void put_source(const std::string& name, const SourceRecord& record, kv::WriteBatch& out);
+  void put_stream(const StreamId& id, const StreamRecord& record, kv::WriteBatch& out);
+  void hold(const BatchFacts& facts, kv::WriteBatch& out);
+  void unhold(const BatchFacts& facts, kv::WriteBatch& out);
+
+  MetaRecord meta;
+  std::map<std::string, SourceRecord> sources;
+  std::map<StreamId, StreamRecord> streams;
+  std::unordered_map<ImageId, Image> images;
+  OrderState order;
+  std::deque<ApplyAction> ready;  // of held batches: nothing stands in their way
+  uint64_t alarms = 0;            // distinct ones on record
+
+ private:
+  static Result<Catalog> load_tables(kv::Snapshot& snapshot);
+  static Status load_images(kv::Snapshot& snapshot, Catalog& out);
+  static Status load_held(kv::Snapshot& snapshot, Catalog& out);
+  std::map<std::pair<StreamId, BatchNumber>, uint64_t> held_keys_;
+};
+
+}  // namespace tidemark::replica

@@ -1,0 +1,230 @@
+// Intake, second half: batches into the history, commits, and what is dropped on the way.
+#include <algorithm>
+
+#include "replica/intake.h"
+#include "shared/base/log.h"
+
+namespace tidemark::replica {
+namespace {
+const log::Logger kLog("intake");
+}
+
+Task<Result<std::vector<journal::SegmentHead>>> Intake::heads_of(const BatchRecord& record, const journal::SegmentHead* own,
+                                                                  uint32_t own_part) {
+  std::vector<journal::SegmentHead> heads;
+  for (uint32_t i = 0; i < record.parts.size(); ++i) {
+    if (own != nullptr && i == own_part) {
+      heads.push_back(*own);
+      continue;
+    }
+    const SegmentId id = record.parts[i].segment;
+    auto head = co_await async<Result<journal::SegmentHead>>(
+        [this, id](Callback<Result<journal::SegmentHead>> done) { files_.read_head(id, std::move(done)); });
+    if (!head) co_return head.status();
+    heads.push_back(std::move(*head));
+  }
+  co_return heads;
+}
+
+// Every image of the batch was created or opened for writing in this source's own stream.
+Status Intake::check_bound(const std::vector<journal::SegmentHead>& heads, const std::string& source) {
+  std::unordered_set<ImageId> bound;
+  for (const auto& head : heads) {
+    for (const auto& m : head.marks) {
+      if (binds(m.mark.kind)) bound.insert(m.mark.node.image);
+    }
+  }
+  auto snapshot = store_.snapshot();
+  for (const auto& slice : heads.front().images) {
+    if (bound.contains(slice.image)) continue;
+    auto marked = snapshot->get(kMarked, marked_key(source, slice.image));
+    if (marked) continue;
+    if (marked.status().code() != Code::kNotFound) return marked.status();
+    return Status(Code::kInvalidArgument, "image " + slice.image.to_string() + " has no create or open mark in the stream of " + source);
+  }
+  return Status::ok();
+}
+
+void Intake::drop_batch(const PartName& name, const BatchRecord& record, kv::WriteBatch& out) {
+  for (uint32_t i = 0; i < record.parts.size(); ++i) {
+    if (record.parts[i].present == 0) continue;
+    doomed_.push_back({.source = name.source, .generation = name.generation, .number = name.number, .part = i});
+    out.erase(kSegments, kv::key_u64(record.parts[i].segment.value));
+    out.erase(kBatches, batch_key(name.source, name.generation, name.number));
+  }
+}
+
+// Parts of a batch that was never finished, and in whose place another one stands now.
+void Intake::drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out) {
+  if (header.supersedes_first.value == 0) return;
+  const PartName first{header.source, header.generation, header.supersedes_first, 0};
+  auto partial = stored_batch(first);
+  if (partial && *partial && (*partial)->state == BatchState::kPartial) drop_batch(first, **partial, out);
+  kLog.warning("batches_superseded", {{"source", header.source}, {"first", header.supersedes_first},
+                                      {"last", header.supersedes_last}, {"by", header.number}});
+}
+
+Task<Status> Intake::apply_ready() {
+  while (!catalog_.ready.empty()) {
+    ApplyAction action = std::move(catalog_.ready.front());
+    catalog_.ready.pop_front();
+    const PartName name{action.batch.source, action.batch.generation, action.batch.number, 0};
+    auto record = stored_batch(name);
+    Status status;
+    if (!record) status = record.status();
+    else if (!*record) status = Status(Code::kCorruption, "batch " + name.to_string() + " is held and has no record");
+    if (status) {
+      auto heads = co_await heads_of(**record, nullptr, 0);
+      if (heads) {
+        Status s = co_await apply(std::move(action), std::move(*heads), {});
+        if (!s) co_return s;
+        continue;
+      }
+      status = heads.status();
+    }
+    // A held part cannot be read: nothing after it may be applied, so the store stands still and says so.
+    alarm_("held_batch_damaged", name.to_string(), status.to_string());
+    broken_ = status;
+    co_return status;
+  }
+  co_return Status::ok();
+}
+
+Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead> heads, kv::WriteBatch out) {
+  const int64_t began = env_.now().ns;
+  const PartName name{action.batch.source, action.batch.generation, action.batch.number, 0};
+  struct Job {
+    ApplyInput input;
+    ApplyOutput output;
+    std::unique_ptr<kv::Snapshot> snapshot;
+  };
+  auto job = std::make_shared<Job>();   // shared with the worker
+  job->input = {.action = action, .point = catalog_.meta.next_point, .heads = std::move(heads)};
+  BatchRecord record;
+  for (const auto& op : out.ops()) {     // accepted in this same commit
+    if (op.table == kBatches && op.key == batch_key(name.source, name.generation, name.number)) {
+      auto decoded = wire::decode<BatchRecord>(op.value);
+      if (decoded) record = std::move(*decoded);
+    }
+  }
+  if (record.parts.empty()) {
+    auto stored = stored_batch(name);
+    if (!stored || !*stored) co_return Status(Code::kCorruption, "batch " + name.to_string() + " has no record");
+    record = std::move(**stored);
+  }
+  for (const PartRecord& part : record.parts) job->input.segments.push_back(part.segment);
+  if (const SourceRecord* source = catalog_.source(name.source)) {
+    job->input.is_shared_node = source->role == static_cast<uint8_t>(net::Role::kShared);
+  }
+  for (const ImageId& id : images_of(job->input.heads)) {
+    if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
+  }
+  job->snapshot = store_.snapshot();
+  co_await async<bool>([this, job](Callback<bool> done) {
+    env_.offload([job] { job->output = build_changes(*job->snapshot, job->input); job->snapshot.reset(); },
+                 [d = std::make_shared<Callback<bool>>(std::move(done))] { (*d)(true); });
+  });
+  if (!job->output.status) {
+    alarm_("apply_failed", name.to_string(), job->output.status.to_string());
+    broken_ = job->output.status;
+    co_return broken_;
+  }
+  uint64_t payload = 0;
+  for (const auto& head : job->input.heads) {
+    for (const auto& e : head.extents) payload += e.kind == journal::ExtentKind::kData ? e.extent.length : 0;
+  }
+  out.append(std::move(job->output.changes));
+  finish_apply(action, std::move(record), job->output, out);
+  Status s = co_await commit(std::move(out));
+  if (!s) co_return s;
+  ++counters_.batches_applied;
+  counters_.applied_payload_bytes += payload;
+  counters_.apply_seconds += static_cast<double>(env_.now().ns - began) * 1e-9;
+  report(action, job->output);
+  co_return Status::ok();
+}
+
+void Intake::finish_apply(const ApplyAction& action, BatchRecord record, ApplyOutput& built, kv::WriteBatch& out) {
+  const PointId point = catalog_.meta.next_point;
+  catalog_.meta.next_point = point.next();
+  record.state = BatchState::kApplied;
+  record.point = point;
+  const BatchFacts& batch = action.batch;
+  put_record(out, kBatches, batch_key(batch.source, batch.generation, batch.number), record);
+  put_point(point, action, record, out);
+  for (auto& [id, version] : built.versions) {
+    Catalog::Image& image = catalog_.add_image(id, out);
+    image.newest = version;
+    image.has_version = true;
+  }
+  if (const StreamRecord* known = catalog_.stream(batch.source, batch.generation)) {
+    StreamRecord stream = *known;
+    stream.applied = batch.number;
+    catalog_.put_stream({batch.source, batch.generation}, stream, out);
+  }
+  if (const SourceRecord* known = catalog_.source(batch.source)) {
+    SourceRecord source = *known;
+    source.applied = std::max(source.applied, batch.last);
+    source.newest_label = record.label;
+    catalog_.put_source(batch.source, source, out);
+  }
+  catalog_.unhold(batch, out);
+  catalog_.put_meta(out);
+}
+
+void Intake::put_point(PointId id, const ApplyAction& action, const BatchRecord& record, kv::WriteBatch& out) {
+  PointRecord point{.source = action.batch.source, .generation = action.batch.generation, .number = action.batch.number,
+                    .label = record.label, .name = record.name, .kind = record.kind, .incarnation = record.incarnation,
+                    .last = record.last};
+  put_record(out, kPoints, kv::key_u64(id.value), point);
+  if (!point.name.empty()) out.put(kPointNames, point_name_key(point.name, id), {});
+  // The smallest label of each block of points, so that a search by time skips blocks.
+  const auto block = kv::key_u64(id.value / kPointsInBlock);
+  int64_t least = record.label.ns;
+  if (auto stored = store_.snapshot()->get(kLabelBlocks, block); stored && stored->size() == 8) {
+    least = std::min(least, load_le<int64_t>(stored->data()));
+  }
+  Bytes value(8);
+  store_le(value.data(), least);
+  out.put(kLabelBlocks, block, value);
+}
+
+void Intake::report(const ApplyAction& action, const ApplyOutput& built) {
+  const BatchFacts& batch = action.batch;
+  kLog.debug("batch_applied", {{"source", batch.source}, {"number", batch.number}, {"leaves", built.leaves}});
+  for (const BranchRecord& branch : built.branches) {
+    ++counters_.branches;
+    alarm_("branch", branch.image.to_string() + "/" + std::to_string(branch.epoch.value) + "/" + branch.source,
+           "writes of epoch " + std::to_string(branch.epoch.value) + " by " + branch.source + " came after epoch " +
+               std::to_string(branch.newer.value) + " and are kept aside: batch " + std::to_string(branch.number.value));
+  }
+  for (const EventMismatch& mismatch : built.mismatches) {
+    ++counters_.event_mismatches;
+    alarm_("event_mismatch", std::to_string(mismatch.number.value), "the records of event " + std::to_string(mismatch.number.value) +
+                                                                        " differ; the second came from " + mismatch.source);
+  }
+}
+
+Task<Status> Intake::commit(kv::WriteBatch out) {
+  // Handed over in a shared place: the awaiter's starter must be copyable by the compiler's frame.
+  auto batch = std::make_shared<kv::WriteBatch>(std::move(out));
+  Status s = co_await async<Status>([this, batch](Callback<Status> done) { store_.commit(std::move(*batch), std::move(done)); });
+  const std::vector<SegmentRecord> doomed = std::exchange(doomed_, {});
+  if (s) {
+    for (const SegmentRecord& segment : doomed) files_.remove(segment);
+    co_return s;
+  }
+  if (s.code() == Code::kOutOfSpace) {
+    // Nothing was changed: memory goes back to what is durable.
+    auto loaded = Catalog::load(store_, catalog_.meta.cluster, catalog_.meta.store);
+    if (loaded) catalog_ = std::move(*loaded);
+    else broken_ = loaded.status();
+    kLog.warning("store_full", {{"reason", s}});
+  } else {
+    broken_ = s;
+    kLog.error("store_failed", {{"reason", s}});
+  }
+  co_return s;
+}
+
+}  // namespace tidemark::replica

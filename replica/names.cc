@@ -1,0 +1,230 @@
+#include "replica/names.h"
+
+#include <algorithm>
+#include <set>
+
+namespace tidemark::replica {
+namespace {
+
+constexpr uint64_t kRootInode = 1;
+
+// What the origin's and the shared node's record of one event must say alike. Attributes are left
+// out: times and allocation may have moved on by the time the second one is written.
+uint64_t event_digest(const wire::Mark& m) {
+  Bytes b;
+  Writer(b).u8(static_cast<uint8_t>(m.kind)).id(m.number).text(m.origin).id(m.node.inode).uuid(m.node.image)
+      .id(m.node.parent).u8(static_cast<uint8_t>(m.node.kind)).text(m.name).id(m.old_parent).text(m.old_name)
+      .uuid(m.replaced).id(m.epoch);
+  return digest64(b);
+}
+
+bool changes_node(wire::MarkKind kind) {
+  using wire::MarkKind;
+  return kind == MarkKind::kCreate || kind == MarkKind::kRename || kind == MarkKind::kSetAttr || kind == MarkKind::kUnlink;
+}
+
+// The newest version at or before `point` of what `prefix` + point names.
+template <class R>
+Result<R> version_at(kv::Cursor& cursor, const Bytes& end_key) {
+  const ByteSpan prefix = ByteSpan(end_key).first(end_key.size() - 8);
+  if (!cursor.seek_before(end_key) || cursor.key().size() != end_key.size() || !starts_with(cursor.key(), prefix)) {
+    return Status(Code::kNotFound, "no version that early");
+  }
+  return wire::decode<R>(cursor.value());
+}
+
+}  // namespace
+
+NameWriter::NameWriter(kv::Snapshot& snapshot, PointId point, std::string source, bool is_shared_node)
+    : snapshot_(snapshot), point_(point), source_(std::move(source)), is_shared_node_(is_shared_node) {}
+
+Status NameWriter::apply(const wire::Mark& mark) {
+  if (mark.number.value == 0) return Status::ok();  // the host's own: changes no name
+  TM_ASSIGN_OR_RETURN(bool first_here, corroborate(mark));
+  if (!first_here || mark.origin != source_ || !changes_node(mark.kind)) return Status::ok();
+  using wire::MarkKind;
+  if (mark.kind == MarkKind::kRename || mark.kind == MarkKind::kUnlink) {
+    TM_RETURN_IF_ERROR(set_entry(mark.old_parent, mark.old_name, mark.number, InodeNumber(0)));
+  }
+  if (mark.kind == MarkKind::kRename || mark.kind == MarkKind::kCreate) {
+    TM_RETURN_IF_ERROR(set_entry(mark.node.parent, mark.name, mark.number, mark.node.inode));
+  }
+  return set_node(mark.number, mark.node);
+}
+
+// False if this side's record of the event was seen before.
+Result<bool> NameWriter::corroborate(const wire::Mark& mark) {
+  auto [it, added] = events_.try_emplace(mark.number.value);
+  EventRecord& record = it->second;
+  if (added) {
+    auto stored = read_record<EventRecord>(snapshot_, kEvents, kv::key_u64(mark.number.value));
+    if (stored) record = *stored;
+    else if (stored.status().code() != Code::kNotFound) return stored.status();
+  }
+  const uint64_t digest = event_digest(mark);
+  if (record.digest == 0) record.digest = digest;
+  else if (record.digest != digest) mismatches_.push_back({mark.number, source_});
+  if (mark.origin != source_ && !is_shared_node_) return false;  // a third party's word corroborates, no more
+  uint8_t& seen = mark.origin == source_ ? record.from_origin : record.from_shared;
+  const bool first = seen == 0;
+  seen = 1;
+  return first;
+}
+
+Status NameWriter::set_entry(InodeNumber parent, const std::string& name, EventNumber event, InodeNumber inode) {
+  auto [it, added] = entries_.try_emplace({parent.value, name});
+  if (added) {
+    auto cursor = snapshot_.cursor(kEntries);
+    auto stored = version_at<EntryVersion>(*cursor, entry_key(parent, name, point_));
+    if (stored) it->second = *stored;
+    else if (stored.status().code() != Code::kNotFound) return stored.status();
+  }
+  // An exchange names the same entry twice with one number: the later mark is the one that binds it.
+  if (event > it->second.event || (event == it->second.event && inode.value != 0)) it->second = {event, inode};
+  return Status::ok();
+}
+
+Status NameWriter::set_node(EventNumber event, const wire::Attr& attr) {
+  auto [it, added] = nodes_.try_emplace(attr.inode.value);
+  if (added) {
+    auto cursor = snapshot_.cursor(kNodes);
+    auto stored = version_at<NodeVersion>(*cursor, node_key(attr.inode, point_));
+    if (stored) it->second = *stored;
+    else if (stored.status().code() != Code::kNotFound) return stored.status();
+  }
+  if (event > it->second.event) it->second = {event, attr};
+  return Status::ok();
+}
+
+void NameWriter::finish(kv::WriteBatch& out) {
+  for (const auto& [key, version] : entries_) {
+    put_record(out, kEntries, entry_key(InodeNumber(key.first), key.second, point_), version);
+  }
+  for (const auto& [inode, version] : nodes_) put_record(out, kNodes, node_key(InodeNumber(inode), point_), version);
+  for (const auto& [number, record] : events_) put_record(out, kEvents, kv::key_u64(number), record);
+}
+
+Result<ImageVersion> image_at(kv::Snapshot& snapshot, ImageIndex image, PointId point) {
+  auto cursor = snapshot.cursor(kImageVersions);
+  return version_at<ImageVersion>(*cursor, image_point_key(image, point.next()));
+}
+
+namespace {
+
+struct Link { std::string name; InodeNumber inode; };
+using Children = std::map<uint64_t, std::vector<Link>>;
+
+Result<Children> children_at(kv::Snapshot& snapshot, PointId point) {
+  Children children;
+  Bytes present;                // key without the point
+  EntryVersion version;
+  auto take = [&] {
+    if (present.empty() || version.inode.value == 0) return;
+    std::string name(as_text(ByteSpan(present).subspan(8, present.size() - 9)));
+    children[load_be64(present.data())].push_back({std::move(name), version.inode});
+  };
+  auto cursor = snapshot.cursor(kEntries);
+  for (bool found = cursor->first(); found; found = cursor->next()) {
+    const ByteSpan key = cursor->key();
+    if (key.size() < 17) return Status(Code::kCorruption, "entries: a key is too short");
+    const ByteSpan prefix = key.first(key.size() - 8);
+    if (!std::equal(prefix.begin(), prefix.end(), present.begin(), present.end())) {
+      take();
+      present.assign(prefix.begin(), prefix.end());
+      version = {};
+    }
+    if (point_of_key(key) > point) continue;
+    TM_ASSIGN_OR_RETURN(version, wire::decode<EntryVersion>(cursor->value()));
+  }
+  take();
+  return children;
+}
+
+class TreeWalk {
+ public:
+  TreeWalk(kv::Snapshot& snapshot, PointId point) : snapshot_(snapshot), point_(point), nodes_(snapshot.cursor(kNodes)) {}
+
+  Result<std::vector<TreeEntry>> run() {
+    TM_ASSIGN_OR_RETURN(children_, children_at(snapshot_, point_));
+    std::vector<std::pair<uint64_t, std::string>> open{{kRootInode, ""}};
+    while (!open.empty()) {
+      auto [inode, path] = std::move(open.back());
+      open.pop_back();
+      // A rename that has arrived only in part can show a directory twice; it is walked once.
+      if (!walked_.insert(inode).second) continue;
+      for (const Link& link : children_[inode]) {
+        TM_ASSIGN_OR_RETURN(bool is_directory, add(path + "/" + link.name, link.inode));
+        if (is_directory) open.emplace_back(link.inode.value, path + "/" + link.name);
+      }
+    }
+    std::sort(out_.begin(), out_.end(), [](const TreeEntry& a, const TreeEntry& b) { return *a.path < *b.path; });
+    TM_RETURN_IF_ERROR(add_nameless());
+    return std::move(out_);
+  }
+
+ private:
+  Result<bool> add(std::string path, InodeNumber inode) {
+    TreeEntry entry;
+    entry.path = path.substr(1);
+    auto node = version_at<NodeVersion>(*nodes_, node_key(inode, point_.next()));
+    if (!node && node.status().code() != Code::kNotFound) return node.status();
+    if (!node) return false;   // its create has not been applied yet: no attributes, not shown
+    const wire::Attr& attr = node->attr;
+    entry.image = attr.image;
+    entry.kind = attr.kind;
+    entry.mode = attr.mode;
+    entry.uid = attr.uid;
+    entry.gid = attr.gid;
+    entry.target = attr.symlink_target;
+    if (attr.kind == wire::NodeKind::kImage) {
+      entry.size = attr.size;
+      named_.insert(attr.image);
+      auto record = read_record<ImageRecord>(snapshot_, kImages, attr.image.bytes);
+      if (record) TM_RETURN_IF_ERROR(add_version(record->index, entry));
+      else if (record.status().code() != Code::kNotFound) return record.status();
+    }
+    out_.push_back(std::move(entry));
+    return attr.kind == wire::NodeKind::kDirectory;
+  }
+
+  Status add_version(ImageIndex index, TreeEntry& entry) {
+    auto version = image_at(snapshot_, index, point_);
+    if (!version) return version.status().code() == Code::kNotFound ? Status::ok() : version.status();
+    entry.size = version->size;
+    entry.epoch = version->epoch;
+    return Status::ok();
+  }
+
+  Status add_nameless() {
+    auto images = snapshot_.cursor(kImages);
+    for (bool found = images->first(); found; found = images->next()) {
+      ImageId id;
+      std::copy_n(images->key().begin(), std::min<size_t>(16, images->key().size()), id.bytes.begin());
+      if (named_.contains(id)) continue;
+      TM_ASSIGN_OR_RETURN(ImageRecord record, wire::decode<ImageRecord>(images->value()));
+      auto version = image_at(snapshot_, record.index, point_);
+      if (!version && version.status().code() == Code::kNotFound) continue;
+      if (!version) return version.status();
+      TreeEntry entry;
+      entry.image = id;
+      entry.size = version->size;
+      entry.epoch = version->epoch;
+      out_.push_back(std::move(entry));
+    }
+    return Status::ok();
+  }
+
+  kv::Snapshot& snapshot_;
+  const PointId point_;
+  std::unique_ptr<kv::Cursor> nodes_;
+  Children children_;
+  std::set<uint64_t> walked_;
+  std::set<ImageId> named_;
+  std::vector<TreeEntry> out_;
+};
+
+}  // namespace
+
+Result<std::vector<TreeEntry>> tree_at(kv::Snapshot& snapshot, PointId point) { return TreeWalk(snapshot, point).run(); }
+
+}  // namespace tidemark::replica

@@ -1,0 +1,63 @@
+// The name space at every point: who was called what, and with which attributes.
+//
+// Directory entries are last-writer-wins by event number per (parent inode, name); node attributes
+// by event number per inode. A host's marks become visible in that host's own batch; the shared
+// node's records of the same events serve corroboration, and apply only where it is their origin.
+// So the result does not depend on the order in which sources arrive. Reads through a kv::Snapshot.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "replica/records.h"
+
+namespace tidemark::replica {
+
+// The two records of event `number` differ; both stay, the first one counts.
+struct EventMismatch {
+  EventNumber number;
+  std::string source;
+};
+
+// Applies one batch's marks at a point newer than every earlier one.
+class NameWriter {
+ public:
+  NameWriter(kv::Snapshot& snapshot, PointId point, std::string source, bool is_shared_node);
+  Status apply(const wire::Mark& mark);
+  // Puts what changed.
+  void finish(kv::WriteBatch& out);
+  const std::vector<EventMismatch>& mismatches() const { return mismatches_; }
+
+ private:
+  Result<bool> corroborate(const wire::Mark& mark);
+  Status set_entry(InodeNumber parent, const std::string& name, EventNumber event, InodeNumber inode);
+  Status set_node(EventNumber event, const wire::Attr& attr);
+
+  kv::Snapshot& snapshot_;
+  const PointId point_;
+  const std::string source_;
+  const bool is_shared_node_;
+  std::map<std::pair<uint64_t, std::string>, EntryVersion> entries_;
+  std::map<uint64_t, NodeVersion> nodes_;
+  std::map<uint64_t, EventRecord> events_;
+  std::vector<EventMismatch> mismatches_;
+};
+
+struct TreeEntry {
+  std::optional<std::string> path;   // none: the image has no name at this point
+  ImageId image;                     // nil for directories and symlinks
+  wire::NodeKind kind = wire::NodeKind::kImage;
+  uint64_t size = 0;
+  uint32_t mode = 0, uid = 0, gid = 0;
+  std::string target;                // of a symlink
+  Epoch epoch;
+};
+// All names at `point` by path, then the images without one by UUID. May be long: run it on a worker.
+Result<std::vector<TreeEntry>> tree_at(kv::Snapshot& snapshot, PointId point);
+
+// The image's size and tenure at `point`: kNotFound before its first version.
+Result<ImageVersion> image_at(kv::Snapshot& snapshot, ImageIndex image, PointId point);
+
+}  // namespace tidemark::replica

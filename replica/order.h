@@ -1,0 +1,80 @@
+// Which batch is applied when: the one order that the replica gives to the events of many sources.
+//
+// Pure: step(state, arrival) -> batches to apply, in order. No I/O, no clock. Rules:
+//   - of one source, batches are applied in the order in which they were accepted (number order;
+//     a new journal generation follows the older one);
+//   - a batch waits until, for every image in it, the writes named by its tenure's parent have been
+//     applied in the parent's stream, and a create of the image has arrived from any source;
+//   - a slice of an epoch older than one already applied to its image goes to a branch, never into
+//     the main history; the batch's other images go on.
+//
+//   arrived --(waits empty, all earlier of its source applied)--> applied
+//           --(else)--> held --(another batch was applied or arrived)--> applied
+//
+// Wall clocks are not looked at. Yields cut the journals, so the waits of honest sources are acyclic.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "shared/base/ids.h"
+#include "shared/wire/messages.h"
+
+namespace tidemark::replica {
+
+struct SliceFacts {               // one image's part of a batch
+  ImageId image;
+  Epoch epoch;
+  wire::TenureParent parent;
+  template <class A> void fields(A& a) { a(image, epoch, parent); }
+};
+
+// What ordering needs to know of a complete batch.
+struct BatchFacts {
+  std::string source;
+  Uuid generation;
+  BatchNumber number;
+  WriteSequence last;             // its cut
+  std::vector<SliceFacts> slices;
+  std::vector<ImageId> created;   // images with a create mark in it
+  template <class A> void fields(A& a) { a(source, generation, number, last, slices, created); }
+};
+
+struct Wait {
+  enum class Kind : uint8_t { kParent, kCreate, kEarlier } kind = Kind::kParent;
+  ImageId image;                  // kParent, kCreate
+  std::string source;             // kParent: whose stream must come first
+  WriteSequence through;          // kParent: up to where
+  BatchNumber earlier;            // kEarlier: the batch of the same source that is held
+  std::string to_string() const;
+};
+
+struct OrderState {
+  struct Source {
+    WriteSequence applied;              // all of the source's writes up to here
+    std::deque<BatchFacts> waiting;     // in order of acceptance
+  };
+  std::map<std::string, Source> sources;
+  std::unordered_map<ImageId, Epoch> epochs;    // newest applied
+  std::unordered_set<ImageId> created;          // a create has arrived
+  size_t held() const;
+};
+
+struct ApplyAction {
+  BatchFacts batch;
+  std::vector<ImageId> branched;  // of its images, those that go to a branch
+  std::vector<Epoch> newer;       // for each of those, the epoch that was applied already
+};
+
+// Takes a batch that was accepted and says what is to be applied now, in this order.
+std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived);
+// What stands in the way of `batch`, its place in its own source's stream aside. Empty: nothing.
+std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch);
+// The same for the batch at `position` of a source's queue; one behind the head waits for the head.
+std::vector<Wait> waits_of(const OrderState& state, const OrderState::Source& source, size_t position);
+
+}  // namespace tidemark::replica
