@@ -1,0 +1,70 @@
+// A simulated VM: random overlapping reads, writes, zeroes, discards and flushes on one image through a host's
+// engine, at a depth, each answer held against the model.
+#pragma once
+
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fs/engine.h"
+#include "tests/sim/model.h"
+#include "tests/sim/sim_env.h"
+
+namespace tidemark::sim {
+
+struct GuestOptions {
+  uint32_t depth = 4;
+  uint32_t read_percent = 25, zero_percent = 8, flush_percent = 8;
+  Duration think_max = std::chrono::milliseconds(5);
+};
+
+class Guest {
+ public:
+  Guest(World& world, ImageModel& model, std::string name, const GuestOptions& options)
+      : world_(world), model_(model), name_(std::move(name)), options_(options) {}
+
+  // Opens the image (creating it if `create`) on `engine` and goes to work. `failed` is told of every wrong answer.
+  void start(fs::Engine& engine, SimEnv& env, bool create, std::function<void(const std::string&)> failed);
+  // No new requests; `idle()` once all were answered and the handle was released.
+  void stop() { stopping_ = true; }
+  bool idle() const { return !running_; }
+  // The host died: answers will not come. What was in flight stays possible in the model.
+  void lost();
+  uint64_t acknowledged() const { return acknowledged_; }
+
+ private:
+  struct Request {
+    Extent extent;
+    ImageModel::Stamp stamp = 0;
+    ImageModel::View allowed;              // reads: of the range, grows with what is issued meanwhile
+    Bytes memory;
+    MutableByteSpan bytes;                 // aligned part of memory
+  };
+  void opened(fs::HandleId handle);
+  void next();
+  void later();
+  Extent random_extent();
+  void do_read();
+  void do_write();
+  void do_zero();
+  void do_flush();
+  void answered(std::list<Request>::iterator request);
+  void wrong(const std::string& what) { failed_("guest " + name_ + ": " + what); }
+
+  World& world_;
+  ImageModel& model_;
+  const std::string name_;
+  const GuestOptions options_;
+  fs::Engine* engine_ = nullptr;
+  SimEnv* env_ = nullptr;
+  fs::HandleId handle_;
+  std::function<void(const std::string&)> failed_;
+  std::list<Request> requests_;            // in flight; addresses are stable
+  uint64_t life_ = 0;                      // grows with each start and loss: stale events find out
+  bool running_ = false, stopping_ = false;
+  uint64_t acknowledged_ = 0;
+};
+
+}  // namespace tidemark::sim

@@ -1,0 +1,57 @@
+// The oracle: per sector of an image, which values may be read. Shares no code with the daemons.
+//
+// A guest's write stamps each sector with (image, sector, stamp). A sector's value is certain once the
+// write is acknowledged; while a write is unanswered its stamps may be there or not; if the host died
+// before answering, they stay possible until a later acknowledged write covers the sector.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "shared/base/bytes.h"
+#include "shared/base/ids.h"
+
+namespace tidemark::sim {
+
+inline constexpr uint64_t kModelSector = 512;
+
+class ImageModel {
+ public:
+  using Stamp = uint64_t;                      // 0: zeros
+  ImageModel(uint64_t number, uint64_t size) : number_(number), sectors_(size / kModelSector) {}
+
+  uint64_t size() const { return sectors_.size() * kModelSector; }
+  // A new stamp; the range may hold it from now on. `zero` marks a write of zeros (stamp is not in the bytes).
+  Stamp issue(Extent extent, bool zero);
+  void acknowledge(Extent extent, Stamp stamp);
+  void fill(Extent extent, Stamp stamp, MutableByteSpan out) const;
+  // What may be there, at this moment.
+  struct View { std::vector<std::set<Stamp>> allowed; };   // by sector; zero stamps stand as 0
+  View view() const;
+  // Allowed values that a cut between two moments may show.
+  static View merge(const View& before, const View& after);
+  // An empty text if every sector of `bytes` at `offset` is allowed; else what is wrong with the first that is not.
+  std::string check(const View& view, uint64_t offset, ByteSpan bytes) const;
+  std::string check_now(uint64_t offset, ByteSpan bytes) const;
+  // After a crash: whatever was read is what is there (the copies must agree on it from then on).
+  void settle(uint64_t offset, ByteSpan bytes);
+
+ private:
+  struct Sector {
+    Stamp certain = 0;
+    std::set<Stamp> possible;                  // unanswered or of unknown outcome
+  };
+  Stamp shown(Stamp stamp) const { return zeros_.contains(stamp) ? 0 : stamp; }
+  std::string check_sector(const std::set<Stamp>& allowed, uint64_t sector, ByteSpan bytes) const;
+  Stamp stamp_of(uint64_t sector, ByteSpan bytes, bool* whole) const;
+
+  uint64_t number_;
+  Stamp next_ = 0;
+  std::set<Stamp> zeros_;
+  std::vector<Sector> sectors_;
+};
+
+}  // namespace tidemark::sim
