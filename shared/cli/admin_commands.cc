@@ -1,0 +1,126 @@
+// pki and config: what needs no running daemon.
+
+#include "shared/cli/commands.h"
+#include "shared/cli/output.h"
+#include "shared/net/pki.h"
+
+namespace tidemark::cli {
+namespace {
+
+Json json_of(const std::string& file, const net::pki::CertificateInfo& info) {
+  Json j{{"file", file},
+         {"subject", info.subject},
+         {"issuer", info.issuer},
+         {"authority", info.is_authority},
+         {"cluster", info.cluster.to_string()},
+         {"not_before", info.not_before.to_string()},
+         {"not_after", info.not_after.to_string()},
+         {"serial", info.serial},
+         {"fingerprint", info.fingerprint},
+         {"names", info.names}};
+  if (info.identity) {
+    j["node"] = info.identity->node;
+    j["role"] = net::role_name(info.identity->role);
+  }
+  return j;
+}
+
+std::string text_of(const Json& j) {
+  std::string out = printable(text(j, "file")) + "\n";
+  if (flag(j, "authority")) out += "  authority of cluster " + text(j, "cluster") + "\n";
+  else out += "  node " + printable(text(j, "node")) + ", role " + text(j, "role") + ", cluster " + text(j, "cluster") + "\n";
+  out += "  valid from " + text(j, "not_before") + " to " + text(j, "not_after") + "\n";
+  std::string names;
+  for (const Json& n : at(j, "names")) names += (names.empty() ? "" : ", ") + printable(n.get<std::string>());
+  if (!names.empty()) out += "  reached as " + names + "\n";
+  return out + "  SHA-256 " + text(j, "fingerprint") + "\n";
+}
+
+Status check_file(const std::string& file, std::string& role) {
+  TM_ASSIGN_OR_RETURN(role, config::role_of(file));
+  if (role == "host") {
+    TM_ASSIGN_OR_RETURN(config::Host c, config::load_host(file));
+    return config::check_paths(file, c.tls, &c.storage);
+  }
+  if (role == "shared") {
+    TM_ASSIGN_OR_RETURN(config::Shared c, config::load_shared(file));
+    return config::check_paths(file, c.tls, &c.storage);
+  }
+  TM_ASSIGN_OR_RETURN(config::Replica c, config::load_replica(file));
+  return config::check_paths(file, c.tls, nullptr);
+}
+
+}  // namespace
+
+Outcome pki_init(Context& context, const PkiInitOptions& o) {
+  net::pki::AuthorityOptions options;
+  if (!o.cluster.empty()) {
+    auto uuid = Uuid::parse(o.cluster);
+    if (!uuid) return Status(Code::kInvalidArgument, "bad cluster \"" + o.cluster + "\": write a UUID, or leave it out");
+    options.cluster = *uuid;
+  }
+  options.validity.days = o.days;
+  options.force = o.force;
+  TM_ASSIGN_OR_RETURN(net::pki::Authority made, net::pki::init_authority(o.directory, options));
+  Json j{{"cluster", made.cluster.to_string()}, {"certificate", made.certificate}, {"key", made.key}};
+  context.result(j, "authority of cluster " + made.cluster.to_string() + ": " + printable(made.certificate) + " and " +
+                        printable(made.key) + " (keep the key away from the nodes)");
+  return 0;
+}
+
+Outcome pki_issue(Context& context, const PkiIssueOptions& o) {
+  auto role = net::parse_role(o.role);
+  if (!role) {
+    return Status(Code::kInvalidArgument, "bad role \"" + o.role + "\": write host, shared, replica, witness or operator");
+  }
+  net::pki::IssueOptions options;
+  options.authority_directory = o.directory;
+  options.node = o.node;
+  options.role = *role;
+  options.names = o.names;
+  options.validity.days = o.days;
+  options.out_directory = o.output;
+  options.force = o.force;
+  TM_ASSIGN_OR_RETURN(net::TlsFiles made, net::pki::issue(options));
+  Json j{{"node", o.node}, {"role", o.role}, {"authority", made.authority}, {"certificate", made.certificate}, {"key", made.key}};
+  context.result(j, "certificate of " + o.role + " " + printable(o.node) + ": " + printable(made.certificate) + " and " +
+                        printable(made.key));
+  return 0;
+}
+
+Outcome pki_show(Context& context, const std::vector<std::string>& files) {
+  Json list = Json::array();
+  std::string out;
+  for (const std::string& file : files) {
+    TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(file));
+    list.push_back(json_of(file, info));
+    out += text_of(list.back());
+  }
+  context.result(list, out);
+  return 0;
+}
+
+Outcome config_check(Context& context, const std::vector<std::string>& asked) {
+  std::vector<std::string> files = asked;
+  if (files.empty() && !context.global().config_file.empty()) files.push_back(context.global().config_file);
+  if (files.empty()) return Status(Code::kInvalidArgument, "no configuration: name the files to check");
+  Json list = Json::array();
+  std::string out;
+  int code = 0;
+  for (const std::string& file : files) {
+    std::string role;
+    Status s = check_file(file, role);
+    Json j{{"file", file}, {"good", s.is_ok()}};
+    if (!role.empty()) j["role"] = role;
+    if (!s) {
+      j["error"] = s.message();
+      code = 2;
+    }
+    list.push_back(j);
+    out += s ? printable(file) + ": good (" + role + ")\n" : printable(s.message()) + "\n";
+  }
+  context.result(list, out);
+  return code;
+}
+
+}  // namespace tidemark::cli

@@ -1,0 +1,199 @@
+// The command line of `tidemark`: nouns, verbs, options, exit codes. The only place that knows CLI11.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+
+#include "shared/base/log.h"
+#include "shared/base/version.h"
+#include "shared/cli/commands.h"
+#include "shared/cli/output.h"
+
+namespace tidemark::cli {
+namespace {
+
+const char* const kFooter =
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 found divergence\n"
+    "(verify), 5 unavailable (a daemon is not running, a link is down), 6 busy (another host holds it).\n"
+    "IMAGE is a path in the mount, relative to it or absolute, or a UUID. POINT is a recovery point's id,\n"
+    "its name, latest, or a time such as 2026-11-21T10:00:05Z (the newest point labelled not later).";
+
+struct Words {   // what the command line said
+  Global global;
+  MarkOptions mark;
+  VerifyOptions verify;
+  CreateOptions create;
+  std::string info_image;
+  ResizeOptions resize;
+  ImportOptions import;
+  ExportOptions export_image;
+  RemoveOptions remove;
+  std::string images_at = "latest";
+  PointsOptions points;
+  PointExportOptions point_export;
+  RestoreOptions restore;
+  InspectOptions inspect;
+  PkiInitOptions init;
+  PkiIssueOptions issue;
+  std::vector<std::string> show_files, check_files;
+  std::function<Outcome(Context&)> chosen;
+};
+
+CLI::App* verb(CLI::App& noun, Words& w, const std::string& name, const std::string& what,
+               std::function<Outcome(Context&)> run) {
+  CLI::App* sub = noun.add_subcommand(name, what);
+  sub->fallthrough();
+  sub->callback([&w, run = std::move(run)] { w.chosen = run; });
+  return sub;
+}
+
+CLI::App* noun(CLI::App& app, const std::string& name, const std::string& what) {
+  CLI::App* sub = app.add_subcommand(name, what);
+  sub->require_subcommand(1);
+  sub->fallthrough();
+  return sub;
+}
+
+void add_daemon_verbs(CLI::App& app, Words& w) {
+  verb(app, w, "status", "Show the node, its images, mirror, journal and recovery point age",
+       [](Context& c) { return show_status(c); });
+  auto* m = verb(app, w, "mark", "Cut the journal now: a recovery point", [&w](Context& c) { return mark(c, w.mark); });
+  m->add_option("--name", w.mark.name, "name of the recovery point");
+  m->add_flag("--wait", w.mark.wait, "return when the replica has it durable, and print the point");
+  m->add_option("--timeout", w.mark.timeout_s, "seconds that --wait waits")->check(CLI::Range(1, 86400))->capture_default_str();
+  auto* v = verb(app, w, "verify", "Reread every copy of the images and compare; exit code 4 when they differ",
+                 [&w](Context& c) { return verify(c, w.verify); });
+  v->add_option("IMAGE", w.verify.images, "images; none: all");
+}
+
+void add_image_verbs(CLI::App& app, Words& w) {
+  CLI::App& image = *noun(app, "image", "Images in the mount");
+  auto* create = verb(image, w, "create", "Make an empty image", [&w](Context& c) { return image_create(c, w.create); });
+  create->add_option("NAME", w.create.name, "path in the mount; .vhd makes a fixed VHD, anything else a raw disk")->required();
+  create->add_option("SIZE", w.create.size, "size of the disk, such as 10GiB")->required();
+  create->add_option("--format", w.create.format, "raw, fixed or dynamic instead");
+  verb(image, w, "list", "List the images", [](Context& c) { return image_list(c); });
+  auto* info = verb(image, w, "info", "Show an image file's format and sizes", [&w](Context& c) { return image_info(c, w.info_image); });
+  info->add_option("IMAGE", w.info_image, "an image in the mount, or any image file")->required();
+  auto* resize = verb(image, w, "resize", "Change an image's size", [&w](Context& c) { return image_resize(c, w.resize); });
+  resize->add_option("IMAGE", w.resize.image, "image")->required();
+  resize->add_option("SIZE", w.resize.size, "new size of the disk")->required();
+  resize->add_flag("--shrink", w.resize.shrink, "allow a smaller size; what lies beyond is lost");
+  auto* import = verb(image, w, "import", "Copy an image file into the mount, thin",
+                      [&w](Context& c) { return image_import(c, w.import); });
+  import->add_option("FILE", w.import.file, "raw, fixed or dynamic VHD file")->required();
+  import->add_option("NAME", w.import.name, "path in the mount; left out: the file's name");
+  import->add_option("--input-format", w.import.input_format, "auto, raw or vpc")->capture_default_str();
+  import->add_option("--format", w.import.format, "raw or fixed; left out: by the name");
+  import->add_flag("--force", w.import.force, "replace an image of that name");
+  auto* ex = verb(image, w, "export", "Copy an image of the mount to a file", [&w](Context& c) { return image_export(c, w.export_image); });
+  ex->add_option("IMAGE", w.export_image.image, "image")->required();
+  ex->add_option("-o,--output", w.export_image.output, "file to write")->required();
+  ex->add_option("--format", w.export_image.format, "raw, fixed or dynamic")->capture_default_str();
+  ex->add_flag("--force", w.export_image.force, "replace the file");
+  auto* remove = verb(image, w, "remove", "Remove an image from every copy; the replica's points keep it",
+                      [&w](Context& c) { return image_remove(c, w.remove); });
+  remove->add_option("IMAGE", w.remove.image, "image")->required();
+  remove->add_flag("--dry-run", w.remove.dry_run, "only say what would be removed");
+}
+
+void add_replica_verbs(CLI::App& app, Words& w) {
+  CLI::App& replica = *noun(app, "replica", "The off-site replica's history");
+  verb(replica, w, "status", "Show what the replica has, what it holds back and why", [](Context& c) { return replica_status(c); });
+  auto* images = verb(replica, w, "images", "Show the tree of images at a point", [&w](Context& c) { return replica_images(c, w.images_at); });
+  images->add_option("--at", w.images_at, "recovery point")->capture_default_str();
+  auto* points = verb(replica, w, "points", "List recovery points", [&w](Context& c) { return replica_points(c, w.points); });
+  points->add_option("IMAGE", w.points.image, "only points that touch this image");
+  points->add_option("--after", w.points.after, "only points after this id");
+  points->add_option("--count", w.points.count, "the newest so many; 0 for all")->capture_default_str();
+  auto* ex = verb(replica, w, "export", "Copy an image as it was at a point to a file; resumes a broken transfer",
+                  [&w](Context& c) { return replica_export(c, w.point_export); });
+  ex->add_option("IMAGE", w.point_export.image, "image")->required();
+  ex->add_option("--at", w.point_export.at, "recovery point")->capture_default_str();
+  ex->add_option("-o,--output", w.point_export.output, "file to write")->required();
+  ex->add_flag("--force", w.point_export.force, "replace the file");
+  auto* restore = verb(replica, w, "restore", "Bring an image as it was at a point back into the mount",
+                       [&w](Context& c) { return replica_restore(c, w.restore); });
+  restore->add_option("IMAGE", w.restore.image, "image")->required();
+  restore->add_option("--at", w.restore.at, "recovery point")->required();
+  restore->add_option("--as", w.restore.as, "path in the mount; left out: the name it had at the point");
+  restore->add_flag("--force", w.restore.force, "replace an image of that name");
+  restore->add_flag("--dry-run", w.restore.dry_run, "only say what would be done and what came after the point");
+}
+
+void add_admin_verbs(CLI::App& app, Words& w) {
+  CLI::App& journal = *noun(app, "journal", "The write journal and its shipping");
+  auto* inspect = verb(journal, w, "inspect", "Show batches and the newest records", [&w](Context& c) { return journal_inspect(c, w.inspect); });
+  inspect->add_option("--directory", w.inspect.directory, "a stopped daemon's state directory instead");
+  inspect->add_option("--records", w.inspect.records, "number of records")->check(CLI::Range(0, 100000))->capture_default_str();
+  verb(journal, w, "pause-shipping", "Stop staging and shipping; cuts go on", [](Context& c) { return journal_pause(c, true); });
+  verb(journal, w, "resume-shipping", "Go on shipping", [](Context& c) { return journal_pause(c, false); });
+
+  CLI::App& pki = *noun(app, "pki", "The cluster's certificates");
+  auto* init = verb(pki, w, "init", "Make the cluster's authority", [&w](Context& c) { return pki_init(c, w.init); });
+  init->add_option("DIRECTORY", w.init.directory, "where ca.pem and ca.key go")->required();
+  init->add_option("--cluster", w.init.cluster, "the cluster's UUID; left out: a new one");
+  init->add_option("--days", w.init.days, "validity")->check(CLI::Range(1, 36500))->capture_default_str();
+  init->add_flag("--force", w.init.force, "replace an authority: all certificates it issued become worthless");
+  auto* issue = verb(pki, w, "issue", "Make a node's certificate and key", [&w](Context& c) { return pki_issue(c, w.issue); });
+  issue->add_option("NODE", w.issue.node, "the node's name")->required();
+  issue->add_option("--role", w.issue.role, "host, shared, replica, witness or operator")->capture_default_str();
+  issue->add_option("--directory", w.issue.directory, "the authority's directory")->required();
+  issue->add_option("--name", w.issue.names, "a DNS name or address that the node is reached by; may be repeated");
+  issue->add_option("--output", w.issue.output, "directory for NODE.pem and NODE.key; left out: the authority's");
+  issue->add_option("--days", w.issue.days, "validity")->check(CLI::Range(1, 36500))->capture_default_str();
+  issue->add_flag("--force", w.issue.force, "replace the node's pair");
+  auto* show = verb(pki, w, "show", "Show certificates", [&w](Context& c) { return pki_show(c, w.show_files); });
+  show->add_option("FILE", w.show_files, "PEM files")->required();
+
+  CLI::App& config = *noun(app, "config", "Configuration files");
+  auto* check = verb(config, w, "check", "Check configuration files", [&w](Context& c) { return config_check(c, w.check_files); });
+  check->add_option("FILE", w.check_files, "files; none: that of --config");
+  verb(app, w, "version", "Print the version", [](Context& c) -> Outcome {
+    c.result(Json{{"version", std::string(version())}}, "tidemark " + std::string(version()));
+    return 0;
+  });
+}
+
+int report(const Words& w, const Status& status) {
+  if (w.global.json) {
+    Json j{{"error", std::string(code_name(status.code()))}, {"message", status.message()}};
+    std::fprintf(stderr, "%s\n", dump(j, -1).c_str());
+  } else {
+    std::fprintf(stderr, "tidemark: %s\n", printable(status.message()).c_str());
+  }
+  return exit_code_of(status);
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  log::Options quiet;
+  quiet.level = log::Level::kError;   // what goes wrong is said by the command itself
+  log::configure(quiet);
+  CLI::App app("Tidemark: virtual disks, mirrored, journaled, shipped off-site", "tidemark");
+  Words w;
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  app.add_option("-c,--config", w.global.config_file, "configuration of a node of the cluster")->envname("TIDEMARK_CONFIG");
+  app.add_flag("--json", w.global.json, "print one JSON document");
+  app.add_flag("-q,--quiet", w.global.quiet, "no progress and no notes");
+  app.set_version_flag("-V,--version", "tidemark " + std::string(version()));
+  add_daemon_verbs(app, w);
+  add_image_verbs(app, w);
+  add_replica_verbs(app, w);
+  add_admin_verbs(app, w);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
+    std::fprintf(stderr, "tidemark: %s: see tidemark --help\n", e.what());
+    return 2;
+  }
+  Context context(w.global);
+  Outcome outcome = w.chosen(context);
+  return outcome ? *outcome : report(w, outcome.status());
+}
+
+}  // namespace tidemark::cli

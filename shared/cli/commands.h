@@ -1,0 +1,69 @@
+// The verbs of `tidemark`. Each gives its exit code, or a Status that becomes a line on standard error
+// and exit_code_of().
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "shared/base/status.h"
+#include "shared/cli/context.h"
+
+namespace tidemark::cli {
+
+using Outcome = Result<int>;
+
+Outcome show_status(Context& context);
+
+struct MarkOptions { std::string name; bool wait = false; int timeout_s = 60; };
+Outcome mark(Context& context, const MarkOptions& options);
+
+struct VerifyOptions { std::vector<std::string> images; };
+Outcome verify(Context& context, const VerifyOptions& options);
+// Of a verify job's result: 0 equal, kExitDivergence otherwise.
+int verify_exit_code(const Json& result);
+std::string verify_text(const Json& result);
+std::string status_text(const Json& status);
+
+struct CreateOptions { std::string name, size, format; };
+Outcome image_create(Context& context, const CreateOptions& options);
+Outcome image_list(Context& context);
+Outcome image_info(Context& context, const std::string& image);
+struct ResizeOptions { std::string image, size; bool shrink = false; };
+Outcome image_resize(Context& context, const ResizeOptions& options);
+struct ImportOptions { std::string file, name, input_format = "auto", format; bool force = false; };
+Outcome image_import(Context& context, const ImportOptions& options);
+struct ExportOptions { std::string image, output, format = "raw"; bool force = false; };
+Outcome image_export(Context& context, const ExportOptions& options);
+struct RemoveOptions { std::string image; bool dry_run = false; };
+Outcome image_remove(Context& context, const RemoveOptions& options);
+
+Outcome replica_status(Context& context);
+Outcome replica_images(Context& context, const std::string& at);
+struct PointsOptions { std::string image; uint64_t after = 0, count = 50; };
+Outcome replica_points(Context& context, const PointsOptions& options);
+struct PointExportOptions { std::string image, at = "latest", output; bool force = false; };
+Outcome replica_export(Context& context, const PointExportOptions& options);
+struct RestoreOptions { std::string image, at, as; bool force = false, dry_run = false; };
+Outcome replica_restore(Context& context, const RestoreOptions& options);
+
+struct InspectOptions { std::string directory; uint64_t records = 20; };
+Outcome journal_inspect(Context& context, const InspectOptions& options);
+Outcome journal_pause(Context& context, bool paused);
+
+struct PkiInitOptions { std::string directory, cluster; int days = 3650; bool force = false; };
+Outcome pki_init(Context& context, const PkiInitOptions& options);
+struct PkiIssueOptions {
+  std::string node, role = "host", directory, output;
+  std::vector<std::string> names;
+  int days = 825;
+  bool force = false;
+};
+Outcome pki_issue(Context& context, const PkiIssueOptions& options);
+Outcome pki_show(Context& context, const std::vector<std::string>& files);
+
+Outcome config_check(Context& context, const std::vector<std::string>& files);
+
+// The whole program: parses, runs, prints errors, gives the exit code.
+int run(int argc, char** argv);
+
+}  // namespace tidemark::cli

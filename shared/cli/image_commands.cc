@@ -1,0 +1,213 @@
+// image create, list, info, resize, import, export, remove: through the mounted directory.
+
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include "shared/cli/commands.h"
+#include "shared/cli/output.h"
+#include "shared/image/convert.h"
+
+namespace tidemark::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+Result<image::OutputFormat> output_format(const std::string& word, const std::string& name) {
+  if (word.empty()) return image::format_for_name(name);
+  auto format = image::parse_output_format(word);
+  if (!format) return Status(Code::kInvalidArgument, "bad format \"" + word + "\": write raw, fixed or dynamic");
+  return *format;
+}
+
+// The mounted path for a new image; the mount must be live, or the file would land in the directory below it.
+Result<std::string> new_image_path(Context& context, const std::string& name) {
+  TM_ASSIGN_OR_RETURN(ImageName image, name_image(context, name));
+  if (image.uuid) return Status(Code::kInvalidArgument, name + " is a UUID: give a new image a path in the mount");
+  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+  struct stat inside {}, above {};
+  if (stat(mount.c_str(), &inside) != 0) return Status::from_errno(errno, mount);
+  if (stat((mount + "/..").c_str(), &above) == 0 && inside.st_dev == above.st_dev) {
+    return Status(Code::kUnavailable, mount + " is not mounted: start tidemark-fs first");
+  }
+  return mount + "/" + image.path;
+}
+
+std::string attribute(const std::string& path, const char* name) {
+  char value[256];
+  ssize_t n = getxattr(path.c_str(), name, value, sizeof value);
+  return n > 0 ? std::string(value, static_cast<size_t>(n)) : "";
+}
+
+Json info_json(const std::string& path, const image::ImageFileInfo& info) {
+  Json j{{"path", path},
+         {"format", image::format_name(info.format)},
+         {"virtual_size", info.virtual_size},
+         {"file_size", info.file_size},
+         {"allocated", info.allocated},
+         {"valid", info.validity.is_ok()}};
+  if (!info.validity) j["problem"] = info.validity.message();
+  if (std::string uuid = attribute(path, "user.tidemark.uuid"); !uuid.empty()) j["uuid"] = uuid;
+  if (info.vhd) {
+    const auto& footer = info.vhd->footer;
+    j["vhd"] = {{"unique_id", footer.unique_id.to_string()},
+                {"creator", std::string(footer.creator_app.data(), footer.creator_app.size())},
+                {"geometry", {footer.geometry.cylinders, footer.geometry.heads, footer.geometry.sectors}},
+                {"current_size", footer.current_size},
+                {"original_size", footer.original_size},
+                {"footer_copy_used", info.vhd->footer_copy_used}};
+    if (info.vhd->block_bytes != 0) {
+      j["vhd"]["block_bytes"] = info.vhd->block_bytes;
+      j["vhd"]["blocks"] = info.vhd->blocks;
+      j["vhd"]["blocks_allocated"] = info.vhd->blocks_allocated;
+    }
+  }
+  return j;
+}
+
+std::string info_text(const Json& j) {
+  auto sized = [&](const char* key) { return config::format_size(number(j, key)) + " (" + text(j, key) + " bytes)"; };
+  std::string out = "image         " + printable(text(j, "path")) + "\n";
+  if (!text(j, "uuid").empty()) out += "uuid          " + text(j, "uuid") + "\n";
+  out += "format        " + text(j, "format") + "\n";
+  out += "disk size     " + sized("virtual_size") + "\nfile size     " + sized("file_size") + "\nallocated     " +
+         sized("allocated") + "\n";
+  const Json& vhd = at(j, "vhd");
+  if (vhd.is_object()) {
+    const Json& g = at(vhd, "geometry");
+    out += "vhd id        " + text(vhd, "unique_id") + "\nvhd creator   " + printable(text(vhd, "creator")) +
+           "\ngeometry      " + g[0].dump() + " cylinders, " + g[1].dump() + " heads, " + g[2].dump() + " sectors\n";
+    if (number(vhd, "blocks") > 0) {
+      out += "blocks        " + text(vhd, "blocks_allocated") + " of " + text(vhd, "blocks") + " allocated, " +
+             config::format_size(number(vhd, "block_bytes")) + " each\n";
+    }
+  }
+  if (!flag(j, "valid")) out += "PROBLEM       " + printable(text(j, "problem")) + "\n";
+  return out;
+}
+
+image::Progress progress_of(ProgressBar& bar) {
+  return [&bar](uint64_t done, uint64_t total) {
+    bar.update(done, total);
+    return true;
+  };
+}
+
+}  // namespace
+
+Outcome image_create(Context& context, const CreateOptions& o) {
+  TM_ASSIGN_OR_RETURN(uint64_t size, config::parse_size(o.size));
+  TM_ASSIGN_OR_RETURN(std::string path, new_image_path(context, o.name));
+  image::WriteOptions options;
+  TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, path));
+  TM_RETURN_IF_ERROR(image::create_image_file(path, size, options));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(path));
+  Json j = info_json(path, info);
+  context.result(j, "created " + printable(path) + ", " + std::string(image::format_name(info.format)) + ", " +
+                        config::format_size(info.virtual_size));
+  return 0;
+}
+
+Outcome image_list(Context& context) {
+  TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
+  Json images = at(status, "images").is_array() ? at(status, "images") : Json::array();
+  Table table({"IMAGE", "SIZE", "ALLOCATED", "MIRROR", "UUID"});
+  table.right({1, 2});
+  for (const Json& i : images) {
+    table.row({text(i, "path", "(no name)"), config::format_size(number(i, "size")),
+               config::format_size(number(i, "allocated")), text(i, "mirror", "-"), text(i, "uuid")});
+  }
+  context.result(Json{{"images", images}}, table.empty() ? "no images" : table.text());
+  return 0;
+}
+
+Outcome image_info(Context& context, const std::string& image) {
+  // Any image file may be looked at: one that lies here comes before one of the mount.
+  std::string path = image;
+  struct stat s {};
+  if (Uuid::parse(image) || stat(image.c_str(), &s) != 0) {
+    auto mounted = image_path(context, image);
+    if (!mounted) return mounted.status();
+    path = *mounted;
+    if (stat(path.c_str(), &s) != 0) return Status::from_errno(errno, path);
+  }
+  if (!S_ISREG(s.st_mode)) return Status(Code::kInvalidArgument, path + " is not a regular file: name an image");
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(path));
+  Json j = info_json(path, info);
+  context.result(j, info_text(j));
+  return info.validity ? 0 : 1;
+}
+
+Outcome image_resize(Context& context, const ResizeOptions& o) {
+  TM_ASSIGN_OR_RETURN(uint64_t size, config::parse_size(o.size));
+  TM_ASSIGN_OR_RETURN(std::string path, image_path(context, o.image));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo before, image::image_file_info(path));
+  if (size < before.virtual_size && !o.shrink) {
+    return Status(Code::kInvalidArgument, path + " is " + config::format_size(before.virtual_size) +
+                                              ": what lies beyond " + config::format_size(size) +
+                                              " would be lost: give --shrink if that is meant");
+  }
+  TM_RETURN_IF_ERROR(image::resize_image_file(path, size));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo after, image::image_file_info(path));
+  context.result(info_json(path, after), printable(path) + ": " + config::format_size(before.virtual_size) + " to " +
+                                             config::format_size(after.virtual_size));
+  return 0;
+}
+
+Outcome image_import(Context& context, const ImportOptions& o) {
+  auto input = image::parse_input_format(o.input_format);
+  if (!input) return Status(Code::kInvalidArgument, "bad format \"" + o.input_format + "\": write auto, raw or vpc");
+  std::string name = o.name.empty() ? fs::path(o.file).filename().string() : o.name;
+  TM_ASSIGN_OR_RETURN(std::string path, new_image_path(context, name));
+  image::WriteOptions options;
+  TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, path));
+  TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(o.file, *input));
+  ProgressBar bar("import " + fs::path(path).filename().string(), context.progress_wanted());
+  options.overwrite = o.force;
+  options.progress = progress_of(bar);
+  TM_RETURN_IF_ERROR(image::write_image_file(*source, path, options));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(path));
+  context.result(info_json(path, info), "imported " + printable(o.file) + " as " + printable(path) + ", " +
+                                            config::format_size(info.virtual_size));
+  return 0;
+}
+
+Outcome image_export(Context& context, const ExportOptions& o) {
+  TM_ASSIGN_OR_RETURN(std::string path, image_path(context, o.image));
+  image::WriteOptions options;
+  TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, o.output));
+  TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(path));
+  ProgressBar bar("export " + fs::path(path).filename().string(), context.progress_wanted());
+  options.overwrite = o.force;
+  options.progress = progress_of(bar);
+  TM_RETURN_IF_ERROR(image::write_image_file(*source, o.output, options));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(o.output));
+  context.result(info_json(o.output, info), "exported " + printable(path) + " to " + printable(o.output) + ", " +
+                                                std::string(image::format_name(info.format)) + ", " +
+                                                config::format_size(info.virtual_size));
+  return 0;
+}
+
+Outcome image_remove(Context& context, const RemoveOptions& o) {
+  TM_ASSIGN_OR_RETURN(std::string path, image_path(context, o.image));
+  struct stat s {};
+  if (lstat(path.c_str(), &s) != 0) return Status::from_errno(errno, path);
+  if (S_ISDIR(s.st_mode)) return Status(Code::kInvalidArgument, path + " is a directory: name an image");
+  std::string uuid = attribute(path, "user.tidemark.uuid");
+  Json j{{"path", path}, {"uuid", uuid}, {"size", static_cast<uint64_t>(s.st_size)}, {"removed", !o.dry_run}};
+  std::string what = printable(path) + " (" + config::format_size(static_cast<uint64_t>(s.st_size)) +
+                     (uuid.empty() ? "" : ", " + uuid) + ")";
+  if (o.dry_run) {
+    context.result(j, "would remove " + what + " from every copy; the replica's points keep it under its UUID");
+    return 0;
+  }
+  if (unlink(path.c_str()) != 0) return Status::from_errno(errno, path);
+  context.result(j, "removed " + what + "; the replica's points keep it under its UUID");
+  return 0;
+}
+
+}  // namespace tidemark::cli

@@ -1,0 +1,58 @@
+// The replica's reader interface (replica/API.md) as a client sees it. Blocking.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "shared/base/ids.h"
+#include "shared/base/status.h"
+#include "shared/cli/http.h"
+#include "shared/cli/json.h"
+
+namespace tidemark::cli {
+
+struct Point {
+  uint64_t id = 0;
+  std::string source, label, name, kind;
+  uint64_t batch = 0;
+  Json json;
+  std::string to_string() const;   // "17 (host1, 2026-11-21T10:00:05.000Z, name before-upgrade)"
+};
+
+struct PointImage {
+  Uuid uuid;
+  std::string path;                // empty: nameless at that point
+  uint64_t size = 0, allocated = 0;
+  uint32_t mode = 0600;
+  int64_t uid = -1, gid = -1;      // -1: not told
+};
+
+class ReplicaClient {
+ public:
+  explicit ReplicaClient(Http http) : http_(std::move(http)) {}
+
+  Result<Json> status();
+  // `latest`, decimal id, RFC 3339 time, or name, in this order.
+  Result<Point> resolve(const std::string& text);
+  // Calls `each` for the points after `after`, oldest first, until it says false. Nil image: all points.
+  Status points(const std::optional<Uuid>& image, uint64_t after, const std::function<bool(Point)>& each);
+  Result<Json> tree(const Point& point);
+  // An image by path or UUID at a point; kNotFound says which point was looked at.
+  Result<PointImage> image(const Point& point, const std::string& path, const std::optional<Uuid>& uuid);
+  // The first extent with data at or after `offset`, length 0 at the size. Asked in pages, kept.
+  Result<Extent> next_data(const Point& point, const PointImage& image, uint64_t offset);
+  Status read(const Point& point, const PointImage& image, uint64_t offset, MutableByteSpan out);
+
+ private:
+  static std::string base(const Point& point, const Uuid& image);
+  Status load_extents(const Point& point, const PointImage& image, uint64_t offset);
+
+  Http http_;
+  std::string extents_of_;           // what `extents_` belongs to
+  std::vector<Extent> extents_;      // a page of it
+  uint64_t extents_end_ = 0;         // known up to here
+};
+
+}  // namespace tidemark::cli

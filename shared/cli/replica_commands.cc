@@ -1,0 +1,223 @@
+// replica status, images, points, export, restore.
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <deque>
+#include <filesystem>
+
+#include "shared/cli/commands.h"
+#include "shared/cli/output.h"
+#include "shared/cli/transfer.h"
+
+namespace tidemark::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+// An image at a point as a command names it: in a mount's tree by path, or by UUID.
+Result<PointImage> find_image(Context& context, ReplicaClient& replica, const Point& point, const std::string& name) {
+  if (auto uuid = Uuid::parse(name)) return replica.image(point, "", uuid);
+  std::string path = name;
+  if (!path.empty() && path.front() == '/') {
+    TM_ASSIGN_OR_RETURN(ImageName image, name_image(context, name));
+    path = image.path;
+  }
+  return replica.image(point, fs::path(path).lexically_normal().string(), std::nullopt);
+}
+
+// What a restore to `point` gives up: the newer points of the image.
+struct Newer {
+  uint64_t count = 0;
+  Point first, last;
+  std::vector<std::string> names;   // of those that have one, a few
+};
+
+Result<Newer> newer_points(ReplicaClient& replica, const Uuid& image, const Point& point) {
+  Newer out;
+  Status s = replica.points(image, point.id, [&](Point p) {
+    if (out.count++ == 0) out.first = p;
+    if (!p.name.empty() && out.names.size() < 8) out.names.push_back(p.name);
+    out.last = std::move(p);
+    return true;
+  });
+  if (!s) return s;
+  return out;
+}
+
+std::string loss_text(const Newer& newer, const Point& point) {
+  if (newer.count == 0) return "nothing newer than point " + point.to_string() + " is known: no later change is left out\n";
+  std::string out = "what came after point " + point.to_string() + " is not in the result: " + std::to_string(newer.count) +
+                    " newer points, from " + newer.first.label + " to " + newer.last.label;
+  for (size_t i = 0; i < newer.names.size(); ++i) out += (i == 0 ? ", named " : ", ") + printable(newer.names[i]);
+  return out + "; they stay readable at the replica\n";
+}
+
+Json loss_json(const Newer& newer) {
+  Json j{{"newer_points", newer.count}, {"names", newer.names}};
+  if (newer.count > 0) {
+    j["first"] = newer.first.json;
+    j["last"] = newer.last.json;
+  }
+  return j;
+}
+
+std::string sources_text(const Json& status) {
+  Table table({"SOURCE", "EXPECTED", "APPLIED", "HELD", "WAITS FOR"});
+  table.right({1, 2, 3});
+  for (const Json& s : at(status, "sources")) {
+    const Json& held = at(s, "held");
+    std::string count = held.is_array() ? std::to_string(held.size()) : text(s, "held", "0");
+    std::string waits = at(s, "waits_for").is_null() || at(s, "waits_for").empty() ? "-" : dump(at(s, "waits_for"), -1);
+    if (held.is_array() && !held.empty()) waits = text(held.front(), "waits_for", waits);
+    table.row({text(s, "source", text(s, "node")), text(s, "expected", "-"), text(s, "applied", "-"), count, waits});
+  }
+  return table.empty() ? "no source has shipped anything yet\n" : table.text();
+}
+
+}  // namespace
+
+Outcome replica_status(Context& context) {
+  TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
+  TM_ASSIGN_OR_RETURN(Json status, replica->status());
+  std::string out = sources_text(status);
+  for (const auto& [key, value] : status.items()) {
+    if (key == "sources" || key == "alarms" || value.is_object() || value.is_array()) continue;
+    out += printable(key) + ": " + (value.is_string() ? printable(value.get<std::string>()) : value.dump()) + "\n";
+  }
+  const Json& alarms = at(status, "alarms");
+  if (alarms.is_array() && !alarms.empty()) {
+    for (const Json& a : alarms) out += "ALARM " + printable(a.is_string() ? a.get<std::string>() : dump(a, -1)) + "\n";
+  }
+  context.result(status, out);
+  return 0;
+}
+
+Outcome replica_images(Context& context, const std::string& at_text) {
+  TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
+  TM_ASSIGN_OR_RETURN(Point point, replica->resolve(at_text));
+  TM_ASSIGN_OR_RETURN(Json tree, replica->tree(point));
+  Table table({"PATH", "KIND", "SIZE", "EPOCH", "UUID"});
+  table.right({2, 3});
+  for (const Json& e : at(tree, "entries")) {
+    std::string path = text(e, "path", "(no name)");
+    if (!text(e, "target").empty()) path += " -> " + text(e, "target");
+    bool sized = at(e, "size").is_number() && !text(e, "uuid").empty();
+    table.row({path, text(e, "kind", "-"), sized ? config::format_size(number(e, "size")) : "-", text(e, "epoch", "-"),
+               text(e, "uuid", "-")});
+  }
+  Json j{{"point", point.json}, {"entries", at(tree, "entries")}};
+  context.result(j, "recovery point " + point.to_string() + "\n\n" + (table.empty() ? "no images\n" : table.text()));
+  return 0;
+}
+
+Outcome replica_points(Context& context, const PointsOptions& o) {
+  TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
+  std::optional<Uuid> uuid;
+  if (!o.image.empty()) {
+    uuid = Uuid::parse(o.image);
+    if (!uuid) {
+      TM_ASSIGN_OR_RETURN(Point latest, replica->resolve("latest"));
+      TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, latest, o.image));
+      uuid = image.uuid;
+    }
+  }
+  std::deque<Point> newest;
+  uint64_t seen = 0;
+  TM_RETURN_IF_ERROR(replica->points(uuid, o.after, [&](Point p) {
+    ++seen;
+    newest.push_back(std::move(p));
+    if (o.count != 0 && newest.size() > o.count) newest.pop_front();
+    return true;
+  }));
+  Table table({"POINT", "LABEL", "SOURCE", "BATCH", "KIND", "NAME"});
+  table.right({0, 3});
+  Json list = Json::array();
+  for (const Point& p : newest) {
+    table.row({std::to_string(p.id), p.label, p.source, std::to_string(p.batch), p.kind.empty() ? "-" : p.kind, p.name});
+    list.push_back(p.json);
+  }
+  std::string out = table.empty() ? "no recovery points\n" : table.text();
+  if (newest.size() < seen) {
+    out += "the newest " + std::to_string(newest.size()) + " of " + std::to_string(seen) + "; --count 0 shows all\n";
+  }
+  Json j{{"image", uuid ? Json(uuid->to_string()) : Json()}, {"points", list}, {"count", seen}};
+  context.result(j, out);
+  return 0;
+}
+
+Outcome replica_export(Context& context, const PointExportOptions& o) {
+  TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
+  TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
+  context.note("took recovery point " + point.to_string());
+  TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
+  ReplicaSource source(*replica, point, image);
+  TransferOptions options;
+  options.path = o.output;
+  options.progress_file = partial_path(o.output) + ".progress";
+  options.overwrite = o.force;
+  ProgressBar bar("export " + fs::path(o.output).filename().string(), context.progress_wanted());
+  options.progress = [&](uint64_t done, uint64_t total) { bar.update(done, total); };
+  TM_ASSIGN_OR_RETURN(TransferResult done, transfer(source, options));
+  Json j{{"file", o.output},   {"image", image.uuid.to_string()},  {"path", image.path},
+         {"size", done.size},  {"bytes_moved", done.bytes_moved}, {"resumed_at", done.resumed_at},
+         {"point", point.json}};
+  context.result(j, "exported " + (image.path.empty() ? image.uuid.to_string() : printable(image.path)) + " at point " +
+                        point.to_string() + " to " + printable(o.output) + ", " + config::format_size(done.size) + ", " +
+                        config::format_size(done.bytes_moved) + " moved");
+  return 0;
+}
+
+Outcome replica_restore(Context& context, const RestoreOptions& o) {
+  TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
+  TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
+  context.note("took recovery point " + point.to_string());
+  TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
+  std::string name = o.as.empty() ? image.path : o.as;
+  if (name.empty()) {
+    return Status(Code::kInvalidArgument, "image " + image.uuid.to_string() + " had no name then: give one with --as NAME");
+  }
+  TM_ASSIGN_OR_RETURN(ImageName target, name_image(context, name));
+  if (target.uuid) return Status(Code::kInvalidArgument, name + " is a UUID: give a path in the mount");
+  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+  std::string path = mount + "/" + target.path;
+  struct stat s {};
+  bool replaces = lstat(path.c_str(), &s) == 0;
+  TM_ASSIGN_OR_RETURN(Newer newer, newer_points(*replica, image.uuid, point));
+  Json j{{"path", path}, {"image", image.uuid.to_string()}, {"size", image.size}, {"point", point.json},
+         {"replaces", replaces}, {"after_point", loss_json(newer)}, {"dry_run", o.dry_run}};
+  std::string loss = loss_text(newer, point);
+  if (o.dry_run) {
+    context.result(j, std::string("would restore ") + config::format_size(image.size) + " to " + printable(path) +
+                          (replaces ? ", replacing the image there\n" : "\n") + loss);
+    return 0;
+  }
+  if (replaces && !o.force) {
+    return Status(Code::kAlreadyExists, path + " exists already: give --as NAME to restore beside it, or --force to replace it");
+  }
+  TM_ASSIGN_OR_RETURN(const NodeConfig* config, context.config());
+  ReplicaSource source(*replica, point, image);
+  TransferOptions options;
+  options.path = path;
+  options.progress_file = config->node.state_dir + "/restore-" + image.uuid.to_string() + ".progress";
+  options.overwrite = o.force;
+  options.before_rename = [&](const std::string& partial) -> Status {
+    if (image.uid >= 0 && image.gid >= 0 && chown(partial.c_str(), static_cast<uid_t>(image.uid), static_cast<gid_t>(image.gid)) != 0 &&
+        errno != EPERM) {
+      return Status::from_errno(errno, partial);
+    }
+    if (chmod(partial.c_str(), image.mode) != 0) return Status::from_errno(errno, partial);
+    return {};
+  };
+  ProgressBar bar("restore " + fs::path(path).filename().string(), context.progress_wanted());
+  options.progress = [&](uint64_t done, uint64_t total) { bar.update(done, total); };
+  TM_ASSIGN_OR_RETURN(TransferResult done, transfer(source, options));
+  j["bytes_moved"] = done.bytes_moved;
+  j["resumed_at"] = done.resumed_at;
+  context.result(j, "restored " + printable(path) + " as at point " + point.to_string() + ", " +
+                        config::format_size(done.size) + ", " + config::format_size(done.bytes_moved) + " moved\n" + loss);
+  return 0;
+}
+
+}  // namespace tidemark::cli

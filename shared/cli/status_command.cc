@@ -1,0 +1,144 @@
+// status, mark, verify: what asks the running daemon.
+
+#include <chrono>
+#include <thread>
+
+#include "shared/cli/commands.h"
+#include "shared/cli/output.h"
+
+namespace tidemark::cli {
+namespace {
+
+std::string size_of(const Json& j, const char* key) { return config::format_size(number(j, key)); }
+
+std::string shared_line(const Json& shared) {
+  if (!shared.is_object()) return "";
+  std::string out = "shared   " + text(shared, "node", "?") + " at " + text(shared, "address", "?") + ": ";
+  out += flag(shared, "connected") ? "connected" : "NOT CONNECTED";
+  if (number(shared, "connections") > 0) out += ", " + std::to_string(number(shared, "connections")) + " connections";
+  if (number(shared, "rtt_us") > 0) out += ", round trip " + std::to_string(number(shared, "rtt_us")) + " us";
+  return out + "\n";
+}
+
+std::string replica_line(const Json& replica) {
+  if (!replica.is_object()) return "replica  none configured: nothing is shipped off-site\n";
+  std::string out = "replica  " + text(replica, "url", "?") + ": " + (flag(replica, "connected") ? "connected" : "NOT CONNECTED");
+  if (!text(replica, "error").empty()) out += " (" + text(replica, "error") + ")";
+  return out + "\n";
+}
+
+std::string journal_line(const Json& journal) {
+  if (!journal.is_object()) return "";
+  std::string out = "journal  " + size_of(journal, "journal_bytes") + ", spool " + size_of(journal, "spool_bytes") + " in " +
+                    std::to_string(number(journal, "spool_batches")) + " batches, RPO now " +
+                    format_seconds(real(journal, "rpo_s"));
+  if (flag(journal, "shipping_paused")) out += ", SHIPPING PAUSED";
+  if (!text(journal, "ship_error").empty()) out += "\n         shipping fails: " + text(journal, "ship_error");
+  return out + "\n";
+}
+
+std::string image_table(const Json& images) {
+  Table table({"IMAGE", "SIZE", "ALLOCATED", "EPOCH", "WRITER", "MIRROR", "STALE", "RPO", "UUID"});
+  table.right({1, 2, 3, 6, 7});
+  for (const Json& i : images) {
+    table.row({text(i, "path", "(no name)"), size_of(i, "size"), size_of(i, "allocated"), text(i, "epoch", "0"),
+               text(i, "writer", "-").empty() ? "-" : text(i, "writer", "-"), text(i, "mirror", "-"),
+               number(i, "stale_bytes") == 0 ? "0" : size_of(i, "stale_bytes"),
+               at(i, "rpo_s").is_number() ? format_seconds(real(i, "rpo_s")) : "-", text(i, "uuid")});
+  }
+  return table.empty() ? "no images\n" : table.text();
+}
+
+}  // namespace
+
+std::string status_text(const Json& s) {
+  std::string out = text(s, "node") + " (" + text(s, "role") + ", " + text(s, "version") + "): " +
+                    (flag(s, "healthy") ? "healthy" : "NOT HEALTHY") + "\n";
+  for (const Json& reason : at(s, "reasons")) out += "  - " + (reason.is_string() ? reason.get<std::string>() : reason.dump()) + "\n";
+  if (!text(s, "mount").empty()) out += "mount    " + text(s, "mount") + "\n";
+  if (text(s, "role") == "host") out += shared_line(at(s, "shared")) + replica_line(at(s, "replica"));
+  out += journal_line(at(s, "journal"));
+  for (const Json& host : at(s, "hosts")) {
+    out += "host     " + text(host, "node") + ": " + (flag(host, "connected") ? "connected" : "not connected") + "\n";
+  }
+  if (at(s, "missing_kernel_features").is_array() && !at(s, "missing_kernel_features").empty()) {
+    out += "kernel   missing:";
+    for (const Json& f : at(s, "missing_kernel_features")) out += " " + (f.is_string() ? f.get<std::string>() : f.dump());
+    out += "\n";
+  }
+  std::string shown;
+  if (at(s, "images").is_array()) shown = "\n" + image_table(at(s, "images"));
+  return out + shown;
+}
+
+Outcome show_status(Context& context) {
+  TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
+  context.result(status, text(status, "role") == "replica" ? dump(status) : status_text(status));
+  return 0;
+}
+
+Outcome mark(Context& context, const MarkOptions& o) {
+  Json request{{"name", o.name}, {"wait", o.wait}, {"timeout_s", o.timeout_s}};
+  TM_ASSIGN_OR_RETURN(Json answer, context.control_post("/v1/mark", request, o.timeout_s + 30));
+  std::string line = "batch " + text(answer, "batch") + " cut at " + text(answer, "label");
+  if (!text(answer, "name").empty()) line += ", name " + text(answer, "name");
+  if (o.wait) {
+    if (!flag(answer, "durable")) {
+      context.result(answer, line + ": not yet durable at the replica");
+      return exit_code_of(Status(Code::kUnavailable, ""));
+    }
+    line += ": durable at the replica as recovery point " + text(answer, "point", "?");
+  }
+  context.result(answer, line);
+  return 0;
+}
+
+int verify_exit_code(const Json& result) { return flag(result, "equal") ? 0 : kExitDivergence; }
+
+std::string verify_text(const Json& result) {
+  Table table({"IMAGE", "RESULT", "COMPARED", "HOST", "SHARED", "REPLICA", "POINT"});
+  table.right({2, 6});
+  std::string differences;
+  for (const Json& image : at(result, "images")) {
+    const Json& copies = at(image, "copies");
+    const Json& found = at(image, "differences");
+    bool differs = found.is_array() && !found.empty();
+    std::string verdict = flag(image, "equal") ? "equal" : differs ? "DIFFERENT" : "not level";
+    std::string name = text(image, "path", text(image, "uuid"));
+    table.row({name, verdict, size_of(image, "bytes_compared"), text(copies, "host", "-"), text(copies, "shared", "-"),
+               text(copies, "replica", "-"), text(image, "point", "-")});
+    for (const Json& d : found) {
+      differences += printable(name) + ": copy of " + text(d, "copy") + " differs at offset " + text(d, "offset") + ", " +
+                     text(d, "length") + " bytes\n";
+    }
+  }
+  return (table.empty() ? "no images\n" : table.text()) + differences;
+}
+
+Outcome verify(Context& context, const VerifyOptions& o) {
+  Json images = Json::array();
+  for (const std::string& name : o.images) {
+    TM_ASSIGN_OR_RETURN(ImageName image, name_image(context, name));
+    images.push_back(image.uuid ? image.uuid->to_string() : image.path);
+  }
+  TM_ASSIGN_OR_RETURN(Json started, context.control_post("/v1/verify", Json{{"images", images}}));
+  std::string job = text(started, "job");
+  ProgressBar bar("verify", context.progress_wanted());
+  for (;;) {
+    TM_ASSIGN_OR_RETURN(Json state, context.control_get("/v1/jobs/" + percent_encode(job)));
+    bar.update(number(state, "done_bytes"), number(state, "total_bytes"));
+    if (text(state, "state") == "done") {
+      const Json& result = at(state, "result");
+      context.result(result, verify_text(result));
+      return verify_exit_code(result);
+    }
+    if (text(state, "state") == "failed") {
+      const Json& error = at(state, "error");
+      if (error.is_object()) return status_of_answer(500, dump(error, -1), "verify");
+      return Status(Code::kIoError, "verify: " + text(state, "error", "failed"));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // lint: allow sleep_for: the pace of asking
+  }
+}
+
+}  // namespace tidemark::cli

@@ -1,0 +1,139 @@
+#include "shared/cli/transfer.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "shared/cli/json.h"
+#include "shared/image/posix_file.h"
+
+namespace tidemark::cli {
+namespace {
+
+constexpr size_t kPieceBytes = 4u << 20;
+constexpr uint64_t kCheckpointBytes = 64ull << 20;
+constexpr size_t kZeroBlock = 4096;
+
+Status sync_directory_of(const std::string& path) {
+  std::string directory = std::filesystem::path(path).parent_path().string();
+  if (directory.empty()) directory = ".";
+  int fd = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return Status::from_errno(errno, directory);
+  int result = fsync(fd);
+  int error = errno;
+  close(fd);
+  // A file system that offers no sync of directories has nothing to be made durable this way.
+  if (result != 0 && error != EINVAL && error != ENOSYS) return Status::from_errno(error, directory);
+  return {};
+}
+
+// What the progress file says, if it belongs to this transfer and the partial file is there.
+uint64_t resumable_offset(const PointSource& source, const TransferOptions& o, const std::string& partial) {
+  std::ifstream in(o.progress_file);
+  struct stat s {};
+  if (!in || stat(partial.c_str(), &s) != 0 || static_cast<uint64_t>(s.st_size) != source.size()) return 0;
+  std::string content((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  Json j = Json::parse(content, nullptr, false);
+  if (j.is_discarded() || text(j, "identity") != source.identity() || text(j, "partial") != partial) return 0;
+  return std::min(number(j, "durable_to"), source.size());
+}
+
+Status checkpoint(const PointSource& source, const TransferOptions& o, const image::PosixFile& file,
+                  const std::string& partial, uint64_t durable_to) {
+  TM_RETURN_IF_ERROR(file.sync());
+  std::string text = dump(Json{{"identity", source.identity()}, {"partial", partial}, {"durable_to", durable_to}}) + "\n";
+  std::string temporary = o.progress_file + ".new";
+  {
+    TM_ASSIGN_OR_RETURN(image::PosixFile out,
+                        image::PosixFile::open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    TM_RETURN_IF_ERROR(out.write(0, as_bytes(text)));
+    TM_RETURN_IF_ERROR(out.sync());
+  }
+  if (rename(temporary.c_str(), o.progress_file.c_str()) != 0) return Status::from_errno(errno, o.progress_file);
+  return {};
+}
+
+bool all_zero(ByteSpan block) {
+  return std::all_of(block.begin(), block.end(), [](uint8_t b) { return b == 0; });
+}
+
+// Writes what is not zero: the file is new or was checked to be without data from here on.
+Status write_thin(const image::PosixFile& file, uint64_t offset, ByteSpan data) {
+  size_t begin = 0;
+  while (begin < data.size()) {
+    size_t end = begin;
+    auto block = [&](size_t at) { return data.subspan(at, std::min(kZeroBlock, data.size() - at)); };
+    while (end < data.size() && !all_zero(block(end))) end += block(end).size();
+    if (end > begin) TM_RETURN_IF_ERROR(file.write(offset + begin, data.subspan(begin, end - begin)));
+    begin = end;
+    while (begin < data.size() && all_zero(block(begin))) begin += block(begin).size();
+  }
+  return {};
+}
+
+Result<uint64_t> copy(PointSource& source, const TransferOptions& o, const image::PosixFile& file,
+                      const std::string& partial, uint64_t offset) {
+  Bytes buffer(kPieceBytes);
+  uint64_t moved = 0, since_checkpoint = 0;
+  while (offset < source.size()) {
+    TM_ASSIGN_OR_RETURN(Extent data, source.next_data(offset));
+    if (data.length == 0) break;
+    for (uint64_t at = data.offset; at < data.end();) {
+      MutableByteSpan piece(buffer.data(), std::min<uint64_t>(buffer.size(), data.end() - at));
+      TM_RETURN_IF_ERROR(source.read(at, piece));
+      TM_RETURN_IF_ERROR(write_thin(file, at, piece));
+      at += piece.size();
+      moved += piece.size();
+      since_checkpoint += piece.size();
+      if (o.progress) o.progress(at, source.size());
+      if (since_checkpoint >= kCheckpointBytes) {
+        TM_RETURN_IF_ERROR(checkpoint(source, o, file, partial, at));
+        since_checkpoint = 0;
+      }
+    }
+    offset = data.end();
+  }
+  if (o.progress) o.progress(source.size(), source.size());
+  return moved;
+}
+
+}  // namespace
+
+std::string partial_path(const std::string& path) { return path + ".tidemark-partial"; }
+
+Result<TransferResult> transfer(PointSource& source, const TransferOptions& o) {
+  std::string partial = partial_path(o.path);
+  struct stat s {};
+  if (!o.overwrite && lstat(o.path.c_str(), &s) == 0) {
+    return Status(Code::kAlreadyExists, o.path + " exists already: name another, or give --force to replace it");
+  }
+  TransferResult result;
+  result.size = source.size();
+  result.resumed_at = resumable_offset(source, o, partial);
+  int flags = O_RDWR | O_CREAT | O_CLOEXEC | (result.resumed_at == 0 ? O_TRUNC : 0);
+  TM_ASSIGN_OR_RETURN(image::PosixFile file, image::PosixFile::open(partial, flags, 0600));
+  if (result.resumed_at != 0) {
+    // What lies beyond the last durable place may be of any age: it is dropped and fetched again.
+    TM_RETURN_IF_ERROR(file.truncate(result.resumed_at));
+  }
+  TM_RETURN_IF_ERROR(file.truncate(source.size()));
+  TM_RETURN_IF_ERROR(checkpoint(source, o, file, partial, result.resumed_at));
+  TM_ASSIGN_OR_RETURN(result.bytes_moved, copy(source, o, file, partial, result.resumed_at));
+  TM_RETURN_IF_ERROR(file.sync());
+  if (o.before_rename) TM_RETURN_IF_ERROR(o.before_rename(partial));
+  if (!o.overwrite && lstat(o.path.c_str(), &s) == 0) {
+    return Status(Code::kAlreadyExists, o.path + " appeared meanwhile: name another, or give --force to replace it");
+  }
+  if (rename(partial.c_str(), o.path.c_str()) != 0) return Status::from_errno(errno, o.path);
+  TM_RETURN_IF_ERROR(sync_directory_of(o.path));
+  unlink(o.progress_file.c_str());
+  return result;
+}
+
+}  // namespace tidemark::cli

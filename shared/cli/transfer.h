@@ -1,0 +1,56 @@
+// Brings an image at a recovery point into a file: sparse, resumable, under a temporary name until whole.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "shared/base/ids.h"
+#include "shared/base/status.h"
+#include "shared/cli/replica_client.h"
+
+namespace tidemark::cli {
+
+// Where the bytes come from; the replica, or a test's own.
+class PointSource {
+ public:
+  virtual ~PointSource() = default;
+  virtual uint64_t size() const = 0;
+  virtual std::string identity() const = 0;    // image and point: a partial file of another is not continued
+  virtual Result<Extent> next_data(uint64_t offset) = 0;
+  virtual Status read(uint64_t offset, MutableByteSpan out) = 0;
+};
+
+class ReplicaSource final : public PointSource {
+ public:
+  ReplicaSource(ReplicaClient& client, Point point, PointImage image)
+      : client_(client), point_(std::move(point)), image_(std::move(image)) {}
+  uint64_t size() const override { return image_.size; }
+  std::string identity() const override { return image_.uuid.to_string() + "@" + std::to_string(point_.id); }
+  Result<Extent> next_data(uint64_t offset) override { return client_.next_data(point_, image_, offset); }
+  Status read(uint64_t offset, MutableByteSpan out) override { return client_.read(point_, image_, offset, out); }
+
+ private:
+  ReplicaClient& client_;
+  Point point_;
+  PointImage image_;
+};
+
+struct TransferOptions {
+  std::string path;             // the file that stands there in the end
+  std::string progress_file;    // notes how far the partial file is durable; removed at the end
+  bool overwrite = false;       // else kAlreadyExists
+  std::function<void(uint64_t done, uint64_t total)> progress;   // bytes of data, holes left out where known
+  std::function<Status(const std::string& partial)> before_rename;   // owner and mode, say
+};
+struct TransferResult {
+  uint64_t size = 0;
+  uint64_t bytes_moved = 0;       // data bytes written by this run
+  uint64_t resumed_at = 0;        // offset; 0: from the beginning
+};
+
+std::string partial_path(const std::string& path);
+// A partial file that belongs to the same image and point is continued where it was last durable. An error
+// leaves it for the next attempt; the name `path` changes only when all is durable.
+Result<TransferResult> transfer(PointSource& source, const TransferOptions& options);
+
+}  // namespace tidemark::cli
