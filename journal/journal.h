@@ -46,6 +46,7 @@ struct Ticket {
   Slot slot;
   RecordKind kind = RecordKind::kWrite;
   Extent extent;           // kResize: offset is the new size, length 0
+  uint64_t old_size = 0;   // kResize: the size before
   uint32_t batch = 0;      // the journal's own
 };
 
@@ -155,6 +156,9 @@ class Journal {
   virtual void start_shipping(std::unique_ptr<net::HttpClient> client) = 0;
   virtual void pause_shipping(bool paused) = 0;                      // staging too; cuts coalesce
   virtual Usage usage() const = 0;
+  // Not OK once the journal can no longer be relied on (a commit failed): the owner logs it, stops
+  // and restarts, which recovers. No write may be acknowledged from then on that needs a new dirty region.
+  virtual Status condition() const = 0;
 
   // ---- verify ---------------------------------------------------------------------------------
   // Freezes the image's bytes as of now for reading while writes go on: must_preserve() is true for

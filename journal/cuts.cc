@@ -1,0 +1,241 @@
+// Cuts, giving batches up, and keeping the open batch's records within bounds.
+#include <algorithm>
+
+#include "journal/journal_impl.h"
+#include "shared/base/log.h"
+
+namespace tidemark::journal {
+namespace {
+
+const log::Logger kLog("journal");
+
+constexpr size_t kOpenRecordsMax = 1u << 19;   // of the open batch, in memory; beyond, they are consolidated in place
+
+// Data extents widened to whole regions; zeros and discards near them are swallowed.
+std::vector<PlainExtent> coarsen(const std::vector<PlainExtent>& extents, uint64_t region_bytes) {
+  std::vector<PlainExtent> out;
+  for (const PlainExtent& e : extents) {
+    uint64_t begin = e.extent.offset / region_bytes * region_bytes;
+    uint64_t end = (e.extent.end() + region_bytes - 1) / region_bytes * region_bytes;
+    if (!out.empty() && begin <= out.back().extent.end()) {
+      out.back().extent.length = std::max(end, out.back().extent.end()) - out.back().extent.offset;
+    } else {
+      out.push_back({ExtentKind::kData, {begin, end - begin}});
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+struct JournalImpl::Compaction {
+  std::vector<ChangeRecord> records;    // moved out of the batch meanwhile
+  std::vector<ImageExtents> extents;
+  uint32_t serial_end = 0;              // LMDB values of the batch below it hold just these records
+};
+
+bool JournalImpl::coalescing() const {
+  return paused_ || closed_count() > 0 || !unreconciled_.empty() || shipper_->queued_bytes() >= options_.settings.spool_bytes_max;
+}
+
+void JournalImpl::new_open_batch(BatchNumber number) {
+  auto batch = std::make_shared<Batch>();
+  batch->number = number;
+  batch->first = Counter(next_counter_);
+  batch->records.reserve(4096);
+  batches_.push_back(std::move(batch));
+}
+
+BatchRow JournalImpl::row_of(const Batch& batch, BatchState state) const {
+  BatchRow row;
+  row.state = state;
+  row.kind = batch.kind;
+  row.incarnation = incarnation_;
+  row.first = batch.first;
+  row.last = batch.last;
+  row.label = batch.label;
+  row.name = batch.name;
+  return row;
+}
+
+void JournalImpl::close_open_batch(std::string name) {
+  Batch& batch = open_batch();
+  refresh_clock();
+  batch.state = Batch::State::kClosed;
+  batch.last = Counter(next_counter_ - 1);
+  batch.label = label_;
+  batch.name = std::move(name);
+  for (uint32_t slot = 0; slot < batch.images.size(); ++slot) {
+    if (batch.images[slot] == nullptr) continue;
+    batch.images[slot]->size = slots_[slot].size;
+    batch.images[slot]->size_generation = slots_[slot].size_generation;
+  }
+  newest_closed_ = batch.number;
+  pending_.put(kBatchesTable, batch_prefix(batch.number), encode_batch_row(row_of(batch, BatchState::kClosed)));
+  arm_commit();
+  new_open_batch(batch.number.next());
+  count_preserving();
+  kick_stager();
+}
+
+void JournalImpl::count_preserving() {
+  preserving_ = 0;
+  for (const BatchPtr& b : batches_) preserving_ += b->needs_preserving() ? 1 : 0;
+}
+
+Point JournalImpl::cut(CutReason reason, std::string name) {
+  bool named = reason == CutReason::kNamed || reason == CutReason::kHandover || reason == CutReason::kStop;
+  if (!unreconciled_.empty()) {
+    // The first batch of an incarnation is cut when all is reconciled, and carries the name then.
+    if (!held_name_.empty() && !name.empty()) kLog.warning("point_renamed", {{"from", held_name_}, {"to", name}});
+    if (!name.empty()) held_name_ = name;
+    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), held_name_};
+  }
+  if (!named && (coalescing() || open_batch().empty)) {
+    return {newest_closed_, Counter(open_batch().first.value - 1), label_, {}};
+  }
+  if (closed_count() >= limits::kClosedBatchesMax) give_up_from(0, "too many closed batches");
+  close_open_batch(std::move(name));
+  return point_of(*batches_[batches_.size() - 2]);
+}
+
+void JournalImpl::give_up_from(size_t index, const char* why) {
+  std::deque<BatchPtr> kept;
+  std::vector<BatchPtr> gone;
+  for (size_t i = 0; i < batches_.size(); ++i) {
+    bool give_up = i >= index && batches_[i]->needs_preserving();
+    if (give_up) gone.push_back(batches_[i]);
+    else kept.push_back(batches_[i]);
+  }
+  batches_ = std::move(kept);
+  for (const BatchPtr& batch : gone) {
+    kLog.warning("batch_given_up", {{"batch", batch->number}, {"reason", why}, {"name", batch->name},
+                                    {"into", open_batch().number}});
+    merge_given_up(*batch);
+    auto [first, end] = waiters_.equal_range(batch->number);
+    std::vector<Callback<Result<std::string>>> waiting;
+    for (auto it = first; it != end; ++it) waiting.push_back(std::move(it->second));
+    waiters_.erase(first, end);
+    for (auto& done : waiting) done(Status(Code::kCancelled, std::string("the point was given up: ") + why));
+    // Its stager may be waiting for it.
+    if (batch->when_drained) env_.post(std::exchange(batch->when_drained, {}));
+  }
+  if (!gone.empty()) open_batch().first = gone.front()->first;
+  count_preserving();
+  arm_commit();
+}
+
+void JournalImpl::merge_given_up(Batch& from) {
+  Batch& open = open_batch();
+  if (!from.pack.empty()) pending_.put(kRecordsTable, record_key(from.number, from.next_serial++), from.pack.take());
+  pending_.put(kBatchesTable, batch_prefix(from.number), encode_batch_row(row_of(from, BatchState::kGivenUp)));
+  // Copied: a worker may be reading them.
+  open.records.insert(open.records.end(), from.records.begin(), from.records.end());
+  open.marks.insert(open.marks.end(), from.marks.begin(), from.marks.end());
+  std::sort(open.marks.begin(), open.marks.end(), [](const auto& a, const auto& b) { return a.counter < b.counter; });
+  if (from.images.size() > open.images.size()) open.images.resize(from.images.size());
+  for (uint32_t slot = 0; slot < from.images.size(); ++slot) {
+    BatchImage* image = from.images[slot].get();
+    if (image == nullptr) continue;
+    auto& into = open.images[slot];
+    bool untouched = into == nullptr;
+    if (untouched) into = std::make_unique<BatchImage>();
+    into->needs.merge(image->needs);
+    into->needs.merge(image->read);
+    into->first = untouched ? image->first : std::min(into->first, image->first);
+    into->last = std::max(into->last, image->last);
+    if (image->coordinator_first.value != 0 &&
+        (into->coordinator_first.value == 0 || image->coordinator_first < into->coordinator_first)) {
+      into->coordinator_first = image->coordinator_first;
+    }
+    into->coordinator_last = std::max(into->coordinator_last, image->coordinator_last);
+    if (untouched) {
+      into->epoch = image->epoch;
+      into->parent = image->parent;
+    }
+    into->bytes += image->bytes;
+  }
+  for (const auto& [key, block] : from.preserved) {
+    uint64_t granule = key & ((uint64_t{1} << 36) - 1);
+    open.images[key >> 36]->needs.set(granule, granule + 1);
+  }
+  drop_preserved(from);
+  open.kind = BatchKind::kResync;
+  open.empty = false;
+  open.data_bytes += from.data_bytes;
+  open.in_flight += from.in_flight;
+  open.compacting = open.compacting || from.compacting;
+  from.state = Batch::State::kGivenUp;
+}
+
+// ---- the bound on records -----------------------------------------------------------------------
+
+void JournalImpl::compact_if_needed() {
+  BatchPtr batch = batches_.back();
+  if (batch->records.size() < kOpenRecordsMax || batch->compacting) return;
+  batch->compacting = true;
+  if (!batch->pack.empty()) pending_.put(kRecordsTable, record_key(batch->number, batch->next_serial++), batch->pack.take());
+  auto work = std::make_shared<Compaction>();   // shared by the worker and the loop, one after the other
+  work->records.swap(batch->records);
+  work->serial_end = batch->next_serial;
+  // Room for the consolidated records before those that follow.
+  batch->next_serial += static_cast<uint32_t>(work->records.size());
+  kLog.info("compacting", {{"batch", batch->number}, {"records", work->records.size()}});
+  env_.offload([work] { work->extents = consolidate(work->records, [](uint32_t) { return uint64_t{1} << 62; }); },
+               [this, work, batch, alive = std::weak_ptr<bool>(alive_)] {
+                 if (!alive.expired()) finish_compaction(batch, *work);
+               });
+}
+
+void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
+  // Given up meanwhile: its records belong to the batch that took the others over.
+  Batch* owner = batch.get();
+  for (size_t i = 0; batch->state == Batch::State::kGivenUp && i < batches_.size(); ++i) {
+    owner = batches_[i].get();
+    if (owner->number > batch->number) break;
+  }
+  size_t extents = 0;
+  for (const ImageExtents& image : done.extents) extents += image.extents.size();
+  // Only while open may a batch take whole regions: afterwards they may have changed since its cut.
+  bool coarse = extents > kOpenRecordsMax / 2 && owner->state == Batch::State::kOpen;
+  uint64_t oldest = UINT64_MAX;
+  for (const ChangeRecord& r : done.records) oldest = std::min(oldest, r.counter);
+  std::vector<ChangeRecord> compacted;
+  for (const ImageExtents& image : done.extents) {
+    for (const PlainExtent& e : coarse ? coarsen(image.extents, drl_->region_bytes(image.slot)) : image.extents) {
+      RecordKind kind = e.kind == ExtentKind::kData ? RecordKind::kWrite
+                        : e.kind == ExtentKind::kZero ? RecordKind::kZero : RecordKind::kDiscard;
+      // The oldest counter: nothing that finished is overlapped by what was in flight and older.
+      compacted.push_back({oldest, e.extent.offset, e.extent.length, image.slot, kind});
+      if (coarse) for_data_granules(compacted.back(), [&](uint64_t a, uint64_t b) { owner->image(image.slot)->needs.set(a, b); });
+    }
+  }
+  put_compacted(*batch, done, compacted);
+  owner->records.insert(owner->records.end(), compacted.begin(), compacted.end());
+  kLog.info("compacted", {{"batch", owner->number}, {"records", done.records.size()}, {"into", compacted.size()},
+                          {"whole_regions", coarse ? "yes" : "no"}});
+  owner->compacting = false;
+  if (owner->when_drained && owner->in_flight == 0) std::exchange(owner->when_drained, {})();
+}
+
+void JournalImpl::put_compacted(Batch& owner, const Compaction& done, const std::vector<ChangeRecord>& records) {
+  pending_.erase_range(kRecordsTable, record_key(owner.number, 0), record_key(owner.number, done.serial_end));
+  RecordPack pack;
+  uint32_t serial = 0;
+  for (const ChangeRecord& r : records) {
+    if (pack.full()) pending_.put(kRecordsTable, record_key(owner.number, serial++), pack.take());
+    StoredRecord stored;
+    stored.counter = Counter(r.counter);
+    stored.slot = r.slot;
+    stored.kind = static_cast<uint8_t>(r.kind);
+    stored.extent = {r.offset, r.length};
+    stored.epoch = slots_[r.slot].epoch;
+    stored.label = label_;
+    pack.add(incarnation_, stored);
+  }
+  if (!pack.empty()) pending_.put(kRecordsTable, record_key(owner.number, serial++), pack.take());
+  TM_CHECK(serial <= owner.next_serial, "consolidation made more values than there were records");
+  arm_commit();
+}
+
+}  // namespace tidemark::journal

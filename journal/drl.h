@@ -1,0 +1,99 @@
+// The dirty-region log: the durable set of regions whose copies may differ after a crash.
+//
+// A region's life: clean -> marking (commit in flight) -> dirty (durable) -> clean. It is dirty before
+// any copy changes; it goes back, lazily, when the image is level, no write is in flight in it, its
+// last write is durable on both copies and its record committed, and it was idle for a while.
+// is_dirty() is the hot path: a look into a bitmap. Loop thread only.
+#pragma once
+
+#include <array>
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "journal/records.h"
+#include "shared/base/function.h"
+#include "shared/io/env.h"
+#include "shared/kv/store.h"
+
+namespace tidemark::journal {
+
+class DirtyLog {
+ public:
+  DirtyLog(io::Env& env, std::unique_ptr<kv::Store> store, uint64_t region_bytes_min);
+
+  // What stands in the store; kept until attached images take it over. Start-up only.
+  Status load(std::vector<DirtyImage>& out);
+
+  // Slots are attached in ascending order of their indices.
+  void attach(uint32_t slot, const ImageId& image, uint64_t size);
+  void detach(uint32_t slot);                        // the image is gone: so are its marks
+  void grow(uint32_t slot, uint64_t size);           // region size follows
+  bool is_dirty(uint32_t slot, Extent extent) const;
+  void mark(uint32_t slot, Extent extent, Callback<Status> done);
+  void note(uint32_t slot, LossId host, LossId shared, bool alone, Epoch epoch, Callback<Status> done);
+
+  void write_begins(uint32_t slot, Extent extent);
+  // `serial`: place of its record among all, for the comparison with what is committed.
+  void write_ends(uint32_t slot, Extent extent, uint64_t counter, uint64_t serial, uint32_t now_seconds);
+  void set_level(uint32_t slot, bool level);
+  void note_durable(uint32_t slot, uint64_t counter);
+  // Cleans what has been idle; `committed`: records up to this serial are durable.
+  void clean(uint64_t committed, uint32_t now_seconds, uint32_t idle_seconds);
+  // At a clean stop: every region of level images, committed before `done`.
+  void clean_all(Callback<Status> done);
+
+  std::vector<RegionIndex> dirty_regions(uint32_t slot) const;
+  uint64_t dirty_count(uint32_t slot) const;
+  uint64_t region_bytes(uint32_t slot) const;
+  bool failed() const { return failed_; }
+
+ private:
+  struct Region {
+    uint64_t counter = 0, serial = 0;
+    uint32_t seconds = 0, in_flight = 0;
+  };
+  static constexpr size_t kPage = 64;
+  struct Image {
+    ImageId image;
+    DrlImageRow row;
+    bool attached = false, level = false, stored = false;
+    uint32_t shift = 0;                      // log2 of region_bytes
+    uint64_t durable_counter = 0;
+    std::vector<uint64_t> dirty;             // durable
+    std::vector<uint64_t> wanted;            // what the store shall hold after the commits under way
+    std::vector<std::unique_ptr<std::array<Region, kPage>>> regions;
+  };
+  struct Waiter {
+    uint32_t slot;
+    Callback<Status> done;
+  };
+
+  Image& at(uint32_t slot) { return *images_[slot]; }
+  const Image& at(uint32_t slot) const { return *images_[slot]; }
+  Region& region(Image& image, uint64_t index);
+  void put_image(uint32_t slot);
+  void put_page(uint32_t slot, uint64_t page);
+  void schedule();
+  void flush();
+  void committed(Status status, std::vector<uint32_t> slots, std::vector<Waiter> waiters,
+                 std::vector<std::vector<uint64_t>> states);
+  static uint64_t last_region(const Image& image, Extent extent) { return (extent.end() - 1) >> image.shift; }
+
+  io::Env& env_;
+  std::unique_ptr<kv::Store> store_;
+  const uint64_t region_bytes_min_;
+  std::vector<std::unique_ptr<Image>> images_;
+  std::map<ImageId, std::unique_ptr<Image>> loaded_;     // before their image is attached
+
+  // What the next commit writes.
+  std::set<uint32_t> changed_rows_;
+  std::set<std::pair<uint32_t, uint64_t>> changed_pages_;
+  std::set<uint32_t> rewritten_;                         // all pages: the region size changed, or the image is gone
+  std::vector<Waiter> waiters_;
+  bool scheduled_ = false, in_flight_ = false, failed_ = false;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by callbacks of posted work
+};
+
+}  // namespace tidemark::journal

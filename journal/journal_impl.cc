@@ -1,0 +1,432 @@
+#include "journal/journal_impl.h"
+
+#include <algorithm>
+
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+
+namespace tidemark::journal {
+namespace {
+
+const log::Logger kLog("journal");
+
+constexpr io::Duration kCleanInterval = std::chrono::seconds(1);
+constexpr uint32_t kCleanAfterSeconds = 10;
+
+Extent region_extent(const Ticket& t) {
+  if (t.kind != RecordKind::kResize) return t.extent;
+  uint64_t low = std::min(t.extent.offset, t.old_size), high = std::max(t.extent.offset, t.old_size);
+  return {low, high - low};
+}
+
+}  // namespace
+
+void FinishTracker::begin(uint64_t counter) {
+  TM_CHECK(counter == end_, "counters come in order");
+  if (end_ - first_ == ring_.size()) {
+    std::vector<uint8_t> larger(ring_.size() * 2);
+    for (uint64_t c = first_; c < end_; ++c) larger[c & (larger.size() - 1)] = ring_[c & (ring_.size() - 1)];
+    ring_.swap(larger);
+  }
+  ring_[counter & (ring_.size() - 1)] = 0;
+  ++end_;
+}
+
+void FinishTracker::finish(uint64_t counter) {
+  TM_CHECK(counter >= first_ && counter < end_, "a ticket is given back once");
+  size_t mask = ring_.size() - 1;
+  ring_[counter & mask] = 1;
+  while (first_ < end_ && ring_[first_ & mask] != 0) ++first_;
+}
+
+JournalImpl::JournalImpl(io::Env& env, Options options, BlockSource& blocks)
+    : env_(env), options_(std::move(options)), blocks_(blocks), spool_(options_.directory + "/spool") {}
+
+JournalImpl::~JournalImpl() {
+  for (io::TimerId id : {commit_timer_, cut_timer_, clean_timer_, close_timer_, stage_timer_}) env_.cancel(id);
+  alive_.reset();
+  tasks_.cancel_all();
+}
+
+Result<std::unique_ptr<Journal>> Journal::open(io::Env& env, Options options, BlockSource& blocks) {
+  auto journal = std::make_unique<JournalImpl>(env, std::move(options), blocks);
+  TM_RETURN_IF_ERROR(journal->open());
+  return std::unique_ptr<Journal>(std::move(journal));
+}
+
+// ---- images -------------------------------------------------------------------------------------
+
+uint32_t JournalImpl::slot_of(const ImageId& image) {
+  auto it = slot_by_image_.find(image);
+  if (it != slot_by_image_.end()) return it->second;
+  auto slot = static_cast<uint32_t>(slots_.size());
+  SlotState& s = slots_.emplace_back();
+  s.image = image;
+  auto known = known_tenures_.find(image);
+  if (known != known_tenures_.end()) {
+    s.size = known->second.size;
+    s.epoch = known->second.epoch;
+    s.parent = known->second.parent;
+    s.size_generation = known->second.size_generation;
+    known_tenures_.erase(known);
+  }
+  slot_by_image_.emplace(image, slot);
+  drl_->attach(slot, image, 0);
+  Bytes value;
+  Writer(value).uuid(image);
+  pending_.put(kSlotsTable, kv::KeyBuilder().u64(incarnation_.value).u32(slot), value);
+  return slot;
+}
+
+Slot JournalImpl::attach(const ImageId& image, uint64_t size) {
+  uint32_t slot = slot_of(image);
+  SlotState& s = slots_[slot];
+  if (!s.attached) {
+    s.attached = true;
+    s.size = size;
+    drl_->grow(slot, size);
+    put_tenure(slot);
+  }
+  return {slot};
+}
+
+void JournalImpl::detach(Slot slot) {
+  SlotState& s = slots_[slot.index];
+  s.attached = false;
+  // Its number stays taken: batches still speak of it. The image, should it come back, gets another.
+  slot_by_image_.erase(s.image);
+  drl_->detach(slot.index);
+  pending_.erase(kImagesTable, kv::KeyBuilder().uuid(s.image));
+  arm_commit();
+}
+
+void JournalImpl::set_size(Slot slot, uint64_t size) {
+  slots_[slot.index].size = size;
+  drl_->grow(slot.index, size);
+  put_tenure(slot.index);
+}
+
+void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& parent) {
+  SlotState& s = slots_[slot.index];
+  // A batch holds one epoch of an image: what was written under the old one ends here.
+  const BatchImage* image = open_batch().image(slot.index);
+  if (image != nullptr && image->epoch != epoch && image->epoch.value != 0 && unreconciled_.empty()) cut(CutReason::kHandover, {});
+  s.epoch = epoch;
+  s.parent = parent;
+  put_tenure(slot.index);
+}
+
+void JournalImpl::put_tenure(uint32_t slot) {
+  const SlotState& s = slots_[slot];
+  pending_.put(kImagesTable, kv::KeyBuilder().uuid(s.image), encode_tenure({s.size, s.epoch, s.parent, s.size_generation}));
+  arm_commit();
+}
+
+void JournalImpl::note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) {
+  drl_->note(slot.index, host, shared, alone, slots_[slot.index].epoch, std::move(done));
+}
+
+ImageCounters JournalImpl::counters(Slot slot) const {
+  uint64_t regions = drl_->dirty_count(slot.index);
+  return {regions, regions * drl_->region_bytes(slot.index), slots_[slot.index].unshipped_bytes};
+}
+
+// ---- writes -------------------------------------------------------------------------------------
+
+Batch& JournalImpl::batch_of(const Ticket& ticket) {
+  Batch& open = open_batch();
+  auto distance = static_cast<uint32_t>(open.number.value) - ticket.batch;
+  if (distance == 0) return open;
+  uint64_t number = open.number.value - distance;
+  // Given-up batches are gone: the first that follows took their records over.
+  for (const BatchPtr& batch : batches_) {
+    if (batch->number.value >= number) return *batch;
+  }
+  return open;
+}
+
+BatchImage& JournalImpl::touch(Batch& batch, uint32_t slot, Counter counter) {
+  if (slot >= batch.images.size()) batch.images.resize(slots_.size());
+  auto& image = batch.images[slot];
+  if (image == nullptr) {
+    image = std::make_unique<BatchImage>();
+    image->first = counter;
+  }
+  image->last = std::max(image->last, counter);
+  image->epoch = slots_[slot].epoch;
+  image->parent = slots_[slot].parent;
+  return *image;
+}
+
+Ticket JournalImpl::begin(Slot slot, RecordKind kind, Extent extent) {
+  Batch& batch = open_batch();
+  SlotState& s = slots_[slot.index];
+  Ticket t;
+  t.sequence = {incarnation_, Counter(next_counter_)};
+  t.slot = slot;
+  t.kind = kind;
+  t.extent = extent;
+  t.batch = static_cast<uint32_t>(batch.number.value);
+  tracker_.begin(next_counter_++);
+  ++batch.in_flight;
+  batch.empty = false;
+  BatchImage& image = touch(batch, slot.index, t.sequence.counter);
+  ChangeRecord record{t.sequence.counter.value, extent.offset, extent.length, slot.index, kind};
+  if (kind == RecordKind::kResize) {
+    t.old_size = s.size;
+    record.length = extent.offset < s.size ? s.size - extent.offset : 0;
+    s.size = extent.offset;
+    s.size_generation = Generation();   // until the mark that follows names it
+    drl_->grow(slot.index, s.size);
+  }
+  for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
+  drl_->write_begins(slot.index, region_extent(t));
+  return t;
+}
+
+void JournalImpl::finish(const Ticket& t, CoordinatorSequence coordinator, uint64_t digest) {
+  Batch& batch = batch_of(t);
+  BatchImage& image = *batch.image(t.slot.index);
+  if (coordinator.value != 0) {
+    if (image.coordinator_first.value == 0 || coordinator < image.coordinator_first) image.coordinator_first = coordinator;
+    image.coordinator_last = std::max(image.coordinator_last, coordinator);
+  }
+  StoredRecord r;
+  r.counter = t.sequence.counter;
+  r.slot = t.slot.index;
+  r.kind = static_cast<uint8_t>(t.kind);
+  r.extent = t.extent;
+  r.epoch = image.epoch;
+  r.coordinator = coordinator;
+  r.digest = digest;
+  if (t.kind == RecordKind::kResize) {
+    r.extent.length = t.extent.offset < t.old_size ? t.old_size - t.extent.offset : 0;
+    put_tenure(t.slot.index);
+  }
+  uint64_t bytes = t.kind == RecordKind::kWrite ? t.extent.length : 0;
+  image.bytes += bytes;
+  batch.data_bytes += bytes;
+  slots_[t.slot.index].unshipped_bytes += bytes;
+  batch.records.push_back({r.counter.value, r.extent.offset, r.extent.length, r.slot, t.kind});
+  add_record(batch, r);
+  drl_->write_ends(t.slot.index, region_extent(t), r.counter.value, finish_serial_, now_seconds_);
+  tracker_.finish(r.counter.value);
+  settle(batch);
+}
+
+void JournalImpl::abandon(const Ticket& t) {
+  Batch& batch = batch_of(t);
+  StoredRecord r;
+  r.counter = t.sequence.counter;
+  r.slot = t.slot.index;
+  r.kind = kAbandonedRecord;
+  if (t.kind == RecordKind::kResize) {
+    slots_[t.slot.index].size = t.old_size;
+    if (batch.state != Batch::State::kOpen) batch.image(t.slot.index)->size = t.old_size;
+  }
+  add_record(batch, r);
+  drl_->write_ends(t.slot.index, region_extent(t), 0, 0, now_seconds_);
+  tracker_.finish(r.counter.value);
+  settle(batch);
+}
+
+void JournalImpl::add_record(Batch& batch, const StoredRecord& record) {
+  if (!commit_armed_) refresh_clock();
+  ++finish_serial_;
+  if (batch.pack.full()) pending_.put(kRecordsTable, record_key(batch.number, batch.next_serial++), batch.pack.take());
+  StoredRecord labelled = record;
+  labelled.label = label_;
+  batch.pack.add(incarnation_, labelled);
+  arm_commit();
+}
+
+void JournalImpl::settle(Batch& batch) {
+  --batch.in_flight;
+  if (batch.state == Batch::State::kOpen) {
+    if (batch.data_bytes >= options_.settings.cut_bytes && !coalescing()) close_open_batch({});
+    else compact_if_needed();
+  } else if (batch.in_flight == 0 && batch.when_drained) {
+    std::exchange(batch.when_drained, {})();
+  }
+}
+
+void JournalImpl::mark(const wire::Mark& mark) {
+  Batch& batch = open_batch();
+  Counter counter(next_counter_++);
+  tracker_.begin(counter.value);
+  tracker_.finish(counter.value);
+  batch.empty = false;
+  batch.marks.push_back({counter, mark});
+  auto it = slot_by_image_.find(mark.node.image);
+  if (it != slot_by_image_.end() && mark.node.size_generation.value != 0 && mark.node.size == slots_[it->second].size) {
+    slots_[it->second].size_generation = mark.node.size_generation;
+  }
+  put_mark(pending_, batch.number, counter, mark);
+  ++finish_serial_;
+  arm_commit();
+}
+
+// ---- commits ------------------------------------------------------------------------------------
+
+void JournalImpl::refresh_clock() {
+  label_ = env_.wall();
+  now_seconds_ = static_cast<uint32_t>(env_.now().ns / 1'000'000'000);
+}
+
+void JournalImpl::arm_commit() {
+  if (commit_armed_ || closing_) return;
+  commit_armed_ = true;
+  commit_timer_ = env_.after(options_.settings.commit_interval, [this] {
+    commit_armed_ = false;
+    refresh_clock();
+    start_commit();
+  });
+}
+
+void JournalImpl::flush_packs() {
+  for (const BatchPtr& batch : batches_) {
+    if (!batch->pack.empty()) pending_.put(kRecordsTable, record_key(batch->number, batch->next_serial++), batch->pack.take());
+  }
+}
+
+void JournalImpl::commit_now(Callback<Status> done) {
+  pending_done_.push_back(std::move(done));
+  start_commit();
+}
+
+void JournalImpl::start_commit() {
+  if (commit_running_) {
+    commit_wanted_ = true;
+    return;
+  }
+  flush_packs();
+  if (pending_.empty() && pending_done_.empty()) return;
+  commit_running_ = true;
+  uint64_t serial = finish_serial_;
+  store_->commit(std::exchange(pending_, {}), [this, serial, alive = std::weak_ptr<bool>(alive_),
+                                               waiting = std::exchange(pending_done_, {})](Status status) mutable {
+    if (alive.expired()) return;
+    commit_running_ = false;
+    if (status) committed_serial_ = serial;
+    else fail(status, "records");
+    bool again = std::exchange(commit_wanted_, false);
+    for (auto& done : waiting) done(status);
+    if (again && !alive.expired()) start_commit();
+  });
+}
+
+void JournalImpl::fail(const Status& status, const char* what) {
+  // What did not become durable is covered by the dirty-region log; no region is cleaned any more.
+  hold_regions_ = true;
+  if (condition_) kLog.error("commit_failed", {{"what", what}, {"status", status}, {"effect", "restart to recover"}});
+  condition_ = status.with_context("journal");
+}
+
+void JournalImpl::tick() {
+  refresh_clock();
+  if (!hold_regions_ && condition_) drl_->clean(committed_serial_, now_seconds_, kCleanAfterSeconds);
+  clean_timer_ = env_.after(kCleanInterval, [this] { tick(); });
+}
+
+// ---- shipping -----------------------------------------------------------------------------------
+
+void JournalImpl::start_shipping(std::unique_ptr<net::HttpClient> client) { shipper_->start(std::move(client)); }
+
+void JournalImpl::pause_shipping(bool paused) {
+  paused_ = paused;
+  shipper_->pause(paused);
+  if (paused) fail_waiters(Status(Code::kUnavailable, "shipping is paused"));
+  kick_stager();
+}
+
+void JournalImpl::fail_waiters(const Status& status) {
+  for (auto& [batch, done] : std::exchange(waiters_, {})) done(status);
+}
+
+void JournalImpl::when_shipped(BatchNumber batch, Callback<Result<std::string>> done) {
+  auto receipt = receipts_.find(batch);
+  if (receipt != receipts_.end()) return done(receipt->second);
+  if (batch <= shipper_->replica().newest) return done(std::string(R"({"durable":true,"complete":true})"));
+  if (!shipper_->running()) return done(Status(Code::kUnavailable, "shipping is paused or not configured"));
+  bool known = batch <= last_staged_;
+  for (const BatchPtr& b : batches_) known = known || b->number == batch;
+  if (!known) return done(Status(Code::kCancelled, "the point of batch " + std::to_string(batch.value) + " was given up"));
+  waiters_.emplace(batch, std::move(done));
+}
+
+void JournalImpl::forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done) {
+  pending_.erase(kBatchesTable, batch_prefix(batch.number));
+  pending_.put(kMetaTable, as_bytes("replica"), encode_replica_row(row));
+  commit_now(std::move(done));
+}
+
+void JournalImpl::ended_shipping(const StagedBatch& batch, const std::string& receipt) {
+  for (const SlotBytes& b : staged_bytes_[batch.number]) slots_[b.slot].unshipped_bytes -= b.bytes;
+  staged_bytes_.erase(batch.number);
+  receipts_[batch.number] = receipt;
+  if (receipts_.size() > limits::kClosedBatchesMax) receipts_.erase(receipts_.begin());
+  auto [first, end] = waiters_.equal_range(batch.number);
+  std::vector<Callback<Result<std::string>>> ready;
+  for (auto it = first; it != end; ++it) ready.push_back(std::move(it->second));
+  waiters_.erase(first, end);
+  for (auto& done : ready) done(receipt);
+  kick_stager();
+}
+
+Usage JournalImpl::usage() const {
+  Usage u;
+  for (const BatchPtr& b : batches_) u.records_unstaged += b->records.size() + b->marks.size();
+  Result<kv::Store::Usage> store = store_->usage();
+  if (store) u.journal_bytes = store->file_bytes;
+  u.spool_bytes = shipper_->queued_bytes();
+  u.spool_batches = shipper_->queued();
+  u.closed_batches = closed_count();
+  u.preserved_bytes = preserved_bytes_;
+  u.shipping_paused = paused_;
+  u.ship_error = !shipper_->error().empty() ? shipper_->error() : stage_error_;
+  if (!condition_) u.ship_error = condition_.to_string();
+  u.newest_durable = shipper_->replica().newest;
+  u.newest_durable_label = shipper_->replica().label;
+  u.newest_closed = newest_closed_;
+  bool all_shipped = open_batch().empty && closed_count() == 0 && shipper_->idle();
+  // Before the first point is durable, what would be lost began with this run at the latest.
+  int64_t since = u.newest_durable_label.ns != 0 ? u.newest_durable_label.ns : opened_.ns;
+  if (!all_shipped) u.rpo_ns = std::max<int64_t>(0, env_.wall().ns - since);
+  return u;
+}
+
+// ---- stop ---------------------------------------------------------------------------------------
+
+void JournalImpl::close(std::chrono::milliseconds timeout, Callback<Status> done) {
+  struct Closing { Callback<Status> done; };
+  auto closing = std::make_shared<Closing>(Closing{std::move(done)});   // shared by the timer and the last commit
+  env_.cancel(cut_timer_);
+  env_.cancel(clean_timer_);
+  if (!open_batch().empty && unreconciled_.empty()) cut(CutReason::kStop, {});
+  auto finish = [this, closing] {
+    if (!closing->done) return;
+    env_.cancel(close_timer_);
+    env_.cancel(commit_timer_);
+    idle_wake_ = {};
+    fail_waiters(Status(Code::kUnavailable, "the journal is closing"));
+    bool staged = closed_count() == 0 && open_batch().empty;
+    Bytes value;
+    Writer(value).id(incarnation_).uuid(nonce_).u8(1);
+    pending_.put(kMetaTable, as_bytes("incarnation"), value);
+    commit_now([this, closing, staged](Status status) {
+      closing_ = true;
+      if (!status) return std::exchange(closing->done, {})(status);
+      kLog.info("closed", {{"incarnation", incarnation_}, {"staged", staged ? "all" : "not all; merged at the next start"}});
+      // Records and resync content are safe; only then may the regions go.
+      if (hold_regions_) return std::exchange(closing->done, {})(status);
+      drl_->clean_all([closing](Status s) { std::exchange(closing->done, {})(std::move(s)); });
+    });
+  };
+  // The stager reports when it has nothing left; without it the timeout ends the wait.
+  if ((closed_count() == 0 && !staging_) || !can_stage()) return finish();
+  idle_wake_ = finish;
+  close_timer_ = env_.after(timeout, finish);
+  kick_stager();
+}
+
+}  // namespace tidemark::journal

@@ -1,0 +1,228 @@
+// The Journal's one implementation. Its parts: journal_impl.cc (images, writes, commits),
+// recovery.cc (opening), cuts.cc (cuts, giving up, compaction), preserve.cc (old blocks, freeze),
+// stager.cc (closed batches into segment files).
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "journal/batch.h"
+#include "journal/drl.h"
+#include "journal/journal.h"
+#include "journal/preserve.h"
+#include "journal/records.h"
+#include "journal/shipper.h"
+#include "shared/base/task.h"
+#include "shared/io/file.h"
+
+namespace tidemark::journal {
+
+// Counters in flight: answers "below which have all finished". A ring of flags that grows when needed.
+class FinishTracker {
+ public:
+  void reset(uint64_t first) { first_ = end_ = first; }
+  void begin(uint64_t counter);                 // counters come in order
+  void finish(uint64_t counter);
+  uint64_t all_finished_below() const { return first_; }
+
+ private:
+  std::vector<uint8_t> ring_ = std::vector<uint8_t>(4096);
+  uint64_t first_ = 1, end_ = 1;                // [first_, end_): begun, first_ unfinished (or none)
+};
+
+class JournalImpl final : public Journal {
+ public:
+  JournalImpl(io::Env& env, Options options, BlockSource& blocks);
+  ~JournalImpl() override;
+  Status open();
+
+  Incarnation incarnation() const override { return incarnation_; }
+  Uuid nonce() const override { return nonce_; }
+  Uuid generation() const override { return generation_; }
+  const std::vector<DirtyImage>& dirty_after_crash() const override { return dirty_after_crash_; }
+  void reconciled(const ImageId& image) override;
+
+  Slot attach(const ImageId& image, uint64_t size) override;
+  void detach(Slot slot) override;
+  void set_size(Slot slot, uint64_t size) override;
+  void set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& parent) override;
+  void note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) override;
+  ImageCounters counters(Slot slot) const override;
+
+  bool is_dirty(Slot slot, Extent extent) const override { return drl_->is_dirty(slot.index, extent); }
+  void mark_dirty(Slot slot, Extent extent, Callback<Status> done) override { drl_->mark(slot.index, extent, std::move(done)); }
+  std::vector<RegionIndex> dirty_regions(Slot slot) const override { return drl_->dirty_regions(slot.index); }
+  uint64_t region_bytes(Slot slot) const override { return drl_->region_bytes(slot.index); }
+  void set_level(Slot slot, bool level) override { drl_->set_level(slot.index, level); }
+  void note_durable(Slot slot, Counter counter) override { drl_->note_durable(slot.index, counter.value); }
+  Counter last_finished() const override { return Counter(tracker_.all_finished_below() - 1); }
+
+  bool must_preserve(Slot slot, Extent extent) const override;
+  void preserve(Slot slot, Extent extent, UniqueFunction<void()> done) override;
+  Ticket begin(Slot slot, RecordKind kind, Extent extent) override;
+  void finish(const Ticket& ticket, CoordinatorSequence coordinator, uint64_t digest) override;
+  void abandon(const Ticket& ticket) override;
+  void mark(const wire::Mark& mark) override;
+
+  Point cut(CutReason reason, std::string name) override;
+  void when_shipped(BatchNumber batch, Callback<Result<std::string>> done) override;
+  void start_shipping(std::unique_ptr<net::HttpClient> client) override;
+  void pause_shipping(bool paused) override;
+  Usage usage() const override;
+  Status condition() const override { return condition_; }
+
+  Status freeze(Slot slot, uint64_t size) override;
+  void overlay_frozen(Extent extent, MutableByteSpan out) override;
+  void release_frozen(Extent extent) override;
+  void end_freeze() override;
+  bool freeze_broken() const override { return frozen_ == nullptr || frozen_->broken; }
+
+  void close(std::chrono::milliseconds timeout, Callback<Status> done) override;
+
+ private:
+  struct SlotState {
+    ImageId image;
+    uint64_t size = 0;
+    Epoch epoch;
+    wire::TenureParent parent;
+    Generation size_generation;
+    bool attached = false;           // by the owner; false: known from the last run only, or removed
+    uint64_t unshipped_bytes = 0;
+  };
+  using BatchPtr = std::shared_ptr<Batch>;   // shared with the I/O of its staging and preserving
+  struct ReadRun;
+  struct PreserveRun;
+  struct PartJob;
+  struct SpoolWrite;
+  struct SlotBytes { uint32_t slot; uint64_t bytes; };
+
+  // recovery.cc
+  Status open_stores();
+  Status load_meta(kv::Snapshot& snapshot, bool& clean);
+  Status load_batches(kv::Snapshot& snapshot, BatchNumber& newest);
+  Status load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records);
+  Status begin_incarnation();
+  void sweep_spool();
+  void recover_batch(std::vector<ChangeRecord> records, std::vector<StoredMark> marks);
+  void start_timers();
+  uint32_t slot_of(const ImageId& image);
+
+  // journal_impl.cc
+  Batch& batch_of(const Ticket& ticket);
+  Batch& open_batch() { return *batches_.back(); }
+  const Batch& open_batch() const { return *batches_.back(); }
+  BatchImage& touch(Batch& batch, uint32_t slot, Counter counter);
+  void add_record(Batch& batch, const StoredRecord& record);
+  void settle(Batch& batch);                     // one write less in flight
+  void refresh_clock();
+  void arm_commit();
+  void flush_packs();
+  void commit_now(Callback<Status> done);
+  void start_commit();
+  void fail(const Status& status, const char* what);
+  void put_tenure(uint32_t slot);
+  void tick();
+
+  // cuts.cc
+  bool coalescing() const;
+  void close_open_batch(std::string name);
+  void new_open_batch(BatchNumber number);
+  size_t closed_count() const { return batches_.size() - 1; }
+  Point point_of(const Batch& batch) const { return {batch.number, batch.last, batch.label, batch.name}; }
+  void give_up_from(size_t index, const char* why);
+  void merge_given_up(Batch& from);
+  void compact_if_needed();
+  struct Compaction;
+  void finish_compaction(BatchPtr batch, const Compaction& done);
+  void put_compacted(Batch& owner, const Compaction& done, const std::vector<ChangeRecord>& records);
+  void count_preserving();
+
+  // preserve.cc
+  void needed_runs(uint32_t slot, Extent extent, std::vector<Extent>& out) const;
+  void keep_block(uint32_t slot, uint64_t granule, ByteSpan bytes);
+  void preserve_failed(uint32_t slot, Extent extent, const char* why);
+  void break_freeze(const char* why);
+  void drop_preserved(Batch& batch);
+
+  // stager.cc
+  Task<void> stage_loop();
+  Task<Status> stage(BatchPtr batch);
+  Task<void> wait_for_batch();
+  Task<void> wait_until_settled(BatchPtr batch);
+  std::shared_ptr<StagePlan> make_plan(const Batch& batch, std::vector<ImageExtents> extents) const;
+  Task<Result<PartInfo>> stage_part(BatchPtr batch, std::shared_ptr<StagePlan> plan, uint32_t index);
+  Task<Status> read_blocks(BatchPtr batch, std::shared_ptr<PartJob> job);
+  void block_read(Batch& batch, PartJob& job, size_t unit, Status& status);
+  void remove_spool_files(BatchNumber number, size_t parts);
+  Task<Status> write_spool(std::shared_ptr<SpoolWrite> file);
+  Task<Status> sync_spool();
+  Task<Status> commit_staged(BatchPtr batch, std::vector<PartInfo> parts);
+  Task<std::vector<ImageExtents>> consolidate_batch(BatchPtr batch);
+  BatchRow row_of(const Batch& batch, BatchState state) const;
+  SegmentHead part_head(const Batch& batch, const StagePlan& plan, uint32_t index) const;
+  bool can_stage() const;
+  void kick_stager();
+  void ended_shipping(const StagedBatch& batch, const std::string& receipt);
+  void forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done);
+  void fail_waiters(const Status& status);
+
+  io::Env& env_;
+  const Options options_;
+  BlockSource& blocks_;
+  std::unique_ptr<kv::Store> store_;
+  std::unique_ptr<DirtyLog> drl_;
+  std::unique_ptr<Shipper> shipper_;
+  std::string spool_;
+
+  Incarnation incarnation_;
+  Uuid nonce_, generation_;
+  std::vector<DirtyImage> dirty_after_crash_;
+  std::set<ImageId> unreconciled_;
+  std::map<ImageId, TenureRow> known_tenures_;   // as stored, until the image has a slot
+  std::string held_name_;                        // of a named cut asked for before all was reconciled
+  bool hold_regions_ = false;                    // a resync batch is unstaged: the DRL keeps what it has
+  Status condition_;
+
+  WallTime opened_;
+  std::vector<StagedBatch> staged_at_open_;
+
+  std::vector<SlotState> slots_;
+  std::map<ImageId, uint32_t> slot_by_image_;
+  std::map<std::pair<Incarnation, uint32_t>, ImageId> old_slots_;
+
+  uint64_t next_counter_ = 1;
+  FinishTracker tracker_;
+  uint64_t finish_serial_ = 0, committed_serial_ = 0;
+  WallTime label_;                               // refreshed with each commit and cut: labels need no more
+  uint32_t now_seconds_ = 0;
+
+  std::deque<BatchPtr> batches_;                 // closed ones, oldest first; the open one last
+  uint32_t preserving_ = 0;                      // closed batches that still need blocks preserved
+  uint64_t preserved_bytes_ = 0;
+  std::unique_ptr<FrozenImage> frozen_;
+
+  kv::WriteBatch pending_;
+  std::vector<Callback<Status>> pending_done_;
+  bool commit_armed_ = false, commit_running_ = false, commit_wanted_ = false;
+
+  Sha256 last_digest_{};                         // of the newest staged batch
+  BatchNumber last_staged_;
+  std::map<BatchNumber, std::vector<SlotBytes>> staged_bytes_;
+  std::multimap<BatchNumber, Callback<Result<std::string>>> waiters_;
+  std::map<BatchNumber, std::string> receipts_;  // the newest few
+  BatchNumber newest_closed_;
+  bool paused_ = false, closing_ = false, staging_ = false, spool_full_ = false;
+  std::string stage_error_;
+  UniqueFunction<void()> stage_wake_, idle_wake_;
+
+  io::TimerId commit_timer_, cut_timer_, clean_timer_, close_timer_, stage_timer_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by completions of I/O
+  TaskGroup tasks_;
+};
+
+}  // namespace tidemark::journal

@@ -1,0 +1,249 @@
+// Opening a journal. After a crash: the new incarnation is durable first; staged batches go on being
+// shipped; unstaged records and the dirty-region log's regions become the resync batch that opens the
+// incarnation, which is cut once its owner has reconciled every dirty image. Idempotent: nothing of the
+// old state is erased before that batch is staged.
+#include <algorithm>
+
+#include "journal/journal_impl.h"
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+
+namespace tidemark::journal {
+namespace {
+
+const log::Logger kLog("journal");
+
+constexpr uint16_t kJournalVersion = 1;
+// After an unclean stop: numbers that were given out and whose rows may not have been committed.
+constexpr uint64_t kNumbersSkipped = 1024;
+
+Status bad(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
+
+RecordKind record_kind(ExtentKind kind) {
+  switch (kind) {
+    case ExtentKind::kZero: return RecordKind::kZero;
+    case ExtentKind::kDiscard: return RecordKind::kDiscard;
+    case ExtentKind::kData: break;
+  }
+  return RecordKind::kWrite;
+}
+
+}  // namespace
+
+Status JournalImpl::open_stores() {
+  TM_RETURN_IF_ERROR(env_.files().make_directories(spool_));
+  kv::StoreOptions journal_options{.tables = journal_table_names()};
+  TM_ASSIGN_OR_RETURN(store_, env_.open_store(options_.directory + "/journal", journal_options));
+  kv::StoreOptions drl_options{.tables = drl_table_names(), .map_bytes_max = 8ull << 30};
+  TM_ASSIGN_OR_RETURN(auto drl_store, env_.open_store(options_.directory + "/drl", drl_options));
+  drl_ = std::make_unique<DirtyLog>(env_, std::move(drl_store), options_.settings.region_bytes);
+  return drl_->load(dirty_after_crash_);
+}
+
+Status JournalImpl::load_meta(kv::Snapshot& snapshot, bool& clean) {
+  Result<Bytes> row = snapshot.get(kMetaTable, as_bytes("journal"));
+  if (!row && row.status().code() != Code::kNotFound) return row.status();
+  clean = true;
+  if (!row) {
+    // A journal set up anew: its incarnation must still exceed those of a lost one, so it starts from the clock.
+    generation_ = env_.random_uuid();
+    incarnation_ = Incarnation(static_cast<uint64_t>(std::max<int64_t>(1, env_.wall().ns / 1'000'000'000)));
+    return Status::ok();
+  }
+  Reader r(*row);
+  if (uint16_t version = r.u16(); version != kJournalVersion) {
+    return Status(Code::kUnsupported, options_.directory + ": journal version " + std::to_string(version) + " is not known here");
+  }
+  generation_ = r.uuid();
+  std::string source = r.text();
+  Uuid cluster = r.uuid();
+  if (!r.done()) return bad("row `journal` has the wrong length");
+  if (source != options_.source || cluster != options_.cluster) {
+    return Status(Code::kInvalidArgument, options_.directory + ": this journal is of node " + source + ", cluster " +
+                  cluster.to_string() + "; give node " + options_.source + " a state directory of its own");
+  }
+  TM_ASSIGN_OR_RETURN(Bytes incarnation, snapshot.get(kMetaTable, as_bytes("incarnation")));
+  Reader i(incarnation);
+  incarnation_ = i.id<Incarnation>().next();
+  i.uuid();
+  clean = i.u8() != 0;
+  if (!i.done()) return bad("row `incarnation` has the wrong length");
+  return Status::ok();
+}
+
+Status JournalImpl::load_batches(kv::Snapshot& snapshot, BatchNumber& newest) {
+  ReplicaRow replica;
+  Result<Bytes> row = snapshot.get(kMetaTable, as_bytes("replica"));
+  if (row) {
+    TM_ASSIGN_OR_RETURN(replica, decode_replica_row(*row));
+  } else if (row.status().code() != Code::kNotFound) {
+    return row.status();
+  }
+  newest = last_staged_ = replica.newest;
+  last_digest_ = replica.digest;
+  auto cursor = snapshot.cursor(kBatchesTable);
+  for (bool more = cursor->first(); more; more = cursor->next()) {
+    if (cursor->key().size() != 8) return bad("a key of table batches has the wrong length");
+    BatchNumber number(load_be64(cursor->key().data()));
+    TM_ASSIGN_OR_RETURN(BatchRow batch, decode_batch_row(cursor->value()));
+    newest = std::max(newest, number);
+    if (batch.state == BatchState::kStaged) {
+      StagedBatch staged{number, batch.supersedes_first, batch.digest, batch.parts, batch.label};
+      last_staged_ = number;
+      last_digest_ = batch.digest;
+      staged_at_open_.push_back(std::move(staged));
+    } else if (!batch.name.empty()) {
+      kLog.warning("point_lost", {{"name", batch.name}, {"batch", number}, {"label", batch.label.to_string()}});
+    }
+  }
+  Shipper::Hooks hooks;
+  hooks.forget = [this](const StagedBatch& b, const ReplicaRow& r, Callback<Status> done) { forget_staged(b, r, std::move(done)); };
+  hooks.shipped = [this](const StagedBatch& b, const std::string& receipt) { ended_shipping(b, receipt); };
+  shipper_ = std::make_unique<Shipper>(env_, spool_, options_.source, generation_, replica, std::move(hooks));
+  return Status::ok();
+}
+
+Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records) {
+  auto slots = snapshot.cursor(kSlotsTable);
+  for (bool more = slots->first(); more; more = slots->next()) {
+    if (slots->key().size() != 12 || slots->value().size() != 16) return bad("a row of table slots is malformed");
+    Incarnation incarnation(load_be64(slots->key().data()));
+    old_slots_[{incarnation, load_be32(slots->key().data() + 8)}] = Reader(slots->value()).uuid();
+  }
+  struct Placed { Incarnation incarnation; StoredRecord record; };
+  std::vector<Placed> all;
+  auto cursor = snapshot.cursor(kRecordsTable);
+  for (bool more = cursor->first(); more; more = cursor->next()) {
+    TM_ASSIGN_OR_RETURN(UnpackedRecords unpacked, unpack_records(cursor->value()));
+    for (const StoredRecord& r : unpacked.records) {
+      if (r.kind != kAbandonedRecord) all.push_back({unpacked.incarnation, r});
+    }
+  }
+  std::stable_sort(all.begin(), all.end(), [](const Placed& a, const Placed& b) {
+    return a.incarnation != b.incarnation ? a.incarnation < b.incarnation : a.record.counter < b.record.counter;
+  });
+  for (const Placed& p : all) {
+    auto it = old_slots_.find({p.incarnation, p.record.slot});
+    if (it == old_slots_.end()) return bad("a record names slot " + std::to_string(p.record.slot) + ", which no row explains");
+    // Counters of several incarnations: from here on only their order counts.
+    records.push_back({records.size(), p.record.extent.offset, p.record.extent.length, slot_of(it->second),
+                       static_cast<RecordKind>(p.record.kind)});
+  }
+  return Status::ok();
+}
+
+Status JournalImpl::begin_incarnation() {
+  nonce_ = env_.random_uuid();
+  kv::WriteBatch batch;
+  Bytes journal;
+  Writer(journal).u16(kJournalVersion).uuid(generation_).text(options_.source).uuid(options_.cluster);
+  batch.put(kMetaTable, as_bytes("journal"), journal);
+  Bytes incarnation;
+  Writer(incarnation).id(incarnation_).uuid(nonce_).u8(0);
+  batch.put(kMetaTable, as_bytes("incarnation"), incarnation);
+  return store_->commit_and_wait(std::move(batch));
+}
+
+Status JournalImpl::open() {
+  TM_RETURN_IF_ERROR(open_stores());
+  opened_ = env_.wall();
+  refresh_clock();
+  bool clean = true;
+  BatchNumber newest;
+  std::vector<ChangeRecord> records;
+  std::vector<StoredMark> marks;
+  bool first_run = false;
+  {
+    auto snapshot = store_->snapshot();
+    TM_RETURN_IF_ERROR(load_meta(*snapshot, clean));
+    first_run = !snapshot->get(kMetaTable, as_bytes("journal")).is_ok();
+    auto images = snapshot->cursor(kImagesTable);
+    for (bool more = images->first(); more; more = images->next()) {
+      if (images->key().size() != 16) return bad("a key of table images has the wrong length");
+      TM_ASSIGN_OR_RETURN(TenureRow row, decode_tenure(images->value()));
+      known_tenures_[Reader(images->key()).uuid()] = row;
+    }
+    TM_RETURN_IF_ERROR(load_batches(*snapshot, newest));
+    TM_RETURN_IF_ERROR(load_records(*snapshot, records));
+    TM_ASSIGN_OR_RETURN(marks, read_marks(*snapshot));
+  }
+  TM_RETURN_IF_ERROR(begin_incarnation());
+  tracker_.reset(1);
+  new_open_batch(BatchNumber(newest.value + 1 + (clean ? 0 : kNumbersSkipped)));
+  kLog.info("opened", {{"source", options_.source}, {"generation", generation_}, {"incarnation", incarnation_},
+                       {"stop", first_run ? "none: new" : clean ? "clean" : "crash"}, {"staged", staged_at_open_.size()},
+                       {"unstaged_records", records.size()}, {"dirty_images", dirty_after_crash_.size()}});
+  if (!records.empty() || !marks.empty() || !dirty_after_crash_.empty()) recover_batch(std::move(records), std::move(marks));
+  sweep_spool();
+  for (StagedBatch& b : staged_at_open_) shipper_->add(std::move(b));
+  start_timers();
+  tasks_.spawn(stage_loop());
+  return Status::ok();
+}
+
+void JournalImpl::start_timers() {
+  cut_timer_ = env_.after(options_.settings.cut_interval, [this] {
+    if (!open_batch().empty && !coalescing()) close_open_batch({});
+    start_timers();
+  });
+  if (clean_timer_.value == 0) tick();
+}
+
+void JournalImpl::sweep_spool() {
+  // What is staged and not yet acknowledged stays; the rest was never committed or is done with.
+  std::set<std::string> wanted;
+  for (const StagedBatch& b : staged_at_open_) {
+    for (uint32_t i = 0; i < b.parts.size(); ++i) wanted.insert(spool_file_name(b.number, i));
+  }
+  Result<std::vector<std::string>> names = env_.files().list(spool_);
+  if (!names) return kLog.warning("spool_unreadable", {{"status", names.status()}});
+  for (const std::string& name : *names) {
+    if (wanted.erase(name) > 0) continue;
+    Status removed = env_.files().unlink(spool_ + "/" + name);
+    if (!removed) kLog.warning("spool_unlink", {{"file", name}, {"status", removed}});
+  }
+  for (const std::string& name : wanted) kLog.error("spool_file_missing", {{"file", name}, {"effect", "shipping will stop there"}});
+}
+
+void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<StoredMark> marks) {
+  Batch& batch = open_batch();
+  batch.kind = BatchKind::kResync;
+  batch.empty = false;
+  hold_regions_ = true;
+  // The first counter stands for all that is taken over.
+  Counter taken(next_counter_++);
+  tracker_.begin(taken.value);
+  tracker_.finish(taken.value);
+  for (const ChangeRecord& r : records) touch(batch, r.slot, taken);
+  for (const DirtyImage& d : dirty_after_crash_) {
+    uint32_t slot = slot_of(d.image);
+    touch(batch, slot, taken);
+    unreconciled_.insert(d.image);
+    if (slots_[slot].epoch < d.epoch) slots_[slot].epoch = d.epoch;
+    for (RegionIndex region : d.regions) {
+      records.push_back({records.size(), region.value * d.region_bytes, d.region_bytes, slot, RecordKind::kWrite});
+    }
+  }
+  // Nothing is clipped here: the sizes at the cut are not known yet.
+  for (const ImageExtents& image : consolidate(std::move(records), [](uint32_t) { return uint64_t{1} << 62; })) {
+    for (const PlainExtent& e : image.extents) {
+      ChangeRecord r{taken.value, e.extent.offset, e.extent.length, image.slot, record_kind(e.kind)};
+      for_data_granules(r, [&](uint64_t first, uint64_t end) { batch.image(image.slot)->needs.set(first, end); });
+      batch.records.push_back(r);
+    }
+  }
+  for (StoredMark& mark : marks) {
+    Counter counter(next_counter_++);
+    tracker_.begin(counter.value);
+    tracker_.finish(counter.value);
+    batch.marks.push_back({counter, std::move(mark.mark)});
+  }
+}
+
+void JournalImpl::reconciled(const ImageId& image) {
+  if (unreconciled_.erase(image) == 0 || !unreconciled_.empty()) return;
+  kLog.info("all_reconciled", {{"batch", open_batch().number}});
+  close_open_batch(std::exchange(held_name_, {}));
+}
+
+}  // namespace tidemark::journal

@@ -1,0 +1,340 @@
+#include "journal/shipper.h"
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+
+namespace tidemark::journal {
+namespace {
+
+const log::Logger kLog("shipper");
+using Json = nlohmann::json;
+
+constexpr io::Duration kBackOffMin = std::chrono::milliseconds(100);
+constexpr io::Duration kBackOffMax = std::chrono::seconds(10);
+constexpr io::Duration kStoppedRetry = std::chrono::seconds(30);   // after what an operator must look at
+constexpr uint32_t kPartsInFlightMax = 2;
+constexpr size_t kReadPieceBytes = 1u << 20;
+
+// A missing or wrongly typed field reads as `otherwise`.
+uint64_t number_of(const Json& j, const char* key, uint64_t otherwise) {
+  auto it = j.find(key);
+  return it != j.end() && it->is_number_unsigned() ? it->get<uint64_t>() : otherwise;
+}
+std::string text_of(const Json& j, const char* key) {
+  auto it = j.find(key);
+  return it != j.end() && it->is_string() ? it->get<std::string>() : std::string();
+}
+bool flag_of(const Json& j, const char* key) {
+  auto it = j.find(key);
+  return it != j.end() && it->is_boolean() && it->get<bool>();
+}
+Json parse(const std::string& body) {
+  Json j = Json::parse(body, nullptr, false);
+  return j.is_object() ? j : Json::object();
+}
+
+}  // namespace
+
+Bytes encode_replica_row(const ReplicaRow& row) {
+  Bytes out;
+  Writer(out).uuid(row.store).id(row.newest).i64(row.label.ns).raw(row.digest);
+  return out;
+}
+
+Result<ReplicaRow> decode_replica_row(ByteSpan value) {
+  Reader r(value);
+  ReplicaRow row;
+  row.store = r.uuid();
+  row.newest = r.id<BatchNumber>();
+  row.label.ns = r.i64();
+  ByteSpan digest = r.raw(row.digest.size());
+  if (!r.done()) return Status(Code::kCorruption, "journal: row `replica` has the wrong length");
+  std::copy(digest.begin(), digest.end(), row.digest.begin());
+  return row;
+}
+
+// The parts of one batch on their way.
+struct Shipper::PartSend {
+  StagedBatch batch;
+  std::vector<uint32_t> parts;      // to send, in order
+  size_t next = 0;
+  uint32_t in_flight = 0;
+  Outcome outcome = Outcome::kDone;
+  bool complete = false;
+  std::string receipt;
+  Callback<bool> done;
+  void settle() {
+    if (in_flight == 0 && (next == parts.size() || outcome != Outcome::kDone) && done) std::exchange(done, {})(true);
+  }
+};
+
+Shipper::Shipper(io::Env& env, std::string spool, std::string source, Uuid generation, ReplicaRow known, Hooks hooks)
+    : env_(env), spool_(std::move(spool)), source_(std::move(source)), generation_(generation), replica_(known),
+      hooks_(std::move(hooks)) {}
+
+Shipper::~Shipper() {
+  env_.cancel(sleep_timer_);
+  alive_.reset();
+  tasks_.cancel_all();
+}
+
+void Shipper::add(StagedBatch batch) {
+  queued_bytes_ += batch.bytes();
+  queue_.push_back(std::move(batch));
+  wake();
+}
+
+void Shipper::start(std::unique_ptr<net::HttpClient> client) {
+  TM_CHECK(client_ == nullptr, "shipping is started once");
+  client_ = std::move(client);
+  tasks_.spawn(run());
+}
+
+void Shipper::pause(bool paused) {
+  paused_ = paused;
+  wake();
+}
+
+void Shipper::wake() {
+  if (!wake_) return;
+  env_.post([this, alive = std::weak_ptr<bool>(alive_)] {
+    if (alive.expired() || !wake_) return;
+    std::exchange(wake_, {})();
+  });
+}
+
+Task<void> Shipper::wait_for_work() {
+  while (paused_ || queue_.empty()) {
+    co_await async<bool>([this](Callback<bool> done) {
+      wake_ = [done = std::move(done)]() mutable { done(true); };
+    });
+  }
+}
+
+Task<void> Shipper::sleep(io::Duration duration) {
+  co_await async<bool>([&](Callback<bool> done) {
+    sleep_timer_ = env_.after(duration, [done = std::move(done)]() mutable { done(true); });
+  });
+}
+
+Task<void> Shipper::run() {
+  while (true) {
+    co_await wait_for_work();
+    Outcome outcome = asked_ ? co_await send_batch() : co_await ask();
+    if (outcome == Outcome::kDone) {
+      failures_ = 0;
+      error_.clear();
+      error_logged_.clear();
+      continue;
+    }
+    asked_ = false;
+    ++failures_;
+    if (outcome == Outcome::kStopped) {
+      co_await sleep(kStoppedRetry);
+      continue;
+    }
+    // Doubles up to the maximum; the jitter keeps many sources from returning in step.
+    io::Duration base = std::min(kBackOffMax, kBackOffMin * (int64_t{1} << std::min(failures_ - 1, 7u)));
+    auto jitter = static_cast<int64_t>(env_.random_u64() % static_cast<uint64_t>(base.count() / 2));
+    co_await sleep(base / 2 + io::Duration(jitter));
+  }
+}
+
+Shipper::Outcome Shipper::stop(const std::string& event, std::string why) {
+  if (error_logged_ != why) kLog.error(event, {{"source", source_}, {"reason", why}, {"retry_s", 30}});
+  error_logged_ = why;
+  error_ = std::move(why);
+  return Outcome::kStopped;
+}
+
+Shipper::Outcome Shipper::retry(std::string why) {
+  if (error_ != why) kLog.warning("retry", {{"source", source_}, {"reason", why}});
+  error_ = std::move(why);
+  return Outcome::kRetry;
+}
+
+Task<Shipper::Answer> Shipper::exchange(net::HttpRequest request) {
+  // The request is moved into the call, so that nothing in this frame is used by it afterwards.
+  auto shared = std::make_shared<net::HttpRequest>(std::move(request));   // shared: the starter below may be copied
+  Result<net::HttpResponse> result = co_await async<Result<net::HttpResponse>>(
+      [this, shared](Callback<Result<net::HttpResponse>> done) { client_->request(std::move(*shared), std::move(done)); });
+  Answer answer;
+  if (!result) {
+    answer.transport = result.status();
+  } else {
+    answer.status = result->status;
+    answer.body = std::string(as_text(result->body));
+  }
+  co_return answer;
+}
+
+Task<Shipper::Outcome> Shipper::ask() {
+  net::HttpRequest request;
+  request.method = "GET";
+  request.target = "/v1/sources/" + source_ + "/" + generation_.to_string();
+  Answer answer = co_await exchange(std::move(request));
+  if (!answer.transport) co_return retry(answer.transport.to_string());
+  if (answer.status >= 500) co_return retry("replica answered " + std::to_string(answer.status) + " " + answer.body);
+  if (answer.status != 200) {
+    co_return stop("source_refused", "replica answered " + std::to_string(answer.status) + " to the source's question: " + answer.body);
+  }
+  co_return judge_state(answer.body);
+}
+
+Shipper::Outcome Shipper::judge_state(const std::string& body) {
+  Json j = parse(body);
+  uint64_t expected = number_of(j, "expected", 0);
+  if (expected == 0) return retry("replica's answer names no expected number: " + body.substr(0, 200));
+  auto store = Uuid::parse(text_of(j, "store"));
+  if (!replica_.store.is_nil() && store && *store != replica_.store) {
+    return stop("replica_store_changed", "the replica has another store (" + store->to_string() + ", before " +
+                replica_.store.to_string() + "): a full resynchronization is needed");
+  }
+  if (store) replica_.store = *store;
+  const StagedBatch& oldest = queue_.front();
+  uint64_t reach = oldest.supersedes_first.value != 0 ? oldest.supersedes_first.value : oldest.number.value;
+  if (expected < reach) {
+    return stop("replica_behind", "the replica expects batch " + std::to_string(expected) + ", the oldest kept is " +
+                std::to_string(reach) + ": a full resynchronization is needed");
+  }
+  if (expected > queue_.back().number.value + 1) {
+    return stop("replica_ahead", "the replica expects batch " + std::to_string(expected) + ", the newest staged is " +
+                std::to_string(queue_.back().number.value));
+  }
+  std::string last = text_of(j, "last_digest");
+  for (const StagedBatch& b : queue_) {
+    if (b.number.value + 1 == expected && !last.empty() && last != digest_text(b.digest)) {
+      return stop("replica_conflict", "the replica has other bytes for batch " + std::to_string(b.number.value) + ": " + last);
+    }
+  }
+  parts_there_.clear();
+  if (expected == oldest.number.value && j.contains("parts") && j["parts"].is_array()) {
+    for (const Json& part : j["parts"]) {
+      if (part.is_number_unsigned()) parts_there_.insert(part.get<uint32_t>());
+    }
+  }
+  // Batches that the replica already has whole are asked about by their last part: the answer is their receipt.
+  for (uint32_t i = 0; expected > oldest.number.value && i + 1 < oldest.parts.size(); ++i) parts_there_.insert(i);
+  asked_ = true;
+  return Outcome::kDone;
+}
+
+Task<Result<Bytes>> Shipper::read_part(BatchNumber number, uint32_t part, uint64_t bytes) {
+  struct Reading { std::unique_ptr<io::File> file; Bytes bytes; };
+  std::string path = spool_ + "/" + spool_file_name(number, part);
+  auto opened = env_.files().open(path, {.read_only = true});
+  if (!opened) co_return opened.status();
+  auto reading = std::make_shared<Reading>();   // shared with the reads: they outlive a cancelled task
+  reading->file = std::move(*opened);
+  reading->bytes.resize(bytes);
+  for (size_t at = 0; at < bytes; at += kReadPieceBytes) {
+    MutableByteSpan piece = MutableByteSpan(reading->bytes).subspan(at, std::min<size_t>(kReadPieceBytes, bytes - at));
+    Status status = co_await async<Status>([reading, at, piece](Callback<Status> done) {
+      reading->file->read(at, piece, io::IoMode::kQueued, [reading, done = std::move(done)](Status s) mutable { done(std::move(s)); });
+    });
+    if (!status) co_return status.with_context(path);
+  }
+  co_return std::move(reading->bytes);
+}
+
+void Shipper::start_part(std::shared_ptr<PartSend> send, uint32_t part) {
+  ++send->in_flight;
+  auto task = [](Shipper* self, std::shared_ptr<PartSend> s, uint32_t index) -> Task<void> {
+    const StagedBatch& batch = s->batch;
+    Result<Bytes> body = co_await self->read_part(batch.number, index, batch.parts[index].bytes);
+    if (!body) {
+      s->outcome = self->stop("spool_damaged", "batch " + std::to_string(batch.number.value) + ": " + body.status().to_string());
+    } else {
+      net::HttpRequest request;
+      request.method = "PUT";
+      request.target = "/v1/batches/" + self->source_ + "/" + self->generation_.to_string() + "/" +
+                       std::to_string(batch.number.value) + "/" + std::to_string(index);
+      request.headers["x-tidemark-digest"] = digest_text(batch.parts[index].digest);
+      request.headers["content-type"] = "application/octet-stream";
+      request.body = std::move(*body);
+      Answer answer = co_await self->exchange(std::move(request));
+      bool complete = false;
+      Outcome outcome = self->judge_answer(answer, batch, index, &complete);
+      if (outcome != Outcome::kDone && s->outcome == Outcome::kDone) s->outcome = outcome;
+      if (complete) {
+        s->complete = true;
+        s->receipt = answer.body;
+      }
+    }
+    --s->in_flight;
+    while (s->outcome == Outcome::kDone && s->next < s->parts.size() && s->in_flight < kPartsInFlightMax) {
+      self->start_part(s, s->parts[s->next++]);
+    }
+    s->settle();
+  };
+  tasks_.spawn(task(this, std::move(send), part));
+}
+
+Task<Shipper::Outcome> Shipper::send_batch() {
+  auto send = std::make_shared<PartSend>();   // shared by the parts' tasks
+  send->batch = queue_.front();
+  for (uint32_t i = 0; i < send->batch.parts.size(); ++i) {
+    if (!parts_there_.contains(i)) send->parts.push_back(i);
+  }
+  // All there, yet not complete: the last one asks again.
+  if (send->parts.empty()) send->parts.push_back(static_cast<uint32_t>(send->batch.parts.size()) - 1);
+  parts_there_.clear();
+  co_await async<bool>([this, send](Callback<bool> done) {
+    send->done = std::move(done);
+    while (send->next < send->parts.size() && send->in_flight < kPartsInFlightMax && send->outcome == Outcome::kDone) {
+      start_part(send, send->parts[send->next++]);
+    }
+    send->settle();
+  });
+  if (send->outcome != Outcome::kDone) co_return send->outcome;
+  if (!send->complete) co_return retry("the replica has every part of batch " + std::to_string(send->batch.number.value) +
+                                       " and still does not call it complete");
+  co_return co_await finish_batch(std::move(send->receipt));
+}
+
+Shipper::Outcome Shipper::judge_answer(const Answer& answer, const StagedBatch& batch, uint32_t part, bool* complete) {
+  std::string what = "batch " + std::to_string(batch.number.value) + " part " + std::to_string(part) + ": ";
+  if (!answer.transport) return retry(what + answer.transport.to_string());
+  Json j = parse(answer.body);
+  if (answer.status == 200) {
+    if (!flag_of(j, "durable")) return retry(what + "answered without `durable`");
+    *complete = flag_of(j, "complete");
+    return Outcome::kDone;
+  }
+  std::string said = "replica answered " + std::to_string(answer.status) + " " + answer.body.substr(0, 300);
+  if (answer.status == 409 && text_of(j, "error") == "out_of_order") {
+    kLog.info("out_of_order", {{"batch", batch.number}, {"expected", number_of(j, "expected", 0)}});
+    return failures_ < 3 ? Outcome::kAskAgain : retry(what + said);
+  }
+  if (answer.status == 409) return stop("batch_conflict", what + said);
+  if (answer.status >= 500 || answer.status == 429 || answer.status == 408) return retry(what + said);
+  return stop("batch_refused", what + said);
+}
+
+Task<Shipper::Outcome> Shipper::finish_batch(std::string receipt) {
+  const StagedBatch batch = queue_.front();
+  ReplicaRow row = replica_;
+  row.newest = batch.number;
+  row.label = batch.label;
+  row.digest = batch.digest;
+  Status status = co_await async<Status>([&](Callback<Status> done) { hooks_.forget(batch, row, std::move(done)); });
+  // The files stay: after a restart the replica answers for them again.
+  if (!status) co_return stop("commit_failed", status.to_string());
+  replica_ = row;
+  for (uint32_t i = 0; i < batch.parts.size(); ++i) {
+    Status removed = env_.files().unlink(spool_ + "/" + spool_file_name(batch.number, i));
+    if (!removed && removed.code() != Code::kNotFound) kLog.warning("spool_unlink", {{"batch", batch.number}, {"status", removed}});
+  }
+  queued_bytes_ -= batch.bytes();
+  queue_.pop_front();
+  kLog.debug("batch_durable", {{"batch", batch.number}, {"bytes", batch.bytes()}});
+  hooks_.shipped(batch, receipt);
+  co_return Outcome::kDone;
+}
+
+}  // namespace tidemark::journal

@@ -1,0 +1,104 @@
+// Sends staged batches to the replica: oldest first, parts of one batch side by side, resuming from
+// what the replica says it has. A batch leaves the spool only after the replica answered that it is
+// durable and complete there.
+//
+//   asking -> sending -> (answered) sending the next ...
+//     ^         | transport error, 5xx: back-off 100 ms to 10 s with jitter
+//     +---------+ 409 out of order: ask again. 409 conflict, 422, 4xx, another store: stopped loudly,
+//                 tried again slowly, since an operator may repair it.
+//
+// Loop thread only. Owns the spool's files once a batch is given to it.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "journal/records.h"
+#include "shared/base/task.h"
+#include "shared/io/env.h"
+#include "shared/net/network.h"
+
+namespace tidemark::journal {
+
+struct StagedBatch {
+  BatchNumber number, supersedes_first;            // supersedes_first: 0 none
+  Sha256 digest{};
+  std::vector<PartInfo> parts;
+  WallTime label;
+  uint64_t bytes() const { uint64_t n = 0; for (const PartInfo& p : parts) n += p.bytes; return n; }
+};
+
+struct ReplicaRow {                                // what was last known of the replica
+  Uuid store;
+  BatchNumber newest;                              // durable there
+  WallTime label;
+  Sha256 digest{};
+};
+Bytes encode_replica_row(const ReplicaRow& row);
+Result<ReplicaRow> decode_replica_row(ByteSpan value);
+
+class Shipper {
+ public:
+  struct Hooks {
+    // Makes the batch's end durable here (its row goes, `row` is kept), then `done`.
+    std::function<void(const StagedBatch&, const ReplicaRow& row, Callback<Status> done)> forget;
+    // Its files are gone too.
+    std::function<void(const StagedBatch&, const std::string& receipt)> shipped;
+  };
+  Shipper(io::Env& env, std::string spool, std::string source, Uuid generation, ReplicaRow known, Hooks hooks);
+  ~Shipper();
+
+  void add(StagedBatch batch);
+  void start(std::unique_ptr<net::HttpClient> client);
+  void pause(bool paused);
+  bool running() const { return client_ != nullptr && !paused_; }
+  bool idle() const { return queue_.empty(); }
+  const ReplicaRow& replica() const { return replica_; }
+  const std::string& error() const { return error_; }
+  size_t queued() const { return queue_.size(); }
+  uint64_t queued_bytes() const { return queued_bytes_; }
+
+ private:
+  enum class Outcome : uint8_t { kDone, kRetry, kAskAgain, kStopped };
+  struct Answer { int status = 0; std::string body; Status transport; };
+  struct PartSend;
+
+  Task<void> run();
+  Task<Outcome> ask();
+  Task<Outcome> send_batch();
+  Task<Outcome> finish_batch(std::string receipt);
+  Task<Answer> exchange(net::HttpRequest request);
+  Task<Result<Bytes>> read_part(BatchNumber number, uint32_t part, uint64_t bytes);
+  Task<void> wait_for_work();
+  Task<void> sleep(io::Duration duration);
+  Outcome judge_answer(const Answer& answer, const StagedBatch& batch, uint32_t part, bool* complete);
+  Outcome judge_state(const std::string& body);
+  Outcome stop(const std::string& event, std::string why);
+  Outcome retry(std::string why);
+  void wake();
+  void start_part(std::shared_ptr<PartSend> send, uint32_t part);
+
+  io::Env& env_;
+  const std::string spool_, source_;
+  const Uuid generation_;
+  ReplicaRow replica_;
+  Hooks hooks_;
+  std::unique_ptr<net::HttpClient> client_;
+  std::deque<StagedBatch> queue_;
+  uint64_t queued_bytes_ = 0;
+  bool paused_ = false, asked_ = false;
+  std::set<uint32_t> parts_there_;                 // of the batch that the replica expects
+  std::string error_, error_logged_;
+  uint32_t failures_ = 0;
+  UniqueFunction<void()> wake_;
+  io::TimerId sleep_timer_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by file and network callbacks
+  TaskGroup tasks_;
+};
+
+}  // namespace tidemark::journal

@@ -1,0 +1,387 @@
+// Turns closed batches into segment files, one batch at a time, oldest first:
+//
+//   closed -> (all its writes finished) -> reading -> (all blocks read) -> writing -> staged
+//
+// While a batch is closed or reading, blocks that it still needs are preserved before they change;
+// once read, they are its own. A failure on the way gives the batch up into the open one.
+#include <algorithm>
+
+#include "journal/journal_impl.h"
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+
+namespace tidemark::journal {
+namespace {
+
+const log::Logger kLog("stager");
+
+constexpr uint64_t kReadBytes = 256u << 10;
+constexpr uint32_t kReadsInFlightMax = 8;
+constexpr size_t kWritePieceBytes = 1u << 20;
+constexpr io::Duration kRetryMin = std::chrono::seconds(1), kRetryMax = std::chrono::seconds(30);
+
+}  // namespace
+
+// The blocks of one part while they are read.
+struct JournalImpl::PartJob {
+  struct Unit { uint32_t slot; Extent extent; uint64_t position; };
+  std::vector<Unit> units;
+  io::AlignedBuffer data;
+  uint64_t data_bytes = 0;
+  std::vector<bool> absent;          // by granule of `data`; empty: none
+  std::vector<SegmentImage> images;
+};
+
+struct JournalImpl::SpoolWrite {
+  std::string path;
+  std::unique_ptr<io::File> file;
+  Bytes bytes;
+};
+
+struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun> {
+  JournalImpl* journal;
+  std::weak_ptr<bool> alive;
+  BatchPtr batch;
+  std::shared_ptr<PartJob> job;
+  size_t next = 0;
+  uint32_t in_flight = 0;
+  bool pumping = false;
+  Status status;
+  Callback<Status> done;
+
+  bool stopped() const { return !status || batch->state == Batch::State::kGivenUp; }
+  void pump() {
+    if (pumping) return;             // a read completed inline: the loop below goes on
+    pumping = true;
+    while (next < job->units.size() && in_flight < kReadsInFlightMax && !stopped()) start(next++);
+    pumping = false;
+    if (in_flight == 0 && (next == job->units.size() || stopped()) && done) std::exchange(done, {})(status);
+  }
+  void start(size_t index) {
+    const PartJob::Unit& unit = job->units[index];
+    const BatchImage& image = *batch->image(unit.slot);
+    ++in_flight;
+    if (!image.needs.any(first_granule(unit.extent), end_granule(unit.extent))) return finished(index, Status::ok());
+    MutableByteSpan out = job->data.span().subspan(unit.position, unit.extent.length);
+    // The completion owns the buffer: it may come after this journal is gone.
+    journal->blocks_.read_block(journal->slots_[unit.slot].image, unit.extent, out,
+                                [self = shared_from_this(), index](Status s) {
+                                  if (!self->alive.expired()) self->finished(index, std::move(s));
+                                });
+  }
+  void finished(size_t index, Status s) {
+    --in_flight;
+    if (!stopped()) journal->block_read(*batch, *job, index, s);
+    if (status && !s) status = std::move(s);
+    pump();
+  }
+};
+
+// Lays preserved blocks over what was read; from then on the unit's blocks may change freely.
+void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& status) {
+  const PartJob::Unit& unit = job.units[index];
+  BatchImage& image = *batch.image(unit.slot);
+  uint64_t first = first_granule(unit.extent), end = end_granule(unit.extent);
+  bool gone = !status && !slots_[unit.slot].attached;
+  if (!status && !gone) return;
+  // The image was removed before its cut could be read: its blocks belong to no point any more.
+  if (gone) {
+    status = Status::ok();
+    if (job.absent.empty()) job.absent.resize(job.data_bytes / kSegmentUnit);
+  }
+  for (uint64_t granule = first; granule < end; ++granule) {
+    uint64_t position = unit.position + (granule - first) * limits::kOrderGranule;
+    auto it = batch.preserved.find(block_key(unit.slot, granule));
+    if (it != batch.preserved.end()) {
+      std::copy(it->second->begin(), it->second->end(), job.data.data() + position);
+      if (it->second.use_count() == 1) preserved_bytes_ -= limits::kOrderGranule;
+      batch.preserved.erase(it);
+    } else if (gone) {
+      job.absent[position / kSegmentUnit] = true;
+    }
+  }
+  image.read.set(first, end);
+  image.needs.clear(first, end);
+}
+
+bool JournalImpl::can_stage() const {
+  return !paused_ && unreconciled_.empty() && condition_ &&
+         shipper_->queued_bytes() < options_.settings.spool_bytes_max;
+}
+
+void JournalImpl::kick_stager() {
+  if (!stage_wake_) return;
+  env_.post([this, alive = std::weak_ptr<bool>(alive_)] {
+    if (!alive.expired() && stage_wake_) std::exchange(stage_wake_, {})();
+  });
+}
+
+Task<void> JournalImpl::wait_for_batch() {
+  while (closed_count() == 0 || !can_stage()) {
+    if (idle_wake_ && closed_count() == 0) std::exchange(idle_wake_, {})();
+    co_await async<bool>([this](Callback<bool> done) {
+      stage_wake_ = [done = std::move(done)]() mutable { done(true); };
+    });
+  }
+}
+
+Task<void> JournalImpl::stage_loop() {
+  io::Duration retry = kRetryMin;
+  while (true) {
+    co_await wait_for_batch();
+    BatchPtr batch = batches_.front();
+    staging_ = true;
+    Status status = co_await stage(batch);
+    staging_ = false;
+    if (status) {
+      retry = kRetryMin;
+      stage_error_.clear();
+      continue;
+    }
+    kLog.warning("staging_failed", {{"batch", batch->number}, {"status", status}});
+    stage_error_ = status.to_string();
+    // Blocks that were read already are no longer preserved: this cut cannot be read again.
+    if (batch->state != Batch::State::kGivenUp) {
+      batch->state = Batch::State::kReading;
+      give_up_from(0, "staging failed");
+    }
+    co_await async<bool>([&](Callback<bool> done) {
+      stage_timer_ = env_.after(retry, [done = std::move(done)]() mutable { done(true); });
+    });
+    retry = std::min(kRetryMax, retry * 2);
+  }
+}
+
+Task<void> JournalImpl::wait_until_settled(BatchPtr batch) {
+  while (batch->state != Batch::State::kGivenUp && (batch->in_flight > 0 || batch->compacting)) {
+    co_await async<bool>([&](Callback<bool> done) {
+      batch->when_drained = [done = std::move(done)]() mutable { done(true); };
+    });
+  }
+}
+
+Task<std::vector<ImageExtents>> JournalImpl::consolidate_batch(BatchPtr batch) {
+  struct Work { std::map<uint32_t, uint64_t> sizes; std::vector<ImageExtents> out; };
+  auto work = std::make_shared<Work>();   // shared by the worker and the loop, one after the other
+  for (uint32_t slot = 0; slot < batch->images.size(); ++slot) {
+    if (batch->images[slot] != nullptr) work->sizes[slot] = batch->images[slot]->size;
+  }
+  co_await async<bool>([&](Callback<bool> done) {
+    // The batch is settled: nobody changes its records, though giving it up may read them too.
+    env_.offload([work, batch] {
+                   work->out = consolidate(batch->records, [&](uint32_t slot) { return work->sizes.at(slot); });
+                 },
+                 [done = std::move(done)]() mutable { done(true); });
+  });
+  co_return std::move(work->out);
+}
+
+std::shared_ptr<StagePlan> JournalImpl::make_plan(const Batch& batch, std::vector<ImageExtents> extents) const {
+  std::vector<std::pair<uint32_t, SegmentImage>> images;
+  std::map<ImageId, size_t> seen;
+  for (uint32_t slot = 0; slot < batch.images.size(); ++slot) {
+    const BatchImage* image = batch.images[slot].get();
+    if (image == nullptr) continue;
+    SegmentImage out;
+    out.image = slots_[slot].image;
+    out.epoch = image->epoch;
+    out.parent = image->parent;
+    out.first = image->first;
+    out.last = image->last;
+    out.coordinator_first = image->coordinator_first;
+    out.coordinator_last = image->coordinator_last;
+    out.size = image->size;
+    out.size_generation = image->size_generation;
+    // An image that was removed and came back has two slots: the newer one speaks for it.
+    auto [it, fresh] = seen.emplace(out.image, images.size());
+    if (fresh) images.emplace_back(slot, std::move(out));
+    else images[it->second] = {slot, std::move(out)};
+  }
+  return std::make_shared<StagePlan>(plan_stage(extents, std::move(images), batch.marks));   // shared with workers
+}
+
+Task<Status> JournalImpl::stage(BatchPtr batch) {
+  co_await wait_until_settled(batch);
+  if (batch->state == Batch::State::kGivenUp) co_return Status::ok();
+  batch->state = Batch::State::kReading;
+  std::vector<ImageExtents> extents = co_await consolidate_batch(batch);
+  if (batch->state == Batch::State::kGivenUp) co_return Status::ok();
+  std::shared_ptr<StagePlan> plan = make_plan(*batch, std::move(extents));
+  std::vector<PartInfo> parts;
+  Status status;
+  for (uint32_t i = 0; i < plan->parts.size() && status; ++i) {
+    Result<PartInfo> part = co_await stage_part(batch, plan, i);
+    if (part) parts.push_back(*part);
+    else status = part.status();
+  }
+  if (status) status = co_await sync_spool();
+  bool given_up = batch->state == Batch::State::kGivenUp;
+  if (!status || given_up) {
+    remove_spool_files(batch->number, plan->parts.size());
+    // The next batch takes the blocks over: no failure of its own.
+    co_return given_up ? Status::ok() : status;
+  }
+  co_return co_await commit_staged(batch, std::move(parts));
+}
+
+Task<Result<PartInfo>> JournalImpl::stage_part(BatchPtr batch, std::shared_ptr<StagePlan> plan, uint32_t index) {
+  const PartPlan& part = plan->parts[index];
+  auto job = std::make_shared<PartJob>();   // shared with reads and workers
+  job->data_bytes = part.data_bytes;
+  job->data = io::AlignedBuffer(part.data_bytes);
+  uint64_t position = 0;
+  for (const PartPlan::Piece& piece : part.pieces) {
+    if (piece.extent.kind != ExtentKind::kData) continue;
+    Extent e = piece.extent.extent;
+    while (e.length > 0) {
+      uint64_t take = std::min(e.length, kReadBytes);
+      job->units.push_back({piece.slot, {e.offset, take}, position});
+      position += take;
+      e = {e.offset + take, e.length - take};
+    }
+  }
+  Status read = co_await read_blocks(batch, job);
+  if (batch->state == Batch::State::kGivenUp) co_return Status(Code::kCancelled, "the batch was given up");
+  if (!read) co_return read;
+  if (index + 1 == plan->parts.size()) {
+    // Everything is read: writes need not preserve for it any more.
+    batch->state = Batch::State::kWriting;
+    drop_preserved(*batch);
+    count_preserving();
+  }
+  struct Built { Result<BuiltPart> part = Status(Code::kCancelled, "not built"); };
+  auto built = std::make_shared<Built>();   // shared by the worker and the loop, one after the other
+  co_await async<bool>([&](Callback<bool> done) {
+    env_.offload([built, job, plan, index, head = part_head(*batch, *plan, index)]() mutable {
+                   built->part = build_part(std::move(head), plan->parts[index], job->data.span().first(job->data_bytes), job->absent);
+                 },
+                 [done = std::move(done)]() mutable { done(true); });
+  });
+  if (!built->part) co_return built->part.status();
+  PartInfo info{built->part->digest, built->part->file.size()};
+  auto file = std::make_shared<SpoolWrite>();   // shared with its writes
+  file->path = spool_ + "/" + spool_file_name(batch->number, index);
+  file->bytes = std::move(built->part->file);
+  Status written = co_await write_spool(file);
+  if (!written) co_return written;
+  co_return info;
+}
+
+SegmentHead JournalImpl::part_head(const Batch& batch, const StagePlan& plan, uint32_t index) const {
+  SegmentHead head;
+  BatchHeader& b = head.batch;
+  b.cluster = options_.cluster;
+  b.source = options_.source;
+  b.generation = generation_;
+  b.number = batch.number;
+  b.part = index;
+  b.parts = static_cast<uint32_t>(plan.parts.size());
+  b.kind = batch.kind;
+  if (batch.number > last_staged_.next()) {
+    // Numbers before this one never left: it stands for them.
+    b.kind = BatchKind::kResync;
+    b.supersedes_first = last_staged_.next();
+    b.supersedes_last = BatchNumber(batch.number.value - 1);
+  }
+  b.incarnation = incarnation_;
+  b.nonce = nonce_;
+  b.first = batch.first;
+  b.last = batch.last;
+  b.label = batch.label;
+  b.point_name = batch.name;
+  b.previous = last_digest_;
+  head.images = plan.images;
+  const PartPlan& part = plan.parts[index];
+  head.marks.assign(batch.marks.begin() + static_cast<ptrdiff_t>(part.mark_first),
+                    batch.marks.begin() + static_cast<ptrdiff_t>(part.mark_end));
+  return head;
+}
+
+Task<Status> JournalImpl::read_blocks(BatchPtr batch, std::shared_ptr<PartJob> job) {
+  co_return co_await async<Status>([&](Callback<Status> done) {
+    auto run = std::make_shared<ReadRun>();   // shared by its reads
+    run->journal = this;
+    run->alive = alive_;
+    run->batch = batch;
+    run->job = job;
+    run->done = std::move(done);
+    run->pump();
+  });
+}
+
+Task<Status> JournalImpl::write_spool(std::shared_ptr<SpoolWrite> file) {
+  auto opened = env_.files().open(file->path, {.create = true});
+  if (!opened) co_return opened.status();
+  file->file = std::move(*opened);
+  Status status = file->file->truncate(0);
+  for (size_t at = 0; status && at < file->bytes.size(); at += kWritePieceBytes) {
+    ByteSpan piece = ByteSpan(file->bytes).subspan(at, std::min(kWritePieceBytes, file->bytes.size() - at));
+    status = co_await async<Status>([&](Callback<Status> done) {
+      file->file->write(at, piece, io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
+    });
+  }
+  if (status) {
+    status = co_await async<Status>([&](Callback<Status> done) {
+      file->file->sync(io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
+    });
+  }
+  co_return status ? status : status.with_context(file->path);
+}
+
+Task<Status> JournalImpl::sync_spool() {
+  auto result = std::make_shared<Status>();   // shared by the worker and the loop, one after the other
+  co_await async<bool>([&](Callback<bool> done) {
+    // A directory's fsync has no asynchronous form; it needs nothing but its path, so a worker may do it.
+    env_.offload([result, files = &env_.files(), path = spool_] { *result = files->sync_directory(path); },
+                 [done = std::move(done)]() mutable { done(true); });
+  });
+  co_return std::move(*result);
+}
+
+void JournalImpl::remove_spool_files(BatchNumber number, size_t parts) {
+  for (uint32_t i = 0; i < parts; ++i) {
+    Status removed = env_.files().unlink(spool_ + "/" + spool_file_name(number, i));
+    if (!removed && removed.code() != Code::kNotFound) kLog.warning("spool_unlink", {{"batch", number}, {"status", removed}});
+  }
+}
+
+Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> parts) {
+  BatchRow row = row_of(*batch, BatchState::kStaged);
+  if (batch->number > last_staged_.next()) {
+    row.kind = BatchKind::kResync;
+    row.supersedes_first = last_staged_.next();
+    row.supersedes_last = BatchNumber(batch->number.value - 1);
+  }
+  std::vector<Sha256> digests;
+  for (const PartInfo& part : parts) digests.push_back(part.digest);
+  row.digest = batch_digest(digests);
+  row.parts = std::move(parts);
+  // Staging goes in order: whatever records stand below the next number are in this batch or an earlier one.
+  flush_packs();
+  Bytes next = batch_prefix(batch->number.next());
+  pending_.erase_range(kRecordsTable, {}, next);
+  pending_.erase_range(kMarksTable, {}, next);
+  if (row.supersedes_first.value != 0) {
+    pending_.erase_range(kBatchesTable, batch_prefix(row.supersedes_first), batch_prefix(batch->number));
+  }
+  pending_.erase_range(kSlotsTable, {}, kv::KeyBuilder().u64(incarnation_.value));
+  pending_.put(kBatchesTable, batch_prefix(batch->number), encode_batch_row(row));
+  Status status = co_await async<Status>([&](Callback<Status> done) { commit_now(std::move(done)); });
+  if (!status) co_return status;
+
+  last_digest_ = row.digest;
+  last_staged_ = batch->number;
+  std::vector<SlotBytes> bytes;
+  for (uint32_t slot = 0; slot < batch->images.size(); ++slot) {
+    if (batch->images[slot] != nullptr) bytes.push_back({slot, batch->images[slot]->bytes});
+  }
+  staged_bytes_[batch->number] = std::move(bytes);
+  batches_.pop_front();
+  // The resync batch that took over what a crash left is safe now.
+  if (condition_) hold_regions_ = false;
+  kLog.debug("staged", {{"batch", batch->number}, {"parts", row.parts.size()}, {"first", row.first.value}, {"last", row.last.value}});
+  shipper_->add({batch->number, row.supersedes_first, row.digest, row.parts, row.label});
+  co_return Status::ok();
+}
+
+}  // namespace tidemark::journal
