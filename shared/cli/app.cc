@@ -125,23 +125,23 @@ void add_replica_verbs(CLI::App& app, Words& w) {
 void add_admin_verbs(CLI::App& app, Words& w) {
   CLI::App& journal = *noun(app, "journal", "The write journal and its shipping");
   auto* inspect = verb(journal, w, "inspect", "Show batches and the newest records", [&w](Context& c) { return journal_inspect(c, w.inspect); });
-  inspect->add_option("--directory", w.inspect.directory, "a stopped daemon's state directory instead");
+  inspect->add_option("--dir", w.inspect.directory, "a stopped daemon's state directory instead");
   inspect->add_option("--records", w.inspect.records, "number of records")->check(CLI::Range(0, 100000))->capture_default_str();
   verb(journal, w, "pause-shipping", "Stop staging and shipping; cuts go on", [](Context& c) { return journal_pause(c, true); });
   verb(journal, w, "resume-shipping", "Go on shipping", [](Context& c) { return journal_pause(c, false); });
 
   CLI::App& pki = *noun(app, "pki", "The cluster's certificates");
   auto* init = verb(pki, w, "init", "Make the cluster's authority", [&w](Context& c) { return pki_init(c, w.init); });
-  init->add_option("DIRECTORY", w.init.directory, "where ca.pem and ca.key go")->required();
+  init->add_option("--dir,DIRECTORY", w.init.directory, "where ca.pem and ca.key go")->required();
   init->add_option("--cluster", w.init.cluster, "the cluster's UUID; left out: a new one");
   init->add_option("--days", w.init.days, "validity")->check(CLI::Range(1, 36500))->capture_default_str();
   init->add_flag("--force", w.init.force, "replace an authority: all certificates it issued become worthless");
   auto* issue = verb(pki, w, "issue", "Make a node's certificate and key", [&w](Context& c) { return pki_issue(c, w.issue); });
   issue->add_option("NODE", w.issue.node, "the node's name")->required();
   issue->add_option("--role", w.issue.role, "host, shared, replica, witness or operator")->capture_default_str();
-  issue->add_option("--directory", w.issue.directory, "the authority's directory")->required();
-  issue->add_option("--name", w.issue.names, "a DNS name or address that the node is reached by; may be repeated");
-  issue->add_option("--output", w.issue.output, "directory for NODE.pem and NODE.key; left out: the authority's");
+  issue->add_option("--dir", w.issue.directory, "the authority's directory")->required();
+  issue->add_option("--san", w.issue.names, "a DNS name or address that the node is reached by; may be repeated");
+  issue->add_option("--out", w.issue.output, "directory for NODE.pem and NODE.key; left out: the authority's");
   issue->add_option("--days", w.issue.days, "validity")->check(CLI::Range(1, 36500))->capture_default_str();
   issue->add_flag("--force", w.issue.force, "replace the node's pair");
   auto* show = verb(pki, w, "show", "Show certificates", [&w](Context& c) { return pki_show(c, w.show_files); });

@@ -113,13 +113,27 @@ Outcome image_create(Context& context, const CreateOptions& o) {
 }
 
 Outcome image_list(Context& context) {
-  TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
-  Json images = at(status, "images").is_array() ? at(status, "images") : Json::array();
+  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+  Json images = Json::array();
+  std::error_code error;
+  fs::recursive_directory_iterator walk(mount, error), end;
+  for (; !error && walk != end; walk.increment(error)) {
+    struct stat s {};
+    std::string path = walk->path().string();
+    if (lstat(path.c_str(), &s) != 0 || !S_ISREG(s.st_mode)) continue;   // gone meanwhile, or only a name
+    images.push_back({{"path", path.substr(mount.size() + 1)},
+                      {"uuid", attribute(path, "user.tidemark.uuid")},
+                      {"size", static_cast<uint64_t>(s.st_size)},
+                      {"allocated", static_cast<uint64_t>(s.st_blocks) * 512},
+                      {"mirror", attribute(path, "user.tidemark.mirror")}});
+  }
+  if (error) return Status::from_errno(error.value(), mount);
+  std::sort(images.begin(), images.end(), [](const Json& a, const Json& b) { return text(a, "path") < text(b, "path"); });
   Table table({"IMAGE", "SIZE", "ALLOCATED", "MIRROR", "UUID"});
   table.right({1, 2});
   for (const Json& i : images) {
-    table.row({text(i, "path", "(no name)"), config::format_size(number(i, "size")),
-               config::format_size(number(i, "allocated")), text(i, "mirror", "-"), text(i, "uuid")});
+    table.row({text(i, "path"), config::format_size(number(i, "size")), config::format_size(number(i, "allocated")),
+               text(i, "mirror"), text(i, "uuid")});
   }
   context.result(Json{{"images", images}}, table.empty() ? "no images" : table.text());
   return 0;

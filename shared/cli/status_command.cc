@@ -87,7 +87,8 @@ Outcome mark(Context& context, const MarkOptions& o) {
       context.result(answer, line + ": not yet durable at the replica");
       return exit_code_of(Status(Code::kUnavailable, ""));
     }
-    line += ": durable at the replica as recovery point " + text(answer, "point", "?");
+    line += at(answer, "point").is_number() ? ": durable at the replica, recovery point " + text(answer, "point")
+                                            : ": durable at the replica, which holds it until what must come before is there";
   }
   context.result(answer, line);
   return 0;
