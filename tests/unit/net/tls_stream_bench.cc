@@ -40,8 +40,11 @@ int main(int argc, char** argv) {
     Bytes head(kHead), payload(payload_size, 0x5a), answer(kAnswer);
     uint64_t received = 0, partial = 0, answered_bytes = 0, sent = 0;
     std::unique_ptr<Stream> server, client;
-    auto listener = env.network().listen(
-        {.address = {"127.0.0.1", 0}, .tls = *shared, .roles_accepted = {Role::kHost}}, [&](std::unique_ptr<Stream> s) {
+    Network::ListenOptions listening;
+    listening.address = {"127.0.0.1", 0};
+    listening.tls = *shared;
+    listening.roles_accepted = {Role::kHost};
+    auto listener = env.network().listen(listening, [&](std::unique_ptr<Stream> s) {
           server = std::move(s);
           server->start({.on_data = [&](ByteSpan data) {
                            partial += data.size();
@@ -59,8 +62,10 @@ int main(int argc, char** argv) {
         ++sent;
       }
     };
-    env.network().connect({.address = {"127.0.0.1", (*listener)->port()}, .tls = *host, .peer_role = Role::kShared},
-                          [&](Result<std::unique_ptr<Stream>> s) {
+    Network::ConnectOptions connecting;
+    connecting.address = {"127.0.0.1", (*listener)->port()};
+    connecting.tls = *host;
+    env.network().connect(connecting, [&](Result<std::unique_ptr<Stream>> s) {
                             if (!s) std::exit(1);
                             client = std::move(s).value();
                             client->start({.on_data = [&](ByteSpan data) { answered_bytes += data.size(); fill(); },
