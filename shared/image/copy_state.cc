@@ -120,7 +120,7 @@ struct CopyState::ZeroFiller {
     CopyState* owner = copy;
     Op* finished = op;
     Status result = std::move(status);
-    delete this;
+    std::erase_if(owner->fillers_, [this](const auto& filler) { return filler.get() == this; });
     owner->finish_piece(finished, std::move(result));
   }
 
@@ -131,10 +131,12 @@ struct CopyState::ZeroFiller {
   }
 };
 
+CopyState::CopyState(GroupState& group, ImageMetadata metadata) : group_(group), metadata_(std::move(metadata)) {}
+
+// Operations in flight are a programmer error that the files themselves notice; only a process that the
+// simulator has killed may go down with them.
 CopyState::~CopyState() {
-  TM_CHECK(idle(), "an ImageCopy was destroyed with operations in flight");
   if (!objects_.empty()) group_.forget(metadata_.id, this);
-  while (free_bounces_ != nullptr) delete std::exchange(free_bounces_, free_bounces_->next_free);
 }
 
 Status CopyState::open_objects(bool direct) {
@@ -219,7 +221,7 @@ CopyState::Bounce* CopyState::take_bounce(const Piece& piece, io::IoMode mode, O
   if (bounce != nullptr) {
     free_bounces_ = bounce->next_free;
   } else {
-    bounce = new Bounce;
+    bounce = bounces_.emplace_back(std::make_unique<Bounce>()).get();
   }
   bounce->copy = this;
   bounce->op = op;
@@ -286,7 +288,7 @@ void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
     ++op->pending;
     objects_[i].file->punch(piece.object_offset, piece.length, [this, op, piece](Status s) {
       objects_[piece.stripe].dirty = true;
-      if (!s && is_refused_punch(s)) return (new ZeroFiller(this, op, piece))->run();
+      if (!s && is_refused_punch(s)) return fillers_.emplace_back(std::make_unique<ZeroFiller>(this, op, piece))->run();
       finish_piece(op, std::move(s));
     });
   }

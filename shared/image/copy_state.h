@@ -17,7 +17,7 @@ namespace tidemark::image::detail {
 
 class CopyState {
  public:
-  CopyState(GroupState& group, ImageMetadata metadata) : group_(group), metadata_(std::move(metadata)) {}
+  CopyState(GroupState& group, ImageMetadata metadata);
   ~CopyState();
   CopyState(const CopyState&) = delete;
 
@@ -74,7 +74,9 @@ class CopyState {
   bool removed_ = false;          // no side file any more
   std::deque<Op> ops_;            // stable addresses
   Op* free_ops_ = nullptr;
+  std::vector<std::unique_ptr<Bounce>> bounces_;   // all of them, in use or free
   Bounce* free_bounces_ = nullptr;
+  std::vector<std::unique_ptr<ZeroFiller>> fillers_;
   size_t ops_in_flight_ = 0;
 };
 

@@ -107,7 +107,9 @@ class StorageGroup {
 
 class ImageCopy {
  public:
-  ~ImageCopy();  // with no operation in flight: a programmer error otherwise
+  // No operation may be in flight (a programmer error, as with io::File), nor may this run inside the
+  // `done` of one: post it.
+  ~ImageCopy();
   ImageCopy(const ImageCopy&) = delete;
   ImageCopy& operator=(const ImageCopy&) = delete;
 

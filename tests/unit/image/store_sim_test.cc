@@ -1,0 +1,261 @@
+// The store on a simulated machine: what a kill or a power cut at any file operation leaves of it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <set>
+
+#include "shared/image/store.h"
+#include "tests/sim/sim_env.h"
+
+namespace tidemark::image {
+namespace {
+
+constexpr size_t kSector = 512;
+
+ImageId some_image() { return Uuid::from_random({4, 2}); }
+
+// What each sector may hold after a power cut: its content at the last acknowledged sync, any later one, or
+// the beginning of a later one before the rest of the synced one (a torn sector).
+class DiskModel {
+ public:
+  explicit DiskModel(uint64_t size) : current(size), versions_(size / kSector) { synced(); }
+  void change(uint64_t offset, ByteSpan data) {
+    std::copy(data.begin(), data.end(), current.begin() + static_cast<long>(offset));
+    for (size_t i = offset / kSector; i * kSector < offset + data.size(); ++i) versions_[i].push_back(sector_of(current, i));
+  }
+  void synced() {
+    for (size_t i = 0; i < versions_.size(); ++i) versions_[i] = {sector_of(current, i)};
+  }
+  bool allows(ByteSpan disk) const {
+    for (size_t i = 0; i < versions_.size(); ++i) {
+      if (!allows_sector(versions_[i], disk.subspan(i * kSector, kSector))) return false;
+    }
+    return true;
+  }
+  void found(ByteSpan disk) {
+    current.assign(disk.begin(), disk.end());
+    synced();
+  }
+  Bytes current;
+
+ private:
+  using Versions = std::vector<Bytes>;   // the durable one first
+  static Bytes sector_of(const Bytes& disk, size_t i) {
+    auto begin = disk.begin() + static_cast<long>(i * kSector);
+    return Bytes(begin, begin + kSector);
+  }
+  static bool allows_sector(const Versions& versions, ByteSpan found) {
+    const Bytes& durable = versions.front();
+    auto kept = std::mismatch(found.rbegin(), found.rend(), durable.rbegin()).first - found.rbegin();
+    size_t changed = kSector - static_cast<size_t>(kept);
+    return std::any_of(versions.begin(), versions.end(), [&](const Bytes& version) {
+      return std::equal(found.begin(), found.begin() + static_cast<long>(changed), version.begin());
+    });
+  }
+  std::vector<Versions> versions_;
+};
+
+class StoreSim {
+ public:
+  explicit StoreSim(uint64_t seed, uint32_t bricks, uint32_t stripes) : world({.seed = seed}) {
+    world.add_node({.name = "host1"});
+    options_.name = "main";
+    for (uint32_t i = 0; i < bricks; ++i) options_.bricks.push_back("/bricks/" + std::to_string(i));
+    options_.stripe_unit = kStripeUnitMin;
+    options_.stripe_count = stripes;
+    restart();
+  }
+  ~StoreSim() {
+    world.crash("host1", sim::Crash::kKill);
+    copy.reset();
+  }
+
+  void restart() {
+    copy.reset();
+    group.reset();
+    auto opened = StorageGroup::open(world.start("host1"), options_);
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    group = std::move(opened).value();
+    options_.expected_group = group->group_id();
+  }
+  bool alive() { return world.running("host1"); }
+
+  // The completion, or nothing if the process died first.
+  template <typename Start>
+  std::optional<Status> wait(Start start) {
+    auto result = std::make_shared<std::optional<Status>>();  // shared with a callback that may never run
+    start([result](Status s) { *result = std::move(s); });
+    world.run_until([&] { return result->has_value() || !alive(); }, std::chrono::hours(1));
+    if (!alive()) return std::nullopt;
+    return *result;
+  }
+  std::optional<Status> write(uint64_t offset, ByteSpan data) {
+    auto mode = world.random().coin() ? io::IoMode::kInline : io::IoMode::kQueued;
+    return wait([&](Callback<Status> done) { copy->write(offset, data, mode, std::move(done)); });
+  }
+  std::optional<Status> zero(uint64_t offset, uint64_t length) {
+    return wait([&](Callback<Status> done) { copy->zero(offset, length, std::move(done)); });
+  }
+  std::optional<Status> sync() {
+    return wait([&](Callback<Status> done) { copy->sync(io::IoMode::kInline, std::move(done)); });
+  }
+  std::optional<Status> resize(uint64_t size) {
+    return wait([&](Callback<Status> done) { copy->resize(size, copy->size_generation().next(), std::move(done)); });
+  }
+  Bytes contents() {
+    Bytes out(copy->size());
+    auto read = wait([&](Callback<Status> done) { copy->read(0, out, io::IoMode::kQueued, std::move(done)); });
+    EXPECT_TRUE(read && read->is_ok());
+    return out;
+  }
+
+  sim::World world;
+  std::unique_ptr<StorageGroup> group;
+  std::unique_ptr<ImageCopy> copy;
+
+ private:
+  StorageGroupOptions options_;
+};
+
+class StoreCrashTest : public ::testing::TestWithParam<sim::Crash> {};
+
+TEST_P(StoreCrashTest, AcknowledgedSyncsHoldAndAKillLosesNothingAcknowledged) {
+  for (uint64_t seed = 1; seed <= 16; ++seed) {
+    SCOPED_TRACE(seed);
+    const uint64_t size = 300 * kSector;
+    StoreSim sim(seed, 3, seed % 3 + 1);
+    sim.copy = *sim.group->create(some_image(), size);
+    DiskModel model(size);
+    LossId loss_id = sim.group->loss_id();
+    for (int crash = 0; crash < 5; ++crash) {
+      sim.world.inject("host1", sim::CrashPoint{.nth = 1 + sim.world.random().below(60), .kind = GetParam()});
+      while (sim.alive()) {
+        uint64_t first = sim.world.random().below(300), count = 1 + sim.world.random().below(std::min<uint64_t>(300 - first, 40));
+        Bytes data(count * kSector);
+        sim.world.random().fill(data);
+        bool zeroes = sim.world.random().chance(1, 5);
+        if (zeroes) std::fill(data.begin(), data.end(), 0);
+        model.change(first * kSector, data);
+        auto done = zeroes ? sim.zero(first * kSector, data.size()) : sim.write(first * kSector, data);
+        if (!done) break;
+        ASSERT_TRUE(done->is_ok());
+        if (GetParam() == sim::Crash::kKill) model.synced();
+        if (!sim.world.random().chance(1, 4)) continue;
+        auto synced = sim.sync();
+        if (synced) { ASSERT_TRUE(synced->is_ok()); model.synced(); }
+      }
+      sim.restart();
+      EXPECT_EQ(sim.group->loss_id() != loss_id, GetParam() == sim::Crash::kPowerLoss);
+      loss_id = sim.group->loss_id();
+      sim.copy = *sim.group->open_image(some_image());
+      Bytes found = sim.contents();
+      ASSERT_TRUE(model.allows(found));
+      // What was found is what a reader sees from now on; make it the durable state, as a recovery would.
+      model.found(found);
+      ASSERT_TRUE(sim.write(0, Bytes(found.begin(), found.end()))->is_ok());
+      ASSERT_TRUE(sim.sync()->is_ok());
+    }
+  }
+}
+
+TEST_P(StoreCrashTest, CreateRemoveAndResizeAreWholeOrNotAtAll) {
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE(seed);
+    StoreSim sim(seed, 2, 2);
+    for (int crash = 0; crash < 6; ++crash) {
+      sim.world.inject("host1", sim::CrashPoint{.nth = 1 + sim.world.random().below(25), .kind = GetParam()});
+      std::set<uint64_t> sizes;   // that a restart may find; 0: no image
+      if (auto opened = sim.group->open_image(some_image())) sizes = {(*opened)->size()}, sim.copy = std::move(opened).value();
+      else sizes = {0};
+      while (sim.alive()) {
+        if (!sim.copy) {
+          sizes.insert(200 * kSector);
+          auto made = sim.group->create(some_image(), 200 * kSector);
+          if (!sim.alive()) break;
+          ASSERT_TRUE(made.is_ok()) << made.status().to_string();
+          sim.copy = std::move(made).value();
+          sizes = {200 * kSector};
+          auto written = sim.write(0, Bytes(200 * kSector, 0xAA));
+          if (written) { ASSERT_TRUE(written->is_ok()); }
+        } else if (sim.world.random().chance(1, 4)) {
+          sizes.insert(0);
+          Status removed = sim.group->remove(some_image());
+          if (!sim.alive()) break;
+          ASSERT_TRUE(removed.is_ok()) << removed.to_string();
+          sim.copy.reset();
+          sizes = {0};
+        } else {
+          uint64_t size = (1 + sim.world.random().below(400)) * kSector;
+          sizes.insert(size);
+          auto resized = sim.resize(size);
+          if (!resized) break;
+          ASSERT_TRUE(resized->is_ok()) << resized->to_string();
+          sizes = {size};
+        }
+      }
+      sim.restart();
+      auto catalogue = sim.group->list();
+      ASSERT_TRUE(catalogue.is_ok());
+      ASSERT_TRUE(catalogue->damaged.empty()) << catalogue->damaged[0].to_string();
+      uint64_t found = catalogue->images.empty() ? 0 : catalogue->images[0].size;
+      EXPECT_TRUE(sizes.contains(found)) << found;
+      ASSERT_TRUE(sim.group->sweep_orphans().is_ok());
+      if (found == 0) continue;
+      auto opened = sim.group->open_image(some_image());
+      ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    }
+  }
+}
+
+TEST_P(StoreCrashTest, WhatAShrinkCutOffStaysGone) {
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    SCOPED_TRACE(seed);
+    StoreSim sim(seed, 2, 2);
+    sim.copy = *sim.group->create(some_image(), 1000 * kSector);
+    ASSERT_TRUE(sim.write(0, Bytes(1000 * kSector, 0xAA))->is_ok());
+    ASSERT_TRUE(sim.sync()->is_ok());
+    uint64_t kept = sim.world.random().below(900 * kSector);
+    ASSERT_TRUE(sim.resize(kept)->is_ok());
+    sim.world.inject("host1", sim::CrashPoint{.nth = 1 + sim.world.random().below(12), .kind = GetParam()});
+    (void)sim.resize(1000 * kSector);  // may die on the way
+    sim.world.crash("host1", GetParam());
+    sim.restart();
+    sim.copy = *sim.group->open_image(some_image());
+    if (sim.copy->size() == kept) { ASSERT_TRUE(sim.resize(1000 * kSector)->is_ok()); }
+    Bytes expected(1000 * kSector, 0);
+    std::fill_n(expected.begin(), kept, 0xAA);
+    ASSERT_TRUE(sim.contents() == expected);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, StoreCrashTest, ::testing::Values(sim::Crash::kKill, sim::Crash::kPowerLoss),
+                         [](const auto& info) { return info.param == sim::Crash::kKill ? "Kill" : "PowerLoss"; });
+
+TEST(StoreSimulation, AFullDiskIsToldAndHarmsNothing) {
+  StoreSim sim(3, 1, 1);
+  sim.copy = *sim.group->create(some_image(), 1u << 20);
+  ASSERT_TRUE(sim.write(0, Bytes(65536, 1))->is_ok());
+  sim.world.set_disk_bytes("host1", 80'000);
+  EXPECT_EQ(sim.write(65536, Bytes(65536, 2))->code(), Code::kOutOfSpace);
+  EXPECT_TRUE(sim.write(0, Bytes(65536, 3))->is_ok()) << "what is allocated can be overwritten";
+  Bytes found = sim.contents();
+  EXPECT_EQ(found[0], 3);
+  EXPECT_EQ(found[65536], 0);
+}
+
+TEST(StoreSimulation, ASeedReplaysExactly) {
+  auto hash = [] {
+    StoreSim sim(11, 3, 3);
+    sim.copy = *sim.group->create(some_image(), 1u << 20);
+    for (int i = 0; i < 50; ++i) {
+      Bytes data(1 + sim.world.random().below(9000));
+      sim.world.random().fill(data);
+      EXPECT_TRUE(sim.write(sim.world.random().below(1'000'000), data)->is_ok());
+    }
+    return sim.world.trace_hash();
+  };
+  EXPECT_EQ(hash(), hash());
+}
+
+}  // namespace
+}  // namespace tidemark::image
