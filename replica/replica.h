@@ -1,0 +1,72 @@
+// Replica: the off-site server above an Env. Takes batches from sources, orders them, keeps the
+// history, answers readers. API.md is its interface, FORMAT.md what it keeps.
+//
+//   auto replica = Replica::open(env, {.directory = state, .cluster = cluster, .node = "replica1"});
+//   env.network().serve_http({...}, [&](auto request, auto reply) { (*replica)->handle(...); });
+//
+// Loop thread only. Close before destroying: files must not be in flight.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "replica/intake.h"
+#include "replica/reader.h"
+#include "shared/base/metrics.h"
+#include "shared/io/env.h"
+#include "shared/net/network.h"
+
+namespace tidemark::replica {
+
+struct Options {
+  std::string directory;
+  Uuid cluster;
+  std::string node;
+  uint64_t chunk_cache_bytes = 64ull << 20;
+};
+
+class Replica {
+ public:
+  static Result<std::unique_ptr<Replica>> open(io::Env& env, Options options);
+  ~Replica();
+
+  // Answers one request of API.md. The peer's role and name are checked here.
+  void handle(net::HttpRequest request, Callback<net::HttpResponse> reply);
+  // Refuses further requests and tells when none is under way.
+  void close(UniqueFunction<void()> done);
+
+  std::string status_json();               // the text of /v1/status
+  std::vector<std::string> health();       // why it is not healthy; alarms are told by status and metrics
+  void register_metrics(metrics::Registry& registry);
+
+  Reader& reader() { return *reader_; }
+  Intake& intake() { return *intake_; }
+  const Catalog& catalog() const { return catalog_; }
+  kv::Store& store() { return *store_; }
+  const Options& options() const { return options_; }
+  std::vector<AlarmRecord> alarms(size_t count_max);
+  // Durable record, log line, metric, status. Raised again, an alarm is counted up.
+  void raise_alarm(const std::string& kind, const std::string& subject, const std::string& text);
+
+ private:
+  Replica(io::Env& env, Options options) : env_(env), options_(std::move(options)) {}
+  void check_drained();
+
+  io::Env& env_;
+  const Options options_;
+  std::unique_ptr<kv::Store> store_;
+  Catalog catalog_;
+  std::unique_ptr<SegmentFiles> files_;
+  std::unique_ptr<Reader> reader_;
+  std::unique_ptr<Intake> intake_;
+  std::map<Bytes, AlarmRecord> unsaved_alarms_;   // their commits are under way
+  uint64_t alarm_commits_ = 0;
+  metrics::Counter alarms_total_;
+  uint64_t requests_ = 0;                         // being answered
+  bool closing_ = false;
+  UniqueFunction<void()> closed_;
+};
+
+}  // namespace tidemark::replica
