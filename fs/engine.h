@@ -57,6 +57,8 @@ class Engine final : public journal::BlockSource {
 
   // Connects, reconciles what a crash left, starts shipping and timers.
   void start();
+  // `fn` runs when the link is up, or after `limit`.
+  void when_linked(io::Duration limit, UniqueFunction<void()> fn);
   // Finishes what is in flight, flushes, gives the tenures back, closes the journal. Bounded by `timeout`.
   void stop(io::Duration timeout, Done done);
 
@@ -149,6 +151,7 @@ class Engine final : public journal::BlockSource {
   void fence(Image& image);
   void refused(Image& image, const Status& why);
   Task<bool> wait_link(io::Duration limit);
+  Task<void> call_when_linked(io::Duration limit, UniqueFunction<void()> fn);
   // ---- engine_tenure.cc
   void want_tenure(Image& image, bool wait);
   Task<void> acquire(Image& image, uint32_t wait_ms);

@@ -140,6 +140,13 @@ void Engine::refused(Image& im, const Status& why) {
   });
 }
 
+void Engine::when_linked(io::Duration limit, UniqueFunction<void()> fn) { tasks_.spawn(call_when_linked(limit, std::move(fn))); }
+
+Task<void> Engine::call_when_linked(io::Duration limit, UniqueFunction<void()> fn) {
+  co_await wait_link(limit);
+  fn();
+}
+
 Task<bool> Engine::wait_link(io::Duration limit) {
   if (mirror_->up()) co_return true;
   co_await async<bool>([&](Callback<bool> done) {

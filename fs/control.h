@@ -1,0 +1,13 @@
+// The host's routes of the control socket (shared/docs/control-api.md).
+#pragma once
+
+#include "fs/engine.h"
+#include "shared/daemon/jobs.h"
+#include "shared/daemon/routes.h"
+
+namespace tidemark::fs {
+
+// Engine and jobs must outlive the routes.
+void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs);
+
+}  // namespace tidemark::fs

@@ -1,0 +1,187 @@
+// FUSE operations on open images.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fuse.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "fs/fuse_internal.h"
+#include "shared/base/limits.h"
+
+#ifndef FOPEN_PARALLEL_DIRECT_WRITES
+#define FOPEN_PARALLEL_DIRECT_WRITES (1 << 6)
+#endif
+
+namespace tidemark::fs {
+namespace {
+constexpr unsigned kXfsIocDioinfo = 0x800c581e;   // u32 d_mem, d_miniosz, d_maxiosz
+constexpr uint32_t kOpenFlags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
+
+HandleId handle_of(const fuse_file_info* fi) { return HandleId{fi->fh}; }
+
+void fill_entry(const wire::Attr& attr, fuse_entry_out& out) {
+  struct stat st = stat_of(attr);
+  out.nodeid = attr.inode.value;
+  out.entry_valid = out.attr_valid = static_cast<uint64_t>(kAttrSeconds);
+  out.attr.ino = st.st_ino;
+  out.attr.size = static_cast<uint64_t>(st.st_size);
+  out.attr.blocks = static_cast<uint64_t>(st.st_blocks);
+  out.attr.atime = static_cast<uint64_t>(st.st_atim.tv_sec);
+  out.attr.mtime = static_cast<uint64_t>(st.st_mtim.tv_sec);
+  out.attr.ctime = static_cast<uint64_t>(st.st_ctim.tv_sec);
+  out.attr.atimensec = static_cast<uint32_t>(st.st_atim.tv_nsec);
+  out.attr.mtimensec = static_cast<uint32_t>(st.st_mtim.tv_nsec);
+  out.attr.ctimensec = static_cast<uint32_t>(st.st_ctim.tv_nsec);
+  out.attr.mode = st.st_mode;
+  out.attr.nlink = static_cast<uint32_t>(st.st_nlink);
+  out.attr.uid = st.st_uid;
+  out.attr.gid = st.st_gid;
+  out.attr.blksize = static_cast<uint32_t>(st.st_blksize);
+}
+}  // namespace
+
+// libfuse 3.14 has no field for parallel direct writes, so the answer is written as the kernel's own structure.
+void FuseOps::reply_open(fuse_req_t req, HandleId handle, const wire::Attr* created) {
+  struct {
+    fuse_entry_out entry;
+    fuse_open_out open;
+  } out;
+  memset(&out, 0, sizeof out);
+  out.open.fh = handle.value;
+  out.open.open_flags = kOpenFlags;
+  int sent;
+  FuseShell& shell = shell_of(req);
+  if (created != nullptr) {
+    fill_entry(*created, out.entry);
+    sent = fuse_reply_buf(req, reinterpret_cast<const char*>(&out), sizeof out);
+  } else {
+    sent = fuse_reply_buf(req, reinterpret_cast<const char*>(&out.open), sizeof out.open);
+  }
+  if (sent == -ENOENT) shell.engine_.release(handle);  // the open was interrupted: no release will come
+}
+
+void FuseOps::open(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
+  shell_of(req).engine_.open_image(InodeNumber(ino), [req](Result<HandleId> handle) {
+    if (!handle) return reply_error(req, handle.status());
+    reply_open(req, *handle, nullptr);
+  });
+}
+
+void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, fuse_file_info* fi) {
+  FuseShell& shell = shell_of(req);
+  const fuse_ctx* who = fuse_req_ctx(req);
+  wire::Create request;
+  request.parent = InodeNumber(parent);
+  request.name = name;
+  request.mode = mode & 07777;
+  request.uid = who->uid;
+  request.gid = who->gid;
+  bool exclusive = (fi->flags & O_EXCL) != 0;
+  auto open = [&shell, req](Result<wire::Attr> attr) {
+    if (!attr) return reply_error(req, attr.status());
+    if (attr->kind != wire::NodeKind::kImage) return reply_error(req, Status::from_errno(EISDIR, "open"));
+    shell.engine_.open_image(attr->inode, [req, attr = std::make_unique<wire::Attr>(*attr)](Result<HandleId> handle) {
+      if (!handle) return reply_error(req, handle.status());
+      reply_open(req, *handle, attr.get());
+    });
+  };
+  shell.engine_.create(request, [&shell, request, exclusive, open](Result<wire::Attr> attr) {
+    // Another host was faster: without O_EXCL that is an open.
+    if (!attr && attr.status().code() == Code::kAlreadyExists && !exclusive)
+      return shell.engine_.lookup(request.parent, request.name, open);
+    open(std::move(attr));
+  });
+}
+
+void FuseOps::release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
+  shell_of(req).engine_.release(handle_of(fi));
+  fuse_reply_err(req, 0);
+}
+
+void FuseOps::read(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_file_info* fi) {
+  FuseShell& shell = shell_of(req);
+  size = std::min<size_t>(size, limits::kIoBytesMax);
+  io::AlignedBuffer buffer = shell.take_read_buffer(size);
+  MutableByteSpan out = buffer.span().first(size);
+  io::IoMode mode = shell.alone_ ? io::IoMode::kInline : io::IoMode::kQueued;
+  auto done = [&shell, req, buffer = std::move(buffer)](Result<size_t> n) mutable {
+    if (n) fuse_reply_buf(req, reinterpret_cast<const char*>(buffer.data()), *n);
+    else reply_error(req, n.status());
+    shell.give_back(std::move(buffer));
+  };
+  shell.engine_.read(handle_of(fi), static_cast<uint64_t>(offset), out, mode, std::move(done));
+}
+
+void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, off_t offset, fuse_file_info* fi) {
+  FuseShell& shell = shell_of(req);
+  FuseShell::Buffer* buffer = std::exchange(shell.current_, nullptr);  // kept until the answer
+  io::IoMode mode = shell.alone_ ? io::IoMode::kInline : io::IoMode::kQueued;
+  auto done = [&shell, req, buffer](Result<size_t> n) {
+    if (n) fuse_reply_write(req, *n);
+    else reply_error(req, n.status());
+    shell.give_back(buffer);
+  };
+  ByteSpan payload(reinterpret_cast<const uint8_t*>(data), size);
+  shell.engine_.write(handle_of(fi), static_cast<uint64_t>(offset), payload, mode, done);
+}
+
+void FuseOps::fsync(fuse_req_t req, fuse_ino_t, int, fuse_file_info* fi) {
+  FuseShell& shell = shell_of(req);
+  io::IoMode mode = shell.alone_ ? io::IoMode::kInline : io::IoMode::kQueued;
+  shell.engine_.flush(handle_of(fi), mode, [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); });
+}
+
+void FuseOps::fallocate(fuse_req_t req, fuse_ino_t, int mode, off_t offset, off_t length, fuse_file_info* fi) {
+  Engine::Fallocate what;
+  switch (mode) {
+    case 0: what = Engine::Fallocate::kAllocate; break;
+    case FALLOC_FL_KEEP_SIZE: what = Engine::Fallocate::kAllocateKeepSize; break;
+    case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE: what = Engine::Fallocate::kPunch; break;
+    case FALLOC_FL_ZERO_RANGE: what = Engine::Fallocate::kZero; break;
+    case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE: what = Engine::Fallocate::kZeroKeepSize; break;
+    default: fuse_reply_err(req, EOPNOTSUPP); return;
+  }
+  if (offset < 0 || length <= 0) {
+    fuse_reply_err(req, EINVAL);
+    return;
+  }
+  Extent extent{static_cast<uint64_t>(offset), static_cast<uint64_t>(length)};
+  shell_of(req).engine_.fallocate(handle_of(fi), what, extent, [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); });
+}
+
+void FuseOps::lseek(fuse_req_t req, fuse_ino_t, off_t offset, int whence, fuse_file_info* fi) {
+  if ((whence != SEEK_DATA && whence != SEEK_HOLE) || offset < 0) {
+    fuse_reply_err(req, offset < 0 ? ENXIO : EINVAL);
+    return;
+  }
+  shell_of(req).engine_.seek(handle_of(fi), static_cast<uint64_t>(offset), whence == SEEK_DATA, [req](Result<uint64_t> at) {
+    if (at) fuse_reply_lseek(req, static_cast<off_t>(*at));
+    else reply_error(req, at.status());
+  });
+}
+
+// QEMU asks for the alignment; without this answer it turns guest writes of 512 bytes into read-modify-write.
+void FuseOps::ioctl(fuse_req_t req, fuse_ino_t, unsigned cmd, void*, fuse_file_info*, unsigned, const void*, size_t,
+                    size_t out_size) {
+  uint32_t dioinfo[3] = {512, 512, limits::kIoBytesMax};
+  if (cmd == kXfsIocDioinfo && out_size >= sizeof dioinfo) {
+    fuse_reply_ioctl(req, 0, dioinfo, sizeof dioinfo);
+    return;
+  }
+  fuse_reply_err(req, ENOTTY);
+}
+
+void FuseOps::fill_io(fuse_lowlevel_ops& ops) {
+  ops.create = create;
+  ops.open = open;
+  ops.release = release;
+  ops.read = read;
+  ops.write = write;
+  ops.fsync = fsync;
+  ops.fallocate = fallocate;
+  ops.lseek = lseek;
+  ops.ioctl = ioctl;
+}
+
+}  // namespace tidemark::fs

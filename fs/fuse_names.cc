@@ -1,0 +1,366 @@
+// FUSE operations on names and attributes.
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include <algorithm>
+
+#include "fs/fuse_internal.h"
+#include "shared/base/limits.h"
+
+namespace tidemark::fs {
+namespace {
+constexpr std::string_view kUuidName = "user.tidemark.uuid";
+constexpr std::string_view kMirrorName = "user.tidemark.mirror";
+
+timespec timespec_of(WallTime t) {
+  int64_t s = t.ns / 1'000'000'000, n = t.ns % 1'000'000'000;
+  if (n < 0) { n += 1'000'000'000; --s; }
+  return {static_cast<time_t>(s), static_cast<long>(n)};
+}
+WallTime wall_of(const timespec& t) { return {static_cast<int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec}; }
+
+AttrDone reply_entry(fuse_req_t req) {
+  return [req](Result<wire::Attr> attr) {
+    if (!attr) return reply_error(req, attr.status());
+    fuse_entry_param entry = entry_of(*attr);
+    fuse_reply_entry(req, &entry);
+  };
+}
+AttrDone reply_attr(fuse_req_t req) {
+  return [req](Result<wire::Attr> attr) {
+    if (!attr) return reply_error(req, attr.status());
+    struct stat st = stat_of(*attr);
+    fuse_reply_attr(req, &st, kAttrSeconds);
+  };
+}
+Done reply_status(fuse_req_t req) {
+  return [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); };
+}
+bool name_too_long(fuse_req_t req, const char* name) {
+  if (strlen(name) <= limits::kNameBytesMax) return false;
+  fuse_reply_err(req, ENAMETOOLONG);
+  return true;
+}
+void reply_bytes(fuse_req_t req, std::string_view value, size_t size) {
+  if (size == 0) fuse_reply_xattr(req, value.size());
+  else if (size < value.size()) fuse_reply_err(req, ERANGE);
+  else fuse_reply_buf(req, value.data(), value.size());
+}
+}  // namespace
+
+struct stat stat_of(const wire::Attr& a) {
+  struct stat st;
+  memset(&st, 0, sizeof st);
+  st.st_ino = a.inode.value;
+  mode_t type = a.kind == wire::NodeKind::kDirectory ? S_IFDIR : a.kind == wire::NodeKind::kSymlink ? S_IFLNK : S_IFREG;
+  st.st_mode = type | (a.mode & 07777);
+  st.st_nlink = a.nlink;
+  st.st_uid = a.uid;
+  st.st_gid = a.gid;
+  st.st_size = static_cast<off_t>(a.kind == wire::NodeKind::kSymlink ? a.symlink_target.size() : a.size);
+  st.st_blocks = static_cast<blkcnt_t>((a.allocated + 511) / 512);
+  st.st_blksize = 4096;
+  st.st_atim = timespec_of(a.atime);
+  st.st_mtim = timespec_of(a.mtime);
+  st.st_ctim = timespec_of(a.ctime);
+  return st;
+}
+
+fuse_entry_param entry_of(const wire::Attr& attr) {
+  fuse_entry_param entry{};
+  entry.ino = attr.inode.value;
+  entry.attr = stat_of(attr);
+  entry.attr_timeout = kAttrSeconds;
+  entry.entry_timeout = kAttrSeconds;
+  return entry;
+}
+
+void FuseOps::init(void* userdata, fuse_conn_info* conn) {
+  auto& shell = *static_cast<FuseShell*>(userdata);
+  conn->max_write = limits::kIoBytesMax;
+  conn->max_background = shell.options_.max_background;
+  conn->congestion_threshold = shell.options_.max_background;
+  // No writeback cache: the kernel would acknowledge before the mirror does, and own the size.
+  unsigned refused = FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
+  conn->want &= ~refused;
+  conn->want |= conn->capable & (FUSE_CAP_ASYNC_DIO | FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
+                                 FUSE_CAP_READDIRPLUS_AUTO);
+}
+
+void FuseOps::lookup(fuse_req_t req, fuse_ino_t parent, const char* name) {
+  if (name_too_long(req, name)) return;
+  shell_of(req).engine_.lookup(InodeNumber(parent), name, reply_entry(req));
+}
+
+// Node ids are inode numbers, good for ever: there is nothing to forget.
+void FuseOps::forget(fuse_req_t req, fuse_ino_t, uint64_t) { fuse_reply_none(req); }
+void FuseOps::forget_multi(fuse_req_t req, size_t, fuse_forget_data*) { fuse_reply_none(req); }
+
+void FuseOps::getattr(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
+  shell_of(req).engine_.getattr(InodeNumber(ino), reply_attr(req));
+}
+
+void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set, fuse_file_info*) {
+  FuseShell& shell = shell_of(req);
+  SetAttr change;
+  WallTime now = shell.env_.wall();
+  if (to_set & FUSE_SET_ATTR_MODE) { change.mask |= wire::kSetMode; change.values.mode = st->st_mode & 07777; }
+  if (to_set & FUSE_SET_ATTR_UID) { change.mask |= wire::kSetUid; change.values.uid = st->st_uid; }
+  if (to_set & FUSE_SET_ATTR_GID) { change.mask |= wire::kSetGid; change.values.gid = st->st_gid; }
+  if (to_set & (FUSE_SET_ATTR_ATIME | FUSE_SET_ATTR_ATIME_NOW)) {
+    change.mask |= wire::kSetAtime;
+    change.values.atime = (to_set & FUSE_SET_ATTR_ATIME_NOW) ? now : wall_of(st->st_atim);
+  }
+  if (to_set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW)) {
+    change.mask |= wire::kSetMtime;
+    change.values.mtime = (to_set & FUSE_SET_ATTR_MTIME_NOW) ? now : wall_of(st->st_mtim);
+  }
+  if (change.mask != 0) { change.mask |= wire::kSetCtime; change.values.ctime = now; }
+  if (to_set & FUSE_SET_ATTR_SIZE) {
+    if (st->st_size < 0 || static_cast<uint64_t>(st->st_size) > limits::kImageBytesMax) {
+      fuse_reply_err(req, EFBIG);
+      return;
+    }
+    change.set_size = true;
+    change.size = static_cast<uint64_t>(st->st_size);
+  }
+  shell.engine_.setattr(InodeNumber(ino), std::move(change), reply_attr(req));
+}
+
+void FuseOps::readlink(fuse_req_t req, fuse_ino_t ino) {
+  shell_of(req).engine_.getattr(InodeNumber(ino), [req](Result<wire::Attr> attr) {
+    if (!attr) return reply_error(req, attr.status());
+    if (attr->kind != wire::NodeKind::kSymlink) return reply_error(req, Status::from_errno(EINVAL, "readlink"));
+    fuse_reply_readlink(req, attr->symlink_target.c_str());
+  });
+}
+
+// ---- what changes names ---------------------------------------------------------------------------
+
+void FuseOps::make(fuse_req_t req, wire::Create request) {
+  const fuse_ctx* who = fuse_req_ctx(req);
+  request.uid = who->uid;
+  request.gid = who->gid;
+  shell_of(req).engine_.create(std::move(request), reply_entry(req));
+}
+
+void FuseOps::mknod(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, dev_t) {
+  if (!S_ISREG(mode)) {
+    fuse_reply_err(req, EPERM);
+    return;
+  }
+  if (name_too_long(req, name)) return;
+  make(req, {InodeNumber(parent), name, wire::NodeKind::kImage, mode & 07777});
+}
+
+void FuseOps::mkdir(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode) {
+  if (name_too_long(req, name)) return;
+  make(req, {InodeNumber(parent), name, wire::NodeKind::kDirectory, mode & 07777});
+}
+
+void FuseOps::symlink(fuse_req_t req, const char* target, fuse_ino_t parent, const char* name) {
+  if (name_too_long(req, name)) return;
+  wire::Create request{InodeNumber(parent), name, wire::NodeKind::kSymlink, 0777};
+  request.symlink_target = target;
+  make(req, std::move(request));
+}
+
+// An image has one name: links would make two names of one disk.
+void FuseOps::link(fuse_req_t req, fuse_ino_t, fuse_ino_t, const char*) { fuse_reply_err(req, EPERM); }
+
+void FuseOps::unlink(fuse_req_t req, fuse_ino_t parent, const char* name) {
+  shell_of(req).engine_.unlink(InodeNumber(parent), name, false, reply_status(req));
+}
+void FuseOps::rmdir(fuse_req_t req, fuse_ino_t parent, const char* name) {
+  shell_of(req).engine_.unlink(InodeNumber(parent), name, true, reply_status(req));
+}
+void FuseOps::rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
+                     unsigned flags) {
+  if (name_too_long(req, new_name)) return;
+  if ((flags & ~3u) != 0) {
+    fuse_reply_err(req, EINVAL);
+    return;
+  }
+  shell_of(req).engine_.rename({InodeNumber(parent), name, InodeNumber(new_parent), new_name, flags}, reply_status(req));
+}
+
+// ---- directories --------------------------------------------------------------------------------
+
+void FuseOps::opendir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi) {
+  FuseShell& shell = shell_of(req);
+  size_t at = 0;
+  while (at < shell.directories_.size() && shell.directories_[at].open) ++at;
+  if (at == shell.directories_.size()) shell.directories_.emplace_back();
+  shell.directories_[at] = {true, InodeNumber(ino), {}, false};
+  fi->fh = at + 1;
+  fi->cache_readdir = 0;
+  if (fuse_reply_open(req, fi) == -ENOENT) shell.directories_[at] = {};
+}
+
+void FuseOps::releasedir(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
+  shell_of(req).directories_[fi->fh - 1] = {};
+  fuse_reply_err(req, 0);
+}
+
+// The shared node has every change durable before it answers.
+void FuseOps::fsyncdir(fuse_req_t req, fuse_ino_t, int, fuse_file_info*) { fuse_reply_err(req, 0); }
+
+void FuseOps::readdir(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_file_info* fi) {
+  list(req, fi->fh, size, static_cast<uint64_t>(offset), false);
+}
+void FuseOps::readdirplus(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_file_info* fi) {
+  list(req, fi->fh, size, static_cast<uint64_t>(offset), true);
+}
+
+// Offsets: 0 and 1 are `.` and `..`, then the entries in name order. A listing from 0 is taken anew.
+void FuseOps::list(fuse_req_t req, uint64_t handle, size_t size, uint64_t offset, bool plus) {
+  FuseShell& shell = shell_of(req);
+  FuseShell::Directory& dir = shell.directories_[handle - 1];
+  if (offset == 0) {
+    dir.entries.clear();
+    dir.complete = false;
+  }
+  if (dir.complete || offset < dir.entries.size() + 2) {
+    if (offset >= 2 || dir.complete) return send_entries(req, dir, size, offset, plus);
+  }
+  std::string after = dir.entries.empty() ? "" : dir.entries.back().name;
+  shell.engine_.readdir(dir.inode, after, [req, &shell, handle, size, offset, plus](Result<wire::DirEntries> page) {
+    if (!page) return reply_error(req, page.status());
+    FuseShell::Directory& d = shell.directories_[handle - 1];
+    d.complete = page->end != 0 || page->entries.empty();
+    for (wire::DirEntry& e : page->entries) d.entries.push_back(std::move(e));
+    send_entries(req, d, size, offset, plus);
+  });
+}
+
+void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t size, uint64_t offset, bool plus) {
+  std::string out(size, '\0');
+  size_t used = 0;
+  auto add = [&](const char* name, const fuse_entry_param& entry, uint64_t next) {
+    size_t left = size - used;
+    size_t need = plus ? fuse_add_direntry_plus(req, out.data() + used, left, name, &entry, static_cast<off_t>(next))
+                       : fuse_add_direntry(req, out.data() + used, left, name, &entry.attr, static_cast<off_t>(next));
+    if (need > left) return false;
+    used += need;
+    return true;
+  };
+  fuse_entry_param dots{};  // node id 0: `.` and `..` are no lookups
+  dots.attr.st_ino = dir.inode.value;
+  dots.attr.st_mode = S_IFDIR;
+  for (uint64_t at = offset; at < dir.entries.size() + 2; ++at) {
+    bool fits = at < 2 ? add(at == 0 ? "." : "..", dots, at + 1)
+                       : add(dir.entries[at - 2].name.c_str(), entry_of(dir.entries[at - 2].attr), at + 1);
+    if (!fits) break;
+  }
+  fuse_reply_buf(req, out.data(), used);
+}
+
+// ---- file system and extended attributes ----------------------------------------------------------
+
+void FuseOps::statfs(fuse_req_t req, fuse_ino_t) {
+  shell_of(req).engine_.statfs([req](Result<wire::StatFsAnswer> answer) {
+    if (!answer) return reply_error(req, answer.status());
+    struct statvfs st;
+    memset(&st, 0, sizeof st);
+    st.f_bsize = st.f_frsize = 4096;
+    st.f_blocks = answer->total / 4096;
+    st.f_bfree = st.f_bavail = answer->available / 4096;
+    st.f_files = answer->files;
+    st.f_namemax = limits::kNameBytesMax;
+    fuse_reply_statfs(req, &st);
+  });
+}
+
+void FuseOps::setxattr(fuse_req_t req, fuse_ino_t ino, const char* name, const char* value, size_t size, int flags) {
+  if (name == kUuidName) {
+    fuse_reply_err(req, EPERM);
+    return;
+  }
+  std::string_view text(value, size);
+  if (name == kMirrorName && text != "none" && text != "sync") {
+    fuse_reply_err(req, EINVAL);
+    return;
+  }
+  wire::SetXattr request;
+  request.inode = InodeNumber(ino);
+  request.name = name;
+  request.value.assign(text.begin(), text.end());
+  request.flags = static_cast<uint32_t>(flags);
+  shell_of(req).engine_.set_xattr(std::move(request), reply_status(req));
+}
+
+void FuseOps::getxattr(fuse_req_t req, fuse_ino_t ino, const char* name, size_t size) {
+  std::string wanted = name;
+  // The kernel asks for this one before writes: it is never set here, and no reason to ask the shared node.
+  if (wanted.rfind("security.", 0) == 0 || wanted.rfind("system.", 0) == 0) {
+    fuse_reply_err(req, ENODATA);
+    return;
+  }
+  shell_of(req).engine_.getattr(InodeNumber(ino), [req, wanted, size](Result<wire::Attr> attr) {
+    if (!attr) return reply_error(req, attr.status());
+    bool image = attr->kind == wire::NodeKind::kImage;
+    if (image && wanted == kUuidName) return reply_bytes(req, attr->image.to_string(), size);
+    if (image && wanted == kMirrorName) return reply_bytes(req, attr->mirror == 0 ? "none" : "sync", size);
+    for (const auto& [key, value] : attr->xattrs)
+      if (key == wanted) return reply_bytes(req, as_text(value), size);
+    fuse_reply_err(req, ENODATA);
+  });
+}
+
+void FuseOps::listxattr(fuse_req_t req, fuse_ino_t ino, size_t size) {
+  shell_of(req).engine_.getattr(InodeNumber(ino), [req, size](Result<wire::Attr> attr) {
+    if (!attr) return reply_error(req, attr.status());
+    std::string names;
+    auto add = [&](std::string_view n) { names.append(n).push_back('\0'); };
+    if (attr->kind == wire::NodeKind::kImage) {
+      add(kUuidName);
+      add(kMirrorName);
+    }
+    for (const auto& [key, value] : attr->xattrs)
+      if (key != kMirrorName && key != kUuidName) add(key);
+    reply_bytes(req, names, size);
+  });
+}
+
+void FuseOps::removexattr(fuse_req_t req, fuse_ino_t ino, const char* name) {
+  if (name == kUuidName || name == kMirrorName) {
+    fuse_reply_err(req, EPERM);
+    return;
+  }
+  wire::SetXattr request;
+  request.inode = InodeNumber(ino);
+  request.name = name;
+  request.remove = 1;
+  shell_of(req).engine_.set_xattr(std::move(request), reply_status(req));
+}
+
+void FuseOps::fill_names(fuse_lowlevel_ops& ops) {
+  ops.init = init;
+  ops.lookup = lookup;
+  ops.forget = forget;
+  ops.forget_multi = forget_multi;
+  ops.getattr = getattr;
+  ops.setattr = setattr;
+  ops.readlink = readlink;
+  ops.mknod = mknod;
+  ops.mkdir = mkdir;
+  ops.symlink = symlink;
+  ops.link = link;
+  ops.unlink = unlink;
+  ops.rmdir = rmdir;
+  ops.rename = rename;
+  ops.opendir = opendir;
+  ops.readdir = readdir;
+  ops.readdirplus = readdirplus;
+  ops.releasedir = releasedir;
+  ops.fsyncdir = fsyncdir;
+  ops.statfs = statfs;
+  ops.setxattr = setxattr;
+  ops.getxattr = getxattr;
+  ops.listxattr = listxattr;
+  ops.removexattr = removexattr;
+}
+
+}  // namespace tidemark::fs

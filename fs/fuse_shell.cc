@@ -1,0 +1,234 @@
+#include "fs/fuse_shell.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "fs/fuse_internal.h"
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+#ifndef PR_SET_IO_FLUSHER
+#define PR_SET_IO_FLUSHER 57
+#endif
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fuse");
+constexpr size_t kFreeReadBuffersMax = 64;
+constexpr size_t kNotificationsMax = 4096;
+
+// A mount whose daemon died answers ENOTCONN to everything.
+Status clear_dead_mount(const std::string& mountpoint) {
+  for (int i = 0; i < 16; ++i) {
+    struct stat st;
+    if (::stat(mountpoint.c_str(), &st) == 0) {
+      if (!S_ISDIR(st.st_mode)) return Status(Code::kInvalidArgument, mountpoint + ": not a directory");
+      return Status::ok();
+    }
+    if (errno != ENOTCONN && errno != ECONNABORTED) return Status::from_errno(errno, "mount point " + mountpoint);
+    kLog.info("dead_mount_removed", {{"path", mountpoint}});
+    if (::umount2(mountpoint.c_str(), MNT_DETACH) != 0) return Status::from_errno(errno, "unmounting the dead mount at " + mountpoint);
+  }
+  return Status(Code::kBusy, mountpoint + ": too many dead mounts on top of one another");
+}
+}  // namespace
+
+std::vector<std::string> missing_kernel_features() {
+  utsname name;
+  int major = 0, minor = 0;
+  if (::uname(&name) != 0 || sscanf(name.release, "%d.%d", &major, &minor) != 2) return {};
+  std::vector<std::string> out;
+  auto older = [&](int a, int b) { return major < a || (major == a && minor < b); };
+  if (older(6, 2)) out.push_back("parallel direct writes (kernel 6.2)");
+  if (older(6, 9)) out.push_back("resend of requests after a restart (kernel 6.9)");
+  return out;
+}
+
+// The kernel takes directory locks while it forgets an entry, and may hold them for a lookup that waits for the loop: so
+// notifications are written by a thread of their own.
+class FuseShell::Notifier {
+ public:
+  explicit Notifier(fuse_session* session) : session_(session), thread_([this] { run(); }) {}
+  ~Notifier() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_one();
+    thread_.join();
+  }
+  void push(const wire::InvalidateNotify& message) {
+    {
+      std::lock_guard lock(mutex_);
+      if (queue_.size() >= kNotificationsMax) return;  // the timeouts of entries and attributes bound the harm to a second
+      queue_.push_back(message);
+    }
+    wake_.notify_one();
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (stopping_) return;
+      wire::InvalidateNotify m = std::move(queue_.front());
+      queue_.pop_front();
+      lock.unlock();
+      // What the kernel does not know is answered with ENOENT, which is as good.
+      if (!m.name.empty()) fuse_lowlevel_notify_inval_entry(session_, m.parent.value, m.name.c_str(), m.name.size());
+      if (m.inode.value != 0) fuse_lowlevel_notify_inval_inode(session_, m.inode.value, 0, 0);
+      lock.lock();
+    }
+  }
+
+  fuse_session* session_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<wire::InvalidateNotify> queue_;   // guarded by mutex_
+  bool stopping_ = false;                      // guarded by mutex_
+  std::thread thread_;
+};
+
+FuseShell::FuseShell(io::RealEnv& env, Engine& engine, FuseOptions options)
+    : env_(env), engine_(engine), options_(std::move(options)) {}
+
+Result<std::unique_ptr<FuseShell>> FuseShell::mount(io::RealEnv& env, Engine& engine, FuseOptions options) {
+  std::unique_ptr<FuseShell> shell(new FuseShell(env, engine, std::move(options)));
+  TM_RETURN_IF_ERROR(shell->start());
+  return shell;
+}
+
+Status FuseShell::start() {
+  TM_RETURN_IF_ERROR(clear_dead_mount(options_.mountpoint));
+  std::string mount = "fsname=" + options_.source + ",subtype=tidemark,default_permissions";
+  if (options_.allow_other) mount += ",allow_other";
+  if (options_.read_only) mount += ",ro";
+  for (const std::string& o : options_.mount_options) mount += "," + o;
+  std::vector<std::string> words = {"tidemark-fs", "-o", mount};
+  std::vector<char*> argv;
+  for (std::string& w : words) argv.push_back(w.data());
+  fuse_args args = FUSE_ARGS_INIT(static_cast<int>(argv.size()), argv.data());
+  fuse_lowlevel_ops ops{};
+  FuseOps::fill_names(ops);
+  FuseOps::fill_io(ops);
+  session_ = fuse_session_new(&args, &ops, sizeof ops, this);
+  fuse_opt_free_args(&args);
+  if (session_ == nullptr) return Status(Code::kInvalidArgument, "mount options refused: " + mount);
+  if (fuse_session_mount(session_, options_.mountpoint.c_str()) != 0)
+    return Status::from_errno(errno != 0 ? errno : EIO, "mounting at " + options_.mountpoint + " (is fuse available?)");
+  mounted_ = true;
+  fd_ = fuse_session_fd(session_);
+  int flags = ::fcntl(fd_, F_GETFL);
+  if (flags < 0 || ::fcntl(fd_, F_SETFL, flags | O_NONBLOCK) != 0) return Status::from_errno(errno, "/dev/fuse");
+  // The daemon stands in the write-back path of loop mounts over its own images.
+  if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) kLog.info("no_io_flusher", {{"errno", errno}});
+  TM_RETURN_IF_ERROR(env_.add_fd(fd_, EPOLLIN, [this](uint32_t) { drain(); }));
+  watching_ = true;
+  notifier_ = std::make_unique<Notifier>(session_);
+  engine_.on_invalidate([this](const wire::InvalidateNotify& m) { notifier_->push(m); });
+  kLog.info("mounted", {{"path", options_.mountpoint}});
+  return Status::ok();
+}
+
+FuseShell::~FuseShell() {
+  engine_.on_invalidate(nullptr);
+  if (watching_) env_.remove_fd(fd_);
+  if (session_ != nullptr) {
+    if (mounted_) fuse_session_unmount(session_);  // closes the descriptor: what still waits in the kernel is aborted
+    notifier_.reset();
+    fuse_session_destroy(session_);
+  }
+}
+
+void FuseShell::drain() {
+  received_.clear();
+  while (received_.size() < limits::kFuseDrainMax) {
+    Buffer* buffer = take_buffer();
+    ssize_t n = ::read(fd_, buffer->start(), buffer->room());
+    if (n > 0) {
+      received_.push_back({buffer, static_cast<size_t>(n)});
+      continue;
+    }
+    give_back(buffer);
+    if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;  // ENOENT: the request was interrupted before it was read
+    if (n < 0 && errno == EAGAIN) break;
+    if (n < 0 && errno != ENODEV) kLog.warning("fuse_read", {{"errno", errno}});
+    if (received_.empty()) return gone();
+    break;
+  }
+  alone_ = received_.size() == 1 && engine_.in_flight() == 0;
+  for (size_t i = 0; i < received_.size(); ++i) {
+    current_ = received_[i].buffer;
+    fuse_buf request{};
+    request.size = received_[i].size;
+    request.mem = current_->start();
+    fuse_session_process_buf(session_, &request);
+    if (current_ != nullptr) give_back(std::exchange(current_, nullptr));
+  }
+  alone_ = false;
+}
+
+// The kernel's side is gone: unmounted, and the last file is closed.
+void FuseShell::gone() {
+  if (watching_) env_.remove_fd(fd_);
+  watching_ = false;
+  mounted_ = false;
+  kLog.info("unmounted", {{"path", options_.mountpoint}});
+  if (when_gone_) env_.post(std::exchange(when_gone_, {}));
+  else if (on_unmounted_) env_.post(std::exchange(on_unmounted_, {}));
+}
+
+void FuseShell::unmount(io::Duration grace, UniqueFunction<void()> done) {
+  if (!mounted_) return done();
+  auto once = std::make_shared<UniqueFunction<void()>>(std::move(done));  // shared by the timer and the end, first come
+  auto fire = [once] {
+    if (*once) std::exchange(*once, nullptr)();
+  };
+  when_gone_ = fire;
+  env_.after(grace, [this, fire] {
+    if (mounted_) kLog.warning("still_in_use", {{"path", options_.mountpoint}, {"remedy", "files open in it get ENOTCONN"}});
+    fire();
+  });
+  if (::umount2(options_.mountpoint.c_str(), MNT_DETACH) != 0) kLog.info("umount", {{"errno", errno}});
+}
+
+FuseShell::Buffer* FuseShell::take_buffer() {
+  if (free_buffers_.empty()) {
+    buffers_.push_back(std::make_unique<Buffer>());
+    free_buffers_.push_back(buffers_.back().get());
+  }
+  Buffer* buffer = free_buffers_.back();
+  free_buffers_.pop_back();
+  return buffer;
+}
+
+void FuseShell::give_back(Buffer* buffer) { free_buffers_.push_back(buffer); }
+
+io::AlignedBuffer FuseShell::take_read_buffer(size_t size) {
+  auto& kept = size <= kSmallRead ? small_reads_ : large_reads_;
+  if (kept.empty()) return io::AlignedBuffer(size <= kSmallRead ? kSmallRead : std::max<size_t>(size, limits::kIoBytesMax));
+  io::AlignedBuffer buffer = std::move(kept.back());
+  kept.pop_back();
+  if (buffer.size() < size) return io::AlignedBuffer(size);
+  return buffer;
+}
+
+void FuseShell::give_back(io::AlignedBuffer buffer) {
+  auto& kept = buffer.size() <= kSmallRead ? small_reads_ : large_reads_;
+  if (kept.size() < kFreeReadBuffersMax) kept.push_back(std::move(buffer));
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,89 @@
+// The FUSE shell: a thin layer between /dev/fuse and the engine. The only code that knows FUSE types, and, with main.cc,
+// the only code of this folder that touches descriptors and threads.
+//
+// The loop drains /dev/fuse without blocking, up to limits::kFuseDrainMax requests a turn, into page-aligned buffers laid
+// out so that a WRITE's payload begins on a page:
+//
+//   buffer:  | ... 4016 ... | 40 fuse_in_header | 40 fuse_write_in | payload (4096-aligned) ... |
+//
+// libfuse parses (fuse_session_process_buf) and writes the answers. A write keeps its buffer until it is answered: its
+// payload is never copied. When one request came alone and nothing is in flight, the engine is told to work inline.
+// Node ids are inode numbers, file handles are table indexes. Loop thread only, but for the notifier.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fs/engine.h"
+#include "shared/io/real_env.h"
+
+struct fuse_session;
+
+namespace tidemark::fs {
+
+struct FuseOptions {
+  std::string mountpoint;
+  std::string source = "tidemark";       // fsname
+  bool allow_other = true;
+  bool read_only = false;
+  uint32_t max_background = 256;
+  std::vector<std::string> mount_options;  // handed to mount(2) as they are: nodev, nosuid, ...
+};
+
+// Parts of a kernel release's service that this machine lacks, for `status`.
+std::vector<std::string> missing_kernel_features();
+
+class FuseShell {
+ public:
+  // Unmounts a dead mount that stands in the way. Errors name the mount point and what to do.
+  static Result<std::unique_ptr<FuseShell>> mount(io::RealEnv& env, Engine& engine, FuseOptions options);
+  ~FuseShell();
+  FuseShell(const FuseShell&) = delete;
+  FuseShell& operator=(const FuseShell&) = delete;
+
+  // Takes the mount out of the tree; requests of files still open go on. `done` runs when the last of them is
+  // closed, or after `grace`.
+  void unmount(io::Duration grace, UniqueFunction<void()> done);
+  // Called once when the file system was unmounted from outside.
+  void on_unmounted(UniqueFunction<void()> fn) { on_unmounted_ = std::move(fn); }
+
+ private:
+  friend struct FuseOps;
+  class Notifier;
+  struct Buffer;
+  struct Directory {
+    bool open = false;
+    InodeNumber inode;
+    std::vector<wire::DirEntry> entries;
+    bool complete = false;
+  };
+  FuseShell(io::RealEnv& env, Engine& engine, FuseOptions options);
+  Status start();
+  void drain();
+  void gone();
+  Buffer* take_buffer();
+  void give_back(Buffer* buffer);
+  io::AlignedBuffer take_read_buffer(size_t size);
+  void give_back(io::AlignedBuffer buffer);
+
+  io::RealEnv& env_;
+  Engine& engine_;
+  const FuseOptions options_;
+  fuse_session* session_ = nullptr;
+  int fd_ = -1;
+  bool mounted_ = false;
+  bool watching_ = false;
+  bool alone_ = false;                     // the request being processed came alone, nothing is in flight
+  Buffer* current_ = nullptr;              // of the request being processed; null when its operation took it
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::vector<Buffer*> free_buffers_;
+  struct Received { Buffer* buffer; size_t size; };
+  std::vector<Received> received_;
+  std::vector<io::AlignedBuffer> small_reads_, large_reads_;
+  std::vector<Directory> directories_;
+  UniqueFunction<void()> on_unmounted_, when_gone_;
+  std::unique_ptr<Notifier> notifier_;
+};
+
+}  // namespace tidemark::fs
