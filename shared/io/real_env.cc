@@ -237,8 +237,9 @@ void RealEnv::State::run_turn_end() {
 Ring* RealEnv::State::get_ring(RealEnv& env) {
   if (ring_tried) return ring.get();
   ring_tried = true;
-  std::string why = "turned off";
-  if (options.use_io_uring) ring = Ring::create(&why);
+  if (!options.use_io_uring) return nullptr;
+  std::string why;
+  ring = Ring::create(&why);
   if (ring == nullptr) {
     kLog.warning("no_io_uring", {{"reason", why}, {"effect", "queued file operations run on worker threads"}});
     return nullptr;

@@ -81,6 +81,11 @@ Status run_blocking(const Ring::Request& request) {
   return Status(Code::kInvalidArgument, "unknown file operation");
 }
 
+std::string parent_directory(const std::string& path) {
+  size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
 FileStat to_file_stat(const struct stat& st) {
   return {static_cast<uint64_t>(st.st_size), static_cast<uint64_t>(st.st_blocks) * 512, S_ISDIR(st.st_mode)};
 }
@@ -222,7 +227,10 @@ Result<FileStat> RealFileSystem::stat(const std::string& path) {
 Status RealFileSystem::make_directories(const std::string& path) {
   for (size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
     std::string part = path.substr(0, end);
-    if (!part.empty() && ::mkdir(part.c_str(), 0700) != 0) {
+    bool made = !part.empty() && ::mkdir(part.c_str(), 0700) == 0;
+    // A new directory's name must survive a power cut as surely as what will be synced inside it.
+    if (made) TM_RETURN_IF_ERROR(sync_directory(parent_directory(part)));
+    if (!part.empty() && !made) {
       int error = errno;
       struct stat st;
       bool there = ::stat(part.c_str(), &st) == 0;
@@ -320,9 +328,7 @@ Status RealFileSystem::write_file_atomically(const std::string& path, ByteSpan d
     }
   }
   TM_RETURN_IF_ERROR(rename(temporary, path));
-  size_t slash = path.rfind('/');
-  std::string directory = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
-  return sync_directory(directory);
+  return sync_directory(parent_directory(path));
 }
 
 }  // namespace tidemark::io

@@ -1,0 +1,80 @@
+// What only files of the kernel have: full disks, buffered fallback, mount identities.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <filesystem>
+
+#include "shared/io/file.h"
+#include "shared/io/real_env.h"
+
+namespace tidemark::io {
+namespace {
+
+constexpr auto kWait = std::chrono::seconds(20);
+
+class RealFiles : public ::testing::TestWithParam<bool> {
+ protected:
+  RealFiles() : env({.use_io_uring = GetParam()}) {
+    std::string pattern = "/var/tmp/tidemark_io_XXXXXX";
+    directory = ::mkdtemp(pattern.data());
+  }
+  ~RealFiles() override { std::filesystem::remove_all(directory); }
+  template <typename F>
+  Status wait(F start) {
+    std::optional<Status> result;
+    start([&](Status s) { result = std::move(s); });
+    EXPECT_TRUE(env.run_until([&] { return result.has_value(); }, kWait));
+    return result.value_or(Status(Code::kUnavailable, "no answer"));
+  }
+  RealEnv env;
+  std::string directory;
+};
+INSTANTIATE_TEST_SUITE_P(Ways, RealFiles, ::testing::Values(true, false),
+                         [](const auto& info) { return info.param ? "io_uring" : "threads"; });
+
+TEST_P(RealFiles, FullFileSystemIsOutOfSpaceAndErrorNamesTheFile) {
+  std::string mount = directory + "/small";
+  std::filesystem::create_directory(mount);
+  if (::mount("tmpfs", mount.c_str(), "tmpfs", 0, "size=256k") != 0) GTEST_SKIP() << "needs root";
+  {
+    auto file = std::move(*env.files().open(mount + "/f", {.create = true}));
+    Bytes data(1 << 20, 7);
+    for (IoMode mode : {IoMode::kQueued, IoMode::kInline}) {
+      Status status = wait([&](auto done) { file->write(0, data, mode, std::move(done)); });
+      EXPECT_EQ(status.code(), Code::kOutOfSpace);
+      EXPECT_THAT(status.message(), ::testing::HasSubstr(mount + "/f"));
+    }
+    EXPECT_NE(*env.files().mount_identity(mount), *env.files().mount_identity(directory));
+    EXPECT_EQ(env.files().write_file_atomically(mount + "/g", data).code(), Code::kOutOfSpace);
+  }
+  EXPECT_EQ(::umount(mount.c_str()), 0);
+}
+
+TEST_P(RealFiles, DirectFallsBackToBufferedWhereItIsRefused) {
+  // procfs has no O_DIRECT.
+  auto file = env.files().open("/proc/self/oom_score_adj", {.direct = true, .read_only = true});
+  ASSERT_TRUE(file.is_ok()) << file.status().to_string();
+  EXPECT_FALSE((*file)->is_direct());
+  Bytes text(3);
+  EXPECT_TRUE(wait([&](auto done) { (*file)->read(0, text, IoMode::kInline, std::move(done)); }).is_ok());
+}
+
+TEST_P(RealFiles, WriteBeyondTheLimitOfAFileFailsClearly) {
+  rlimit old;
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
+  std::signal(SIGXFSZ, SIG_IGN);
+  auto file = std::move(*env.files().open(directory + "/f", {.create = true}));
+  rlimit small{100'000, old.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  Bytes data(200'000, 7);
+  // The first call takes a part only; the rest must be tried and its error reported.
+  Status status = wait([&](auto done) { file->write(0, data, IoMode::kInline, std::move(done)); });
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);
+  EXPECT_EQ(status.code(), Code::kInvalidArgument) << status.to_string();
+}
+
+}  // namespace
+}  // namespace tidemark::io

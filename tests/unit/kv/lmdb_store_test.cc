@@ -1,0 +1,176 @@
+// What only LMDB has: a full map, a full disk, group commit, another process's readers.
+#include "shared/kv/lmdb_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "shared/io/real_env.h"
+
+namespace tidemark::kv {
+namespace {
+
+constexpr auto kWait = std::chrono::seconds(30);
+
+class LmdbStoreTest : public ::testing::Test {
+ protected:
+  LmdbStoreTest() : env({.open_store = open_lmdb_store}) {
+    std::string pattern = "/var/tmp/tidemark_kv_XXXXXX";
+    directory = ::mkdtemp(pattern.data());
+  }
+  ~LmdbStoreTest() override {
+    store.reset();
+    if (mounted) {
+      EXPECT_EQ(::umount((directory + "/small").c_str()), 0);
+    }
+    std::filesystem::remove_all(directory);
+  }
+  void open(const std::string& path, uint64_t map_bytes = 1 << 30) {
+    auto opened = env.open_store(path, {.tables = {"t"}, .map_bytes_max = map_bytes});
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    store = std::move(*opened);
+  }
+  Status commit(WriteBatch batch) {
+    std::optional<Status> result;
+    store->commit(std::move(batch), [&](Status s) { result = std::move(s); });
+    EXPECT_TRUE(env.run_until([&] { return result.has_value(); }, kWait));
+    return result.value_or(Status(Code::kUnavailable, "no answer"));
+  }
+  static WriteBatch put(uint64_t key, size_t value_bytes) {
+    WriteBatch batch;
+    batch.put(0, key_u64(key), Bytes(value_bytes, 'v'));
+    return batch;
+  }
+  static WriteBatch erase(uint64_t from, uint64_t to) {
+    WriteBatch batch;
+    batch.erase_range(0, key_u64(from), key_u64(to));
+    return batch;
+  }
+  // Fills the store, checks that it refuses without harm, makes room and goes on.
+  void fill_and_recover() {
+    uint64_t key = 0;
+    Status status;
+    while ((status = commit(put(key, 20'000))).is_ok()) ASSERT_LT(++key, 10'000u) << "it is never full";
+    EXPECT_EQ(status.code(), Code::kOutOfSpace) << status.to_string();
+    ASSERT_GT(key, 3u);
+    EXPECT_EQ(commit(put(key, 20'000)).code(), Code::kOutOfSpace);
+    EXPECT_EQ(store->snapshot()->get(0, key_u64(key)).status().code(), Code::kNotFound);
+    EXPECT_EQ(store->snapshot()->get(0, key_u64(key - 1))->size(), 20'000u);
+    ASSERT_TRUE(commit(erase(0, key / 2)).is_ok());
+    // The pages freed serve from the commit after next on: an older view might still need them.
+    ASSERT_TRUE(commit(erase(0, key / 2)).is_ok());
+    EXPECT_TRUE(commit(put(key + 1, 1000)).is_ok());
+  }
+
+  io::RealEnv env;
+  std::string directory;
+  bool mounted = false;
+  std::unique_ptr<Store> store;
+};
+
+TEST_F(LmdbStoreTest, FullMapIsOutOfSpaceAndTheStoreGoesOn) {
+  open(directory + "/s", 1 << 20);
+  fill_and_recover();
+}
+
+TEST_F(LmdbStoreTest, FullDiskIsOutOfSpaceAndTheStoreGoesOn) {
+  std::string mount = directory + "/small";
+  std::filesystem::create_directory(mount);
+  if (::mount("tmpfs", mount.c_str(), "tmpfs", 0, "size=16m") != 0) GTEST_SKIP() << "needs root";
+  mounted = true;
+  open(mount + "/s");
+  fill_and_recover();
+}
+
+TEST_F(LmdbStoreTest, QueuedCommitsShareTransactions) {
+  open(directory + "/s");
+  constexpr int kCount = 5000;
+  int done = 0;
+  for (int i = 0; i < kCount; ++i) {
+    store->commit(put(static_cast<uint64_t>(i), 100), [&](Status s) { EXPECT_TRUE(s.is_ok()); ++done; });
+  }
+  ASSERT_TRUE(env.run_until([&] { return done == kCount; }, kWait));
+  auto usage = store->usage();
+  ASSERT_TRUE(usage.is_ok());
+  // A transaction of its own for each would leave its old pages behind on the free list; and
+  // appended keys fill their pages: 5000 * 108 bytes and the nodes' headers.
+  EXPECT_LT(usage->used_bytes, 900'000u);
+}
+
+TEST_F(LmdbStoreTest, AppendedAndInsertedKeysMix) {
+  open(directory + "/s");
+  WriteBatch batch;
+  for (uint64_t k : {5, 6, 3, 7, 4, 7, 9, 8}) batch.put(0, key_u64(k), Bytes{static_cast<uint8_t>(k)});
+  batch.erase(0, key_u64(9));
+  batch.put(0, key_u64(8), Bytes{88});
+  batch.put(0, key_u64(10), Bytes{10});
+  batch.erase_range(0, key_u64(10), {});
+  batch.put(0, key_u64(9), Bytes{99});
+  ASSERT_TRUE(commit(std::move(batch)).is_ok());
+  std::vector<int> values;
+  auto snapshot = store->snapshot();
+  auto cursor = snapshot->cursor(0);
+  for (bool there = cursor->first(); there; there = cursor->next()) values.push_back(cursor->value()[0]);
+  EXPECT_THAT(values, ::testing::ElementsAre(3, 4, 5, 6, 7, 88, 99));
+}
+
+TEST_F(LmdbStoreTest, ManySnapshotsAtOnceAndAfterwards) {
+  open(directory + "/s");
+  ASSERT_TRUE(commit(put(1, 10)).is_ok());
+  for (int round = 0; round < 3; ++round) {
+    std::vector<std::unique_ptr<Snapshot>> held;
+    for (int i = 0; i < 200; ++i) held.push_back(store->snapshot());
+    for (auto& snapshot : held) EXPECT_TRUE(snapshot->get(0, key_u64(1)).is_ok());
+  }
+}
+
+TEST_F(LmdbStoreTest, CallbackMayDestroyTheStore) {
+  open(directory + "/s");
+  int called = 0;
+  store->commit(put(1, 10), [&](Status) { ++called; store.reset(); });
+  store->commit(put(2, 10), [&](Status) { ++called; });
+  ASSERT_TRUE(env.run_until([&] { return called > 0; }, kWait));
+  env.turn({});
+  EXPECT_EQ(called, 1);
+  EXPECT_EQ(store, nullptr);
+}
+
+TEST_F(LmdbStoreTest, AcknowledgedCommitSurvivesAKill) {
+  int pipe[2];
+  ASSERT_EQ(::pipe(pipe), 0);
+  pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    io::RealEnv own({.open_store = open_lmdb_store});
+    auto opened = own.open_store(directory + "/s", {.tables = {"t"}});
+    if (!opened) ::_exit(1);
+    uint64_t acknowledged = 0;
+    for (uint64_t i = 1;; ++i) {
+      (*opened)->commit(put(i, 500), [&, i](Status s) {
+        if (!s) ::_exit(2);
+        acknowledged = i;
+        if (::write(pipe[1], &acknowledged, sizeof acknowledged) != sizeof acknowledged) ::_exit(3);
+      });
+      own.turn({});
+    }
+  }
+  ::close(pipe[1]);
+  uint64_t acknowledged = 0;
+  while (acknowledged < 100) ASSERT_EQ(::read(pipe[0], &acknowledged, sizeof acknowledged), ssize_t{sizeof acknowledged});
+  ASSERT_EQ(::kill(child, SIGKILL), 0);
+  while (::read(pipe[0], &acknowledged, sizeof acknowledged) == sizeof acknowledged) {}
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status));
+  ::close(pipe[0]);
+  open(directory + "/s", 64ull << 30);
+  auto snapshot = store->snapshot();
+  for (uint64_t i = 1; i <= acknowledged; ++i) ASSERT_TRUE(snapshot->get(0, key_u64(i)).is_ok()) << i;
+}
+
+}  // namespace
+}  // namespace tidemark::kv
