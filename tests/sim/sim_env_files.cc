@@ -37,7 +37,7 @@ class SimFile final : public io::File {
     if (status && !machine().disk.has_room(*inode_, offset, data.size())) {
       status = Status::from_errno(ENOSPC, path_ + ": write at " + std::to_string(offset));
     }
-    uint64_t id = next_write_id_++ ^ path_digest_ << 20;
+    uint64_t id = internals().next_write++;
     if (status) internals().writes[id] = {inode_, offset, data};
     world().mix(data.size() <= 65536 ? digest64(data) : data.size());
     complete(mode, world().options.file_latency, offset, [this, id, offset, data, status, partly] {
@@ -134,7 +134,6 @@ class SimFile final : public io::File {
   const bool direct_;
   const bool read_only_;
   uint32_t in_flight_ = 0;
-  inline static uint64_t next_write_id_ = 0;
 };
 
 class SimFileSystem final : public io::FileSystem {

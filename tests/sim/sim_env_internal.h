@@ -112,6 +112,7 @@ struct SimEnv::Internals {
   std::vector<UniqueFunction<void()>> turn_end;
   std::unordered_map<uint64_t, int64_t> timers;     // number -> time: its key in the queue
   std::map<uint64_t, WriteInFlight> writes;
+  uint64_t next_write = 0;
   std::set<StoreState*> open_stores;
   Random entropy{0};
   uint32_t offloads_running = 0;
