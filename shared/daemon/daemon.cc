@@ -39,7 +39,7 @@ struct Daemon::State {
   bool stop_when_started = false;
   int exit_code = 0;
 
-  Status serve(const Daemon& daemon);
+  Status serve(Daemon& daemon);
   void add_common_routes(Routes& to);
   void begin_stop();
   void bound_the_stop();
@@ -129,7 +129,7 @@ Status Daemon::publish_address(const std::string& name, const net::Address& addr
                                                     as_bytes(address.to_string() + "\n"), 0644);
 }
 
-Status Daemon::State::serve(const Daemon& daemon) {
+Status Daemon::State::serve(Daemon& daemon) {
   net::HttpServerOptions control_options;
   control_options.unix_socket = options.node.control_socket();
   auto r = env->network().serve_http(control_options, [this](net::HttpRequest request, Callback<net::HttpResponse> done) {
@@ -148,7 +148,7 @@ Status Daemon::State::serve(const Daemon& daemon) {
   if (!m) return daemon.config_error("metrics", "listen", m.status(), "choose a free port, or 0 for any");
   metrics_server = std::move(*m);
   address->port = metrics_server->port();
-  return const_cast<Daemon&>(daemon).publish_address("metrics", *address);
+  return daemon.publish_address("metrics", *address);
 }
 
 int Daemon::run(UniqueFunction<void(Callback<Status>)> start, UniqueFunction<void(UniqueFunction<void()>)> stop) {

@@ -1,0 +1,131 @@
+// The client against the documented interface, served on a unix socket by a thread of the test's own.
+#include "shared/cli/replica_client.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "shared/daemon/routes.h"
+#include "shared/io/real_env.h"
+#include "shared/net/real_network.h"
+
+namespace tidemark::cli {
+namespace {
+
+const char* const kImage = "11111111-2222-4333-8444-555555555555";
+
+class ReplicaClientTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string base = testing::TempDir() + "tidemark-replica-XXXXXX";
+    ASSERT_NE(mkdtemp(base.data()), nullptr);
+    directory_ = base;
+    io::RealEnvOptions options;
+    options.make_network = net::make_real_network;
+    env_ = std::make_unique<io::RealEnv>(std::move(options));
+    add_routes();
+    net::HttpServerOptions server;
+    server.unix_socket = directory_ + "/s";
+    auto made = env_->network().serve_http(server, [this](net::HttpRequest request, Callback<net::HttpResponse> done) {
+      targets_.push_back(request.target);
+      routes_.dispatch(std::move(request), std::move(done));
+    });
+    ASSERT_TRUE(made) << made.status().to_string();
+    server_ = std::move(*made);
+    loop_ = std::thread([this] { env_->run(); });
+    client_.emplace(Http::to_socket(server.unix_socket));
+  }
+  void TearDown() override {
+    env_->stop();
+    loop_.join();
+    server_.reset();
+    env_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+  void add_routes() {
+    routes_.get("/v1/points/resolve", [](const daemon::Request& r) -> Result<std::string> {
+      std::string by = r.query.begin()->first + "=" + r.query.begin()->second;
+      return Json{{"id", 17}, {"source", "host1"}, {"batch", 3}, {"label", "l"}, {"name", by}, {"kind", "cut"}}.dump();
+    });
+    routes_.get("/v1/points", [](const daemon::Request& r) -> Result<std::string> {
+      uint64_t after = std::stoull(r.query.at("after"));
+      Json list = Json::array();
+      for (uint64_t id = after + 1; id <= 25 && list.size() < 10; ++id) list.push_back({{"id", id}});
+      return Json{{"points", list}, {"next", after + 10 < 25 ? Json(after + 10) : Json()}}.dump();
+    });
+    routes_.get("/v1/points/17/tree", [](const daemon::Request&) -> Result<std::string> {
+      return std::string(R"({"entries": [{"path": "d/disk.img", "uuid": ")") + kImage + R"(", "kind": "image", "size": 1, "mode": 420, "uid": 3, "gid": 4}]})";
+    });
+    routes_.get("/v1/points/17/images/{uuid}", [](const daemon::Request&) -> Result<std::string> {
+      return std::string(R"({"uuid": ")") + kImage + R"(", "path": "d/disk.img", "size": 100000, "allocated": 8192})";
+    });
+    routes_.get("/v1/points/17/images/{uuid}/extents", [this](const daemon::Request& r) -> Result<std::string> {
+      if (lie_) return std::string(R"({"extents": [[90000, 20000]], "next": 100000})");
+      if (std::stoull(r.query.at("offset")) < 50000) return std::string(R"({"extents": [[4096, 4096], [40960, 4096]], "next": 50000})");
+      return std::string(R"({"extents": [[90112, 9888]], "next": 100000})");
+    });
+  }
+  std::string directory_;
+  daemon::Routes routes_;
+  std::unique_ptr<io::RealEnv> env_;
+  std::unique_ptr<net::HttpServer> server_;
+  std::thread loop_;
+  std::optional<ReplicaClient> client_;
+  std::vector<std::string> targets_;
+  std::atomic<bool> lie_{false};
+};
+
+TEST_F(ReplicaClientTest, ResolvesIdTimeLatestAndName) {
+  EXPECT_EQ(client_->resolve("17")->name, "id=17");
+  EXPECT_EQ(client_->resolve("latest")->name, "id=latest");
+  EXPECT_EQ(client_->resolve("2026-11-21T10:00:05Z")->name, "at=2026-11-21T10:00:05Z");
+  EXPECT_EQ(client_->resolve("before upgrade")->name, "name=before upgrade");
+}
+
+TEST_F(ReplicaClientTest, WalksAllPagesOfPoints) {
+  std::vector<uint64_t> ids;
+  ASSERT_TRUE(client_->points(std::nullopt, 3, [&](Point p) { ids.push_back(p.id); return true; }));
+  EXPECT_EQ(ids.size(), 22u);
+  EXPECT_EQ(ids.front(), 4u);
+  EXPECT_EQ(ids.back(), 25u);
+}
+
+TEST_F(ReplicaClientTest, FindsAnImageByPathWithItsExactSizeAndOwner) {
+  Point point = *client_->resolve("17");
+  auto image = client_->image(point, "d/disk.img", std::nullopt);
+  ASSERT_TRUE(image) << image.status().to_string();
+  EXPECT_EQ(image->uuid.to_string(), kImage);
+  EXPECT_EQ(image->size, 100000u);
+  EXPECT_EQ(image->mode, 0644u);
+  EXPECT_EQ(image->uid, 3);
+  auto none = client_->image(point, "other.img", std::nullopt);
+  ASSERT_FALSE(none);
+  EXPECT_EQ(exit_code_of(none.status()), 3);
+}
+
+TEST_F(ReplicaClientTest, ExtentsComeInPagesAndAreClippedToTheQuestion) {
+  Point point = *client_->resolve("17");
+  PointImage image = *client_->image(point, "d/disk.img", std::nullopt);
+  std::vector<Extent> seen;
+  for (uint64_t at = 0;;) {
+    auto e = client_->next_data(point, image, at);
+    ASSERT_TRUE(e) << e.status().to_string();
+    if (e->length == 0) break;
+    seen.push_back(*e);
+    at = e->end();
+  }
+  EXPECT_EQ(seen, (std::vector<Extent>{{4096, 4096}, {40960, 4096}, {90112, 9888}}));
+  EXPECT_EQ(*client_->next_data(point, image, 5000), (Extent{5000, 3192}));
+}
+
+TEST_F(ReplicaClientTest, ExtentsBeyondTheSizeAreRefused) {
+  Point point = *client_->resolve("17");
+  PointImage image = *client_->image(point, "d/disk.img", std::nullopt);
+  lie_ = true;
+  EXPECT_EQ(client_->next_data(point, image, 0).status().code(), Code::kCorruption);
+}
+
+}  // namespace
+}  // namespace tidemark::cli

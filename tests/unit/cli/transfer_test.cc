@@ -1,0 +1,133 @@
+#include "shared/cli/transfer.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+namespace tidemark::cli {
+namespace {
+
+// A disk in memory that may fail at its Nth read.
+class MemorySource final : public PointSource {
+ public:
+  MemorySource(Bytes data, std::vector<Extent> extents) : data_(std::move(data)), extents_(std::move(extents)) {}
+  uint64_t size() const override { return data_.size(); }
+  std::string identity() const override { return identity_; }
+  Result<Extent> next_data(uint64_t offset) override {
+    for (const Extent& e : extents_) {
+      if (e.end() > offset) return Extent{std::max(e.offset, offset), e.end() - std::max(e.offset, offset)};
+    }
+    return Extent{size(), 0};
+  }
+  Status read(uint64_t offset, MutableByteSpan out) override {
+    if (fail_at_ != 0 && ++reads_ >= fail_at_) return {Code::kUnavailable, "cut"};
+    bytes_read_ += out.size();
+    std::copy_n(data_.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
+    return {};
+  }
+  Bytes data_;
+  std::vector<Extent> extents_;
+  std::string identity_ = "image@7";
+  int fail_at_ = 0, reads_ = 0;
+  uint64_t bytes_read_ = 0;
+};
+
+class TransferTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string base = testing::TempDir() + "tidemark-transfer-XXXXXX";
+    ASSERT_NE(mkdtemp(base.data()), nullptr);
+    directory_ = base;
+    options_.path = directory_ + "/out.img";
+    options_.progress_file = directory_ + "/progress";
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+  static MemorySource large() {   // 160 MiB, all data: more than two checkpoints
+    Bytes data(160u << 20);
+    for (size_t i = 0; i < data.size(); i += 512) data[i] = static_cast<uint8_t>(i >> 9 | 1);
+    uint64_t size = data.size();
+    return MemorySource(std::move(data), {{0, size}});
+  }
+  Bytes content() {
+    std::ifstream in(options_.path, std::ios::binary);
+    return Bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  }
+  std::vector<std::string> names() {
+    std::vector<std::string> out;
+    for (const auto& e : std::filesystem::directory_iterator(directory_)) out.push_back(e.path().filename().string());
+    std::sort(out.begin(), out.end());
+    return out;
+  }
+  std::string directory_;
+  TransferOptions options_;
+};
+
+TEST_F(TransferTest, CopiesDataAndKeepsHoles) {
+  Bytes data(32u << 20);
+  std::fill_n(data.begin() + (8 << 20), 5000, 0xAB);
+  MemorySource source(data, {{8u << 20, 4u << 20}});   // most of the extent is zeros
+  auto r = transfer(source, options_);
+  ASSERT_TRUE(r) << r.status().to_string();
+  EXPECT_TRUE(content() == data);
+  struct stat s {};
+  ASSERT_EQ(stat(options_.path.c_str(), &s), 0);
+  EXPECT_LE(s.st_blocks * 512, 64 << 10);
+  EXPECT_EQ(names(), (std::vector<std::string>{"out.img"}));
+}
+
+TEST_F(TransferTest, AnOddSizeAndAnEmptyDiskWork) {
+  MemorySource odd(Bytes(4097, 7), {{0, 4097}});
+  ASSERT_TRUE(transfer(odd, options_));
+  EXPECT_EQ(content(), Bytes(4097, 7));
+  options_.overwrite = true;
+  MemorySource empty({}, {});
+  ASSERT_TRUE(transfer(empty, options_));
+  EXPECT_TRUE(content().empty());
+}
+
+TEST_F(TransferTest, ABrokenTransferGoesOnWhereItWasDurable) {
+  MemorySource source = large();
+  source.fail_at_ = 30;   // after 116 MiB: one checkpoint is past
+  auto r = transfer(source, options_);
+  ASSERT_FALSE(r);
+  EXPECT_FALSE(std::filesystem::exists(options_.path));
+  source.fail_at_ = 0;
+  source.bytes_read_ = 0;
+  r = transfer(source, options_);
+  ASSERT_TRUE(r) << r.status().to_string();
+  EXPECT_EQ(r->resumed_at, 64u << 20);
+  EXPECT_EQ(source.bytes_read_, 96u << 20);
+  EXPECT_TRUE(content() == source.data_);
+  EXPECT_EQ(names(), (std::vector<std::string>{"out.img"}));
+}
+
+TEST_F(TransferTest, APartialFileOfAnotherPointIsNotContinued) {
+  MemorySource source = large();
+  source.fail_at_ = 30;
+  ASSERT_FALSE(transfer(source, options_));
+  MemorySource other = large();
+  for (uint8_t& b : other.data_) b ^= 0x55;
+  other.identity_ = "image@8";
+  auto r = transfer(other, options_);
+  ASSERT_TRUE(r) << r.status().to_string();
+  EXPECT_EQ(r->resumed_at, 0u);
+  EXPECT_TRUE(content() == other.data_);
+}
+
+TEST_F(TransferTest, ATakenNameIsRefusedUnlessAsked) {
+  std::ofstream(options_.path) << "mine";
+  MemorySource source(Bytes(10, 1), {{0, 10}});
+  auto r = transfer(source, options_);
+  ASSERT_FALSE(r);
+  EXPECT_EQ(r.status().code(), Code::kAlreadyExists);
+  EXPECT_EQ(content().size(), 4u);
+  options_.overwrite = true;
+  ASSERT_TRUE(transfer(source, options_));
+  EXPECT_EQ(content(), Bytes(10, 1));
+}
+
+}  // namespace
+}  // namespace tidemark::cli
