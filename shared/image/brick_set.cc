@@ -91,8 +91,7 @@ Status check_member(const std::string& directory, const Probe& probe, const Uuid
       return refuse(directory, of + "is empty: it was replaced or is not mounted; mount the right device there");
     case Found::kOtherFiles:
       return refuse(directory, of + "has no marker: it was replaced or is not mounted; mount the right device there");
-    case Found::kMarker:
-      break;
+    case Found::kMarker: break;
   }
   if (probe.marker.group != group) {
     return refuse(directory, "belongs to another group (\"" + probe.marker.name + "\", " +
@@ -104,8 +103,9 @@ Status check_member(const std::string& directory, const Probe& probe, const Uuid
                                  options.name + "\"; correct the configuration");
   }
   if (probe.marker.count != options.bricks.size()) {
-    return refuse(directory, of + "is one of " + std::to_string(probe.marker.count) + " bricks, the configuration lists " +
-                                 std::to_string(options.bricks.size()) + "; list all of them");
+    return refuse(directory, of + "is one of " + std::to_string(probe.marker.count) +
+                                 " bricks, the configuration lists " + std::to_string(options.bricks.size()) +
+                                 "; list all of them");
   }
   return {};
 }
@@ -142,7 +142,9 @@ Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& 
   TM_RETURN_IF_ERROR(check_options(options));
   io::FileSystem& files = env.files();
   TM_ASSIGN_OR_RETURN(auto probes, probe_all(files, options));
-  auto is_ready = [](const Probe& p) { return p.found == Found::kMarker && p.marker.state == BrickMarker::State::kReady; };
+  auto is_ready = [](const Probe& p) {
+    return p.found == Found::kMarker && p.marker.state == BrickMarker::State::kReady;
+  };
   if (options.expected_group.is_nil() && std::none_of(probes.begin(), probes.end(), is_ready)) {
     for (size_t i = 0; i < probes.size(); ++i) {
       TM_RETURN_IF_ERROR(check_takeable(options.bricks[i], probes[i], options));
@@ -161,7 +163,8 @@ Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& 
     const std::string& directory = options.bricks[i];
     TM_RETURN_IF_ERROR(check_member(directory, probes[i], group, options));
     Brick& brick = bricks[probes[i].marker.index];
-    if (!brick.directory.empty()) return refuse(directory, "is the same as " + brick.directory + "; list each brick once");
+    if (!brick.directory.empty())
+      return refuse(directory, "is the same as " + brick.directory + "; list each brick once");
     brick.directory = directory;
     brick.marker = probes[i].marker;
     TM_ASSIGN_OR_RETURN(brick.mount_identity, files.mount_identity(directory));

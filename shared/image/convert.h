@@ -19,7 +19,7 @@
 
 namespace tidemark::image {
 
-enum class InputFormat { kAuto, kRaw, kVpc };                      // kAuto: VHD if a footer's cookie is there
+enum class InputFormat { kAuto, kRaw, kVpc };  // kAuto: VHD if a footer's cookie is there
 enum class OutputFormat { kRaw, kFixedVhd, kDynamicVhd };
 std::optional<InputFormat> parse_input_format(std::string_view name);    // "auto", "raw", "vpc" ("vhd" too)
 std::optional<OutputFormat> parse_output_format(std::string_view name);  // "raw", "fixed", "dynamic"
@@ -45,16 +45,16 @@ Result<std::unique_ptr<ImageSource>> open_image_file(const std::string& path, In
 struct VhdInfo {
   vhd::Footer footer;
   vhd::SizeSource size_source = vhd::SizeSource::kCurrentSize;
-  bool footer_copy_used = false;       // dynamic: the footer at the end is damaged, the copy at 0 is not
-  uint32_t block_bytes = 0;            // dynamic only, as the next two
+  bool footer_copy_used = false;  // dynamic: the footer at the end is damaged, the copy at 0 is not
+  uint32_t block_bytes = 0;       // dynamic only, as the next two
   uint32_t blocks = 0, blocks_allocated = 0;
 };
 struct ImageFileInfo {
   OutputFormat format = OutputFormat::kRaw;
-  uint64_t virtual_size = 0;           // of the disk
+  uint64_t virtual_size = 0;  // of the disk
   uint64_t file_size = 0, allocated = 0;
   std::optional<VhdInfo> vhd;
-  Status validity;                     // what open_image_file would say; the VHD fields are shown even if damaged
+  Status validity;  // what open_image_file would say; the VHD fields are shown even if damaged
 };
 Result<ImageFileInfo> image_file_info(const std::string& path, InputFormat format = InputFormat::kAuto);
 
@@ -63,10 +63,10 @@ using Progress = std::function<bool(uint64_t done, uint64_t total)>;
 
 struct WriteOptions {
   OutputFormat format = OutputFormat::kRaw;
-  bool overwrite = false;              // else kAlreadyExists
+  bool overwrite = false;  // else kAlreadyExists
   Progress progress;
-  Uuid unique_id;                      // of a VHD; nil draws one
-  std::optional<WallTime> time;        // of a VHD; now if not given
+  Uuid unique_id;                // of a VHD; nil draws one
+  std::optional<WallTime> time;  // of a VHD; now if not given
 };
 // Writes `source` to `path`, thin: what reads as zeros in whole 4 KiB stays a hole (or a free block). A VHD's size
 // is rounded up to 512. kCancelled if the progress callback said so.

@@ -94,7 +94,7 @@ class DynamicSource final : public ImageSource {
 
   PosixFile file_;
   VhdLayout layout_;
-  Bytes bitmap_;                      // of block bitmap_block_
+  Bytes bitmap_;  // of block bitmap_block_
   uint64_t bitmap_block_ = ~0ull;
 };
 
@@ -109,7 +109,8 @@ Result<Sector> read_sector(const PosixFile& file, uint64_t offset) {
 Status read_dynamic(const PosixFile& file, VhdLayout& layout) {
   uint64_t at = layout.footer.data_offset;
   if (at > layout.file_bytes || layout.file_bytes - at < vhd::kHeaderBytes) {
-    return Status(Code::kCorruption, "VHD footer: data offset is " + std::to_string(at) + "; the header does not lie in the file");
+    return Status(Code::kCorruption,
+                  "VHD footer: data offset is " + std::to_string(at) + "; the header does not lie in the file");
   }
   Bytes header(vhd::kHeaderBytes);
   TM_RETURN_IF_ERROR(file.read(at, header));
@@ -123,7 +124,8 @@ Status read_dynamic(const PosixFile& file, VhdLayout& layout) {
 // The footer at the end; for a dynamic disk whose last sector is damaged, its copy at 0.
 Status read_footer(const PosixFile& file, VhdLayout& layout) {
   if (layout.file_bytes < vhd::kFooterBytes) {
-    return Status(Code::kCorruption, "VHD footer: length of the file is " + std::to_string(layout.file_bytes) + ", too short for a footer");
+    return Status(Code::kCorruption, "VHD footer: length of the file is " + std::to_string(layout.file_bytes) +
+                                         ", too short for a footer");
   }
   TM_ASSIGN_OR_RETURN(Sector last, read_sector(file, layout.file_bytes - vhd::kFooterBytes));
   TM_ASSIGN_OR_RETURN(Sector first, read_sector(file, 0));
@@ -174,8 +176,9 @@ Status read_vhd_layout(const PosixFile& file, VhdLayout& layout) {
   if (layout.disk_bytes > layout.file_bytes - vhd::kFooterBytes) {
     std::string_view field =
         vhd::size_source(layout.footer) == vhd::SizeSource::kCurrentSize ? "current size" : "geometry";
-    return Status(Code::kCorruption, "VHD footer: " + std::string(field) + " gives a disk of " + std::to_string(layout.disk_bytes) +
-                                         " bytes, the file holds " + std::to_string(layout.file_bytes - vhd::kFooterBytes));
+    return Status(Code::kCorruption, "VHD footer: " + std::string(field) + " gives a disk of " +
+                                         std::to_string(layout.disk_bytes) + " bytes, the file holds " +
+                                         std::to_string(layout.file_bytes - vhd::kFooterBytes));
   }
   return {};
 }

@@ -32,9 +32,7 @@ Result<Uuid> random_uuid() {
 
 Result<vhd::Footer> footer_for(const WriteOptions& options, vhd::DiskType type, uint64_t disk_size) {
   Uuid id = options.unique_id;
-  if (id.is_nil()) {
-    TM_ASSIGN_OR_RETURN(id, random_uuid());
-  }
+  if (id.is_nil()) { TM_ASSIGN_OR_RETURN(id, random_uuid()); }
   WallTime now = options.time ? *options.time : WallTime{std::time(nullptr) * 1'000'000'000ll};
   return vhd::make_footer(type, disk_size, id, now);
 }
@@ -176,7 +174,8 @@ std::string_view format_name(OutputFormat format) {
 OutputFormat format_for_name(std::string_view path) {
   if (path.size() < 4) return OutputFormat::kRaw;
   std::string ending(path.substr(path.size() - 4));
-  std::transform(ending.begin(), ending.end(), ending.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
+  std::transform(ending.begin(), ending.end(), ending.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
   return ending == ".vhd" ? OutputFormat::kFixedVhd : OutputFormat::kRaw;
 }
 
@@ -203,7 +202,8 @@ Status write_image_file(ImageSource& source, const std::string& path, const Writ
 
 Status create_image_file(const std::string& path, uint64_t disk_size, const WriteOptions& options) {
   if (disk_size > limits::kImageBytesMax) {
-    return Status(Code::kInvalidArgument, path + ": a size of " + std::to_string(disk_size) + " is over the limit of 64 TiB");
+    return Status(Code::kInvalidArgument,
+                  path + ": a size of " + std::to_string(disk_size) + " is over the limit of 64 TiB");
   }
   ZeroSource source(disk_size);
   return write_image_file(source, path, options);
@@ -211,13 +211,15 @@ Status create_image_file(const std::string& path, uint64_t disk_size, const Writ
 
 Status resize_image_file(const std::string& path, uint64_t disk_size, InputFormat format) {
   if (disk_size > limits::kImageBytesMax) {
-    return Status(Code::kInvalidArgument, path + ": a size of " + std::to_string(disk_size) + " is over the limit of 64 TiB");
+    return Status(Code::kInvalidArgument,
+                  path + ": a size of " + std::to_string(disk_size) + " is over the limit of 64 TiB");
   }
   TM_ASSIGN_OR_RETURN(PosixFile file, PosixFile::open(path, O_RDWR));
   TM_ASSIGN_OR_RETURN(bool vhd, is_vhd(file, format));
   if (!vhd) {
     if (format == InputFormat::kAuto && format_for_name(path) == OutputFormat::kFixedVhd) {
-      return Status(Code::kCorruption, path + ": is named .vhd but has no VHD footer; say format raw to resize it all the same");
+      return Status(Code::kCorruption,
+                    path + ": is named .vhd but has no VHD footer; say format raw to resize it all the same");
     }
     TM_RETURN_IF_ERROR(file.truncate(disk_size));
     return file.sync();
@@ -225,7 +227,8 @@ Status resize_image_file(const std::string& path, uint64_t disk_size, InputForma
   VhdLayout layout;
   TM_RETURN_IF_ERROR(explain_vhd_error(read_vhd_layout(file, layout), path, format));
   if (layout.footer.type == vhd::DiskType::kDynamic) {
-    return Status(Code::kUnsupported, path + ": a dynamic VHD is not resized in place; export it and import it at the new size");
+    return Status(Code::kUnsupported,
+                  path + ": a dynamic VHD is not resized in place; export it and import it at the new size");
   }
   return resize_fixed(file, layout, disk_size).with_context(path);
 }

@@ -30,8 +30,8 @@ struct CopyState::Bounce {
   Piece piece;
   io::IoMode mode = io::IoMode::kInline;
   io::AlignedBuffer buffer;
-  uint8_t* out = nullptr;           // read: where to
-  const uint8_t* data = nullptr;    // write: where from
+  uint8_t* out = nullptr;         // read: where to
+  const uint8_t* data = nullptr;  // write: where from
   Status status;
   uint32_t edges_pending = 0;
   Bounce* next_free = nullptr;
@@ -343,7 +343,8 @@ Status CopyState::save(uint64_t size, Generation generation) {
 void CopyState::resize(uint64_t new_size, Generation generation, Callback<Status> done) {
   const std::string image = "image " + metadata_.id.to_string();
   if (new_size > limits::kImageBytesMax) {
-    return done(Status(Code::kInvalidArgument, image + ": size " + std::to_string(new_size) + " is over the limit of 64 TiB"));
+    return done(
+        Status(Code::kInvalidArgument, image + ": size " + std::to_string(new_size) + " is over the limit of 64 TiB"));
   }
   if (generation <= metadata_.size_generation) {
     return done(Status(Code::kInvalidArgument, image + ": size generation " + std::to_string(generation.value) +
@@ -359,11 +360,10 @@ void CopyState::resize(uint64_t new_size, Generation generation, Callback<Status
 }
 
 void CopyState::shrink(uint64_t new_size, Generation generation, Op* op) {
+  // A power cut may undo the cut of the objects: an open does it again, and a grow syncs them before it counts.
   Status status = save(new_size, generation);
   if (status) status = set_object_sizes(new_size);
-  if (!status) return finish_piece(op, std::move(status));
-  // The cut must not be undone by a power cut after a later grow became durable.
-  sync(io::IoMode::kInline, [this, op](Status s) { finish_piece(op, std::move(s)); });
+  finish_piece(op, std::move(status));
 }
 
 // What follows the old end in its last granule is undefined (an earlier, larger size may have left it).
@@ -379,20 +379,22 @@ void CopyState::grow(uint64_t new_size, Generation generation, Op* op) {
   uint64_t kept = last.object_offset + 1 - start;
   auto owned = std::make_unique<Resize>();
   MutableByteSpan granule = owned->granule.span();
-  objects_[last.stripe].file->read(start, granule, io::IoMode::kInline, [=, this, r = std::move(owned)](Status s) mutable {
-    if (!s) return finish_piece(op, std::move(s));
-    auto stale = granule.subspan(kept);
-    if (std::all_of(stale.begin(), stale.end(), [](uint8_t b) { return b == 0; })) {
-      return finish_grow(new_size, generation, op);
-    }
-    std::memset(stale.data(), 0, stale.size());
-    objects_[last.stripe].file->write(start, granule, io::IoMode::kInline,
-                                      [=, this, keep = std::move(r)](Status written) {
-                                        objects_[last.stripe].dirty = true;
-                                        if (!written) return finish_piece(op, std::move(written));
-                                        finish_grow(new_size, generation, op);
-                                      });
-  });
+  objects_[last.stripe].file->read(start, granule, io::IoMode::kInline,
+                                   [=, this, r = std::move(owned)](Status s) mutable {
+                                     if (!s) return finish_piece(op, std::move(s));
+                                     auto stale = granule.subspan(kept);
+                                     if (std::all_of(stale.begin(), stale.end(), [](uint8_t b) { return b == 0; })) {
+                                       return finish_grow(new_size, generation, op);
+                                     }
+                                     std::memset(stale.data(), 0, stale.size());
+                                     objects_[last.stripe].file->write(start, granule, io::IoMode::kInline,
+                                                                       [=, this, keep = std::move(r)](Status written) {
+                                                                         objects_[last.stripe].dirty = true;
+                                                                         if (!written)
+                                                                           return finish_piece(op, std::move(written));
+                                                                         finish_grow(new_size, generation, op);
+                                                                       });
+                                   });
 }
 
 void CopyState::finish_grow(uint64_t new_size, Generation generation, Op* op) {

@@ -46,12 +46,12 @@ class CopyState {
   };
   struct Op {
     Callback<Status> done;
-    Status status;            // the first failure
+    Status status;  // the first failure
     uint32_t pending = 0;
     Op* next_free = nullptr;
   };
-  struct Bounce;       // one piece that goes through aligned memory
-  struct ZeroFiller;   // one punch that the file system refused
+  struct Bounce;      // one piece that goes through aligned memory
+  struct ZeroFiller;  // one punch that the file system refused
   struct Resize;
 
   Op* take_op(Callback<Status> done);
@@ -70,11 +70,11 @@ class CopyState {
 
   GroupState& group_;
   ImageMetadata metadata_;
-  std::vector<Object> objects_;   // by stripe
-  bool removed_ = false;          // no side file any more
-  std::deque<Op> ops_;            // stable addresses
+  std::vector<Object> objects_;  // by stripe
+  bool removed_ = false;         // no side file any more
+  std::deque<Op> ops_;           // stable addresses
   Op* free_ops_ = nullptr;
-  std::vector<std::unique_ptr<Bounce>> bounces_;   // all of them, in use or free
+  std::vector<std::unique_ptr<Bounce>> bounces_;  // all of them, in use or free
   Bounce* free_bounces_ = nullptr;
   std::vector<std::unique_ptr<ZeroFiller>> fillers_;
   size_t ops_in_flight_ = 0;

@@ -103,7 +103,8 @@ Status GroupState::make_objects(const ImageMetadata& metadata) {
     TM_ASSIGN_OR_RETURN(auto file, files().open(object_path(brick, metadata.id, layout.generation(), i),
                                                 {.create = true, .exclusive = true}));
     uint64_t bytes = layout.object_bytes(i, metadata.size);
-    TM_RETURN_IF_ERROR(file->truncate((bytes + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule));
+    TM_RETURN_IF_ERROR(
+        file->truncate((bytes + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule));
     file.reset();
     TM_RETURN_IF_ERROR(files().sync_directory(directory));
   }
@@ -130,7 +131,8 @@ Result<std::unique_ptr<ImageCopy>> GroupState::create(ImageId id, uint64_t size,
     return Status(Code::kInvalidArgument, "image size " + std::to_string(size) + " is over the limit of 64 TiB");
   }
   auto found = find_metadata(id);
-  if (found) return Status(Code::kAlreadyExists, "group \"" + options_.name + "\" already holds image " + id.to_string());
+  if (found)
+    return Status(Code::kAlreadyExists, "group \"" + options_.name + "\" already holds image " + id.to_string());
   if (found.status().code() != Code::kNotFound) return found.status();
   TM_RETURN_IF_ERROR(remove_objects(id));
   ImageMetadata metadata{id, layout_for(id), size, size_generation};
@@ -138,7 +140,8 @@ Result<std::unique_ptr<ImageCopy>> GroupState::create(ImageId id, uint64_t size,
   if (made) made = save_metadata(metadata);
   if (!made) {
     // What stays behind has no side file, so it is no image; the next create sweeps it.
-    if (Status swept = remove_objects(id); !swept) kLog.warning("create_left_objects", {{"image", id}, {"status", swept}});
+    if (Status swept = remove_objects(id); !swept)
+      kLog.warning("create_left_objects", {{"image", id}, {"status", swept}});
     return made;
   }
   return open_with(std::move(metadata));
@@ -232,8 +235,10 @@ Result<uint64_t> GroupState::sweep_orphans() {
     ObjectName parsed = parse_object_name(name);
     if (!parsed.id) return {};
     // A damaged side file still names its objects.
-    if (parsed.kind == ObjectName::Kind::kMetadata) named.insert(*parsed.id);
-    else candidates.emplace_back(*parsed.id, directory + "/" + name);
+    if (parsed.kind == ObjectName::Kind::kMetadata)
+      named.insert(*parsed.id);
+    else
+      candidates.emplace_back(*parsed.id, directory + "/" + name);
     return {};
   });
   TM_RETURN_IF_ERROR(walked);

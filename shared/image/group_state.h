@@ -51,11 +51,11 @@ class GroupState {
   // The directory of the brick; empty if the group has no such brick.
   std::string brick_directory(const Uuid& brick) const;
   Status save_metadata(const ImageMetadata& metadata);
-  void forget(ImageId id, CopyState* copy);   // that copy is gone
+  void forget(ImageId id, CopyState* copy);  // that copy is gone
 
  private:
   struct FoundMetadata {
-    std::string brick;   // directory that holds the side file
+    std::string brick;  // directory that holds the side file
     Bytes bytes;
   };
 
@@ -74,7 +74,7 @@ class GroupState {
   uint64_t failed_syncs_ = 0;
   LossId loss_id_;
   bool lost_ = false;
-  std::map<ImageId, CopyState*> open_;   // those that still have a name
+  std::map<ImageId, CopyState*> open_;  // those that still have a name
   size_t copies_alive_ = 0;
   BouncePool bounce_;
 };

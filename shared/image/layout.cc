@@ -10,12 +10,13 @@ namespace tidemark::image {
 
 Result<Layout> Layout::make(Generation generation, uint32_t stripe_unit, std::vector<Uuid> bricks) {
   if (stripe_unit < kStripeUnitMin || stripe_unit > kStripeUnitMax || stripe_unit % limits::kOrderGranule != 0) {
-    return Status(Code::kInvalidArgument, "stripe unit " + std::to_string(stripe_unit) + ": give a multiple of 4096 from " +
-                                              std::to_string(kStripeUnitMin) + " to " + std::to_string(kStripeUnitMax));
+    return Status(Code::kInvalidArgument, "stripe unit " + std::to_string(stripe_unit) +
+                                              ": give a multiple of 4096 from " + std::to_string(kStripeUnitMin) +
+                                              " to " + std::to_string(kStripeUnitMax));
   }
   if (bricks.empty() || bricks.size() > kStripesMax) {
-    return Status(Code::kInvalidArgument, "stripe count " + std::to_string(bricks.size()) + ": give 1 to " +
-                                              std::to_string(kStripesMax));
+    return Status(Code::kInvalidArgument,
+                  "stripe count " + std::to_string(bricks.size()) + ": give 1 to " + std::to_string(kStripesMax));
   }
   std::vector<Uuid> sorted = bricks;
   std::sort(sorted.begin(), sorted.end());
@@ -67,7 +68,8 @@ Result<Layout> Layout::decode(Reader& in) {
   uint32_t copies = in.u32();
   uint32_t count = in.u32();
   if (!in.ok()) return Status(Code::kCorruption, "layout: cut short");
-  if (copies != 1) return Status(Code::kUnsupported, "layout: copies is " + std::to_string(copies) + ", only 1 is known");
+  if (copies != 1)
+    return Status(Code::kUnsupported, "layout: copies is " + std::to_string(copies) + ", only 1 is known");
   if (count > kStripesMax) return Status(Code::kCorruption, "layout: stripe count is " + std::to_string(count));
   std::vector<Uuid> bricks(count);
   for (Uuid& brick : bricks) brick = in.uuid();

@@ -52,7 +52,9 @@ Status PosixFile::read(uint64_t offset, MutableByteSpan out) const {
     ssize_t n = ::pread(fd_, out.data(), out.size(), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return Status::from_errno(errno, path_ + ": read");
-    if (n == 0) return Status(Code::kIoError, path_ + ": ends at " + std::to_string(offset) + "; it became shorter while it was read");
+    if (n == 0)
+      return Status(Code::kIoError,
+                    path_ + ": ends at " + std::to_string(offset) + "; it became shorter while it was read");
     offset += static_cast<uint64_t>(n);
     out = out.subspan(static_cast<size_t>(n));
   }
@@ -71,7 +73,8 @@ Status PosixFile::write(uint64_t offset, ByteSpan data) const {
 }
 
 Status PosixFile::truncate(uint64_t size) const {
-  return ::ftruncate(fd_, static_cast<off_t>(size)) == 0 ? Status::ok() : Status::from_errno(errno, path_ + ": set size");
+  return ::ftruncate(fd_, static_cast<off_t>(size)) == 0 ? Status::ok()
+                                                         : Status::from_errno(errno, path_ + ": set size");
 }
 
 Status PosixFile::sync() const {
@@ -85,7 +88,9 @@ Result<Extent> PosixFile::next_data(uint64_t offset, uint64_t end) const {
   if (data < 0) {
     // Nothing but holes, or a file that was cut meanwhile: what was cut off is not zeros.
     TM_ASSIGN_OR_RETURN(uint64_t now, size());
-    if (now < end) return Status(Code::kIoError, path_ + ": ends at " + std::to_string(now) + "; it became shorter while it was read");
+    if (now < end)
+      return Status(Code::kIoError,
+                    path_ + ": ends at " + std::to_string(now) + "; it became shorter while it was read");
     return Extent{end, 0};
   }
   uint64_t begin = static_cast<uint64_t>(data);
@@ -119,10 +124,12 @@ Status TemporaryFile::commit(bool overwrite) {
   if (result != 0 && errno == EINVAL && flags != 0) {
     // The file system has no such rename: look first, so that only a race could replace a file.
     struct stat st;
-    if (::stat(path_.c_str(), &st) == 0) return Status(Code::kAlreadyExists, path_ + ": exists; remove it or ask to overwrite");
+    if (::stat(path_.c_str(), &st) == 0)
+      return Status(Code::kAlreadyExists, path_ + ": exists; remove it or ask to overwrite");
     result = ::rename(temporary_.c_str(), path_.c_str());
   }
-  if (result != 0 && errno == EEXIST) return Status(Code::kAlreadyExists, path_ + ": exists; remove it or ask to overwrite");
+  if (result != 0 && errno == EEXIST)
+    return Status(Code::kAlreadyExists, path_ + ": exists; remove it or ask to overwrite");
   if (result != 0) return Status::from_errno(errno, path_ + ": rename");
   temporary_.clear();
   size_t slash = path_.rfind('/');

@@ -26,7 +26,7 @@ class PosixFile {
   const std::string& path() const { return path_; }
   Result<uint64_t> size() const;
   Result<struct stat> stat() const;
-  Status read(uint64_t offset, MutableByteSpan out) const;   // all of it; the file's end is an error
+  Status read(uint64_t offset, MutableByteSpan out) const;  // all of it; the file's end is an error
   Status write(uint64_t offset, ByteSpan data) const;
   Status truncate(uint64_t size) const;
   Status sync() const;
@@ -52,7 +52,7 @@ class TemporaryFile {
  private:
   TemporaryFile() = default;
   PosixFile file_;
-  std::string path_, temporary_;   // temporary_ is empty once committed or moved from
+  std::string path_, temporary_;  // temporary_ is empty once committed or moved from
 };
 
 }  // namespace tidemark::image

@@ -59,7 +59,8 @@ Result<BrickMarker> decode_marker(ByteSpan bytes) {
   marker.name = in.text();
   if (!in.done()) return Status(Code::kCorruption, "marker has the wrong length");
   if (state != 1 && state != 2) return Status(Code::kCorruption, "marker state is " + std::to_string(state));
-  if (marker.count == 0 || marker.index >= marker.count) return Status(Code::kCorruption, "marker index is out of range");
+  if (marker.count == 0 || marker.index >= marker.count)
+    return Status(Code::kCorruption, "marker index is out of range");
   marker.state = static_cast<BrickMarker::State>(state);
   return marker;
 }
@@ -115,8 +116,10 @@ ObjectName parse_object_name(std::string_view name) {
     return out;
   }
   std::string_view rest = name.substr(kUuidTextBytes);
-  if (rest == ".meta") out.kind = ObjectName::Kind::kMetadata;
-  else if (rest.starts_with(".g") && rest.ends_with(".data")) out.kind = ObjectName::Kind::kData;
+  if (rest == ".meta")
+    out.kind = ObjectName::Kind::kMetadata;
+  else if (rest.starts_with(".g") && rest.ends_with(".data"))
+    out.kind = ObjectName::Kind::kData;
   return out;
 }
 

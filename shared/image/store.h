@@ -38,16 +38,16 @@ class CopyState;
 struct ImageMetadata {
   ImageId id;
   Layout layout;
-  uint64_t size = 0;              // bytes; any number up to limits::kImageBytesMax
-  Generation size_generation;     // grows with each resize; given by the caller
+  uint64_t size = 0;           // bytes; any number up to limits::kImageBytesMax
+  Generation size_generation;  // grows with each resize; given by the caller
 };
 
 struct StorageGroupOptions {
-  std::string name;                    // written into the markers; checked on open
-  std::vector<std::string> bricks;     // directories, in the order of the configuration
+  std::string name;                 // written into the markers; checked on open
+  std::vector<std::string> bricks;  // directories, in the order of the configuration
   uint32_t stripe_unit = kStripeUnitDefault;
-  uint32_t stripe_count = 1;           // for images created from now on; at most the number of bricks
-  bool direct = true;                  // O_DIRECT where the brick's file system takes it
+  uint32_t stripe_count = 1;  // for images created from now on; at most the number of bricks
+  bool direct = true;         // O_DIRECT where the brick's file system takes it
   // The group that the daemon's own durable state knows, as group_id() gave it earlier. Nil only on a
   // daemon's first start: then bricks that are all empty are taken as new. Otherwise an empty brick is
   // one that was replaced or is not mounted: an error, never a fresh start.
@@ -78,8 +78,8 @@ class StorageGroup {
   bool contains(ImageId id);
 
   struct Catalogue {
-    std::vector<ImageMetadata> images;   // by id
-    std::vector<Status> damaged;         // one for each side file that could not be read; each names its file
+    std::vector<ImageMetadata> images;  // by id
+    std::vector<Status> damaged;        // one for each side file that could not be read; each names its file
   };
   // Rebuilt from the side files on the bricks. Walks directories: start-up and repair only.
   Result<Catalogue> list();
@@ -145,7 +145,7 @@ class ImageCopy {
   Result<Extent> next_data(uint64_t offset);
   Result<uint64_t> allocated_bytes();
 
-  bool idle() const;   // no operation in flight
+  bool idle() const;  // no operation in flight
 
  private:
   friend class detail::GroupState;

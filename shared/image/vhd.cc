@@ -13,13 +13,28 @@ constexpr int64_t kEpochSeconds = 946684800;  // 2000-01-01 in seconds since 197
 
 // Field offsets of the footer.
 enum : size_t {
-  kFeatures = 8, kVersion = 12, kDataOffset = 16, kTimestamp = 24, kCreatorApp = 28, kCreatorVersion = 32,
-  kCreatorHost = 36, kOriginalSize = 40, kCurrentSize = 48, kGeometry = 56, kDiskType = 60, kChecksum = 64,
-  kUniqueId = 68, kSavedState = 84,
+  kFeatures = 8,
+  kVersion = 12,
+  kDataOffset = 16,
+  kTimestamp = 24,
+  kCreatorApp = 28,
+  kCreatorVersion = 32,
+  kCreatorHost = 36,
+  kOriginalSize = 40,
+  kCurrentSize = 48,
+  kGeometry = 56,
+  kDiskType = 60,
+  kChecksum = 64,
+  kUniqueId = 68,
+  kSavedState = 84,
 };
 // And of the dynamic header.
 enum : size_t {
-  kHeaderDataOffset = 8, kHeaderTableOffset = 16, kHeaderVersion = 24, kHeaderEntries = 28, kHeaderBlockSize = 32,
+  kHeaderDataOffset = 8,
+  kHeaderTableOffset = 16,
+  kHeaderVersion = 24,
+  kHeaderEntries = 28,
+  kHeaderBlockSize = 32,
   kHeaderChecksum = 36,
 };
 
@@ -93,8 +108,8 @@ Result<Footer> make_footer(DiskType type, uint64_t disk_bytes, const Uuid& uniqu
     return Status(Code::kInvalidArgument, "a VHD's size is a multiple of 512 bytes, not " + std::to_string(disk_bytes));
   }
   if (disk_bytes > kDiskBytesMax) {
-    return Status(Code::kInvalidArgument, "a VHD holds at most 2040 GiB, not " + std::to_string(disk_bytes) +
-                                              " bytes; use a raw image (.img)");
+    return Status(Code::kInvalidArgument,
+                  "a VHD holds at most 2040 GiB, not " + std::to_string(disk_bytes) + " bytes; use a raw image (.img)");
   }
   Footer footer;
   footer.type = type;
@@ -161,14 +176,15 @@ Status validate_footer(ByteSpan sector) {
   if (footer.type == DiskType::kDifferencing) {
     return Status(Code::kUnsupported, "VHD footer: disk type is differencing; merge it with its parent first");
   }
-  if (type != 2 && type != 3) return bad_footer("disk type", "is " + std::to_string(type) + ", not fixed (2) or dynamic (3)");
+  if (type != 2 && type != 3)
+    return bad_footer("disk type", "is " + std::to_string(type) + ", not fixed (2) or dynamic (3)");
   // Some writers of fixed disks store 32 bits of ones.
   bool is_none = footer.data_offset == kNoOffset || footer.data_offset == 0xFFFFFFFF;
   if (footer.type == DiskType::kFixed && !is_none) {
     return bad_footer("data offset", "is " + hex(footer.data_offset) + "; a fixed disk has all ones");
   }
-  if (footer.type == DiskType::kDynamic && (footer.data_offset % kSectorBytes != 0 || footer.data_offset < kFooterBytes ||
-                                            footer.data_offset > kDiskBytesMax)) {
+  if (footer.type == DiskType::kDynamic && (footer.data_offset % kSectorBytes != 0 ||
+                                            footer.data_offset < kFooterBytes || footer.data_offset > kDiskBytesMax)) {
     return bad_footer("data offset", "is " + hex(footer.data_offset) + "; no header can be there");
   }
   if (footer.current_size > kDiskBytesMax) {
@@ -177,12 +193,14 @@ Status validate_footer(ByteSpan sector) {
   if (footer.current_size % kSectorBytes != 0) {
     return bad_footer("current size", "is " + std::to_string(footer.current_size) + ", not a multiple of 512");
   }
-  if (footer.saved_state > 1) return bad_footer("saved state", "is " + std::to_string(footer.saved_state) + ", not 0 or 1");
+  if (footer.saved_state > 1)
+    return bad_footer("saved state", "is " + std::to_string(footer.saved_state) + ", not 0 or 1");
   if (size_source(footer) == SizeSource::kGeometry) {
     const Geometry& g = footer.geometry;
     if (footer.current_size != 0 && g.bytes() == 0) {
       return bad_footer("geometry", "has a zero in it (" + std::to_string(g.cylinders) + "/" + std::to_string(g.heads) +
-                                        "/" + std::to_string(g.sectors) + "), and this creator's size is taken from it");
+                                        "/" + std::to_string(g.sectors) +
+                                        "), and this creator's size is taken from it");
     }
   }
   return {};
@@ -229,8 +247,10 @@ Result<DynamicHeader> decode_header(ByteSpan bytes, uint64_t disk_size, uint64_t
   header.table_offset = load_be64(p + kHeaderTableOffset);
   header.table_entries = load_be32(p + kHeaderEntries);
   header.block_bytes = load_be32(p + kHeaderBlockSize);
-  if (!std::has_single_bit(header.block_bytes) || header.block_bytes < kBlockBytesMin || header.block_bytes > kBlockBytesMax) {
-    return bad_header("block size", "is " + std::to_string(header.block_bytes) + ", not a power of two from 4 KiB to 256 MiB");
+  if (!std::has_single_bit(header.block_bytes) || header.block_bytes < kBlockBytesMin ||
+      header.block_bytes > kBlockBytesMax) {
+    return bad_header("block size",
+                      "is " + std::to_string(header.block_bytes) + ", not a power of two from 4 KiB to 256 MiB");
   }
   uint32_t needed = blocks_of(disk_size, header.block_bytes);
   if (header.table_entries < needed) {
@@ -242,8 +262,8 @@ Result<DynamicHeader> decode_header(ByteSpan bytes, uint64_t disk_size, uint64_t
                                         std::to_string(needed) + " entries, over the limit");
   }
   uint64_t table_bytes = uint64_t{needed} * 4;
-  if (header.table_offset % kSectorBytes != 0 || header.table_offset < kFooterBytes || header.table_offset > file_size ||
-      table_bytes > file_size - header.table_offset) {
+  if (header.table_offset % kSectorBytes != 0 || header.table_offset < kFooterBytes ||
+      header.table_offset > file_size || table_bytes > file_size - header.table_offset) {
     return bad_header("table offset", "is " + hex(header.table_offset) + "; the table does not lie in the file");
   }
   return header;
@@ -263,13 +283,14 @@ Result<std::vector<uint32_t>> decode_table(ByteSpan bytes, const DynamicHeader& 
   const uint64_t extent = uint64_t{header.bitmap_bytes()} + header.block_bytes;
   struct Taken {
     uint64_t begin, end;
-    uint32_t entry;   // kFreeEntry: not a block
+    uint32_t entry;  // kFreeEntry: not a block
   };
   std::vector<Taken> taken{{0, kFooterBytes, kFreeEntry}, {header_offset, header_offset + kHeaderBytes, kFreeEntry}};
   const Extent table{header.table_offset, uint64_t{needed} * 4};
   for (const Taken& t : taken) {
     if (table.overlaps({t.begin, t.end - t.begin})) {
-      return bad_header("table offset", "is " + hex(table.offset) + "; the table overlaps the footer copy or the header");
+      return bad_header("table offset",
+                        "is " + hex(table.offset) + "; the table overlaps the footer copy or the header");
     }
   }
   if (needed != 0) taken.push_back({table.offset, table.end(), kFreeEntry});
@@ -279,7 +300,8 @@ Result<std::vector<uint32_t>> decode_table(ByteSpan bytes, const DynamicHeader& 
     if (entries[i] == kFreeEntry) continue;
     uint64_t begin = uint64_t{entries[i]} * kSectorBytes;
     if (extent > file_size || begin > file_size - extent) {
-      return bad("BAT", "entry " + std::to_string(i), "points to " + hex(begin) + "; its block does not lie in the file");
+      return bad("BAT", "entry " + std::to_string(i),
+                 "points to " + hex(begin) + "; its block does not lie in the file");
     }
     taken.push_back({begin, begin + extent, i});
   }

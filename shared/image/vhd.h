@@ -28,7 +28,7 @@ inline constexpr uint64_t kTableOffset = 1536;
 inline constexpr uint32_t kBlockBytesDefault = 2u << 20;
 inline constexpr uint32_t kBlockBytesMin = 4u << 10;
 inline constexpr uint32_t kBlockBytesMax = 256u << 20;
-inline constexpr uint32_t kTableEntriesMax = 16u << 20;   // 64 MiB of table
+inline constexpr uint32_t kTableEntriesMax = 16u << 20;  // 64 MiB of table
 inline constexpr uint32_t kFreeEntry = 0xFFFFFFFF;
 inline constexpr uint64_t kDiskBytesMax = 2040ull << 30;  // the specification's limit
 inline constexpr uint64_t kNoOffset = ~0ull;
@@ -46,10 +46,10 @@ struct Geometry {
 Geometry geometry_for(uint64_t disk_bytes);
 
 struct Footer {
-  uint32_t features = 2;                  // bit 1 is always set
+  uint32_t features = 2;  // bit 1 is always set
   uint32_t version = 0x00010000;
-  uint64_t data_offset = kNoOffset;       // of the dynamic header
-  uint32_t timestamp = 0;                 // seconds since 2000-01-01 UTC
+  uint64_t data_offset = kNoOffset;  // of the dynamic header
+  uint32_t timestamp = 0;            // seconds since 2000-01-01 UTC
   std::array<char, 4> creator_app{'w', 'i', 'n', ' '};
   uint32_t creator_version = 0x00060001;
   std::array<char, 4> creator_host{'W', 'i', '2', 'k'};
@@ -84,7 +84,7 @@ struct DynamicHeader {
   uint64_t table_offset = kTableOffset;
   uint32_t table_entries = 0;
   uint32_t block_bytes = kBlockBytesDefault;
-  uint32_t bitmap_bytes() const;   // padded to 512
+  uint32_t bitmap_bytes() const;  // padded to 512
 };
 std::array<uint8_t, kHeaderBytes> encode_header(const DynamicHeader& header);
 // `disk_size` and `file_size` bound what the header may claim.

@@ -13,10 +13,10 @@ namespace tidemark::image {
 
 struct VhdLayout {
   uint64_t file_bytes = 0, disk_bytes = 0;
-  bool has_footer = false;         // `footer` was found, be it valid or not
+  bool has_footer = false;  // `footer` was found, be it valid or not
   bool footer_copy_used = false;
   vhd::Footer footer;
-  vhd::DynamicHeader header;       // dynamic only, as the next
+  vhd::DynamicHeader header;  // dynamic only, as the next
   std::vector<uint32_t> table;
 };
 // Fills `layout` as far as it gets; the error names the field.

@@ -27,7 +27,8 @@ Bytes made_plausible(ByteSpan input) {
   Bytes file(input.begin(), input.end());
   if (file.size() < 512) return file;
   auto put = [&](size_t at, std::string_view cookie) {
-    if (at + cookie.size() <= file.size()) std::copy(cookie.begin(), cookie.end(), file.begin() + static_cast<long>(at));
+    if (at + cookie.size() <= file.size())
+      std::copy(cookie.begin(), cookie.end(), file.begin() + static_cast<long>(at));
   };
   size_t end = file.size() - 512;
   uint64_t header = load_be64(file.data() + end + 16);

@@ -39,7 +39,8 @@ TEST_F(BrickTest, AnEmptyReplacedBrickIsNamed) {
   open_group(options(2));
   fs::remove_all(brick(0));
   fs::create_directories(brick(0));
-  EXPECT_THAT(open_error(options(2)), AllOf(HasSubstr(brick(0)), HasSubstr("is empty"), HasSubstr("mount the right device")));
+  EXPECT_THAT(open_error(options(2)),
+              AllOf(HasSubstr(brick(0)), HasSubstr("is empty"), HasSubstr("mount the right device")));
 }
 
 TEST_F(BrickTest, AnUnmountedOnlyBrickIsNoFreshStart) {

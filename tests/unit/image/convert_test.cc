@@ -20,7 +20,8 @@ uint64_t allocated(const std::string& path) {
 class ConvertTest : public ImageFileTest, public ::testing::WithParamInterface<OutputFormat> {};
 
 TEST_P(ConvertTest, RoundTripsAtAnySize) {
-  for (size_t size : {size_t{0}, size_t{1}, size_t{512}, size_t{4097}, size_t{2u << 20}, size_t{5u << 20}, (size_t{9} << 20) + 777}) {
+  for (size_t size :
+       {size_t{0}, size_t{1}, size_t{512}, size_t{4097}, size_t{2u << 20}, size_t{5u << 20}, (size_t{9} << 20) + 777}) {
     Bytes disk = some_disk(size, static_cast<uint32_t>(size));
     spit(path("raw"), disk);
     ASSERT_TRUE(convert(path("raw"), path("x"), GetParam()).is_ok());
@@ -64,7 +65,8 @@ TEST_P(ConvertTest, ACancelledOrFailedWriteLeavesNothing) {
   spit(path("raw"), some_disk(8u << 20));
   auto source = std::move(open_image_file(path("raw"))).value();
   int calls = 0;
-  Status s = write_image_file(*source, path("x"), {.format = GetParam(), .progress = [&](uint64_t, uint64_t) { return ++calls < 4; }});
+  Status s = write_image_file(*source, path("x"),
+                              {.format = GetParam(), .progress = [&](uint64_t, uint64_t) { return ++calls < 4; }});
   EXPECT_EQ(s.code(), Code::kCancelled);
   EXPECT_THAT(names(), ElementsAre("raw"));
   std::filesystem::resize_file(path("raw"), 1u << 20);  // behind the reader's back
@@ -116,7 +118,8 @@ TEST_F(ImageFileTest, NewDisksAreEmptyAndHaveTheirSize) {
   }
   EXPECT_EQ(format_for_name("x.VHD"), OutputFormat::kFixedVhd);
   EXPECT_EQ(format_for_name("vhd"), OutputFormat::kRaw);
-  EXPECT_EQ(create_image_file(path("b.vhd"), vhd::kDiskBytesMax + 512, {.format = OutputFormat::kFixedVhd}).code(), Code::kInvalidArgument);
+  EXPECT_EQ(create_image_file(path("b.vhd"), vhd::kDiskBytesMax + 512, {.format = OutputFormat::kFixedVhd}).code(),
+            Code::kInvalidArgument);
   EXPECT_EQ(create_image_file(path("b.img"), ~0ull, {}).code(), Code::kInvalidArgument);
   EXPECT_EQ(create_image_file(path("none/b.img"), 4096, {}).code(), Code::kNotFound);
   EXPECT_THAT(names(), ElementsAre("a.img", "a.vhd"));
@@ -173,8 +176,8 @@ TEST_F(ImageFileTest, SectorsThatTheBitmapDoesNotHaveReadAsZeros) {
   spit(path("raw"), disk);
   ASSERT_TRUE(convert(path("raw"), path("x.vhd"), OutputFormat::kDynamicVhd).is_ok());
   Bytes file = slurp(path("x.vhd"));
-  file[2048] &= 0x7F;       // block 0, sector 0
-  file[2048 + 1] = 0x0F;    // sectors 8 to 11
+  file[2048] &= 0x7F;     // block 0, sector 0
+  file[2048 + 1] = 0x0F;  // sectors 8 to 11
   spit(path("x.vhd"), file);
   std::fill_n(disk.begin(), 512, 0);
   std::fill_n(disk.begin() + 8 * 512, 4 * 512, 0);

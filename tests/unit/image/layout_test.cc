@@ -39,7 +39,8 @@ TEST(Layout, PiecesCoverARangeOnceAndMapBack) {
       ASSERT_LE(piece.length, rest.length);
       ASSERT_EQ(piece.image_offset, rest.offset);
       ASSERT_EQ(layout.image_offset(piece.stripe, piece.object_offset), rest.offset);
-      ASSERT_EQ(layout.image_offset(piece.stripe, piece.object_offset + piece.length - 1), rest.offset + piece.length - 1);
+      ASSERT_EQ(layout.image_offset(piece.stripe, piece.object_offset + piece.length - 1),
+                rest.offset + piece.length - 1);
       auto [it, fresh] = per_object.try_emplace(piece.stripe, piece.object_offset, 0);
       ASSERT_EQ(it->second.first + it->second.second, piece.object_offset) << "an object's part is contiguous";
       it->second.second += piece.length;

@@ -19,10 +19,10 @@
 namespace tidemark::image {
 
 struct Faults {
-  bool refuse_punch = false;        // as a file system without hole punching
+  bool refuse_punch = false;  // as a file system without hole punching
   bool fail_sync = false;
   bool fail_atomic_writes = false;
-  int fail_after_changes = -1;      // changes of names and files let through; later ones get EIO; -1: all
+  int fail_after_changes = -1;  // changes of names and files let through; later ones get EIO; -1: all
   bool change_fails() { return fail_after_changes >= 0 && fail_after_changes-- <= 0 && (fail_after_changes = 0, true); }
 };
 
@@ -99,7 +99,9 @@ class FaultyEnv final : public io::Env {
  public:
   explicit FaultyEnv(io::Env& inner) : inner_(inner), files_(inner.files(), faults) {}
   void post(UniqueFunction<void()> fn) override { inner_.post(std::move(fn)); }
-  io::TimerId after(io::Duration delay, UniqueFunction<void()> fn) override { return inner_.after(delay, std::move(fn)); }
+  io::TimerId after(io::Duration delay, UniqueFunction<void()> fn) override {
+    return inner_.after(delay, std::move(fn));
+  }
   void cancel(io::TimerId id) override { inner_.cancel(id); }
   void at_turn_end(UniqueFunction<void()> fn) override { inner_.at_turn_end(std::move(fn)); }
   void offload(UniqueFunction<void()> work, UniqueFunction<void()> done) override {
@@ -116,7 +118,7 @@ class FaultyEnv final : public io::Env {
   Uuid boot_id() override { return boot.value_or(inner_.boot_id()); }
 
   Faults faults;
-  std::optional<Uuid> boot;   // as after a reboot
+  std::optional<Uuid> boot;  // as after a reboot
 
  private:
   io::Env& inner_;

@@ -21,7 +21,8 @@ class DiskModel {
   explicit DiskModel(uint64_t size) : current(size), versions_(size / kSector) { synced(); }
   void change(uint64_t offset, ByteSpan data) {
     std::copy(data.begin(), data.end(), current.begin() + static_cast<long>(offset));
-    for (size_t i = offset / kSector; i * kSector < offset + data.size(); ++i) versions_[i].push_back(sector_of(current, i));
+    for (size_t i = offset / kSector; i * kSector < offset + data.size(); ++i)
+      versions_[i].push_back(sector_of(current, i));
   }
   void synced() {
     for (size_t i = 0; i < versions_.size(); ++i) versions_[i] = {sector_of(current, i)};
@@ -39,7 +40,7 @@ class DiskModel {
   Bytes current;
 
  private:
-  using Versions = std::vector<Bytes>;   // the durable one first
+  using Versions = std::vector<Bytes>;  // the durable one first
   static Bytes sector_of(const Bytes& disk, size_t i) {
     auto begin = disk.begin() + static_cast<long>(i * kSector);
     return Bytes(begin, begin + kSector);
@@ -130,7 +131,8 @@ TEST_P(StoreCrashTest, AcknowledgedSyncsHoldAndAKillLosesNothingAcknowledged) {
     for (int crash = 0; crash < 5; ++crash) {
       sim.world.inject("host1", sim::CrashPoint{.nth = 1 + sim.world.random().below(60), .kind = GetParam()});
       while (sim.alive()) {
-        uint64_t first = sim.world.random().below(300), count = 1 + sim.world.random().below(std::min<uint64_t>(300 - first, 40));
+        uint64_t first = sim.world.random().below(300),
+                 count = 1 + sim.world.random().below(std::min<uint64_t>(300 - first, 40));
         Bytes data(count * kSector);
         sim.world.random().fill(data);
         bool zeroes = sim.world.random().chance(1, 5);
@@ -142,7 +144,10 @@ TEST_P(StoreCrashTest, AcknowledgedSyncsHoldAndAKillLosesNothingAcknowledged) {
         if (GetParam() == sim::Crash::kKill) model.synced();
         if (!sim.world.random().chance(1, 4)) continue;
         auto synced = sim.sync();
-        if (synced) { ASSERT_TRUE(synced->is_ok()); model.synced(); }
+        if (synced) {
+          ASSERT_TRUE(synced->is_ok());
+          model.synced();
+        }
       }
       sim.restart();
       EXPECT_EQ(sim.group->loss_id() != loss_id, GetParam() == sim::Crash::kPowerLoss);
@@ -164,9 +169,11 @@ TEST_P(StoreCrashTest, CreateRemoveAndResizeAreWholeOrNotAtAll) {
     StoreSim sim(seed, 2, 2);
     for (int crash = 0; crash < 6; ++crash) {
       sim.world.inject("host1", sim::CrashPoint{.nth = 1 + sim.world.random().below(25), .kind = GetParam()});
-      std::set<uint64_t> sizes;   // that a restart may find; 0: no image
-      if (auto opened = sim.group->open_image(some_image())) sizes = {(*opened)->size()}, sim.copy = std::move(opened).value();
-      else sizes = {0};
+      std::set<uint64_t> sizes;  // that a restart may find; 0: no image
+      if (auto opened = sim.group->open_image(some_image()))
+        sizes = {(*opened)->size()}, sim.copy = std::move(opened).value();
+      else
+        sizes = {0};
       while (sim.alive()) {
         if (!sim.copy) {
           sizes.insert(200 * kSector);
@@ -214,14 +221,15 @@ TEST_P(StoreCrashTest, WhatAShrinkCutOffStaysGone) {
     sim.copy = *sim.group->create(some_image(), 1000 * kSector);
     ASSERT_TRUE(sim.write(0, Bytes(1000 * kSector, 0xAA))->is_ok());
     ASSERT_TRUE(sim.sync()->is_ok());
-    uint64_t kept = sim.world.random().below(900 * kSector);
-    ASSERT_TRUE(sim.resize(kept)->is_ok());
-    sim.world.inject("host1", sim::CrashPoint{.nth = 1 + sim.world.random().below(12), .kind = GetParam()});
-    (void)sim.resize(1000 * kSector);  // may die on the way
-    sim.world.crash("host1", GetParam());
-    sim.restart();
-    sim.copy = *sim.group->open_image(some_image());
-    if (sim.copy->size() == kept) { ASSERT_TRUE(sim.resize(1000 * kSector)->is_ok()); }
+    const uint64_t kept = sim.world.random().below(900 * kSector);
+    for (uint64_t size : {kept, 1000 * kSector}) {
+      sim.world.inject("host1", sim::CrashPoint{.nth = 1 + sim.world.random().below(12), .kind = GetParam()});
+      (void)sim.resize(size);  // may die on the way
+      sim.world.crash("host1", GetParam());
+      sim.restart();
+      sim.copy = *sim.group->open_image(some_image());
+      if (sim.copy->size() != size) { ASSERT_TRUE(sim.resize(size)->is_ok()); }
+    }
     Bytes expected(1000 * kSector, 0);
     std::fill_n(expected.begin(), kept, 0xAA);
     ASSERT_TRUE(sim.contents() == expected);

@@ -73,7 +73,9 @@ TEST_P(StoreModelTest, RandomOperationsMatchAModel) {
     if (random() % 3 == 0) offset = offset / 4096 * 4096;
     uint64_t length = std::min<uint64_t>(model.size() - offset, random() % (random() % 4 == 0 ? 400'000 : 9'000));
     switch (random() % 8) {
-      case 0: case 1: case 2: {
+      case 0:
+      case 1:
+      case 2: {
         Bytes data = random_bytes(random, length);
         ASSERT_TRUE(write(*copy, offset, data, mode).is_ok());
         std::copy(data.begin(), data.end(), model.begin() + static_cast<long>(offset));
@@ -126,7 +128,10 @@ TEST_F(StoreTest, ManyOperationsInFlightOnDisjointGranules) {
   for (uint64_t at = 0; at < model.size(); at += 8192, ++started) {
     // Odd lengths within two granules, memory at odd addresses: all go through bounce buffers.
     ByteSpan data = ByteSpan(model).subspan(at + 1, 8190);
-    copy->write(at + 1, data, io::IoMode::kQueued, [&](Status s) { EXPECT_TRUE(s.is_ok()); ++done; });
+    copy->write(at + 1, data, io::IoMode::kQueued, [&](Status s) {
+      EXPECT_TRUE(s.is_ok());
+      ++done;
+    });
   }
   EXPECT_TRUE(real_.run_until([&] { return done == started; }, std::chrono::seconds(60)));
   EXPECT_TRUE(copy->idle());

@@ -14,9 +14,9 @@ constexpr uint64_t kDisk = 5u << 20;
 struct Damage {
   const char* name;
   bool dynamic;
-  uint64_t at;                            // in the footer, or for a dynamic disk in the file
+  uint64_t at;  // in the footer, or for a dynamic disk in the file
   Bytes bytes;
-  std::vector<uint64_t> reseal;           // checksums to be made right again: offsets of footers / the header
+  std::vector<uint64_t> reseal;  // checksums to be made right again: offsets of footers / the header
   const char* says;
 };
 
@@ -43,7 +43,8 @@ class CorruptVhdTest : public ImageFileTest, public ::testing::WithParamInterfac
 TEST_P(CorruptVhdTest, TheFieldIsNamed) {
   const Damage& d = GetParam();
   spit(path("raw"), some_disk(kDisk));
-  ASSERT_TRUE(convert(path("raw"), path("x.vhd"), d.dynamic ? OutputFormat::kDynamicVhd : OutputFormat::kFixedVhd).is_ok());
+  ASSERT_TRUE(
+      convert(path("raw"), path("x.vhd"), d.dynamic ? OutputFormat::kDynamicVhd : OutputFormat::kFixedVhd).is_ok());
   Bytes file = slurp(path("x.vhd"));
   const uint64_t end = file.size() - 512;
   // Footer fields are damaged in the footer and, where there is one, in its copy.
@@ -69,44 +70,48 @@ TEST_P(CorruptVhdTest, TheFieldIsNamed) {
 const uint64_t kHeader = 512, kTable = 1536;
 INSTANTIATE_TEST_SUITE_P(
     Fields, CorruptVhdTest,
-    ::testing::Values(
-        Damage{"FooterCookie", false, 0, {'x'}, {}, "footer: cookie"},
-        Damage{"FooterChecksum", false, 64, {1, 2, 3, 4}, {}, "footer: checksum"},
-        Damage{"FooterAnyByte", false, 300, {1}, {}, "footer: checksum"},
-        Damage{"FooterVersion", false, 12, be32(0x00020000), {1}, "footer: version"},
-        Damage{"FixedDataOffset", false, 16, be64(512), {1}, "footer: data offset"},
-        Damage{"CurrentSizeOverLimit", false, 48, be64(~0ull), {1}, "footer: current size"},
-        Damage{"CurrentSizeOdd", false, 48, be64(kDisk - 1), {1}, "footer: current size"},
-        Damage{"CurrentSizePastFile", false, 48, be64(kDisk + 512), {1}, "footer: current size"},
-        Damage{"CreatorThatCountsByZeroGeometry", false, 28, {'v', 'p', 'c', ' ', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                0, 0, 0, 0x50, 0, 0, 0, 0, 4, 17}, {1}, "footer: geometry"},
-        Damage{"DiskTypeUnknown", false, 60, be32(77), {1}, "footer: disk type"},
-        Damage{"DiskTypeDifferencing", false, 60, be32(4), {1}, "differencing"},
-        Damage{"FixedSaidToBeDynamic", false, 60, be32(3), {1}, "footer: data offset"},
-        Damage{"SavedState", false, 84, {2}, {1}, "footer: saved state"},
-        Damage{"DynamicFooterCookies", true, 0, {'x'}, {}, "footer: cookie"},
-        Damage{"DynamicFooterChecksums", true, 65, {0x5A}, {}, "footer: checksum"},
-        Damage{"DynamicDataOffsetOdd", true, 16, be64(513), {1}, "footer: data offset"},
-        Damage{"DynamicDataOffsetPastFile", true, 16, be64(1ull << 40), {1}, "footer: data offset"},
-        Damage{"DynamicDataOffsetHuge", true, 16, be64(~0ull - 511), {1}, "footer: data offset"},
-        Damage{"DynamicSizeOverTable", true, 48, be64(kDisk * 2), {1}, "header: max table entries"},
-        Damage{"HeaderCookie", true, kHeader, {'x'}, {1}, "header: cookie"},
-        Damage{"HeaderChecksum", true, kHeader + 36, {1, 2, 3, 4}, {}, "header: checksum"},
-        Damage{"HeaderVersion", true, kHeader + 24, be32(0x00030000), {1}, "header: version"},
-        Damage{"HeaderDataOffset", true, kHeader + 8, be64(4096), {1}, "header: data offset"},
-        Damage{"TableOffsetOdd", true, kHeader + 16, be64(1537), {1}, "header: table offset"},
-        Damage{"TableOffsetPastFile", true, kHeader + 16, be64(1ull << 41), {1}, "header: table offset"},
-        Damage{"TableOffsetHuge", true, kHeader + 16, be64(~0ull - 511), {1}, "header: table offset"},
-        Damage{"TableOffsetOnHeader", true, kHeader + 16, be64(1024), {1}, "header: table offset"},
-        Damage{"TableEntriesTooFew", true, kHeader + 28, be32(2), {1}, "header: max table entries"},
-        Damage{"BlockSizeZero", true, kHeader + 32, be32(0), {1}, "header: block size"},
-        Damage{"BlockSizeNoPowerOfTwo", true, kHeader + 32, be32(3u << 20), {1}, "header: block size"},
-        Damage{"BlockSizeTiny", true, kHeader + 32, be32(512), {1}, "header: block size"},
-        Damage{"BlockSizeHuge", true, kHeader + 32, be32(1u << 31), {1}, "header: block size"},
-        Damage{"EntryPastFile", true, kTable + 4, be32(0xFFFFFFFE), {}, "BAT: entry 1"},
-        Damage{"EntryOnHeader", true, kTable + 4, be32(1), {}, "BAT: entry 1"},
-        Damage{"EntryOnTable", true, kTable + 4, be32(3), {}, "BAT: entry"},
-        Damage{"EntryTwice", true, kTable + 4, be32(4), {}, "overlaps entry"}),
+    ::testing::Values(Damage{"FooterCookie", false, 0, {'x'}, {}, "footer: cookie"},
+                      Damage{"FooterChecksum", false, 64, {1, 2, 3, 4}, {}, "footer: checksum"},
+                      Damage{"FooterAnyByte", false, 300, {1}, {}, "footer: checksum"},
+                      Damage{"FooterVersion", false, 12, be32(0x00020000), {1}, "footer: version"},
+                      Damage{"FixedDataOffset", false, 16, be64(512), {1}, "footer: data offset"},
+                      Damage{"CurrentSizeOverLimit", false, 48, be64(~0ull), {1}, "footer: current size"},
+                      Damage{"CurrentSizeOdd", false, 48, be64(kDisk - 1), {1}, "footer: current size"},
+                      Damage{"CurrentSizePastFile", false, 48, be64(kDisk + 512), {1}, "footer: current size"},
+                      Damage{"CreatorThatCountsByZeroGeometry",
+                             false,
+                             28,
+                             {'v', 'p', 'c', ' ', 0, 0, 0, 0, 0, 0,    0, 0, 0, 0, 0, 0,
+                              0,   0,   0,   0,   0, 0, 0, 0, 0, 0x50, 0, 0, 0, 0, 4, 17},
+                             {1},
+                             "footer: geometry"},
+                      Damage{"DiskTypeUnknown", false, 60, be32(77), {1}, "footer: disk type"},
+                      Damage{"DiskTypeDifferencing", false, 60, be32(4), {1}, "differencing"},
+                      Damage{"FixedSaidToBeDynamic", false, 60, be32(3), {1}, "footer: data offset"},
+                      Damage{"SavedState", false, 84, {2}, {1}, "footer: saved state"},
+                      Damage{"DynamicFooterCookies", true, 0, {'x'}, {}, "footer: cookie"},
+                      Damage{"DynamicFooterChecksums", true, 65, {0x5A}, {}, "footer: checksum"},
+                      Damage{"DynamicDataOffsetOdd", true, 16, be64(513), {1}, "footer: data offset"},
+                      Damage{"DynamicDataOffsetPastFile", true, 16, be64(1ull << 40), {1}, "footer: data offset"},
+                      Damage{"DynamicDataOffsetHuge", true, 16, be64(~0ull - 511), {1}, "footer: data offset"},
+                      Damage{"DynamicSizeOverTable", true, 48, be64(kDisk * 2), {1}, "header: max table entries"},
+                      Damage{"HeaderCookie", true, kHeader, {'x'}, {1}, "header: cookie"},
+                      Damage{"HeaderChecksum", true, kHeader + 36, {1, 2, 3, 4}, {}, "header: checksum"},
+                      Damage{"HeaderVersion", true, kHeader + 24, be32(0x00030000), {1}, "header: version"},
+                      Damage{"HeaderDataOffset", true, kHeader + 8, be64(4096), {1}, "header: data offset"},
+                      Damage{"TableOffsetOdd", true, kHeader + 16, be64(1537), {1}, "header: table offset"},
+                      Damage{"TableOffsetPastFile", true, kHeader + 16, be64(1ull << 41), {1}, "header: table offset"},
+                      Damage{"TableOffsetHuge", true, kHeader + 16, be64(~0ull - 511), {1}, "header: table offset"},
+                      Damage{"TableOffsetOnHeader", true, kHeader + 16, be64(1024), {1}, "header: table offset"},
+                      Damage{"TableEntriesTooFew", true, kHeader + 28, be32(2), {1}, "header: max table entries"},
+                      Damage{"BlockSizeZero", true, kHeader + 32, be32(0), {1}, "header: block size"},
+                      Damage{"BlockSizeNoPowerOfTwo", true, kHeader + 32, be32(3u << 20), {1}, "header: block size"},
+                      Damage{"BlockSizeTiny", true, kHeader + 32, be32(512), {1}, "header: block size"},
+                      Damage{"BlockSizeHuge", true, kHeader + 32, be32(1u << 31), {1}, "header: block size"},
+                      Damage{"EntryPastFile", true, kTable + 4, be32(0xFFFFFFFE), {}, "BAT: entry 1"},
+                      Damage{"EntryOnHeader", true, kTable + 4, be32(1), {}, "BAT: entry 1"},
+                      Damage{"EntryOnTable", true, kTable + 4, be32(3), {}, "BAT: entry"},
+                      Damage{"EntryTwice", true, kTable + 4, be32(4), {}, "overlaps entry"}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST_F(ImageFileTest, TruncationAnywhereIsAnErrorAndNeverACrash) {
@@ -115,8 +120,8 @@ TEST_F(ImageFileTest, TruncationAnywhereIsAnErrorAndNeverACrash) {
     std::filesystem::remove(path("x.vhd"));
     ASSERT_TRUE(convert(path("raw"), path("x.vhd"), format).is_ok());
     Bytes file = slurp(path("x.vhd"));
-    for (size_t keep : {size_t{0}, size_t{1}, size_t{511}, size_t{512}, size_t{513}, size_t{1536}, size_t{1540}, file.size() / 2,
-                        file.size() - 1}) {
+    for (size_t keep : {size_t{0}, size_t{1}, size_t{511}, size_t{512}, size_t{513}, size_t{1536}, size_t{1540},
+                        file.size() / 2, file.size() - 1}) {
       spit(path("cut"), Bytes(file.begin(), file.begin() + static_cast<long>(keep)));
       std::string error = open_error(path("cut"), InputFormat::kVpc);
       // A dynamic disk that lost only its last footer is served from the copy.

@@ -32,7 +32,8 @@ TEST(VhdGeometry, NeverExceedsTheDisk) {
 }
 
 TEST(VhdFooter, RoundTrips) {
-  Footer footer = *make_footer(DiskType::kDynamic, 30 * kMiB, Uuid::from_random({9, 8, 7}), WallTime{1'700'000'000'000'000'000});
+  Footer footer =
+      *make_footer(DiskType::kDynamic, 30 * kMiB, Uuid::from_random({9, 8, 7}), WallTime{1'700'000'000'000'000'000});
   footer.saved_state = 1;
   footer.original_size = 20 * kMiB;
   auto bytes = encode_footer(footer);
@@ -45,7 +46,8 @@ TEST(VhdFooter, RoundTrips) {
 }
 
 TEST(VhdFooter, BytesDoNotChange) {
-  Footer footer = *make_footer(DiskType::kFixed, 64 * kMiB, Uuid::from_random({1, 2, 3}), WallTime{1'700'000'000'000'000'000});
+  Footer footer =
+      *make_footer(DiskType::kFixed, 64 * kMiB, Uuid::from_random({1, 2, 3}), WallTime{1'700'000'000'000'000'000});
   auto bytes = encode_footer(footer);
   EXPECT_EQ(to_hex(ByteSpan(bytes).first(96)),
             "636f6e65637469780000000200010000ffffffffffffffff2ce6ad8077696e20000600015769326b"
