@@ -19,7 +19,7 @@ Task<Result<std::vector<journal::SegmentHead>>> Intake::heads_of(const BatchReco
     }
     const SegmentId id = record.parts[i].segment;
     auto head = co_await async<Result<journal::SegmentHead>>(
-        [this, id](Callback<Result<journal::SegmentHead>> done) { files_.read_head(id, std::move(done)); });
+        [&](Callback<Result<journal::SegmentHead>> done) { files_.read_head(id, std::move(done)); });
     if (!head) co_return head.status();
     heads.push_back(std::move(*head));
   }
@@ -76,7 +76,8 @@ Task<Status> Intake::apply_ready() {
     if (status) {
       auto heads = co_await heads_of(**record, nullptr, 0);
       if (heads) {
-        Status s = co_await apply(std::move(action), std::move(*heads), {});
+        kv::WriteBatch out;
+        Status s = co_await apply(std::move(action), std::move(*heads), std::move(out));
         if (!s) co_return s;
         continue;
       }
@@ -120,7 +121,7 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
     if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
   }
   job->snapshot = store_.snapshot();
-  co_await async<bool>([this, job](Callback<bool> done) {
+  co_await async<bool>([&](Callback<bool> done) {
     env_.offload([job] { job->output = build_changes(*job->snapshot, job->input); job->snapshot.reset(); },
                  [d = std::make_shared<Callback<bool>>(std::move(done))] { (*d)(true); });
   });
@@ -206,9 +207,8 @@ void Intake::report(const ApplyAction& action, const ApplyOutput& built) {
 }
 
 Task<Status> Intake::commit(kv::WriteBatch out) {
-  // Handed over in a shared place: the awaiter's starter must be copyable by the compiler's frame.
-  auto batch = std::make_shared<kv::WriteBatch>(std::move(out));
-  Status s = co_await async<Status>([this, batch](Callback<Status> done) { store_.commit(std::move(*batch), std::move(done)); });
+  // The starter captures by reference alone: g++ 12 destroys an awaited temporary's captures twice.
+  Status s = co_await async<Status>([&](Callback<Status> done) { store_.commit(std::move(out), std::move(done)); });
   const std::vector<SegmentRecord> doomed = std::exchange(doomed_, {});
   if (s) {
     for (const SegmentRecord& segment : doomed) files_.remove(segment);

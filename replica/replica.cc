@@ -82,9 +82,11 @@ void Replica::raise_alarm(const std::string& kind, const std::string& subject, c
 
 std::vector<AlarmRecord> Replica::alarms(size_t count_max) {
   std::vector<AlarmRecord> all;
+  for (const auto& [key, record] : unsaved_alarms_) all.push_back(record);
   auto snapshot = store_->snapshot();
   auto cursor = snapshot->cursor(kAlarms);
   for (bool found = cursor->first(); found; found = cursor->next()) {
+    if (unsaved_alarms_.contains(Bytes(cursor->key().begin(), cursor->key().end()))) continue;
     if (auto record = wire::decode<AlarmRecord>(cursor->value()); record) all.push_back(std::move(*record));
   }
   std::sort(all.begin(), all.end(), [](const AlarmRecord& a, const AlarmRecord& b) { return a.last > b.last; });

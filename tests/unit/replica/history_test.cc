@@ -1,0 +1,150 @@
+// The versioned extent index against a model that keeps every version of every unit.
+#include "replica/history.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+
+#include "tests/sim/sim_env.h"
+
+namespace tidemark::replica {
+namespace {
+
+class HistoryTest : public ::testing::Test {
+ protected:
+  HistoryTest() : world_({.seed = 3}) {
+    world_.add_node({.name = "n"});
+    store_ = std::move(*world_.start("n").open_store("/store", {.tables = table_names()}));
+  }
+  void apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink, const std::vector<Change>& changes) {
+    kv::WriteBatch out;
+    auto snapshot = store_->snapshot();
+    HistoryWriter writer(*snapshot, out);
+    ASSERT_TRUE(writer.apply(image, point, shrink, changes).is_ok());
+    ASSERT_TRUE(store_->commit_and_wait(std::move(out)).is_ok());
+  }
+  Leaf load(ImageIndex image, PointId point, uint64_t leaf) {
+    auto snapshot = store_->snapshot();
+    Leaf out;
+    Status s = HistoryView(*snapshot, image, point).load(leaf, out);
+    EXPECT_TRUE(s.is_ok()) << s.to_string();
+    return out;
+  }
+
+  sim::World world_;
+  std::unique_ptr<kv::Store> store_;
+};
+
+constexpr ImageIndex kImage{1}, kNeighbour{2};
+constexpr uint64_t kUnit = kUnitBytes;
+
+bool same(const UnitRef& a, const UnitRef& b) {
+  if ((a.segment == 0 || a.valid == 0) && (b.segment == 0 || b.valid == 0)) return true;
+  return a == b;
+}
+
+// Bytes valid of a unit after a shrink to `size`.
+void model_shrink(std::map<uint64_t, UnitRef>& units, uint64_t size) {
+  for (auto& [unit, ref] : units) {
+    if (unit * kUnit >= size) ref = {};
+    else if ((unit + 1) * kUnit > size) ref.valid = std::min<uint16_t>(ref.valid, static_cast<uint16_t>(size - unit * kUnit));
+  }
+}
+
+TEST_F(HistoryTest, ThousandsOfPointsMatchTheModel) {
+  std::mt19937_64 random(7);
+  constexpr uint64_t kLeaves = 40, kUnits = kLeaves * kLeafUnits;
+  constexpr uint64_t kPoints = 3000;
+  std::map<uint64_t, UnitRef> now;
+  std::map<uint64_t, std::map<uint64_t, UnitRef>> kept;   // some points' whole state
+  for (uint64_t p = 1; p <= kPoints; ++p) {
+    std::vector<Change> changes;
+    std::optional<uint64_t> shrink;
+    if (random() % 40 == 0) {
+      shrink = random() % (kUnits * kUnit);
+      model_shrink(now, *shrink);
+    }
+    uint64_t at = random() % 64, position = 0;
+    while (at < kUnits && changes.size() < 12) {
+      uint64_t length = 1 + random() % (random() % 10 == 0 ? 600 : 6);
+      const bool zeros = random() % 5 == 0;
+      if (zeros && random() % 12 == 0) length = kWideBytesMin / kUnit + random() % 2000;
+      length = std::min(length, kUnits - at);
+      changes.push_back({{at * kUnit, length * kUnit}, SegmentId(zeros ? 0 : p), zeros ? 0 : position});
+      for (uint64_t i = 0; i < length; ++i) {
+        now[at + i] = zeros ? UnitRef{} : UnitRef{static_cast<uint32_t>(p), static_cast<uint32_t>(position / kUnit + i), kUnitBytes};
+      }
+      if (!zeros) position += length * kUnit;
+      at += length + random() % (random() % 3 == 0 ? 4000 : 30);
+    }
+    apply(kImage, PointId(p), shrink, changes);
+    if (random() % 60 == 0 || p == 1 || p == kPoints) kept[p] = now;
+  }
+  for (auto& [p, units] : kept) {
+    for (uint64_t leaf = 0; leaf < kLeaves; ++leaf) {
+      const Leaf found = load(kImage, PointId(p), leaf);
+      for (uint32_t i = 0; i < kLeafUnits; ++i) {
+        ASSERT_TRUE(same(found[i], units[leaf * kLeafUnits + i])) << "point " << p << " leaf " << leaf << " unit " << i;
+      }
+    }
+  }
+}
+
+TEST_F(HistoryTest, ImagesAndPointsDoNotMix) {
+  apply(kImage, PointId(1), {}, {{{0, kUnit}, SegmentId(1), 0}});
+  apply(kNeighbour, PointId(2), {}, {{{0, kUnit}, SegmentId(2), 0}});
+  EXPECT_EQ(load(kImage, PointId(5), 0)[0].segment, 1u);
+  EXPECT_EQ(load(kNeighbour, PointId(5), 0)[0].segment, 2u);
+  EXPECT_EQ(load(kNeighbour, PointId(1), 0)[0].segment, 0u);
+  auto snapshot = store_->snapshot();
+  EXPECT_EQ(HistoryView(*snapshot, kImage, PointId(9)).next_leaf(0), std::optional<uint64_t>(0));
+  EXPECT_EQ(HistoryView(*snapshot, kImage, PointId(9)).next_leaf(1), std::nullopt);
+}
+
+TEST_F(HistoryTest, ShrinkInsideAUnitCutsItsTailUntilItIsWrittenAgain) {
+  apply(kImage, PointId(1), {}, {{{0, 4 * kUnit}, SegmentId(1), 0}});
+  apply(kImage, PointId(2), kUnit + 100, {});
+  EXPECT_EQ(load(kImage, PointId(1), 0)[1].valid, kUnitBytes);
+  EXPECT_EQ(load(kImage, PointId(2), 0)[1].valid, 100);
+  EXPECT_EQ(load(kImage, PointId(2), 0)[2].segment, 0u);
+  std::vector<StoredRun> runs;
+  append_runs(load(kImage, PointId(2), 0), 0, {0, 4 * kUnit}, runs);
+  ASSERT_EQ(runs.size(), 1u);
+  EXPECT_EQ(runs[0].length, kUnit + 100);
+  apply(kImage, PointId(3), {}, {{{kUnit, kUnit}, SegmentId(3), 0}});
+  EXPECT_EQ(load(kImage, PointId(3), 0)[1].valid, kUnitBytes);
+}
+
+TEST_F(HistoryTest, ShrinkSurvivesAFullVersion) {
+  apply(kImage, PointId(1), {}, {{{0, 4 * kUnit}, SegmentId(1), 0}});
+  apply(kImage, PointId(2), 2 * kUnit + 7, {});
+  for (uint64_t p = 3; p < 3 + 2 * kDeltasMax; ++p) apply(kImage, PointId(p), {}, {{{8 * kUnit, kUnit}, SegmentId(p), 0}});
+  const Leaf leaf = load(kImage, PointId(3 + 2 * kDeltasMax), 0);
+  EXPECT_EQ(leaf[1].valid, kUnitBytes);
+  EXPECT_EQ(leaf[2].valid, 7);
+  EXPECT_EQ(leaf[3].segment, 0u);
+}
+
+TEST_F(HistoryTest, ZerosOverNothingAreNotStored) {
+  kv::WriteBatch out;
+  auto snapshot = store_->snapshot();
+  HistoryWriter writer(*snapshot, out);
+  std::vector<Change> changes{{{0, kWideBytesMin - kLeafBytes}, SegmentId(0), 0}};
+  ASSERT_TRUE(writer.apply(kImage, PointId(1), {}, changes).is_ok());
+  EXPECT_TRUE(out.empty());
+}
+
+TEST_F(HistoryTest, DamagedVersionIsAnErrorNotAGuess) {
+  kv::WriteBatch out;
+  out.put(kLeaves, leaf_key(kImage, 0, PointId(1)), Bytes{1, 0, 3});
+  out.put(kLeaves, leaf_key(kImage, 1, PointId(1)), Bytes{2, 0});
+  ASSERT_TRUE(store_->commit_and_wait(std::move(out)).is_ok());
+  auto snapshot = store_->snapshot();
+  Leaf leaf;
+  EXPECT_EQ(HistoryView(*snapshot, kImage, PointId(1)).load(0, leaf).code(), Code::kCorruption);
+  EXPECT_EQ(HistoryView(*snapshot, kImage, PointId(1)).load(1, leaf).code(), Code::kCorruption);
+}
+
+}  // namespace
+}  // namespace tidemark::replica

@@ -1,0 +1,198 @@
+// Properties of the replica's order, over random histories of several hosts delivered in every order.
+#include "replica/order.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+
+#include "tests/unit/replica/batch_maker.h"
+
+namespace tidemark::replica {
+namespace {
+
+constexpr size_t kHosts = 3, kImages = 4;
+
+// A history as it happened: hosts write, cut, yield and take over, create images. Yields and creates
+// cut the host's journal, as the protocol has it.
+class World {
+ public:
+  explicit World(uint64_t seed) : random_(seed), hosts_(kHosts), images_(kImages) {
+    for (size_t h = 0; h < kHosts; ++h) hosts_[h].name = "host" + std::to_string(h);
+  }
+  void run(int steps) {
+    for (int i = 0; i < steps; ++i) {
+      const size_t h = random_() % kHosts, image = random_() % kImages;
+      switch (random_() % 8) {
+        case 0: cut(h); break;
+        case 1: restart(h); break;
+        default: write(h, image);
+      }
+    }
+    for (size_t h = 0; h < kHosts; ++h) cut(h);
+  }
+  std::vector<std::vector<BatchFacts>> streams() const {
+    std::vector<std::vector<BatchFacts>> out;
+    for (const Host& host : hosts_) out.push_back(host.shipped);
+    if (!shared_.empty()) out.push_back(shared_);
+    return out;
+  }
+
+ private:
+  struct Image { bool created = false; size_t holder = kHosts; Epoch epoch; wire::TenureParent parent; WriteSequence last; };
+  struct Host {
+    std::string name;
+    WriteSequence now{Incarnation(1), Counter(0)};
+    BatchNumber next{1};
+    std::map<size_t, SliceFacts> open;
+    std::vector<ImageId> created;
+    std::vector<BatchFacts> shipped;
+  };
+
+  void write(size_t h, size_t i) {
+    Host& host = hosts_[h];
+    Image& image = images_[i];
+    if (!image.created) {
+      image.created = true;
+      host.created.push_back(test_uuid(i));
+      shared_.push_back({.source = "shared", .number = BatchNumber(shared_.size() + 1),
+                         .last = {Incarnation(1), Counter(shared_.size() + 1)}, .created = {test_uuid(i)}});
+    }
+    if (image.holder != h) {
+      if (image.holder != kHosts) cut(image.holder);
+      image.parent = {.epoch = image.epoch, .source = image.holder == kHosts ? "" : hosts_[image.holder].name, .last = image.last};
+      image.holder = h;
+      image.epoch = image.epoch.next();
+      if (host.open.contains(i)) cut(h);   // a batch holds one tenure of an image
+    }
+    host.now.counter = host.now.counter.next();
+    image.last = host.now;
+    host.open[i] = {test_uuid(i), image.epoch, image.parent};
+  }
+  void cut(size_t h) {
+    Host& host = hosts_[h];
+    BatchFacts batch{.source = host.name, .number = host.next, .last = host.now};
+    for (auto& [i, slice] : host.open) batch.slices.push_back(slice);
+    batch.created = std::move(host.created);
+    host.created.clear();
+    host.open.clear();
+    host.next = host.next.next();
+    host.shipped.push_back(std::move(batch));
+  }
+  void restart(size_t h) {
+    cut(h);
+    hosts_[h].now = {hosts_[h].now.incarnation.next(), Counter(0)};
+  }
+
+  std::mt19937_64 random_;
+  std::vector<Host> hosts_;
+  std::vector<Image> images_;
+  std::vector<BatchFacts> shared_;
+};
+
+// Delivers the streams, each in number order, interleaved at random.
+std::vector<ApplyAction> deliver(std::vector<std::vector<BatchFacts>> streams, uint64_t seed, OrderState& state) {
+  std::mt19937_64 random(seed);
+  std::vector<size_t> at(streams.size());
+  std::vector<ApplyAction> applied;
+  for (;;) {
+    std::vector<size_t> left;
+    for (size_t s = 0; s < streams.size(); ++s) {
+      if (at[s] < streams[s].size()) left.push_back(s);
+    }
+    if (left.empty()) return applied;
+    // Whole runs of one source at times, so that others lie far behind.
+    const size_t s = left[random() % left.size()];
+    for (uint64_t n = random() % 5 == 0 ? 50 : 1; n > 0 && at[s] < streams[s].size(); --n) {
+      for (ApplyAction& a : step(state, streams[s][at[s]++])) applied.push_back(std::move(a));
+    }
+  }
+}
+
+struct Place { Epoch epoch; WriteSequence last; };
+
+void check(const std::vector<ApplyAction>& applied) {
+  std::map<std::string, BatchNumber> numbers;
+  std::map<ImageId, Place> images;
+  std::map<std::string, WriteSequence> through;
+  for (const ApplyAction& a : applied) {
+    const BatchFacts& b = a.batch;
+    EXPECT_EQ(b.number, numbers[b.source].next()) << b.source;
+    numbers[b.source] = b.number;
+    EXPECT_TRUE(a.branched.empty());
+    for (const SliceFacts& s : b.slices) {
+      Place& place = images[s.image];
+      EXPECT_GE(s.epoch, place.epoch);
+      if (s.epoch > place.epoch && s.parent.epoch.value != 0) {
+        EXPECT_EQ(place.epoch, s.parent.epoch) << "an epoch was skipped";
+        EXPECT_GE(through[s.parent.source], s.parent.last);
+      }
+      place = {s.epoch, b.last};
+    }
+    through[b.source] = std::max(through[b.source], b.last);
+  }
+}
+
+TEST(Order, EveryArrivalOrderGivesALegalHistoryThatHoldsNothingBack) {
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    World world(seed);
+    world.run(300);
+    const auto streams = world.streams();
+    size_t total = 0;
+    for (const auto& s : streams) total += s.size();
+    for (uint64_t arrival = 1; arrival <= 10; ++arrival) {
+      SCOPED_TRACE("seed " + std::to_string(seed) + " arrival " + std::to_string(arrival));
+      OrderState state;
+      auto applied = deliver(streams, arrival, state);
+      EXPECT_EQ(state.held(), 0u);
+      EXPECT_EQ(applied.size(), total);
+      check(applied);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST(Order, EveryImagesSequenceIsTheSameWhateverTheArrivalOrder) {
+  for (uint64_t seed = 100; seed < 130; ++seed) {
+    World world(seed);
+    world.run(200);
+    std::map<ImageId, std::vector<std::pair<std::string, uint64_t>>> first;
+    for (uint64_t arrival = 1; arrival <= 8; ++arrival) {
+      OrderState state;
+      std::map<ImageId, std::vector<std::pair<std::string, uint64_t>>> sequences;
+      for (const ApplyAction& a : deliver(world.streams(), arrival, state)) {
+        for (const SliceFacts& s : a.batch.slices) sequences[s.image].push_back({a.batch.source, a.batch.number.value});
+      }
+      if (arrival == 1) first = sequences;
+      ASSERT_EQ(sequences, first) << "seed " << seed << " arrival " << arrival;
+    }
+  }
+}
+
+TEST(Order, AMissingStreamHoldsOnlyWhatDependsOnIt) {
+  OrderState state;
+  const ImageId a = test_uuid(1), b = test_uuid(2);
+  EXPECT_EQ(step(state, {.source = "h1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(5)}, .slices = {{a, Epoch(1), {}}}, .created = {a, b}}).size(), 1u);
+  // h2 continues what h3 wrote, which never came.
+  SliceFacts waits{b, Epoch(3), {.epoch = Epoch(2), .source = "h3", .last = {Incarnation(4), Counter(9)}}};
+  EXPECT_TRUE(step(state, {.source = "h2", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .slices = {waits}}).empty());
+  EXPECT_EQ(step(state, {.source = "h1", .number = BatchNumber(2), .last = {Incarnation(1), Counter(6)}, .slices = {{a, Epoch(1), {}}}}).size(), 1u);
+  // A later incarnation of h3 stands for all of the earlier one.
+  auto actions = step(state, {.source = "h3", .number = BatchNumber(1), .last = {Incarnation(5), Counter(0)}});
+  ASSERT_EQ(actions.size(), 2u);
+  EXPECT_EQ(actions[1].batch.source, "h2");
+}
+
+TEST(Order, OlderEpochIsBranchedAndTheRestGoesOn) {
+  OrderState state;
+  const ImageId a = test_uuid(1), b = test_uuid(2);
+  step(state, {.source = "h2", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .slices = {{a, Epoch(7), {}}}, .created = {a, b}});
+  auto actions = step(state, {.source = "h1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .slices = {{a, Epoch(6), {}}, {b, Epoch(1), {}}}});
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_EQ(actions[0].branched, std::vector<ImageId>{a});
+  EXPECT_EQ(actions[0].newer, std::vector<Epoch>{Epoch(7)});
+  EXPECT_EQ(state.epochs[a], Epoch(7));
+}
+
+}  // namespace
+}  // namespace tidemark::replica
