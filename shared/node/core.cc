@@ -1,0 +1,276 @@
+// Start, stop, commits and marks of the shared node.
+#include "shared/node/core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::node {
+
+namespace {
+const log::Logger kLog("node");
+constexpr io::Duration kTickInterval = std::chrono::seconds(5);
+}  // namespace
+
+SharedNode::SharedNode(std::unique_ptr<Core> core) : core_(std::move(core)) {}
+SharedNode::~SharedNode() = default;
+
+Result<std::unique_ptr<SharedNode>> SharedNode::open(io::Env& env, NodeOptions options, std::unique_ptr<MarkSink> marks) {
+  auto core = std::make_unique<Core>(env, std::move(options), std::move(marks));
+  TM_RETURN_IF_ERROR(core->open());
+  return std::unique_ptr<SharedNode>(new SharedNode(std::move(core)));
+}
+
+Status SharedNode::listen(const net::Address& address, const net::TlsFiles& tls) { return core_->listen(address, tls); }
+uint16_t SharedNode::port() const { return core_->port(); }
+void SharedNode::accept(std::unique_ptr<net::Stream> stream) { core_->accept(std::move(stream)); }
+void SharedNode::stop(UniqueFunction<void()> done) { core_->stop(std::move(done)); }
+std::string SharedNode::status_json() { return core_->status_json(); }
+std::vector<std::string> SharedNode::unhealthy_reasons() const { return core_->unhealthy_reasons(); }
+void SharedNode::set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done) {
+  core_->set_policy(image, mirror, std::move(done));
+}
+
+Core::Core(io::Env& env, NodeOptions options, std::unique_ptr<MarkSink> marks)
+    : env_(env), options_(std::move(options)), marks_(std::move(marks)), self_(std::make_shared<Core*>(this)) {}
+
+Core::~Core() {
+  *self_ = nullptr;
+  env_.cancel(tick_timer_);
+  env_.cancel(pump_timer_);
+  for (auto& [ticket, waiting] : waiting_) env_.cancel(waiting.timer);
+  for (const PeerPtr& peer : peers_) {
+    env_.cancel(peer->hello_timer);
+    peer->link.reset();
+    peer->session.reset();
+  }
+  listener_.reset();
+  images_.clear();   // copies go before their group
+  all_ops_.clear();
+}
+
+Status Core::open() {
+  TM_RETURN_IF_ERROR(env_.files().make_directories(options_.state_dir));
+  TM_ASSIGN_OR_RETURN(store_, env_.open_store(options_.state_dir + "/catalogue", catalogue_options()));
+  Identity identity{options_.cluster, Uuid::nil(), options_.name};
+  Result<Identity> known = read_identity(*store_);
+  if (!known && known.status().code() != Code::kNotFound) return known.status();
+  if (known && (known->cluster != options_.cluster || known->node != options_.name)) {
+    return Status(Code::kInvalidArgument, "the state in " + options_.state_dir + " is of node " + known->node + ", cluster " +
+                                              known->cluster.to_string() + "; this is node " + options_.name + ", cluster " +
+                                              options_.cluster.to_string() + ": give the node its own state_dir");
+  }
+  if (known) identity = *known;
+  TM_RETURN_IF_ERROR(open_group(identity));
+  identity.group = group_->group_id();
+  kv::WriteBatch batch;
+  put_identity(batch, identity);
+  TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
+  TM_ASSIGN_OR_RETURN(catalogue_, open_catalogue(*store_, env_.wall()));
+  names_ = &catalogue_->names;
+  load_images();
+  marks_recorded_ = names_->last_event();
+  marks_settled_ = catalogue_->marks.empty() ? names_->last_event() : EventNumber(catalogue_->marks.front().number.value - 1);
+  for (const wire::Mark& mark : catalogue_->marks) marks_->record(mark);
+  catalogue_->marks.clear();
+  register_metrics();
+  next_session_ = catalogue_->boot.value << 32;
+  tick_timer_ = env_.after(kTickInterval, [this] { tick(); });
+  kLog.info("opened", {{"node", options_.name}, {"boot", catalogue_->boot}, {"images", images_.size()},
+                       {"nodes", names_->size()}, {"event", names_->last_event()}, {"loss_id", group_->loss_id()}});
+  return Status::ok();
+}
+
+Status Core::open_group(const Identity& identity) {
+  image::StorageGroupOptions group;
+  group.name = options_.storage.group;
+  group.bricks = options_.storage.bricks;
+  group.stripe_unit = static_cast<uint32_t>(options_.storage.stripe_unit);
+  group.stripe_count = options_.storage.stripe_count;
+  group.direct = options_.direct;
+  group.expected_group = identity.group;
+  TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, std::move(group)));
+  return Status::ok();
+}
+
+void Core::load_images() {
+  io::BootTime kept_until = env_.now() + std::chrono::seconds(limits::kNamelessKeepSeconds);
+  for (auto& [id, record] : catalogue_->images) {
+    auto image = std::make_unique<Image>();
+    image->id = id;
+    image->record = std::move(record);
+    image->attr = names_->image_attr(image->record.inode);
+    // What lies between the last number given and the durable bound is skipped, never used again.
+    image->coordinator = image->reserved_durable = image->record.reserved;
+    image->behind = std::move(catalogue_->behind[id]);
+    // Hosts that have a nameless image open get time to come back.
+    image->kept_until = kept_until;
+    images_.emplace(id, std::move(image));
+  }
+  catalogue_->images.clear();
+  catalogue_->behind.clear();
+}
+
+Status Core::listen(const net::Address& address, const net::TlsFiles& tls) {
+  net::Network::ListenOptions options;
+  options.address = address;
+  options.tls = tls;
+  options.roles_accepted = {net::Role::kHost};
+  TM_ASSIGN_OR_RETURN(listener_, env_.network().listen(options, [this](std::unique_ptr<net::Stream> stream) {
+    accept(std::move(stream));
+  }));
+  kLog.info("listening", {{"address", address.host}, {"port", listener_->port()}});
+  return Status::ok();
+}
+
+void Core::commit(kv::WriteBatch batch, UniqueFunction<void()> then) {
+  if (!failed_) return;
+  if (batch.empty()) {
+    if (commits_done_ == commits_) return then();
+    after_commit_.emplace_back(commits_, std::move(then));
+    return;
+  }
+  after_commit_.emplace_back(++commits_, std::move(then));
+  store_->commit(std::move(batch), [this, self = self_](Status status) {
+    if (*self == nullptr) return;
+    if (!status) return fatal(status);
+    ++commits_done_;
+    while (!after_commit_.empty() && after_commit_.front().first <= commits_done_) {
+      UniqueFunction<void()> next = std::move(after_commit_.front().second);
+      after_commit_.pop_front();
+      next();
+      if (*self == nullptr) return;
+    }
+    maybe_stopped();
+  });
+}
+
+// Memory is ahead of what is durable and cannot be taken back: only a new start knows what holds.
+void Core::fatal(const Status& status) {
+  if (!failed_) return;
+  failed_ = status.with_context("catalogue");
+  kLog.error("catalogue_failed", {{"error", status}, {"action", "stopping; the next start recovers"}});
+  after_commit_.clear();
+  std::vector<PeerPtr> peers(peers_.begin(), peers_.end());
+  for (const PeerPtr& peer : peers) peer->link->close(Status(Code::kUnavailable, "the shared node lost its catalogue"));
+  if (options_.on_fatal) options_.on_fatal(failed_);
+}
+
+void Core::record_marks(const std::vector<wire::Mark>& marks) {
+  for (const wire::Mark& mark : marks) {
+    marks_->record(mark);
+    marks_recorded_ = std::max(marks_recorded_, mark.number);
+  }
+}
+
+void Core::settle_marks() {
+  if (settling_ || marks_settled_ >= marks_recorded_) return;
+  uint64_t kept = marks_recorded_.value - marks_settled_.value;
+  if (kept > limits::kMarksUnshippedMax) {
+    // They are in the journal; only a second loss, of the journal itself, could now lose them.
+    marks_settled_ = EventNumber(marks_recorded_.value - limits::kMarksUnshippedMax);
+    kv::WriteBatch batch;
+    erase_marks(batch, marks_settled_);
+    commit(std::move(batch), [] {});
+  }
+  settling_ = true;
+  marks_->settle([this, self = self_, up_to = marks_recorded_](Status status) {
+    if (*self == nullptr) return;
+    settling_ = false;
+    if (!status) return;   // asked again at the next tick
+    marks_settled_ = up_to;
+    kv::WriteBatch batch;
+    erase_marks(batch, up_to);
+    commit(std::move(batch), [] {});
+  });
+}
+
+void Core::tick() {
+  tick_timer_ = env_.after(kTickInterval, [this] { tick(); });
+  if (!failed_) return;
+  settle_marks();
+  close_idle_copies();
+  io::BootTime now = env_.now();
+  std::vector<std::string> lost;
+  for (const auto& [host, at] : host_gone_at_) {
+    if (now - at > std::chrono::seconds(limits::kNamelessKeepSeconds)) lost.push_back(host);
+  }
+  for (const std::string& host : lost) {
+    host_gone_at_.erase(host);
+    forget_users(host, Incarnation(UINT64_MAX));
+  }
+  std::vector<Image*> nameless;
+  for (auto& [id, image] : images_) {
+    if (image->record.nameless != 0) nameless.push_back(image.get());
+  }
+  for (Image* image : nameless) maybe_remove(*image);
+}
+
+void Core::stop(UniqueFunction<void()> done) {
+  stopping_ = true;
+  stopped_ = std::move(done);
+  listener_.reset();
+  env_.cancel(std::exchange(tick_timer_, {}));
+  std::vector<SessionPtr> sessions;
+  for (auto& [number, session] : sessions_) sessions.push_back(session);
+  for (const SessionPtr& session : sessions) end_session(session, Status(Code::kUnavailable, "the shared node stops"));
+  std::vector<PeerPtr> peers(peers_.begin(), peers_.end());
+  for (const PeerPtr& peer : peers) peer->link->close(Status(Code::kUnavailable, "the shared node stops"));
+  kv::WriteBatch batch;
+  for (auto& [id, image] : images_) {
+    Result<const Node*> node = names_->find(image->record.inode);
+    if (image->times_changed && node) put_node(batch, **node);
+  }
+  commit(std::move(batch), [] {});
+  env_.post([this, self = self_] {
+    if (*self != nullptr) maybe_stopped();
+  });
+}
+
+void Core::maybe_stopped() {
+  bool idle = ops_ == 0 && scans_ == 0 && (commits_done_ == commits_ || !failed_);
+  if (!stopping_ || !stopped_ || !idle) return;
+  UniqueFunction<void()> done = std::move(stopped_);
+  stopped_ = nullptr;
+  marks_->stop([this, self = self_, done = std::move(done)]() mutable {
+    if (*self != nullptr) kLog.info("stopped", {{"node", options_.name}});
+    done();
+  });
+}
+
+void Core::register_metrics() {
+  if (options_.metrics == nullptr) return;
+  metrics::Registry& m = *options_.metrics;
+  writes_total_ = m.counter("shared_writes_total", "Mirrored writes, zeros and resizes applied");
+  write_bytes_total_ = m.counter("shared_write_bytes_total", "Bytes of mirrored writes applied");
+  reads_total_ = m.counter("shared_reads_total", "Reads answered to hosts");
+  read_bytes_total_ = m.counter("shared_read_bytes_total", "Bytes read for hosts");
+  syncs_total_ = m.counter("shared_syncs_total", "Flushes carried out on the shared copy");
+  sync_failures_total_ = m.counter("shared_sync_failures_total", "Flushes that failed: each changes the loss id");
+  cold_writes_total_ = m.counter("shared_cold_writes_total", "Writes that first had a behind-map made durable");
+  fenced_total_ = m.counter("shared_fenced_total", "Requests refused because their tenure has moved");
+  grants_total_ = m.counter("shared_grants_total", "Tenures granted");
+  busy_total_ = m.counter("shared_busy_total", "Tenures refused because another host holds the image");
+  frames_refused_total_ = m.counter("shared_hellos_refused_total", "Connections refused at their Hello");
+  metrics::Gauge hosts = m.gauge("shared_hosts_connected", "Hosts with a session");
+  metrics::Gauge images = m.gauge("shared_images", "Images known, nameless ones included");
+  metrics::Gauge unsettled = m.gauge("shared_marks_unsettled", "Time marks not yet safe at the replica");
+  metrics::Gauge behind = m.gauge("shared_behind_bytes", "Bytes that hosts' copies are behind, over all hosts");
+  m.on_collect([this, self = self_, hosts, images, unsettled, behind]() mutable {
+    if (*self == nullptr) return;
+    hosts.set(static_cast<double>(sessions_.size()));
+    images.set(static_cast<double>(images_.size()));
+    unsettled.set(static_cast<double>(marks_recorded_.value - marks_settled_.value));
+    double bytes = 0;
+    for (const auto& [id, image] : images_) {
+      for (const auto& [host, map] : image->behind) {
+        bytes += static_cast<double>(map.regions().size()) * static_cast<double>(image->record.region_bytes);
+      }
+    }
+    behind.set(bytes);
+  });
+}
+
+}  // namespace tidemark::node

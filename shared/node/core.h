@@ -1,0 +1,293 @@
+// The inside of SharedNode. One class, its members grouped by what they do; each group has its .cc:
+// core.cc (start, stop, commits), sessions.cc, data.cc (the way of a data request), scans.cc (hash and
+// extents), tenures.cc, name_requests.cc, status.cc.
+//
+// The way of a request that changes blocks:
+//
+//   decoded --overlaps one in flight--> waits in OrderTable
+//      |                                   |
+//      +-----------------------------------+--> fence check --region not warm--> prepare(): marks durable
+//                                                    |                                |
+//                                                    +--------------------------------+--> issue --> answer
+//
+// A region is warm while every other host's map has it marked in a way that no map handed out before can
+// clear. Whatever changes maps (hand-out, Level, a new host, a new holder) makes all regions cold.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "shared/base/metrics.h"
+#include "shared/image/store.h"
+#include "shared/kv/store.h"
+#include "shared/node/catalogue.h"
+#include "shared/node/node.h"
+#include "shared/node/order.h"
+#include "shared/wire/connection.h"
+
+namespace tidemark::node {
+
+struct Session;
+struct Op;
+
+// One connection of a host.
+struct Peer {
+  std::unique_ptr<wire::Connection> link;
+  std::shared_ptr<Session> session;   // shared by the connections and requests of a session; null before Hello
+  io::TimerId hello_timer;
+  bool greeted = false;               // its Hello is being looked at
+  uint64_t payload_bytes = 0;         // received and not yet applied
+  uint64_t read_bytes = 0;            // being read for it
+  std::deque<Op*> held_reads;         // until it has taken what it asked for
+};
+
+struct Session {
+  uint64_t number = 0;
+  std::string host;
+  HostRun run;
+  std::vector<std::shared_ptr<Peer>> peers;   // shared with their unanswered requests
+  bool ended = false;
+  uint32_t ops = 0;                           // begun or waiting
+  std::vector<UniqueFunction<void()>> when_drained;
+};
+
+struct Image {
+  ImageId id;
+  ImageRecord record;
+  wire::Attr* attr = nullptr;                 // in the name space
+  std::unique_ptr<image::ImageCopy> copy;     // opened when first needed
+  std::map<std::string, BehindMap> behind;
+  OrderTable<Op> order;
+  std::vector<uint64_t> warm;                 // bitmap by region
+  uint64_t warm_serial = 0;                   // grows when everything becomes cold
+  bool settled = false;                       // of this epoch: `written` and `has_copy` are durable
+  CoordinatorSequence coordinator;            // last given
+  CoordinatorSequence reserved_durable;
+  bool reserving = false;
+  WriteSequence last_applied;                 // of this epoch
+  uint32_t ops = 0, write_ops = 0;            // begun or waiting
+  std::vector<UniqueFunction<void()>> when_written;   // run when write_ops is 0
+  std::map<std::string, Incarnation> users;   // hosts that may have it open
+  uint64_t last_user = 0;                     // session that was noted last: spares the look-up
+  io::BootTime kept_until;                    // nameless: not removed before
+  bool times_changed = false;                 // mtime is newer in memory
+  bool syncing = false;
+  std::vector<Op*> sync_waiting;              // joined by the next sync
+  uint64_t used_at = 0;
+};
+
+// A data request under way.
+struct Op {
+  std::shared_ptr<Peer> peer;                 // shared: the connection may close before the answer
+  std::shared_ptr<Session> session;
+  Image* image = nullptr;
+  wire::Type type = wire::Type::kWrite;
+  uint64_t id = 0;
+  Extent range;                               // for the OrderTable
+  bool exclusive = false;                     // changes blocks
+  bool ordered = false;                       // is in the image's OrderTable
+  io::IoMode mode = io::IoMode::kQueued;
+  wire::Payload payload;
+  Epoch epoch;
+  WriteSequence sequence;
+  uint64_t offset = 0, length = 0;            // as asked
+  uint8_t kind = 0;                           // Zero::kind, Repair::hole, Write::flags
+  Generation size_generation;
+  CoordinatorSequence coordinator;
+};
+
+class Core {
+ public:
+  Core(io::Env& env, NodeOptions options, std::unique_ptr<MarkSink> marks);
+  ~Core();
+
+  // ---- core.cc --------------------------------------------------------------------------------
+  Status open();
+  Status listen(const net::Address& address, const net::TlsFiles& tls);
+  uint16_t port() const { return listener_ ? listener_->port() : 0; }
+  void stop(UniqueFunction<void()> done);
+
+  // ---- sessions.cc ----------------------------------------------------------------------------
+  void accept(std::unique_ptr<net::Stream> stream);
+
+  // ---- status.cc ------------------------------------------------------------------------------
+  std::string status_json();
+  std::vector<std::string> unhealthy_reasons() const;
+  void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);
+
+ private:
+  friend struct StatusWriter;   // of status.cc, where JSON is known
+  using PeerPtr = std::shared_ptr<Peer>;
+  using SessionPtr = std::shared_ptr<Session>;
+
+  // ---- core.cc --------------------------------------------------------------------------------
+  Status open_group(const Identity& identity);
+  void load_images();
+  // Runs `then` once the batch, and all before it, is durable. An empty batch waits for those before.
+  void commit(kv::WriteBatch batch, UniqueFunction<void()> then);
+  void fatal(const Status& status);
+  void record_marks(const std::vector<wire::Mark>& marks);
+  void settle_marks();
+  void tick();
+  void maybe_stopped();
+  void register_metrics();
+
+  // ---- sessions.cc ----------------------------------------------------------------------------
+  void on_request(const PeerPtr& peer, wire::Request request);
+  void dispatch(const PeerPtr& peer, wire::Request request);
+  void hello(const PeerPtr& peer, const wire::Request& request);
+  Status check_hello(const Peer& peer, const wire::Hello& hello) const;
+  void open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
+  void join_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
+  void answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
+  void refuse_hello(Peer& peer, uint64_t id, const Status& status);
+  void end_session(const SessionPtr& session, const Status& reason);
+  void on_close(const PeerPtr& peer, const Status& reason);
+  void when_drained(const std::string& host, UniqueFunction<void()> then);
+  Session* session_of(const std::string& host) const;   // null: not connected
+  void notify_others(const Session* except, const Change::Name& name);
+
+  // ---- data.cc --------------------------------------------------------------------------------
+  // Answers kNotFound itself.
+  Image* find_image(Peer& peer, const wire::Request& request, const ImageId& id);
+  std::string label(const Image& image) const;   // "/dir/name (uuid)"
+  Op* new_op(const PeerPtr& peer, const wire::Request& request, Image& image);
+  void write_request(const PeerPtr& peer, wire::Request& request);
+  void zero_request(const PeerPtr& peer, wire::Request& request);
+  void resize_request(const PeerPtr& peer, wire::Request& request);
+  void flush_request(const PeerPtr& peer, wire::Request& request);
+  void read_request(const PeerPtr& peer, wire::Request& request);
+  void repair_request(const PeerPtr& peer, wire::Request& request);
+  void submit(Op* op);
+  void run(Op* op);
+  bool is_ready(const Image& image, const Op& op) const;
+  void prepare(Op* op);
+  void issue(Op* op);
+  void issue_read(Op* op);
+  void issue_resize(Op* op);
+  void applied(Op* op, Status status);
+  void resized(Op* op, Status status);
+  void sync(Op* op);
+  void start_sync(Image& image, std::vector<Op*> joined);
+  void synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Status& status);
+  void finish(Op* op);                          // answered: leaves the order and is recycled
+  void fail(Op* op, const Status& status);
+  void answer_applied(Op* op);
+  void run_released();
+  bool refuse_range(Op* op);
+  void pump_reads(Peer& peer);
+  Status ensure_copy(Image& image);
+  void close_idle_copies();
+  void make_cold(Image& image);
+  bool is_warm(const Image& image, Extent range) const;
+  void set_warm(Image& image, Extent range);
+  void mark_behind(Image& image, Extent range, kv::WriteBatch& batch);
+  void reserve(Image& image, kv::WriteBatch& batch);
+  void fit_regions(Image& image, uint64_t size, kv::WriteBatch& batch);
+  void note_user(Image& image, Session& session);
+  io::IoMode mode_for(const wire::Request& request) const;
+
+  // ---- scans.cc -------------------------------------------------------------------------------
+  struct HashRun;
+  void hash_request(const PeerPtr& peer, wire::Request& request);
+  void hash_step(std::shared_ptr<HashRun> run);
+  void hash_unit(HashRun& run, ByteSpan data, bool hole);
+  void issue_hash(Op* op);
+  void end_hash(Op* op);   // a piece that was never begun
+  void extents_request(const PeerPtr& peer, wire::Request& request);
+
+  // ---- tenures.cc -----------------------------------------------------------------------------
+  struct Waiting {
+    PeerPtr peer;
+    SessionPtr session;
+    uint64_t request = 0;
+    Image* image = nullptr;
+    bool copy_known = false;
+    io::TimerId timer;
+  };
+  void acquire_request(const PeerPtr& peer, wire::Request& request);
+  void resume_request(const PeerPtr& peer, wire::Request& request);
+  void yield_request(const PeerPtr& peer, wire::Request& request);
+  void yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& message);
+  void stale_map_request(const PeerPtr& peer, wire::Request& request);
+  void level_request(const PeerPtr& peer, wire::Request& request);
+  void apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch,
+                    UniqueFunction<void(bool accepted)> answer);
+  wire::Mark tenure_mark(Image& image, const fence::Action& action);
+  void carry_out(Image& image, const fence::Action& action);
+  void grant(fence::Ticket ticket, const fence::Action& action);
+  void refuse_busy(fence::Ticket ticket, const fence::Action& action);
+  void recall(Image& image, const fence::Action& action);
+  wire::Grant make_grant(Image& image, const std::string& host, bool copy_known);
+  // Gives the host a map of its own if it has none; true if it had been given one before.
+  bool register_host(Image& image, const std::string& host, bool copy_absent, kv::WriteBatch& batch);
+  void respond_resumed(Peer& peer, uint64_t id, const Image& image);
+  void drop_waiting(const Session& session);
+
+  // ---- name_requests.cc -----------------------------------------------------------------------
+  void name_request(const PeerPtr& peer, wire::Request& request);
+  void set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin);
+  Status check_policy(const wire::SetAttr& m);
+  void answer_change(const PeerPtr& peer, wire::Type type, uint64_t id, Result<Change> change);
+  void apply_change(Change change, const Session* by, UniqueFunction<void(const Change&)> then);
+  void answer_attr(const PeerPtr& peer, wire::Type type, uint64_t id, const Result<const Node*>& node);
+  void read_dir(const PeerPtr& peer, wire::Request& request);
+  void dump(const PeerPtr& peer, wire::Request& request);
+  void stat_fs(const PeerPtr& peer, const wire::Request& request);
+  void drop_request(const PeerPtr& peer, wire::Request& request);
+  wire::Attr attr_of(const Node& node, bool fresh);
+  void maybe_remove(Image& image);
+  void forget_users(const std::string& host, Incarnation newer);
+
+  io::Env& env_;
+  NodeOptions options_;
+  std::unique_ptr<MarkSink> marks_;
+  std::shared_ptr<Core*> self_;               // what timers and callbacks look at: null when gone
+
+  std::unique_ptr<kv::Store> store_;
+  std::unique_ptr<image::StorageGroup> group_;
+  std::unique_ptr<Catalogue> catalogue_;      // its images and maps have moved to images_
+  NameSpace* names_ = nullptr;
+  std::unordered_map<ImageId, std::unique_ptr<Image>> images_;
+  std::unique_ptr<net::Listener> listener_;
+  std::shared_ptr<wire::PayloadPool> pool_ = wire::PayloadPool::make();   // shared with payloads in use
+
+  std::set<PeerPtr> peers_;
+  std::map<uint64_t, SessionPtr> sessions_;
+  std::vector<SessionPtr> draining_;          // ended, with requests still under way
+  uint64_t next_session_ = 0;
+  std::map<std::string, io::BootTime> host_gone_at_;
+
+  fence::Ticket next_ticket_ = 0;
+  std::map<fence::Ticket, Waiting> waiting_;
+
+  std::vector<std::unique_ptr<Op>> all_ops_;
+  std::vector<Op*> free_ops_;
+  std::vector<Op*> runnable_;                 // what finish() let go, for the outermost run
+  bool running_ = false;
+  uint32_t ops_ = 0;                          // under way
+  uint32_t scans_ = 0;
+  std::unordered_map<Op*, std::shared_ptr<HashRun>> scan_reads_;   // pieces being read; shared with their completions
+  uint64_t use_clock_ = 0;
+  uint32_t copies_open_ = 0;
+
+  uint64_t commits_ = 0, commits_done_ = 0;
+  std::deque<std::pair<uint64_t, UniqueFunction<void()>>> after_commit_;
+  EventNumber marks_recorded_, marks_settled_;
+  bool settling_ = false;
+  io::TimerId tick_timer_;
+  io::TimerId pump_timer_;
+  Status failed_;                             // the catalogue is lost: nothing is answered any more
+  bool stopping_ = false;
+  UniqueFunction<void()> stopped_;
+
+  metrics::Counter writes_total_, write_bytes_total_, reads_total_, read_bytes_total_, syncs_total_, sync_failures_total_,
+      cold_writes_total_, fenced_total_, grants_total_, busy_total_, frames_refused_total_;
+};
+
+}  // namespace tidemark::node

@@ -1,0 +1,546 @@
+// The way of a data request: order, fence, marks, the copy, the answer. core.h shows it.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+#include "shared/node/core.h"
+
+namespace tidemark::node {
+
+namespace {
+const log::Logger kLog("node.data");
+constexpr uint8_t kFlagDurable = 1;        // Write::flags
+constexpr uint8_t kZeroAllocate = 2;       // Zero::kind
+constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
+}  // namespace
+
+// ---- requests -----------------------------------------------------------------------------------
+
+std::string Core::label(const Image& image) const {
+  std::string path = names_->path(image.record.inode);
+  return (path.empty() ? "nameless image" : path) + " (" + image.id.to_string() + ")";
+}
+
+Image* Core::find_image(Peer& peer, const wire::Request& request, const ImageId& id) {
+  auto it = images_.find(id);
+  if (it != images_.end()) return it->second.get();
+  peer.link->respond_failure(request.type, request.id, Status(Code::kNotFound, "no image " + id.to_string()));
+  return nullptr;
+}
+
+io::IoMode Core::mode_for(const wire::Request& request) const {
+  return request.alone && ops_ == 0 ? io::IoMode::kInline : io::IoMode::kQueued;
+}
+
+Op* Core::new_op(const PeerPtr& peer, const wire::Request& request, Image& image) {
+  if (free_ops_.empty()) {
+    all_ops_.push_back(std::make_unique<Op>());
+    free_ops_.push_back(all_ops_.back().get());
+  }
+  Op* op = free_ops_.back();
+  free_ops_.pop_back();
+  op->mode = mode_for(request);
+  op->peer = peer;
+  op->session = peer->session;
+  op->image = &image;
+  op->type = request.type;
+  op->id = request.id;
+  ++ops_;
+  ++image.ops;
+  ++op->session->ops;
+  image.used_at = ++use_clock_;
+  return op;
+}
+
+void Core::write_request(const PeerPtr& peer, wire::Request& request) {
+  Result<wire::Write> m = wire::decode_write(request.body);
+  if (!m) return peer->link->close(m.status());
+  Image* image = find_image(*peer, request, m->image);
+  if (image == nullptr) return;
+  peer->payload_bytes += request.payload.size();
+  if (peer->payload_bytes > limits::kPeerPayloadBytesMax) {
+    return peer->link->close(Status(Code::kInvalidArgument, "too many bytes sent without waiting for answers"));
+  }
+  Op* op = new_op(peer, request, *image);
+  op->epoch = m->epoch;
+  op->sequence = m->sequence;
+  op->offset = m->offset;
+  op->length = request.payload.size();
+  op->kind = m->flags;
+  op->payload = std::move(request.payload);
+  op->exclusive = true;
+  submit(op);
+}
+
+void Core::zero_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Zero m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  Op* op = new_op(peer, request, *image);
+  op->epoch = m.epoch;
+  op->sequence = m.sequence;
+  op->offset = m.extent.offset;
+  op->length = m.extent.length;
+  op->kind = m.kind;
+  op->exclusive = true;
+  submit(op);
+}
+
+void Core::repair_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Repair m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  if (request.payload.size() != (m.hole != 0 ? 0 : m.extent.length)) {
+    return peer->link->close(Status(Code::kCorruption, "a repair's payload has another length than its extent"));
+  }
+  peer->payload_bytes += request.payload.size();
+  Op* op = new_op(peer, request, *image);
+  op->epoch = m.epoch;
+  op->offset = m.extent.offset;
+  op->length = m.extent.length;
+  op->kind = m.hole;
+  op->payload = std::move(request.payload);
+  op->exclusive = true;
+  submit(op);
+}
+
+void Core::resize_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Resize m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  Op* op = new_op(peer, request, *image);
+  op->epoch = m.epoch;
+  op->sequence = m.sequence;
+  op->offset = m.size;
+  op->size_generation = m.size_generation;
+  op->exclusive = true;
+  submit(op);
+}
+
+void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Flush m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  Op* op = new_op(peer, request, *image);
+  op->epoch = m.epoch;
+  if (!fence::may_write(image->record.tenure, op->session->host, m.epoch)) {
+    fenced_total_.add();
+    return fail(op, Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over"));
+  }
+  if (image->record.has_copy == 0 && !image->copy) {   // nothing was ever written here
+    peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});
+    return finish(op);
+  }
+  if (Status s = ensure_copy(*image); !s) return fail(op, s);
+  sync(op);
+}
+
+void Core::read_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Read m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  note_user(*image, *peer->session);
+  Op* op = new_op(peer, request, *image);
+  op->offset = m.offset;
+  op->length = m.length;
+  if (m.length > limits::kFramePayloadBytesMax) return fail(op, Status(Code::kInvalidArgument, "read over 1 MiB"));
+  peer->held_reads.push_back(op);
+  pump_reads(*peer);
+}
+
+// A host that does not take its answers must not fill this node's memory: its next reads wait.
+void Core::pump_reads(Peer& peer) {
+  while (!peer.held_reads.empty()) {
+    if (peer.read_bytes + peer.link->unsent_bytes() > limits::kReadBytesUnsentMax) break;
+    Op* op = peer.held_reads.front();
+    peer.held_reads.pop_front();
+    peer.read_bytes += op->length;
+    submit(op);
+  }
+  if (peer.held_reads.empty() || pump_timer_.value != 0) return;
+  pump_timer_ = env_.after(kPumpInterval, [this] {
+    pump_timer_ = {};
+    std::vector<PeerPtr> peers(peers_.begin(), peers_.end());
+    for (const PeerPtr& p : peers) pump_reads(*p);
+  });
+}
+
+// ---- order, fence, readiness --------------------------------------------------------------------
+
+void Core::submit(Op* op) {
+  Image& im = *op->image;
+  if (op->exclusive) ++im.write_ops;
+  bool resize = op->type == wire::Type::kResize || op->type == wire::Type::kResume;
+  uint64_t begin = resize ? std::min(op->offset, im.attr->size) : op->offset;
+  op->range = {begin, resize ? UINT64_MAX - begin : std::min(op->length, UINT64_MAX - begin)};
+  op->ordered = true;
+  if (im.order.admit(op)) run(op);
+}
+
+void Core::run(Op* op) {
+  Image& im = *op->image;
+  // Not begun before its session ended: never begun.
+  if (op->session->ended || !failed_) {
+    end_hash(op);
+    return finish(op);
+  }
+  if (op->type == wire::Type::kHash) return issue_hash(op);
+  if (!op->exclusive) return issue_read(op);
+  if (!fence::may_write(im.record.tenure, op->session->host, op->epoch)) {
+    fenced_total_.add();
+    return fail(op, Status(Code::kFenced, label(im) + ": epoch " + std::to_string(op->epoch.value) + " of " + op->session->host +
+                                              " is over; the newest is " + std::to_string(im.record.tenure.epoch.value)));
+  }
+  if (is_ready(im, *op)) issue(op);
+  else prepare(op);
+}
+
+bool Core::is_ready(const Image& im, const Op& op) const {
+  return im.settled && im.copy && im.coordinator < im.reserved_durable && op.type != wire::Type::kResize &&
+         op.type != wire::Type::kResume && is_warm(im, {op.offset, op.length});
+}
+
+// Makes durable what must be so before this request changes a block.
+void Core::prepare(Op* op) {
+  Image& im = *op->image;
+  bool resize = op->type == wire::Type::kResize || op->type == wire::Type::kResume;
+  if (im.attr->mirror == 0 && !resize) {
+    return fail(op, Status(Code::kUnsupported, label(im) + " has `mirror = none`: its blocks are not kept here"));
+  }
+  if (im.attr->mirror != 0) {
+    if (Status s = ensure_copy(im); !s) return fail(op, s);
+  }
+  if (!resize && refuse_range(op)) return;
+  cold_writes_total_.add();
+  kv::WriteBatch batch;
+  Extent stale{op->offset, op->length};
+  if (resize) {
+    // A grow adds zeros on every copy; a shrink changes what a later grow would show.
+    stale = op->offset < im.attr->size ? Extent{op->offset, im.attr->size - op->offset} : Extent{};
+    fit_regions(im, op->offset, batch);
+  }
+  if (!im.settled) {
+    im.record.tenure = fence::step(im.record.tenure, fence::Event::first_write(op->session->host, op->epoch)).state;
+    im.record.has_copy = im.copy ? 1 : im.record.has_copy;
+    put_image(batch, im.id, im.record);
+  }
+  mark_behind(im, stale, batch);
+  reserve(im, batch);
+  commit(std::move(batch), [this, op, stale, serial = im.warm_serial, reserved = im.record.reserved] {
+    Image& image = *op->image;
+    image.reserved_durable = std::max(image.reserved_durable, reserved);
+    // A map was handed out meanwhile, or the tenure moved: the marks must be made anew.
+    if (image.warm_serial != serial || op->session->ended) return run(op);
+    image.settled = true;
+    set_warm(image, stale);
+    issue(op);
+  });
+}
+
+bool Core::is_warm(const Image& im, Extent range) const {
+  if (range.length == 0) return true;
+  uint64_t last = (range.end() - 1) / im.record.region_bytes;
+  if (last / 64 >= im.warm.size()) return false;
+  for (uint64_t r = range.offset / im.record.region_bytes; r <= last; ++r) {
+    if ((im.warm[r / 64] >> r % 64 & 1) == 0) return false;
+  }
+  return true;
+}
+
+void Core::set_warm(Image& im, Extent range) {
+  if (range.length == 0) return;
+  uint64_t last = (range.end() - 1) / im.record.region_bytes;
+  if (last / 64 >= im.warm.size()) im.warm.resize(last / 64 + 1);
+  for (uint64_t r = range.offset / im.record.region_bytes; r <= last; ++r) im.warm[r / 64] |= uint64_t{1} << r % 64;
+}
+
+void Core::make_cold(Image& im) {
+  im.warm.clear();
+  ++im.warm_serial;
+}
+
+void Core::mark_behind(Image& im, Extent range, kv::WriteBatch& batch) {
+  if (range.length == 0) return;
+  uint64_t last = (range.end() - 1) / im.record.region_bytes;
+  for (auto& [host, map] : im.behind) {
+    if (host == im.record.tenure.holder) continue;
+    for (uint64_t r = range.offset / im.record.region_bytes; r <= last; ++r) {
+      uint32_t region = static_cast<uint32_t>(r);
+      if (map.mark(region)) put_behind(batch, im.id, host, region, map.cut());
+    }
+  }
+}
+
+void Core::reserve(Image& im, kv::WriteBatch& batch) {
+  if (im.coordinator.value + limits::kCoordinatorReserve / 2 <= im.record.reserved.value) return;
+  im.record.reserved = CoordinatorSequence(im.coordinator.value + limits::kCoordinatorReserve);
+  put_image(batch, im.id, im.record);
+}
+
+void Core::fit_regions(Image& im, uint64_t size, kv::WriteBatch& batch) {
+  uint32_t factor = 1;
+  while (size / (im.record.region_bytes * factor) >= limits::kRegionsPerImageMax) factor *= 2;
+  if (factor == 1) return;
+  im.record.region_bytes *= factor;
+  put_image(batch, im.id, im.record);
+  for (auto& [host, map] : im.behind) {
+    map.coarsen(factor);
+    put_all_behind(batch, im.id, host, map);
+  }
+  make_cold(im);
+}
+
+Status Core::ensure_copy(Image& im) {
+  if (im.copy) return Status::ok();
+  Result<std::unique_ptr<image::ImageCopy>> copy = group_->open_image(im.id);
+  if (!copy && copy.status().code() == Code::kNotFound) {
+    if (im.record.has_copy != 0) {
+      return Status(Code::kCorruption, label(im) + ": its blocks are missing from storage group " + group_->name() +
+                                           ": bring the brick back, or restore the image from the replica");
+    }
+    copy = group_->create(im.id, im.attr->size, im.attr->size_generation);
+  }
+  if (!copy) return copy.status().with_context(label(im));
+  im.copy = std::move(*copy);
+  ++copies_open_;
+  // A crash between the copy's resize and the catalogue's commit leaves the copy newer: it was not answered.
+  if (im.copy->size_generation() > im.attr->size_generation) {
+    im.attr->size = im.copy->size();
+    im.attr->size_generation = im.copy->size_generation();
+    im.times_changed = true;
+  }
+  return Status::ok();
+}
+
+void Core::close_idle_copies() {
+  if (copies_open_ <= limits::kImagesOpenMax) return;
+  std::vector<Image*> idle;
+  for (auto& [id, image] : images_) {
+    if (image->copy && image->ops == 0) idle.push_back(image.get());
+  }
+  std::sort(idle.begin(), idle.end(), [](const Image* a, const Image* b) { return a->used_at < b->used_at; });
+  for (Image* image : idle) {
+    if (copies_open_ <= limits::kImagesOpenMax) return;
+    image->copy.reset();
+    --copies_open_;
+  }
+}
+
+void Core::note_user(Image& im, Session& session) {
+  if (im.last_user == session.number) return;
+  im.last_user = session.number;
+  im.users[session.host] = session.run.incarnation;
+}
+
+// ---- the copy -----------------------------------------------------------------------------------
+
+// True: the range is not within the image, and that was answered.
+bool Core::refuse_range(Op* op) {
+  const Image& im = *op->image;
+  uint64_t size = im.copy->size();
+  if (op->length != 0 && op->offset <= size && op->length <= size - op->offset) return false;
+  fail(op, Status(Code::kInvalidArgument, label(im) + ": " + std::to_string(op->length) + " bytes at " +
+                                              std::to_string(op->offset) + " are not within its " + std::to_string(size)));
+  return true;
+}
+
+void Core::issue(Op* op) {
+  Image& im = *op->image;
+  if (op->type == wire::Type::kResize || op->type == wire::Type::kResume) return issue_resize(op);
+  if (refuse_range(op)) return;
+  Callback<Status> done = [this, op](Status status) { applied(op, std::move(status)); };
+  if (op->type == wire::Type::kRepair) {
+    if (op->kind != 0) return im.copy->zero(op->offset, op->length, std::move(done));
+    return im.copy->write(op->offset, op->payload.span(), op->mode, std::move(done));
+  }
+  op->coordinator = im.coordinator = im.coordinator.next();
+  if (im.coordinator.value + limits::kCoordinatorReserve / 4 > im.reserved_durable.value && !im.reserving) {
+    im.reserving = true;
+    kv::WriteBatch batch;
+    reserve(im, batch);
+    commit(std::move(batch), [this, id = im.id, reserved = im.record.reserved] {
+      auto it = images_.find(id);
+      if (it == images_.end()) return;
+      it->second->reserving = false;
+      it->second->reserved_durable = std::max(it->second->reserved_durable, reserved);
+    });
+  }
+  im.attr->mtime = im.attr->ctime = env_.wall();
+  im.times_changed = true;
+  if (op->type == wire::Type::kWrite) return im.copy->write(op->offset, op->payload.span(), op->mode, std::move(done));
+  if (op->kind == kZeroAllocate) return im.copy->allocate(op->offset, op->length, std::move(done));
+  im.copy->zero(op->offset, op->length, std::move(done));
+}
+
+void Core::applied(Op* op, Status status) {
+  Image& im = *op->image;
+  if (!status) return fail(op, status.with_context(label(im)));
+  if (op->type != wire::Type::kRepair) im.last_applied = std::max(im.last_applied, op->sequence);
+  writes_total_.add();
+  write_bytes_total_.add(static_cast<double>(op->length));
+  if (op->type == wire::Type::kWrite && (op->kind & kFlagDurable) != 0) return sync(op);
+  answer_applied(op);
+}
+
+void Core::answer_applied(Op* op) {
+  if (op->type == wire::Type::kRepair) op->peer->link->respond(op->type, op->id, ByteSpan{});
+  else op->peer->link->respond_applied(op->type, op->id, {op->coordinator, group_->loss_id()});
+  finish(op);
+}
+
+void Core::issue_read(Op* op) {
+  Image& im = *op->image;
+  if (im.attr->mirror == 0) return fail(op, Status(Code::kUnsupported, label(im) + " has `mirror = none`: its blocks are not kept here"));
+  uint64_t inside = 0;
+  if (im.record.has_copy != 0 || im.copy) {
+    if (Status s = ensure_copy(im); !s) return fail(op, s);
+    uint64_t size = im.copy->size();
+    inside = op->offset >= size ? 0 : std::min(op->length, size - op->offset);
+  }
+  op->payload = pool_->take(op->length);
+  if (inside < op->length) std::memset(op->payload.data() + inside, 0, op->length - inside);
+  Callback<Status> done = [this, op](Status status) {
+    if (!status) return fail(op, status.with_context(label(*op->image)));
+    reads_total_.add();
+    read_bytes_total_.add(static_cast<double>(op->length));
+    op->peer->link->respond(op->type, op->id, ByteSpan{}, op->payload.span());
+    finish(op);
+  };
+  if (inside == 0) return done(Status::ok());
+  im.copy->read(op->offset, op->payload.span().first(inside), op->mode, std::move(done));
+}
+
+void Core::issue_resize(Op* op) {
+  Image& im = *op->image;
+  wire::Attr& a = *im.attr;
+  if (op->offset > limits::kImageBytesMax) return fail(op, Status(Code::kInvalidArgument, label(im) + ": size over the limit"));
+  // Said again after a lost answer.
+  if (op->size_generation == a.size_generation && op->offset == a.size) return resized(op, Status::ok());
+  if (op->size_generation <= a.size_generation) {
+    return fail(op, Status(Code::kInvalidArgument, label(im) + ": size generation " + std::to_string(op->size_generation.value) +
+                                                       " is not newer than " + std::to_string(a.size_generation.value)));
+  }
+  if (!im.copy) return resized(op, Status::ok());
+  im.copy->resize(op->offset, op->size_generation, [this, op](Status status) { resized(op, std::move(status)); });
+}
+
+void Core::resized(Op* op, Status status) {
+  Image& im = *op->image;
+  if (!status) return fail(op, status.with_context(label(im)));
+  im.attr->size = op->offset;
+  im.attr->size_generation = op->size_generation;
+  im.attr->mtime = im.attr->ctime = env_.wall();
+  if (op->type == wire::Type::kResize) {
+    op->coordinator = im.coordinator = im.coordinator.next();
+    im.last_applied = std::max(im.last_applied, op->sequence);
+  }
+  kv::WriteBatch batch;
+  put_node(batch, **names_->find(im.record.inode));
+  commit(std::move(batch), [this, op] {
+    Image& image = *op->image;
+    Result<const Node*> node = names_->find(image.record.inode);
+    if (node) notify_others(op->session.get(), {image.record.inode, (*node)->attr.parent, (*node)->name});
+    writes_total_.add();
+    if (op->type == wire::Type::kResize) return answer_applied(op);
+    respond_resumed(*op->peer, op->id, image);
+    finish(op);
+  });
+}
+
+// ---- flush --------------------------------------------------------------------------------------
+
+// Flushes that come while one is under way share the next.
+void Core::sync(Op* op) {
+  Image& im = *op->image;
+  if (im.syncing) {
+    im.sync_waiting.push_back(op);
+    return;
+  }
+  start_sync(im, {op});
+}
+
+void Core::start_sync(Image& im, std::vector<Op*> joined) {
+  im.syncing = true;
+  io::IoMode mode = ops_ == joined.size() ? io::IoMode::kInline : io::IoMode::kQueued;
+  im.copy->sync(mode, [this, joined = std::move(joined), up_to = im.coordinator](Status status) mutable {
+    synced(std::move(joined), up_to, status);
+  });
+}
+
+void Core::synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Status& status) {
+  Image& im = *joined.front()->image;
+  im.syncing = false;
+  syncs_total_.add();
+  if (!status) {
+    sync_failures_total_.add();
+    kLog.warning("sync_failed", {{"image", im.id}, {"error", status}, {"loss_id", group_->loss_id()}});
+  }
+  std::vector<Op*> next = std::exchange(im.sync_waiting, {});
+  if (!next.empty()) start_sync(im, std::move(next));
+  for (Op* op : joined) {
+    if (!status) { fail(op, status.with_context(label(*op->image))); continue; }
+    if (op->type == wire::Type::kWrite) { answer_applied(op); continue; }
+    op->peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), up_to});
+    finish(op);
+  }
+}
+
+// ---- the end ------------------------------------------------------------------------------------
+
+void Core::fail(Op* op, const Status& status) {
+  if (status.code() == Code::kIoError || status.code() == Code::kCorruption || status.code() == Code::kOutOfSpace) {
+    kLog.warning("request_failed", {{"type", wire::type_name(op->type)}, {"host", op->session->host}, {"error", status}});
+  }
+  op->peer->link->respond_failure(op->type, op->id, status);
+  finish(op);
+}
+
+void Core::finish(Op* op) {
+  Image& im = *op->image;
+  if (op->ordered) im.order.release(op, runnable_);
+  --ops_;
+  --im.ops;
+  if (op->ordered && op->exclusive && --im.write_ops == 0) {
+    for (auto& next : std::exchange(im.when_written, {})) env_.post(std::move(next));
+  }
+  if (op->exclusive) op->peer->payload_bytes -= std::min<uint64_t>(op->peer->payload_bytes, op->payload.size());
+  else if (op->ordered && op->type == wire::Type::kRead) op->peer->read_bytes -= op->length;
+  PeerPtr reader = op->type == wire::Type::kRead && !op->peer->held_reads.empty() ? op->peer : nullptr;
+  SessionPtr session = std::move(op->session);
+  *op = Op{};
+  free_ops_.push_back(op);
+  if (--session->ops == 0 && session->ended) {
+    for (auto& next : std::exchange(session->when_drained, {})) next();
+  }
+  if (im.ops == 0 && im.record.nameless != 0) {
+    env_.post([this, self = self_, id = im.id] {
+      if (*self == nullptr) return;
+      auto it = images_.find(id);
+      if (it != images_.end()) maybe_remove(*it->second);
+    });
+  }
+  if (reader) pump_reads(*reader);
+  run_released();
+  maybe_stopped();
+}
+
+// One loop over what was let go, however long the chain: no recursion a request.
+void Core::run_released() {
+  if (running_) return;
+  running_ = true;
+  while (!runnable_.empty()) {
+    Op* op = runnable_.front();
+    runnable_.erase(runnable_.begin());
+    run(op);
+  }
+  running_ = false;
+}
+
+}  // namespace tidemark::node

@@ -1,0 +1,124 @@
+// tidemark-shared: the shared node's daemon. Configuration: examples/shared.toml.
+#include <utility>
+
+#include "shared/base/config.h"
+#include "shared/daemon/daemon.h"
+#include "shared/net/network.h"
+#include "shared/net/pki.h"
+#include "shared/node/journal_marks.h"
+#include "shared/node/node.h"
+
+namespace tidemark {
+namespace {
+
+// The cluster and name that this node's certificate gives it.
+Result<net::PeerIdentity> own_identity(const config::Shared& config) {
+  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(config.tls.certificate));
+  if (!info.identity || info.identity->role != net::Role::kShared) {
+    return Status(Code::kInvalidArgument, config.tls.certificate + " is no shared node's certificate");
+  }
+  if (info.identity->node != config.node.name) {
+    return Status(Code::kInvalidArgument, config.tls.certificate + " is of node " + info.identity->node);
+  }
+  return *info.identity;
+}
+
+Result<std::unique_ptr<node::MarkSink>> open_marks(io::Env& env, const config::Shared& config, const net::TlsFiles& tls,
+                                                   const Uuid& cluster) {
+  node::JournalMarksOptions options;
+  options.directory = config.node.state_dir;
+  options.source = config.node.name;
+  options.cluster = cluster;
+  options.settings = config.journal;
+  if (config.replica) {
+    net::HttpClientOptions http;
+    http.url = config.replica->url;
+    http.tls = tls;
+    TM_ASSIGN_OR_RETURN(options.replica, env.network().http_client(http));
+  }
+  return node::JournalMarks::open(env, std::move(options));
+}
+
+void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
+  daemon.set_health([&node] {
+    return node != nullptr ? node->unhealthy_reasons() : std::vector<std::string>{"starting"};
+  });
+  daemon.routes().get("/v1/status", [&node](const daemon::Request&) -> Result<std::string> {
+    if (node == nullptr) return Status(Code::kUnavailable, "starting");
+    return node->status_json();
+  });
+  daemon.routes().post("/v1/images/policy", [&node](daemon::Request request, daemon::Reply reply) {
+    auto policy = node::parse_policy(request.text());
+    if (!policy) return reply(daemon::error_response(policy.status()));
+    if (node == nullptr) return reply(daemon::error_response(Status(Code::kUnavailable, "starting")));
+    node->set_policy(policy->image, policy->mirror, [reply = std::move(reply)](Result<std::string> image) mutable {
+      reply(daemon::json_response(std::move(image)));
+    });
+  });
+}
+
+// Opens everything; a message names the file and key to change.
+Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_ptr<node::SharedNode>& node) {
+  auto identity = own_identity(config);
+  if (!identity) return daemon.config_error("tls", "certificate", identity.status(), "issue one with `tidemark pki issue`");
+  net::TlsFiles tls{config.tls.authority, config.tls.certificate, config.tls.key};
+  auto marks = open_marks(daemon.env(), config, tls, identity->cluster);
+  if (!marks) return marks.status();
+  node::NodeOptions options;
+  options.name = config.node.name;
+  options.cluster = identity->cluster;
+  options.state_dir = config.node.state_dir;
+  options.storage = config.storage;
+  options.region_bytes = config.journal.region_bytes;
+  options.tenure_wait = config.tenure_wait;
+  options.metrics = &daemon.metrics();
+  options.on_fatal = [&daemon](const Status&) { daemon.request_stop(1); };
+  auto opened = node::SharedNode::open(daemon.env(), std::move(options), std::move(*marks));
+  if (!opened) {
+    bool ours = opened.status().code() == Code::kInvalidArgument;
+    return ours ? daemon.config_error("storage", "bricks", opened.status(), "name directories of one storage group") : opened.status();
+  }
+  auto address = net::Address::parse(config.listen.address);
+  if (!address) return daemon.config_error("listen", "address", address.status(), "write HOST:PORT");
+  if (Status s = (*opened)->listen(*address, tls); !s) {
+    return daemon.config_error("listen", "address", s, "choose a free address, or port 0 for any");
+  }
+  address->port = (*opened)->port();
+  node = std::move(*opened);
+  return daemon.publish_address("listen", *address);
+}
+
+}  // namespace
+}  // namespace tidemark
+
+int main(int argc, char** argv) {
+  using namespace tidemark;
+  daemon::Arguments arguments;
+  if (auto code = daemon::parse_arguments(argc, argv, {"tidemark-shared", "The shared node of a Tidemark cluster"}, arguments)) {
+    return *code;
+  }
+  auto config = config::load_shared(arguments.config);
+  if (!config) return daemon::fail("tidemark-shared", config.status());
+  daemon::Options options;
+  options.program = "tidemark-shared";
+  options.config_file = arguments.config;
+  options.node = config->node;
+  options.log = config->log;
+  options.metrics = config->metrics;
+  options.background = arguments.background;
+  auto daemon = daemon::Daemon::create(std::move(options));
+  if (!daemon) return daemon::fail("tidemark-shared", daemon.status());
+  std::unique_ptr<node::SharedNode> node;   // destroyed before the daemon
+  node::SharedNode* serving = nullptr;
+  add_routes(**daemon, serving);
+  return (*daemon)->run(
+      [&](Callback<Status> ready) {
+        Status status = start(**daemon, *config, node);
+        serving = status ? node.get() : nullptr;
+        ready(std::move(status));
+      },
+      [&](UniqueFunction<void()> done) {
+        if (!node) return done();
+        node->stop(std::move(done));
+      });
+}

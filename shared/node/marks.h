@@ -1,0 +1,40 @@
+// MarkSink: where the shared node's own stream of time marks goes. The real one is a journal that ships
+// to the replica (journal_marks.h).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "shared/base/function.h"
+#include "shared/base/status.h"
+#include "shared/wire/messages.h"
+
+namespace tidemark::node {
+
+class MarkSink {
+ public:
+  struct Usage {
+    uint64_t spool_bytes = 0, spool_batches = 0, journal_bytes = 0;
+    bool replica_configured = false, shipping_paused = false;
+    std::string ship_error;
+    int64_t rpo_ns = 0;
+  };
+  virtual ~MarkSink() = default;
+  // In the order of their numbers. A mark may be given again after a crash; the replica merges by number.
+  virtual void record(const wire::Mark& mark) = 0;
+  // OK once all marks recorded so far can no longer be lost with this node; kUnavailable: ask again later.
+  virtual void settle(Callback<Status> done) = 0;
+  virtual Usage usage() const = 0;
+  virtual void stop(UniqueFunction<void()> done) = 0;
+};
+
+// Drops everything: for tests of what is not marks.
+class NoMarks final : public MarkSink {
+ public:
+  void record(const wire::Mark&) override {}
+  void settle(Callback<Status> done) override { done(Status::ok()); }
+  Usage usage() const override { return {}; }
+  void stop(UniqueFunction<void()> done) override { done(); }
+};
+
+}  // namespace tidemark::node

@@ -1,0 +1,263 @@
+// The name space's requests: applied in memory one after another, answered once durable.
+#include <algorithm>
+#include <utility>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+#include "shared/node/core.h"
+#include "shared/wire/codec.h"
+
+namespace tidemark::node {
+
+namespace {
+const log::Logger kLog("node.names");
+constexpr size_t kEntriesBytesMax = 512u << 10;   // of one answer's entries: well within a frame
+}  // namespace
+
+void Core::name_request(const PeerPtr& peer, wire::Request& request) {
+  using wire::Type;
+  Origin origin{peer->session->host, env_.wall()};
+  switch (request.type) {
+    case Type::kLookup: {
+      wire::Lookup m;
+      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      return answer_attr(peer, request.type, request.id, names_->lookup(m.parent, m.name));
+    }
+    case Type::kGetAttr: {
+      wire::GetAttr m;
+      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      return answer_attr(peer, request.type, request.id, names_->find(m.inode));
+    }
+    case Type::kSetAttr: {
+      wire::SetAttr m;
+      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      return set_attr_request(peer, request.id, m, origin);
+    }
+    case Type::kCreate: {
+      wire::Create m;
+      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      return answer_change(peer, request.type, request.id, names_->create(m, env_.random_uuid(), origin));
+    }
+    case Type::kUnlink: {
+      wire::Unlink m;
+      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      return answer_change(peer, request.type, request.id, names_->unlink(m, origin));
+    }
+    case Type::kRename: {
+      wire::Rename m;
+      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      return answer_change(peer, request.type, request.id, names_->rename(m, origin));
+    }
+    case Type::kSetXattr: {
+      wire::SetXattr m;
+      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      return answer_change(peer, request.type, request.id, names_->set_xattr(m, origin));
+    }
+    case Type::kReadDir: return read_dir(peer, request);
+    case Type::kDump: return dump(peer, request);
+    case Type::kStatFs: return stat_fs(peer, request);
+    case Type::kDrop: return drop_request(peer, request);
+    default:
+      return peer->link->close(Status(Code::kCorruption, "a " + std::string(wire::type_name(request.type)) + " is no request of a host"));
+  }
+}
+
+void Core::set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin) {
+  if (Status s = check_policy(m); !s) return peer->link->respond_failure(wire::Type::kSetAttr, id, s);
+  answer_change(peer, wire::Type::kSetAttr, id, names_->set_attr(m, origin));
+}
+
+// `mirror = none` gives the second copy's blocks up; that must not meet requests under way.
+Status Core::check_policy(const wire::SetAttr& m) {
+  if ((m.mask & wire::kSetPolicy) == 0) return Status::ok();
+  TM_ASSIGN_OR_RETURN(const Node* node, names_->find(m.inode));
+  auto it = images_.find(node->attr.image);
+  if (it == images_.end()) return Status::ok();   // no image: set_attr says so
+  Image& image = *it->second;
+  if (image.ops > 0) return Status(Code::kBusy, label(image) + " is in use: its policy changes when it rests");
+  image.settled = false;
+  make_cold(image);
+  if (m.values.mirror != 0 || image.record.has_copy == 0) return Status::ok();
+  kLog.info("copy_given_up", {{"image", image.id}, {"path", names_->path(m.inode)}, {"reason", "mirror = none"}});
+  if (image.copy) --copies_open_;
+  image.copy.reset();
+  Status removed = group_->remove(image.id);
+  if (!removed && removed.code() != Code::kNotFound) return removed;
+  image.record.has_copy = 0;
+  kv::WriteBatch batch;
+  put_image(batch, image.id, image.record);
+  commit(std::move(batch), [] {});
+  return Status::ok();
+}
+
+void Core::answer_change(const PeerPtr& peer, wire::Type type, uint64_t id, Result<Change> change) {
+  if (!change) {
+    Status status = change.status();
+    // What the refusal rests on (a name that is there) must be durable too.
+    return commit({}, [peer, type, id, status] { peer->link->respond_failure(type, id, status); });
+  }
+  apply_change(std::move(*change), peer->session.get(), [peer, type, id](const Change& done) {
+    peer->link->respond(type, id, wire::Changed{done.mark, done.others});
+  });
+}
+
+void Core::apply_change(Change change, const Session* by, UniqueFunction<void(const Change&)> then) {
+  kv::WriteBatch batch;
+  if (change.mark.kind == wire::MarkKind::kCreate && change.mark.node.kind == wire::NodeKind::kImage) {
+    auto image = std::make_unique<Image>();
+    image->id = change.mark.node.image;
+    image->record.inode = change.mark.node.inode;
+    image->record.region_bytes = options_.region_bytes;
+    image->attr = names_->image_attr(image->record.inode);
+    put_image(batch, image->id, image->record);
+    images_.emplace(image->id, std::move(image));
+  }
+  for (const ImageId& id : change.nameless) {
+    auto it = images_.find(id);
+    if (it == images_.end()) continue;
+    it->second->record.nameless = 1;
+    put_image(batch, id, it->second->record);
+  }
+  for (InodeNumber inode : change.touched) {
+    Result<const Node*> node = names_->find(inode);
+    if (node) put_node(batch, **node);
+  }
+  for (InodeNumber inode : change.erased) erase_node(batch, inode);
+  put_counters(batch, *names_);
+  auto complete = [&](wire::Mark& mark) {
+    auto it = images_.find(mark.node.image);
+    if (it != images_.end()) {
+      mark.node.holder = it->second->record.tenure.holder;
+      mark.node.epoch = it->second->record.tenure.epoch;
+    }
+    put_mark(batch, mark);
+  };
+  complete(change.mark);
+  for (wire::Mark& mark : change.others) complete(mark);
+  commit(std::move(batch), [this, change = std::move(change), number = by == nullptr ? 0 : by->number, then = std::move(then)]() mutable {
+    record_marks({change.mark});
+    record_marks(change.others);
+    auto session = sessions_.find(number);
+    for (const Change::Name& name : change.invalid) {
+      notify_others(session == sessions_.end() ? nullptr : session->second.get(), name);
+    }
+    then(change);
+    for (const ImageId& id : change.nameless) {
+      auto it = images_.find(id);
+      if (it != images_.end()) maybe_remove(*it->second);
+    }
+  });
+}
+
+wire::Attr Core::attr_of(const Node& node, bool fresh) {
+  wire::Attr attr = node.attr;
+  auto it = images_.find(attr.image);
+  if (it == images_.end()) return attr;
+  Image& image = *it->second;
+  attr.holder = image.record.tenure.holder;
+  attr.epoch = image.record.tenure.epoch;
+  if (fresh && image.copy) {
+    Result<uint64_t> allocated = image.copy->allocated_bytes();
+    if (allocated) attr.allocated = image.attr->allocated = *allocated;
+  }
+  return attr;
+}
+
+void Core::answer_attr(const PeerPtr& peer, wire::Type type, uint64_t id, const Result<const Node*>& node) {
+  if (!node) return commit({}, [peer, type, id, status = node.status()] { peer->link->respond_failure(type, id, status); });
+  commit({}, [peer, type, id, attr = attr_of(**node, true)] { peer->link->respond(type, id, attr); });
+}
+
+void Core::read_dir(const PeerPtr& peer, wire::Request& request) {
+  wire::ReadDir m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  wire::DirEntries answer;
+  size_t bytes = 0;
+  answer.end = 1;
+  Status status = names_->read_directory(m.inode, m.after, [&](const Node& node) {
+    if (answer.entries.size() >= std::min(m.count_max, limits::kDirEntriesMax) || bytes > kEntriesBytesMax) {
+      answer.end = 0;
+      return false;
+    }
+    answer.entries.push_back({node.name, attr_of(node, false)});
+    bytes += wire::encode(answer.entries.back()).size();
+    return true;
+  });
+  commit({}, [peer, id = request.id, status, answer = std::move(answer)] {
+    if (!status) return peer->link->respond_failure(wire::Type::kReadDir, id, status);
+    peer->link->respond(wire::Type::kReadDir, id, answer);
+  });
+}
+
+void Core::dump(const PeerPtr& peer, wire::Request& request) {
+  wire::Dump m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  wire::DirEntries answer;
+  size_t bytes = 0;
+  answer.end = 1;
+  names_->walk(m.after, [&](const Node& node) {
+    if (answer.entries.size() >= std::min(m.count_max, limits::kDirEntriesMax) || bytes > kEntriesBytesMax) {
+      answer.end = 0;
+      return false;
+    }
+    answer.entries.push_back({node.name, attr_of(node, false)});
+    bytes += wire::encode(answer.entries.back()).size();
+    return true;
+  });
+  commit({}, [peer, id = request.id, answer = std::move(answer)] { peer->link->respond(wire::Type::kDump, id, answer); });
+}
+
+void Core::stat_fs(const PeerPtr& peer, const wire::Request& request) {
+  wire::StatFs m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Result<io::FileSystem::Space> space = group_->space();
+  if (!space) return peer->link->respond_failure(request.type, request.id, space.status());
+  peer->link->respond(request.type, request.id, wire::StatFsAnswer{space->total, space->available, names_->size()});
+}
+
+void Core::drop_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Drop m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  image->users.erase(peer->session->host);
+  image->last_user = 0;
+  peer->link->respond(request.type, request.id, ByteSpan{});
+  if (image->record.nameless != 0) maybe_remove(*image);
+}
+
+// Users of the host's earlier runs have gone with them.
+void Core::forget_users(const std::string& host, Incarnation newer) {
+  std::vector<Image*> nameless;
+  for (auto& [id, image] : images_) {
+    auto it = image->users.find(host);
+    if (it == image->users.end() || it->second >= newer) continue;
+    image->users.erase(it);
+    image->last_user = 0;
+    if (image->record.nameless != 0) nameless.push_back(image.get());
+  }
+  for (Image* image : nameless) maybe_remove(*image);
+}
+
+// A nameless image goes when nobody uses it: its blocks first, so that a crash between leaves its record,
+// and the next start goes on from there.
+void Core::maybe_remove(Image& image) {
+  if (image.record.nameless == 0 || image.ops > 0 || !image.users.empty() || env_.now() < image.kept_until) return;
+  if (image.copy) --copies_open_;
+  image.copy.reset();
+  Status removed = group_->remove(image.id);
+  if (!removed && removed.code() != Code::kNotFound) {
+    kLog.warning("remove_failed", {{"image", image.id}, {"error", removed}, {"action", "tried again later"}});
+    image.kept_until = env_.now() + std::chrono::seconds(limits::kNamelessKeepSeconds);
+    return;
+  }
+  kLog.info("image_removed", {{"image", image.id}});
+  kv::WriteBatch batch;
+  erase_image(batch, image.id);
+  erase_node(batch, image.record.inode);
+  names_->forget(image.record.inode);
+  images_.erase(image.id);
+  commit(std::move(batch), [] {});
+}
+
+}  // namespace tidemark::node

@@ -1,0 +1,225 @@
+// Connections and sessions of hosts.
+#include <algorithm>
+#include <utility>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+#include "shared/node/core.h"
+
+namespace tidemark::node {
+
+namespace {
+const log::Logger kLog("node.session");
+constexpr io::Duration kPingInterval = std::chrono::seconds(5);
+constexpr io::Duration kSilenceMax = std::chrono::seconds(20);
+constexpr size_t kHostNameMax = 128;
+}  // namespace
+
+void Core::accept(std::unique_ptr<net::Stream> stream) {
+  auto peer = std::make_shared<Peer>();
+  peer->link = std::make_unique<wire::Connection>(env_, std::move(stream), pool_);
+  peers_.insert(peer);
+  std::weak_ptr<Peer> weak = peer;
+  peer->hello_timer = env_.after(std::chrono::seconds(limits::kHandshakeSecondsMax), [weak] {
+    PeerPtr p = weak.lock();
+    if (p && !p->session) p->link->close(Status(Code::kUnavailable, "no hello came"));
+  });
+  peer->link->start({.on_request =
+                         [this, weak](wire::Request request) {
+                           if (PeerPtr p = weak.lock()) on_request(p, std::move(request));
+                         },
+                     .on_notify = {},
+                     .on_close =
+                         [this, weak](Status reason) {
+                           if (PeerPtr p = weak.lock()) on_close(p, reason);
+                         }});
+}
+
+void Core::on_request(const PeerPtr& peer, wire::Request request) {
+  if (!failed_ || stopping_) return;
+  if (request.type == wire::Type::kHello) return hello(peer, request);
+  if (!peer->session) return peer->link->close(Status(Code::kPermission, "a request came before the hello"));
+  // Frames that were still unread when a newer session began are not begun.
+  if (peer->session->ended) return;
+  dispatch(peer, std::move(request));
+}
+
+void Core::dispatch(const PeerPtr& peer, wire::Request request) {
+  using wire::Type;
+  switch (request.type) {
+    case Type::kWrite: return write_request(peer, request);
+    case Type::kZero: return zero_request(peer, request);
+    case Type::kResize: return resize_request(peer, request);
+    case Type::kFlush: return flush_request(peer, request);
+    case Type::kRead: return read_request(peer, request);
+    case Type::kHash: return hash_request(peer, request);
+    case Type::kExtents: return extents_request(peer, request);
+    case Type::kRepair: return repair_request(peer, request);
+    case Type::kAcquire: return acquire_request(peer, request);
+    case Type::kResume: return resume_request(peer, request);
+    case Type::kYield: return yield_request(peer, request);
+    case Type::kStaleMap: return stale_map_request(peer, request);
+    case Type::kLevel: return level_request(peer, request);
+    default: return name_request(peer, request);
+  }
+}
+
+void Core::hello(const PeerPtr& peer, const wire::Request& request) {
+  wire::Hello hello;
+  if (!peer->link->decode_or_close(request.type, request.body, hello)) return;
+  Status status = check_hello(*peer, hello);
+  if (!status) return refuse_hello(*peer, request.id, status);
+  peer->greeted = true;
+  if (hello.session == 0) open_session(peer, request.id, hello);
+  else join_session(peer, request.id, hello);
+}
+
+Status Core::check_hello(const Peer& peer, const wire::Hello& hello) const {
+  const net::PeerIdentity& identity = peer.link->peer();
+  if (peer.greeted) return Status(Code::kInvalidArgument, "a second hello on one connection");
+  if (hello.version == 0) return Status(Code::kUnsupported, "no common protocol version");
+  if (hello.cluster != options_.cluster) {
+    return Status(Code::kPermission, "cluster " + hello.cluster.to_string() + " is not this cluster, " + options_.cluster.to_string());
+  }
+  if (identity.role != net::Role::kHost) {
+    return Status(Code::kPermission, "a certificate of role " + std::string(net::role_name(identity.role)) + " is no host's");
+  }
+  if (hello.node != identity.node || hello.node.empty() || hello.node.size() > kHostNameMax) {
+    return Status(Code::kPermission, "node " + hello.node.substr(0, kHostNameMax) + " shows the certificate of " + identity.node);
+  }
+  if (hello.digest_algorithm != kDigestXxh3) return Status(Code::kUnsupported, "unknown digest algorithm");
+  if (hello.incarnation.value == 0) return Status(Code::kInvalidArgument, "incarnation 0");
+  auto host = catalogue_->hosts.find(hello.node);
+  if (host == catalogue_->hosts.end()) return Status::ok();
+  auto run = host->second.find(hello.incarnation);
+  if (run != host->second.end() && run->second.nonce != hello.nonce) {
+    return Status(Code::kPermission, "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node +
+                                         " is known with another nonce: the host's state was copied or restored; "
+                                         "give it a new journal above incarnation " +
+                                         std::to_string(host->second.rbegin()->first.value));
+  }
+  const HostRun& newest = host->second.rbegin()->second;
+  if (run == host->second.end() && hello.incarnation < newest.incarnation) {
+    return Status(Code::kPermission, "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node +
+                                         " is older than the known " + std::to_string(newest.incarnation.value));
+  }
+  return Status::ok();
+}
+
+void Core::refuse_hello(Peer& peer, uint64_t id, const Status& status) {
+  kLog.warning("hello_refused", {{"peer", peer.link->peer_name()}, {"reason", status}});
+  frames_refused_total_.add();
+  peer.link->respond_failure(wire::Type::kHello, id, status);
+  peer.link->flush();
+  peer.link->close(status.with_context("hello refused"));
+}
+
+void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
+  std::vector<SessionPtr> older;
+  for (auto& [number, session] : sessions_) {
+    if (session->host == hello.node) older.push_back(session);
+  }
+  for (const SessionPtr& session : older) end_session(session, Status(Code::kUnavailable, "superseded by a new session"));
+  if (sessions_.size() >= limits::kSessionsMax) return refuse_hello(*peer, id, Status(Code::kUnavailable, "too many hosts"));
+
+  auto session = std::make_shared<Session>();
+  session->number = ++next_session_;
+  session->host = hello.node;
+  session->run = {hello.incarnation, hello.nonce, hello.journal_generation};
+  session->peers.push_back(peer);
+  sessions_.emplace(session->number, session);
+  host_gone_at_.erase(hello.node);
+  peer->session = session;
+  forget_users(hello.node, hello.incarnation);
+
+  kv::WriteBatch batch;
+  auto [run, added] = catalogue_->hosts[hello.node].try_emplace(hello.incarnation, session->run);
+  if (added) put_host(batch, hello.node, session->run);
+  commit(std::move(batch), [this, peer, id, hello] {
+    // What older sessions had begun is finished before the host hears from us.
+    when_drained(hello.node, [this, peer, id, hello] { answer_hello(peer, id, hello); });
+  });
+}
+
+void Core::when_drained(const std::string& host, UniqueFunction<void()> then) {
+  std::erase_if(draining_, [](const SessionPtr& s) { return s->ops == 0; });
+  for (const SessionPtr& session : draining_) {
+    if (session->host != host) continue;
+    session->when_drained.push_back([this, host, then = std::move(then)]() mutable { when_drained(host, std::move(then)); });
+    return;
+  }
+  then();
+}
+
+void Core::join_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
+  auto it = sessions_.find(hello.session);
+  if (it == sessions_.end() || it->second->host != hello.node || it->second->run.incarnation != hello.incarnation ||
+      it->second->run.nonce != hello.nonce) {
+    return refuse_hello(*peer, id, Status(Code::kUnavailable, "session " + std::to_string(hello.session) + " has ended"));
+  }
+  Session& session = *it->second;
+  if (session.peers.size() >= limits::kConnectionsPerSessionMax) {
+    return refuse_hello(*peer, id, Status(Code::kInvalidArgument, "too many connections in one session"));
+  }
+  session.peers.push_back(peer);
+  peer->session = it->second;
+  answer_hello(peer, id, hello);
+}
+
+void Core::answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
+  if (!peer->session || peer->session->ended) return;
+  env_.cancel(std::exchange(peer->hello_timer, {}));
+  wire::HelloAnswer answer;
+  answer.version = std::min(hello.version, wire::kProtocolVersion);
+  answer.node = options_.name;
+  answer.session = peer->session->number;
+  answer.boot = catalogue_->boot;
+  answer.loss_id = group_->loss_id();
+  answer.event = names_->last_event();
+  answer.clock = env_.wall();
+  kLog.info(hello.session == 0 ? "session_opened" : "session_joined",
+            {{"host", hello.node}, {"session", answer.session}, {"incarnation", hello.incarnation}});
+  peer->link->respond(wire::Type::kHello, id, answer);
+  peer->link->keep_alive(kPingInterval, kSilenceMax);
+}
+
+void Core::end_session(const SessionPtr& ended, const Status& reason) {
+  SessionPtr session = ended;   // the caller's may go with its connection
+  if (std::exchange(session->ended, true)) return;
+  kLog.info("session_ended", {{"host", session->host}, {"session", session->number}, {"reason", reason}});
+  sessions_.erase(session->number);
+  if (session->ops > 0) draining_.push_back(session);
+  host_gone_at_[session->host] = env_.now();
+  drop_waiting(*session);
+  std::vector<PeerPtr> peers = std::move(session->peers);
+  session->peers.clear();
+  for (const PeerPtr& peer : peers) {
+    for (Op* op : std::exchange(peer->held_reads, {})) finish(op);
+    peer->link->close(reason);
+  }
+}
+
+void Core::on_close(const PeerPtr& peer, const Status& reason) {
+  env_.cancel(std::exchange(peer->hello_timer, {}));
+  peers_.erase(peer);
+  if (!peer->session) kLog.info("connection_closed", {{"peer", peer->link->peer_name()}, {"reason", reason}});
+  // A session whose connection ended is of no use to either side: the host opens a new one.
+  if (peer->session) end_session(peer->session, reason);
+}
+
+Session* Core::session_of(const std::string& host) const {
+  for (const auto& [number, session] : sessions_) {
+    if (session->host == host) return session.get();
+  }
+  return nullptr;
+}
+
+void Core::notify_others(const Session* except, const Change::Name& name) {
+  wire::InvalidateNotify notify{name.inode, name.parent, name.name};
+  for (const auto& [number, session] : sessions_) {
+    if (session.get() == except || session->peers.empty()) continue;
+    session->peers.front()->link->notify(wire::Type::kInvalidateNotify, notify);
+  }
+}
+
+}  // namespace tidemark::node

@@ -1,0 +1,120 @@
+// What the control socket shows of the shared node. shared/docs/control-api.md describes it.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "shared/node/core.h"
+
+namespace tidemark::node {
+
+using nlohmann::json;
+
+namespace {
+constexpr double kNanosecondsPerSecond = 1e9;
+constexpr double kNanosecondsPerMicrosecond = 1e3;
+}  // namespace
+
+struct StatusWriter {
+  Core& core;
+  json hosts() const;
+  json image(Image& image) const;
+};
+
+std::vector<std::string> Core::unhealthy_reasons() const {
+  std::vector<std::string> out;
+  if (!failed_) out.push_back("catalogue failed: " + failed_.message());
+  if (group_->lost()) out.push_back("a failed sync could not be recorded: check the bricks");
+  MarkSink::Usage usage = marks_->usage();
+  if (!usage.ship_error.empty()) out.push_back("shipping to the replica: " + usage.ship_error);
+  return out;
+}
+
+json StatusWriter::hosts() const {
+  json hosts = json::array();
+  for (const auto& [host, runs] : core.catalogue_->hosts) {
+    const Session* session = core.session_of(host);
+    json h = {{"host", host}, {"connected", session != nullptr}, {"incarnation", runs.rbegin()->first.value}};
+    if (session != nullptr) {
+      h["session"] = session->number;
+      h["connections"] = session->peers.size();
+      io::Duration rtt = session->peers.empty() ? io::Duration(0) : session->peers.front()->link->round_trip();
+      h["rtt_us"] = static_cast<double>(rtt.count()) / kNanosecondsPerMicrosecond;
+    }
+    hosts.push_back(std::move(h));
+  }
+  return hosts;
+}
+
+json StatusWriter::image(Image& image) const {
+  json behind = json::object();
+  for (const auto& [host, map] : image.behind) behind[host] = map.regions().size() * image.record.region_bytes;
+  wire::Attr& attr = *image.attr;
+  if (image.copy) {
+    Result<uint64_t> allocated = image.copy->allocated_bytes();
+    if (allocated) attr.allocated = *allocated;
+  }
+  const fence::State& tenure = image.record.tenure;
+  json waiting = json::array();
+  for (const fence::Waiter& w : tenure.waiters) waiting.push_back(w.host);
+  return {{"path", core.names_->path(image.record.inode)}, {"uuid", image.id.to_string()}, {"size", attr.size},
+          {"allocated", attr.allocated}, {"epoch", tenure.epoch.value}, {"holder", tenure.holder},
+          {"holder_connected", !tenure.holder.empty() && core.session_of(tenure.holder) != nullptr}, {"waiting", std::move(waiting)},
+          {"coordinator", image.coordinator.value}, {"mirror", attr.mirror != 0 ? "sync" : "none"},
+          {"nameless", image.record.nameless != 0}, {"region_bytes", image.record.region_bytes}, {"behind_bytes", std::move(behind)}};
+}
+
+std::string Core::status_json() {
+  std::vector<std::string> reasons = unhealthy_reasons();
+  json images = json::array();
+  for (auto& [id, image] : images_) images.push_back(StatusWriter{*this}.image(*image));
+  std::sort(images.begin(), images.end(), [](const json& a, const json& b) { return a["path"] < b["path"]; });
+  MarkSink::Usage usage = marks_->usage();
+  json out = {{"node", options_.name}, {"role", "shared"}, {"version", "0.1.0"}, {"healthy", reasons.empty()}, {"reasons", reasons},
+              {"boot", catalogue_->boot.value}, {"loss_id", group_->loss_id().value}, {"event", names_->last_event().value},
+              {"storage", {{"group", group_->name()}, {"bricks", options_.storage.bricks}}}, {"hosts", StatusWriter{*this}.hosts()},
+              {"images", std::move(images)},
+              {"journal", {{"marks_unsettled", marks_recorded_.value - marks_settled_.value}, {"spool_bytes", usage.spool_bytes},
+                           {"spool_batches", usage.spool_batches}, {"journal_bytes", usage.journal_bytes},
+                           {"shipping_paused", usage.shipping_paused}, {"ship_error", usage.ship_error},
+                           {"replica_configured", usage.replica_configured},
+                           {"rpo_s", static_cast<double>(usage.rpo_ns) / kNanosecondsPerSecond}}}};
+  Result<io::FileSystem::Space> space = group_->space();
+  if (space) {
+    out["storage"]["total"] = space->total;
+    out["storage"]["available"] = space->available;
+  }
+  return out.dump();
+}
+
+void Core::set_policy(const std::string& name, const std::string& mirror, Callback<Result<std::string>> done) {
+  if (mirror != "none" && mirror != "sync") {
+    return done(Status(Code::kInvalidArgument, "mirror is \"none\" or \"sync\", not \"" + mirror + "\""));
+  }
+  Image* image = nullptr;
+  for (auto& [id, i] : images_) {
+    if (id.to_string() == name || names_->path(i->record.inode) == (name.starts_with('/') ? name : "/" + name)) image = i.get();
+  }
+  if (image == nullptr) return done(Status(Code::kNotFound, "no image " + name));
+  wire::SetAttr m;
+  m.inode = image->record.inode;
+  m.mask = wire::kSetPolicy;
+  m.values.mirror = mirror == "sync" ? 1 : 0;
+  if (Status s = check_policy(m); !s) return done(s);
+  Result<Change> change = names_->set_attr(m, Origin{options_.name, env_.wall()});
+  if (!change) return done(change.status());
+  apply_change(std::move(*change), nullptr, [this, id = image->id, done = std::move(done)](const Change&) mutable {
+    auto it = images_.find(id);
+    if (it == images_.end()) return done(Status(Code::kNotFound, "the image was removed meanwhile"));
+    done(StatusWriter{*this}.image(*it->second).dump());
+  });
+}
+
+Result<Policy> parse_policy(std::string_view text) {
+  json parsed = json::parse(text, nullptr, false);
+  bool ok = parsed.is_object() && parsed.contains("image") && parsed["image"].is_string() && parsed.contains("mirror") &&
+            parsed["mirror"].is_string();
+  if (!ok) return Status(Code::kInvalidArgument, "the body must be {\"image\": ..., \"mirror\": \"none\" or \"sync\"}");
+  return Policy{parsed["image"].get<std::string>(), parsed["mirror"].get<std::string>()};
+}
+
+}  // namespace tidemark::node

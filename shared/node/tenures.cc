@@ -1,0 +1,316 @@
+// Tenures: carries out what shared/fence decides, and keeps the maps of what hosts' copies lack.
+#include <algorithm>
+#include <utility>
+
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+#include "shared/node/core.h"
+
+namespace tidemark::node {
+
+using fence::Action;
+using fence::Event;
+
+namespace {
+const log::Logger kLog("node.tenure");
+}
+
+void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Acquire m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  Session& session = *peer->session;
+  note_user(*image, session);
+  kv::WriteBatch batch;
+  bool known = register_host(*image, session.host, m.copy_absent != 0, batch);
+  fence::Ticket ticket = ++next_ticket_;
+  waiting_[ticket] = {peer, peer->session, request.id, image, known, {}};
+  ++image->ops;   // keeps the image while the request waits
+  fence::Outcome outcome =
+      fence::step(image->record.tenure, Event::acquire(session.host, ticket, m.wait_ms > 0, image->last_applied));
+  bool waits = std::none_of(outcome.actions.begin(), outcome.actions.end(), [&](const Action& a) {
+    return a.ticket == ticket && (a.kind == Action::Kind::kGrant || a.kind == Action::Kind::kBusy);
+  });
+  if (waits) {
+    std::chrono::milliseconds wait = std::min<std::chrono::milliseconds>(std::chrono::milliseconds(m.wait_ms), options_.tenure_wait);
+    waiting_[ticket].timer = env_.after(wait, [this, ticket] {
+      auto it = waiting_.find(ticket);
+      if (it == waiting_.end()) return;
+      Image& im = *it->second.image;
+      apply(im, fence::step(im.record.tenure, Event::timeout(ticket)), {}, {});
+    });
+  }
+  apply(*image, std::move(outcome), std::move(batch), {});
+}
+
+void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Resume m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  note_user(*image, *peer->session);
+  kv::WriteBatch batch;
+  const std::string& host = peer->session->host;
+  if (m.alone != 0) {
+    fence::Outcome wrote = fence::step(image->record.tenure, Event::first_write(host, m.epoch));
+    image->record.tenure = std::move(wrote.state);
+    if (wrote.durable) put_image(batch, image->id, image->record);
+  }
+  apply(*image, fence::step(image->record.tenure, Event::resume(host, m.epoch)), std::move(batch),
+        [this, peer, id = request.id, image, m](bool accepted) {
+          if (!accepted) {
+            fenced_total_.add();
+            kLog.warning("resume_fenced", {{"image", image->id}, {"host", peer->session->host}, {"epoch", m.epoch},
+                                           {"newest", image->record.tenure.epoch}, {"holder", image->record.tenure.holder}});
+            return peer->link->respond_failure(
+                wire::Type::kResume, id,
+                Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over; the newest is " +
+                                          std::to_string(image->record.tenure.epoch.value)));
+          }
+          if (m.size_generation <= image->attr->size_generation) return respond_resumed(*peer, id, *image);
+          // The host changed the size while it was alone: its newer one counts.
+          wire::Request again;
+          again.type = wire::Type::kResume;
+          again.id = id;
+          Op* op = new_op(peer, again, *image);
+          op->epoch = m.epoch;
+          op->offset = m.size;
+          op->size_generation = m.size_generation;
+          op->exclusive = true;
+          submit(op);
+        });
+}
+
+void Core::respond_resumed(Peer& peer, uint64_t id, const Image& image) {
+  wire::Resumed answer;
+  answer.loss_id = group_->loss_id();
+  answer.coordinator = image.coordinator;
+  answer.size = image.attr->size;
+  answer.size_generation = image.attr->size_generation;
+  peer.link->respond(wire::Type::kResume, id, answer);
+}
+
+void Core::yield_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Yield m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  if (image->write_ops == 0) return yield_now(peer, request.id, *image, m);
+  // Begun writes of this tenure end in it.
+  image->when_written.push_back([this, self = self_, peer, id = request.id, m] {
+    if (*self == nullptr) return;
+    auto it = images_.find(m.image);
+    if (it != images_.end()) yield_now(peer, id, *it->second, m);
+  });
+}
+
+void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& m) {
+  Image* im = &image;
+  apply(image, fence::step(image.record.tenure, Event::yield(peer->session->host, m.epoch, m.last)), {},
+        [this, peer, id, im](bool accepted) {
+          if (accepted) return peer->link->respond(wire::Type::kYield, id, wire::Yielded{im->attr->event});
+          fenced_total_.add();
+          peer->link->respond_failure(wire::Type::kYield, id, Status(Code::kFenced, label(*im) + ": this tenure is over"));
+        });
+}
+
+// Takes an outcome: the state at once, what follows from it once it is durable. `answer` hears whether a
+// yield or resume was taken.
+void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, UniqueFunction<void(bool)> answer) {
+  std::vector<wire::Mark> marks;
+  image.record.tenure = std::move(outcome.state);
+  for (const Action& action : outcome.actions) {
+    if (action.kind != Action::Kind::kEnded && action.kind != Action::Kind::kStarted) continue;
+    marks.push_back(tenure_mark(image, action));
+    put_mark(batch, marks.back());
+    image.settled = false;
+    make_cold(image);
+    if (action.kind == Action::Kind::kStarted) image.last_applied = {};
+    kLog.info(action.kind == Action::Kind::kStarted ? "tenure_started" : "tenure_ended",
+              {{"image", image.id}, {"host", action.host}, {"epoch", action.epoch}, {"event", marks.back().number},
+               {"parent_epoch", action.parent.epoch}, {"parent", action.parent.source}, {"clean", action.parent.clean}});
+  }
+  if (outcome.durable) put_image(batch, image.id, image.record);
+  if (!marks.empty()) {
+    put_node(batch, **names_->find(image.record.inode));
+    put_counters(batch, *names_);
+    image.times_changed = false;
+  }
+  ++image.ops;
+  Image* im = &image;
+  commit(std::move(batch), [this, im, marks = std::move(marks), actions = std::move(outcome.actions),
+                            answer = std::move(answer)]() mutable {
+    record_marks(marks);
+    --im->ops;
+    for (const Action& action : actions) {
+      bool accepted = action.kind == Action::Kind::kAccepted;
+      if (answer && (accepted || action.kind == Action::Kind::kFenced)) answer(accepted);
+      else carry_out(*im, action);
+    }
+  });
+}
+
+wire::Mark Core::tenure_mark(Image& image, const Action& action) {
+  wire::Mark mark;
+  mark.kind = action.kind == Action::Kind::kStarted ? wire::MarkKind::kTenureStart : wire::MarkKind::kTenureEnd;
+  mark.number = names_->take_event();
+  mark.origin = action.host;
+  mark.label = env_.wall();
+  mark.epoch = action.epoch;
+  mark.parent = {action.parent.epoch, action.parent.source, action.parent.last, static_cast<uint8_t>(action.parent.clean)};
+  image.attr->event = mark.number;
+  Result<const Node*> node = names_->find(image.record.inode);
+  mark.node = *image.attr;
+  mark.node.holder = image.record.tenure.holder;
+  mark.node.epoch = image.record.tenure.epoch;
+  if (node) mark.name = (*node)->name;
+  return mark;
+}
+
+void Core::carry_out(Image& image, const Action& action) {
+  switch (action.kind) {
+    case Action::Kind::kGrant: {
+      // Whatever earlier epochs had begun is on the copy before the new holder hears of its grant.
+      if (image.write_ops == 0) return grant(action.ticket, action);
+      image.when_written.push_back([this, self = self_, action] {
+        if (*self != nullptr) grant(action.ticket, action);
+      });
+      return;
+    }
+    case Action::Kind::kBusy: return refuse_busy(action.ticket, action);
+    case Action::Kind::kRecall: return recall(image, action);
+    default: return;
+  }
+}
+
+void Core::grant(fence::Ticket ticket, const Action& action) {
+  auto it = waiting_.find(ticket);
+  if (it == waiting_.end()) return;   // its session ended; the host asks again
+  Waiting waiting = std::move(it->second);
+  waiting_.erase(it);
+  env_.cancel(waiting.timer);
+  Image& image = *waiting.image;
+  --image.ops;
+  wire::Grant answer = make_grant(image, action.host, waiting.copy_known);
+  answer.epoch = action.epoch;
+  answer.parent = {action.parent.epoch, action.parent.source, action.parent.last, static_cast<uint8_t>(action.parent.clean)};
+  grants_total_.add();
+  waiting.peer->link->respond(wire::Type::kAcquire, waiting.request, answer);
+}
+
+void Core::refuse_busy(fence::Ticket ticket, const Action& action) {
+  auto it = waiting_.find(ticket);
+  if (it == waiting_.end()) return;
+  Waiting waiting = std::move(it->second);
+  waiting_.erase(it);
+  env_.cancel(waiting.timer);
+  Image& image = *waiting.image;
+  --image.ops;
+  busy_total_.add();
+  bool connected = session_of(action.host) != nullptr;
+  kLog.warning("tenure_busy", {{"image", image.id}, {"path", names_->path(image.record.inode)}, {"wanted_by", waiting.session->host},
+                               {"holder", action.host}, {"holder_connected", connected ? "yes" : "no"}, {"epoch", action.epoch}});
+  waiting.peer->link->respond_failure(
+      wire::Type::kAcquire, waiting.request,
+      Status(Code::kBusy, label(image) + " is held by " + action.host + " (" + (connected ? "connected" : "not connected") +
+                              "), epoch " + std::to_string(action.epoch.value)));
+}
+
+void Core::recall(Image& image, const Action& action) {
+  Session* holder = session_of(action.host);
+  if (holder == nullptr || holder->peers.empty()) return;   // asked again when it resumes
+  holder->peers.front()->link->notify(wire::Type::kRecallNotify, wire::RecallNotify{image.id, action.epoch, action.wanted_by});
+}
+
+wire::Grant Core::make_grant(Image& image, const std::string& host, bool copy_known) {
+  wire::Grant g;
+  BehindMap& map = image.behind.at(host);
+  g.coordinator = image.coordinator;
+  g.size = image.attr->size;
+  g.size_generation = image.attr->size_generation;
+  g.loss_id = group_->loss_id();
+  g.event = image.attr->event;
+  g.copy_known = copy_known ? 1 : 0;
+  g.region_bytes = image.record.region_bytes;
+  g.stale_regions = map.bitmap();
+  g.map_cut = map.hand_out();
+  make_cold(image);   // what is written from now on is marked above that cut
+  return g;
+}
+
+bool Core::register_host(Image& image, const std::string& host, bool copy_absent, kv::WriteBatch& batch) {
+  auto [it, added] = image.behind.try_emplace(host, catalogue_->boot);
+  BehindMap& map = it->second;
+  bool was_known = map.known && !copy_absent;
+  if (was_known) return true;
+  map.reset();
+  map.known = true;
+  // An image that nobody ever wrote is all zeros everywhere.
+  bool untouched = image.coordinator.value == 0 && !image.record.tenure.written && image.record.tenure.parent.epoch.value == 0;
+  uint64_t regions = untouched ? 0 : (image.attr->size + image.record.region_bytes - 1) / image.record.region_bytes;
+  for (uint64_t r = 0; r < regions; ++r) map.mark(static_cast<uint32_t>(r));
+  put_copy(batch, image.id, host);
+  put_all_behind(batch, image.id, host, map);
+  make_cold(image);
+  return false;
+}
+
+void Core::stale_map_request(const PeerPtr& peer, wire::Request& request) {
+  wire::StaleMap m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  note_user(*image, *peer->session);
+  kv::WriteBatch batch;
+  bool known = register_host(*image, peer->session->host, m.copy_absent != 0, batch);
+  ++image->ops;
+  commit(std::move(batch), [this, peer, id = request.id, image, known] {
+    --image->ops;
+    peer->link->respond(wire::Type::kStaleMap, id, make_grant(*image, peer->session->host, known));
+  });
+}
+
+void Core::level_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Level m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  Image* image = find_image(*peer, request, m.image);
+  if (image == nullptr) return;
+  const std::string& host = peer->session->host;
+  auto it = image->behind.find(host);
+  if (it == image->behind.end() || m.regions.size() > limits::kRegionsPerImageMax / 8 + 1) {
+    return peer->link->respond_failure(request.type, request.id,
+                                       Status(Code::kInvalidArgument, "level for a map that was never given"));
+  }
+  kv::WriteBatch batch;
+  if (m.stale != 0) {
+    for (size_t r = 0; r < m.regions.size() * 8; ++r) {
+      uint32_t region = static_cast<uint32_t>(r);
+      bool named = (m.regions[r / 8] >> r % 8 & 1) != 0;
+      if (named && it->second.mark(region)) put_behind(batch, image->id, host, region, it->second.cut());
+    }
+  } else {
+    for (uint32_t region : it->second.clear(m.regions, m.map_cut)) erase_behind(batch, image->id, host, region);
+  }
+  make_cold(*image);
+  commit(std::move(batch), [peer, id = request.id] { peer->link->respond(wire::Type::kLevel, id, ByteSpan{}); });
+}
+
+void Core::drop_waiting(const Session& session) {
+  std::set<Image*> images;
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    if (it->second.session.get() != &session) {
+      ++it;
+      continue;
+    }
+    env_.cancel(it->second.timer);
+    images.insert(it->second.image);
+    --it->second.image->ops;
+    it = waiting_.erase(it);
+  }
+  for (Image* image : images) {
+    image->record.tenure = fence::step(image->record.tenure, Event::host_gone(session.host)).state;
+  }
+}
+
+}  // namespace tidemark::node
