@@ -85,6 +85,12 @@ class NetTest : public ::testing::Test {
   ~NetTest() override { EXPECT_THAT(logs.errors(), ::testing::IsEmpty()); }
   Network& network() { return env.network(); }
   bool wait_for(UniqueFunction<bool()> done) { return env.run_until(std::move(done), kWait); }
+  // Other threads log after the peer has seen what they did.
+  bool logged(const std::string& part) {
+    io::BootTime end = env.now() + kWait;
+    while (!logs.contains(part) && env.now() < end) env.turn(std::chrono::milliseconds(2));
+    return logs.contains(part);
+  }
 
   LogCapture logs;
   Cluster cluster;

@@ -72,7 +72,7 @@ TEST_F(HttpClientTest, ServerOfAnotherRoleIsRefused) {
   Status status = outcome(tls_options());
   EXPECT_EQ(status.code(), Code::kPermission);
   EXPECT_THAT(status.message(), ::testing::HasSubstr("has role shared, not replica"));
-  EXPECT_TRUE(logs.contains("server_refused"));
+  EXPECT_TRUE(logged("server_refused"));
 }
 
 TEST_F(HttpClientTest, ServerMustBeNamedByTheUrlOrByNode) {
@@ -104,7 +104,7 @@ TEST_F(HttpClientTest, OurRefusedCertificateIsToldAsPermission) {
   serve_tls(say("x"), {Role::kShared});
   Status status = outcome(tls_options());
   EXPECT_FALSE(status.is_ok());
-  EXPECT_TRUE(logs.contains("has role host, not shared"));
+  EXPECT_TRUE(logged("has role host, not shared"));
   EXPECT_EQ(status.code(), Code::kPermission) << status.to_string();
 }
 
