@@ -68,7 +68,7 @@ class Harness {
       else pull(response, answer, done);
     });
     world.run_until([&] { return *done || !env->alive(); }, std::chrono::seconds(120));
-    if (!*done) answer->status = 0;
+    if (!*done || !env->alive()) answer->status = 0;   // a dying process answers nobody
     response->source = nullptr;
     return *answer;
   }

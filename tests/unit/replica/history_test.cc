@@ -6,17 +6,14 @@
 #include <map>
 #include <random>
 
-#include "tests/sim/sim_env.h"
+#include "tests/unit/replica/real_store.h"
 
 namespace tidemark::replica {
 namespace {
 
 class HistoryTest : public ::testing::Test {
  protected:
-  HistoryTest() : world_({.seed = 3}) {
-    world_.add_node({.name = "n"});
-    store_ = std::move(*world_.start("n").open_store("/store", {.tables = table_names()}));
-  }
+  HistoryTest() : env_(real_options()), store_(std::move(*env_.open_store(directory_.path(), {.tables = table_names()}))) {}
   void apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink, const std::vector<Change>& changes) {
     kv::WriteBatch out;
     auto snapshot = store_->snapshot();
@@ -32,7 +29,8 @@ class HistoryTest : public ::testing::Test {
     return out;
   }
 
-  sim::World world_;
+  TempDirectory directory_{TempDirectory::On::kMemory};
+  io::RealEnv env_;
   std::unique_ptr<kv::Store> store_;
 };
 
@@ -55,7 +53,7 @@ void model_shrink(std::map<uint64_t, UnitRef>& units, uint64_t size) {
 TEST_F(HistoryTest, ThousandsOfPointsMatchTheModel) {
   std::mt19937_64 random(7);
   constexpr uint64_t kLeaves = 40, kUnits = kLeaves * kLeafUnits;
-  constexpr uint64_t kPoints = 3000;
+  constexpr uint64_t kPoints = 4000;
   std::map<uint64_t, UnitRef> now;
   std::map<uint64_t, std::map<uint64_t, UnitRef>> kept;   // some points' whole state
   for (uint64_t p = 1; p <= kPoints; ++p) {

@@ -1,0 +1,183 @@
+// Names, trees, points and bytes as readers see them.
+#include <algorithm>
+#include <random>
+
+#include "tests/unit/replica/harness.h"
+
+namespace tidemark::replica {
+namespace {
+
+const Uuid kA = test_uuid(1), kB = test_uuid(2);
+
+std::map<std::string, std::string> tree(Harness& h, const std::string& point) {
+  std::map<std::string, std::string> out;
+  const Json answer = h.get("/v1/points/" + point + "/tree").json();
+  for (const auto& e : answer["entries"]) {
+    if (e["path"].is_null()) out["(" + e["uuid"].get<std::string>() + ")"] = "nameless";
+    else out[e["path"]] = e["uuid"].is_null() ? e["kind"].get<std::string>() : e["uuid"].get<std::string>();
+  }
+  return out;
+}
+using Names = std::map<std::string, std::string>;
+
+TEST(Names, EveryPointShowsItsOwnTreeAndRemovedImagesStayReachable) {
+  Harness h;
+  BatchMaker host("host1");
+  h.put(host, host.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}},
+                        {create_mark(1, "host1", 2, kA, "a.img"), create_mark(2, "host1", 3, {}, "dir", 1, wire::NodeKind::kDirectory)}));
+  h.put(host, host.make({}, {rename_mark(3, "host1", 2, kA, "a.img", "moved.img", 1, 3)}));
+  h.put(host, host.make({{.image = kB, .pieces = {{0, pattern(2, 4096)}}}}, {create_mark(4, "host1", 4, kB, "moved.img.new", 3)}));
+  auto over = rename_mark(5, "host1", 4, kB, "moved.img.new", "moved.img", 3, 3);
+  over.replaced = kA;
+  over.replaced_inode = InodeNumber(2);
+  h.put(host, host.make({}, {over}));
+  h.put(host, host.make({}, {unlink_mark(6, "host1", 4, kB, "moved.img", 3)}));
+  h.restart();
+  EXPECT_EQ(tree(h, "1"), (Names{{"a.img", kA.to_string()}, {"dir", "directory"}}));
+  EXPECT_EQ(tree(h, "2"), (Names{{"dir", "directory"}, {"dir/moved.img", kA.to_string()}}));
+  EXPECT_EQ(tree(h, "4"), (Names{{"dir", "directory"}, {"dir/moved.img", kB.to_string()}, {"(" + kA.to_string() + ")", "nameless"}}));
+  EXPECT_EQ(tree(h, "5").size(), 3u);
+  EXPECT_EQ(h.data("5", kA, "bytes=0-4095"), std::string(as_text(pattern(1, 4096))));
+  EXPECT_EQ(h.data("5", kB, "bytes=0-4095"), std::string(as_text(pattern(2, 4096))));
+  EXPECT_EQ(h.get("/v1/points/1/images/" + kB.to_string()).status, 404);
+}
+
+TEST(Names, LastWriterByEventNumberWhateverArrivesFirst) {
+  // host1 renames a to b (event 3), host2 then makes a new a (event 4), host1 then removes b (event 5).
+  for (int order = 0; order < 2; ++order) {
+    Harness h;
+    BatchMaker host1("host1"), host2("host2");
+    h.put(host1, host1.make({}, {create_mark(1, "host1", 2, kA, "a")}));
+    auto rename = host1.make({}, {rename_mark(3, "host1", 2, kA, "a", "b"), unlink_mark(5, "host1", 2, kA, "b")});
+    auto create = host2.make({}, {create_mark(4, "host2", 3, kB, "a")});
+    if (order == 0) { h.put(host1, rename); h.put(host2, create); }
+    else { h.put(host2, create); h.put(host1, rename); }
+    EXPECT_EQ(tree(h, "latest"), (Names{{"a", kB.to_string()}, {"(" + kA.to_string() + ")", "nameless"}}));
+  }
+}
+
+TEST(Names, SharedNodesRecordGivesExistenceAndCorroborates) {
+  Harness h;
+  BatchMaker host1("host1"), host2("host2"), shared("shared");
+  auto create = create_mark(1, "host1", 2, kA, "a.img");
+  ASSERT_EQ(h.put(shared, shared.make({}, {create}), 0, net::Role::kShared).status, 200);
+  EXPECT_EQ(tree(h, "latest"), Names{});   // visible in the host's own batch only
+  // It exists: another host's writes need not wait for the creator's batch.
+  EXPECT_EQ(h.put(host2, host2.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}}, {open_mark("host2", 2, kA)})).json()["applied"], true);
+  EXPECT_EQ(tree(h, "latest"), (Names{{"(" + kA.to_string() + ")", "nameless"}}));
+  h.put(host1, host1.make({}, {create}));
+  EXPECT_EQ(tree(h, "latest"), (Names{{"a.img", kA.to_string()}}));
+  EXPECT_EQ(h.get("/v1/status").json()["alarms"].size(), 0u);
+  // The two records of one event differ: told, and the first one stays.
+  auto other = create_mark(2, "host1", 3, kB, "b.img");
+  h.put(host1, host1.make({}, {other}));
+  other.name = "c.img";
+  h.put(shared, shared.make({}, {other}), 0, net::Role::kShared);
+  EXPECT_EQ(h.get("/v1/status").json()["alarms"][0]["kind"], "event_mismatch");
+  EXPECT_EQ(tree(h, "latest").count("b.img"), 1u);
+}
+
+TEST(Points, AreFoundByIdNameAndTime) {
+  Harness h;
+  BatchMaker ahead("host1"), host2("host2");
+  ahead.label.ns += 3600'000'000'000;   // its clock runs an hour ahead
+  h.put(host2, host2.make({}, {create_mark(1, "host2", 2, kA, "a")}));                         // 1: 10:00:00
+  h.put(ahead, ahead.make({}, {}, "before upgrade"));                                          // 2: 11:00:00
+  h.put(host2, host2.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}}));                // 3: 10:00:01
+  h.put(ahead, ahead.make({}, {}, "before upgrade"));                                          // 4: 11:00:01
+  auto id = [&](const std::string& query) { return h.get("/v1/points/resolve?" + query).json().value("id", 0); };
+  EXPECT_EQ(id("at=2026-11-21T10:00:00.500Z"), 1);
+  EXPECT_EQ(id("at=2026-11-21T10:30:00Z"), 3);
+  EXPECT_EQ(id("at=2026-11-21T12:00:00Z"), 4);
+  EXPECT_EQ(id("name=before%20upgrade"), 4);
+  EXPECT_EQ(id("id=2"), 2);
+  auto early = h.get("/v1/points/resolve?at=2020-01-01T00:00:00Z");
+  EXPECT_EQ(early.status, 404);
+  EXPECT_NE(early.json()["reason"].get<std::string>().find("newest 4"), std::string::npos);
+  EXPECT_EQ(h.get("/v1/points/resolve?at=yesterday").status, 400);
+  EXPECT_EQ(h.get("/v1/points/99/tree").status, 404);
+  auto of_image = h.get("/v1/points?image=" + kA.to_string()).json()["points"];
+  ASSERT_EQ(of_image.size(), 2u);
+  EXPECT_EQ(of_image[1]["id"], 3);
+  EXPECT_EQ(h.get("/v1/points?image=" + kA.to_string() + "&all=1").json()["points"].size(), 4u);
+  auto page = h.get("/v1/points?after=1&count=2").json();
+  EXPECT_EQ(page["points"][0]["id"], 2);
+  EXPECT_EQ(page["next"], 3);
+}
+
+TEST(Data, RangesSizesHolesAndExtents) {
+  Harness h;
+  BatchMaker host("host1");
+  const uint64_t size = 3 * kLeafBytes + 1000;
+  h.put(host, host.make({{.image = kA, .size = size, .pieces = {{0, pattern(1, 4096)}, {kLeafBytes - 4096, pattern(2, 8192)}, {3 * kLeafBytes, pattern(3, 4096)}}}},
+                        {create_mark(1, "host1", 2, kA, "a.img")}));
+  h.put(host, host.make({{.image = kA, .size = 4500, .pieces = {}}}));
+  h.put(host, host.make({{.image = kA, .size = 3 * kLeafBytes, .pieces = {{8192, {}, 4096}}}}));
+  const std::string base = "/v1/points/1/images/" + kA.to_string();
+  std::string whole(size, '\0');
+  auto lay = [&whole](uint64_t offset, const Bytes& bytes) {
+    const size_t n = std::min<size_t>(bytes.size(), whole.size() - offset);
+    std::copy_n(bytes.begin(), n, whole.begin() + static_cast<ptrdiff_t>(offset));
+  };
+  lay(0, pattern(1, 4096));
+  lay(kLeafBytes - 4096, pattern(2, 8192));
+  lay(3 * kLeafBytes, pattern(3, 4096));
+  EXPECT_EQ(h.data("1", kA), whole);
+  auto part = h.get(base + "/data", "bytes=1048000-1049999");
+  EXPECT_EQ(part.status, 206);
+  EXPECT_EQ(part.headers["content-range"], "bytes 1048000-1049999/" + std::to_string(size));
+  EXPECT_EQ(part.body, whole.substr(1048000, 2000));
+  EXPECT_EQ(h.data("1", kA, "bytes=-500"), whole.substr(size - 500));
+  EXPECT_EQ(h.data("1", kA, "bytes=3000000-"), whole.substr(3000000));
+  EXPECT_EQ(h.get(base + "/data", "bytes=" + std::to_string(size) + "-").status, 416);
+  auto head = h.ask({.method = "HEAD", .target = base + "/data"});
+  EXPECT_EQ(head.status, 200);
+  EXPECT_TRUE(head.body.empty());
+  auto info = h.get(base).json();
+  EXPECT_EQ(info["size"], size);
+  EXPECT_EQ(info["path"], "a.img");
+  EXPECT_EQ(info["allocated"], 4096 + 8192 + 1000);
+  auto extents = h.get(base + "/extents?offset=0&count=2").json();
+  EXPECT_EQ(extents["extents"], Json::parse("[[0,4096],[1044480,8192]]"));
+  EXPECT_EQ(extents["next"], 3 * kLeafBytes);
+  EXPECT_EQ(h.get(base + "/extents?offset=1044500").json()["extents"], Json::parse("[[1044500,8172],[3145728,1000]]"));
+  // Shrunk inside the second unit, grown again: what was cut off reads as zeros.
+  std::string grown(3 * kLeafBytes, '\0');
+  grown.replace(0, 4096, whole, 0, 4096);
+  EXPECT_EQ(h.data("2", kA), whole.substr(0, 4500));
+  EXPECT_EQ(h.data("3", kA), grown);
+  EXPECT_EQ(h.data("1", kA), whole);
+}
+
+TEST(Data, RandomWritesOfManyPointsReadBackAsTheyWere) {
+  std::mt19937_64 random(11);
+  constexpr uint64_t kSize = 4 * kLeafBytes, kUnits = kSize / 4096;
+  Harness h(5);
+  BatchMaker host("host1");
+  std::string now(kSize, '\0');
+  std::map<int, std::string> kept;
+  constexpr int kPoints = 120;
+  for (int p = 1; p <= kPoints; ++p) {
+    SliceSpec s{.image = kA, .size = kSize};
+    for (uint64_t at = random() % 20; at < kUnits; at += 1 + random() % 400) {
+      const uint64_t units = std::min<uint64_t>(1 + random() % 30, kUnits - at);
+      Piece piece{.offset = at * 4096};
+      if (random() % 4 == 0) piece.zeros = units * 4096;
+      else piece.data = pattern(random(), units * 4096);
+      const std::string bytes = piece.zeros != 0 ? std::string(piece.zeros, '\0') : std::string(as_text(piece.data));
+      now.replace(piece.offset, bytes.size(), bytes);
+      at += units;
+      s.pieces.push_back(std::move(piece));
+    }
+    std::vector<wire::Mark> marks;
+    if (p == 1) marks.push_back(create_mark(1, "host1", 2, kA, "a.img"));
+    auto answer = h.put(host, host.make({s}, marks));
+    ASSERT_EQ(answer.status, 200) << answer.body;
+    if (random() % 8 == 0 || p == 1 || p == kPoints) kept[p] = now;
+    if (random() % 40 == 0) h.restart();
+  }
+  for (const auto& [p, bytes] : kept) ASSERT_TRUE(h.data(std::to_string(p), kA) == bytes) << "point " << p;
+}
+
+}  // namespace
+}  // namespace tidemark::replica
