@@ -124,6 +124,7 @@ Status ReplicaClient::load_extents(const Point& point, const PointImage& image, 
   }
   uint64_t next = number(*page, "next");
   bool more = next > offset && next < image.size && !extents_.empty();
+  extents_begin_ = offset;
   extents_end_ = more ? next : image.size;
   extents_of_ = target.substr(0, target.find('?'));
   return {};
@@ -131,8 +132,7 @@ Status ReplicaClient::load_extents(const Point& point, const PointImage& image, 
 
 Result<Extent> ReplicaClient::next_data(const Point& point, const PointImage& image, uint64_t offset) {
   while (offset < image.size) {
-    bool loaded = extents_of_ == base(point, image.uuid) + "/extents" && offset < extents_end_ &&
-                  (extents_.empty() || offset >= extents_.front().offset || extents_end_ == image.size);
+    bool loaded = extents_of_ == base(point, image.uuid) + "/extents" && offset >= extents_begin_ && offset < extents_end_;
     if (!loaded) TM_RETURN_IF_ERROR(load_extents(point, image, offset));
     for (const Extent& e : extents_) {
       if (e.end() <= offset) continue;

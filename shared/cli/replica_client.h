@@ -52,7 +52,7 @@ class ReplicaClient {
   Http http_;
   std::string extents_of_;           // what `extents_` belongs to
   std::vector<Extent> extents_;      // a page of it
-  uint64_t extents_end_ = 0;         // known up to here
+  uint64_t extents_begin_ = 0, extents_end_ = 0;   // the range that the page tells about
 };
 
 }  // namespace tidemark::cli

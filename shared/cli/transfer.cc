@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -17,7 +18,6 @@ namespace tidemark::cli {
 namespace {
 
 constexpr size_t kPieceBytes = 4u << 20;
-constexpr uint64_t kCheckpointBytes = 64ull << 20;
 constexpr size_t kZeroBlock = 4096;
 
 Status sync_directory_of(const std::string& path) {
@@ -60,7 +60,8 @@ Status checkpoint(const PointSource& source, const TransferOptions& o, const ima
 }
 
 bool all_zero(ByteSpan block) {
-  return std::all_of(block.begin(), block.end(), [](uint8_t b) { return b == 0; });
+  // Each byte equals the one after it, and the first is zero.
+  return block.empty() || (block[0] == 0 && std::memcmp(block.data(), block.data() + 1, block.size() - 1) == 0);
 }
 
 // Writes what is not zero: the file is new or was checked to be without data from here on.
@@ -92,7 +93,7 @@ Result<uint64_t> copy(PointSource& source, const TransferOptions& o, const image
       moved += piece.size();
       since_checkpoint += piece.size();
       if (o.progress) o.progress(at, source.size());
-      if (since_checkpoint >= kCheckpointBytes) {
+      if (since_checkpoint >= o.checkpoint_bytes) {
         TM_RETURN_IF_ERROR(checkpoint(source, o, file, partial, at));
         since_checkpoint = 0;
       }

@@ -39,6 +39,7 @@ struct TransferOptions {
   std::string path;             // the file that stands there in the end
   std::string progress_file;    // notes how far the partial file is durable; removed at the end
   bool overwrite = false;       // else kAlreadyExists
+  uint64_t checkpoint_bytes = 64ull << 20;   // the partial file is made durable so often
   std::function<void(uint64_t done, uint64_t total)> progress;   // bytes of data, holes left out where known
   std::function<Status(const std::string& partial)> before_rename;   // owner and mode, say
 };

@@ -42,11 +42,12 @@ class TransferTest : public testing::Test {
     ASSERT_NE(mkdtemp(base.data()), nullptr);
     directory_ = base;
     options_.path = directory_ + "/out.img";
+    options_.checkpoint_bytes = 8u << 20;
     options_.progress_file = directory_ + "/progress";
   }
   void TearDown() override { std::filesystem::remove_all(directory_); }
-  static MemorySource large() {   // 160 MiB, all data: more than two checkpoints
-    Bytes data(160u << 20);
+  static MemorySource large() {   // all data, in five pieces and more than two checkpoints
+    Bytes data(20u << 20);
     for (size_t i = 0; i < data.size(); i += 512) data[i] = static_cast<uint8_t>(i >> 9 | 1);
     uint64_t size = data.size();
     return MemorySource(std::move(data), {{0, size}});
@@ -90,7 +91,7 @@ TEST_F(TransferTest, AnOddSizeAndAnEmptyDiskWork) {
 
 TEST_F(TransferTest, ABrokenTransferGoesOnWhereItWasDurable) {
   MemorySource source = large();
-  source.fail_at_ = 30;   // after 116 MiB: one checkpoint is past
+  source.fail_at_ = 4;   // after 12 MiB: one checkpoint is past
   auto r = transfer(source, options_);
   ASSERT_FALSE(r);
   EXPECT_FALSE(std::filesystem::exists(options_.path));
@@ -98,15 +99,15 @@ TEST_F(TransferTest, ABrokenTransferGoesOnWhereItWasDurable) {
   source.bytes_read_ = 0;
   r = transfer(source, options_);
   ASSERT_TRUE(r) << r.status().to_string();
-  EXPECT_EQ(r->resumed_at, 64u << 20);
-  EXPECT_EQ(source.bytes_read_, 96u << 20);
+  EXPECT_EQ(r->resumed_at, 8u << 20);
+  EXPECT_EQ(source.bytes_read_, 12u << 20);
   EXPECT_TRUE(content() == source.data_);
   EXPECT_EQ(names(), (std::vector<std::string>{"out.img"}));
 }
 
 TEST_F(TransferTest, APartialFileOfAnotherPointIsNotContinued) {
   MemorySource source = large();
-  source.fail_at_ = 30;
+  source.fail_at_ = 4;
   ASSERT_FALSE(transfer(source, options_));
   MemorySource other = large();
   for (uint8_t& b : other.data_) b ^= 0x55;
