@@ -134,6 +134,10 @@ void Engine::start() {
 }
 
 void Engine::tick() {
+  if (Status s = journal_->condition(); !s && fatal_) {
+    kLog.error("journal_lost", {{"error", s}, {"remedy", "the daemon stops; its next start recovers"}});
+    std::exchange(fatal_, nullptr)(s);
+  }
   clean_idle_images();
   reap();
   tick_timer_ = env_.after(kTick, [this] { tick(); });

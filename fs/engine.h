@@ -85,6 +85,8 @@ class Engine final : public journal::BlockSource {
   void fallocate(HandleId handle, Fallocate what, Extent extent, Done done);
   // SEEK_DATA or SEEK_HOLE; ENXIO past the end.
   void seek(HandleId handle, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
+  // The journal can no longer be relied on: stop and start anew, which recovers.
+  void on_fatal(UniqueFunction<void(const Status&)> fn) { fatal_ = std::move(fn); }
   // Requests between their start and their answer.
   uint32_t in_flight() const { return ops_in_flight_; }
 
@@ -155,6 +157,7 @@ class Engine final : public journal::BlockSource {
   // ---- engine_tenure.cc
   void want_tenure(Image& image, bool wait);
   Task<void> acquire(Image& image, uint32_t wait_ms);
+  uint8_t copy_absent(const Image& image) const;
   Task<Status> take_grant(Image& image, wire::Grant grant);
   Status adopt_size(Image& image, uint64_t size, Generation generation);
   void fail_parked(Image& image, const Status& status);
@@ -193,7 +196,8 @@ class Engine final : public journal::BlockSource {
   template <class A, class M>
   Task<Result<A>> ask(wire::Type type, M message, io::Duration limit);
   wire::Attr local_view(wire::Attr attr);
-  void changed(const wire::Mark& mark);
+  void changed(const wire::Changed& change);
+  void take_mark(const wire::Mark& mark);
   void invalidated(const wire::InvalidateNotify& message);
   Task<void> check_nameless(Image& image);
   // ---- engine_names.cc
@@ -245,6 +249,7 @@ class Engine final : public journal::BlockSource {
   std::unique_ptr<net::HttpClient> verify_client_;
   bool verify_running_ = false;
   UniqueFunction<void(const wire::InvalidateNotify&)> invalidate_;
+  UniqueFunction<void(const Status&)> fatal_;
   std::vector<std::string> missing_features_;
   std::vector<UniqueFunction<void()>> link_waiters_;
   io::TimerId tick_timer_;

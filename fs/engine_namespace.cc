@@ -146,7 +146,7 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
     wire::SetAttr request{inode, change.mask, change.values};
     auto answer = co_await ask<wire::Changed>(wire::Type::kSetAttr, request, kChangeWait);
     if (!answer) co_return done(answer.status());
-    changed(answer->mark);
+    changed(*answer);
     attr = answer->mark.node;
   }
   done(local_view(std::move(*attr)));
@@ -155,14 +155,20 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
 Task<void> Engine::push_times(InodeNumber inode, wire::Attr values) {
   wire::SetAttr request{inode, wire::kSetMtime | wire::kSetCtime, std::move(values)};
   auto answer = co_await ask<wire::Changed>(wire::Type::kSetAttr, request, kChangeWait);
-  if (answer) changed(answer->mark);
+  if (answer) changed(*answer);
   else kLog.info("times_not_kept", {{"inode", inode}, {"error", answer.status()}});
 }
 
 // Every answer of a change: the host's journal has the same event as the shared node's.
-void Engine::changed(const wire::Mark& mark) {
+void Engine::changed(const wire::Changed& change) {
+  take_mark(change.mark);
+  for (const wire::Mark& other : change.others) take_mark(other);
+}
+
+void Engine::take_mark(const wire::Mark& mark) {
   journal_->mark(mark);
-  if (mark.kind == wire::MarkKind::kUnlink || mark.kind == wire::MarkKind::kRename) names_->erase_entry(mark.old_parent, mark.old_name);
+  bool vacated = mark.kind == wire::MarkKind::kUnlink || mark.kind == wire::MarkKind::kRename;
+  if (vacated && mark.old_parent.value != 0) names_->erase_entry(mark.old_parent, mark.old_name);
   bool has_name = mark.kind == wire::MarkKind::kCreate || mark.kind == wire::MarkKind::kRename;
   if (has_name) names_->put_entry(mark.node.parent, mark.name, mark.node);
   else if (mark.kind != wire::MarkKind::kUnlink) names_->put(mark.node);
@@ -185,7 +191,7 @@ void Engine::create(wire::Create request, AttrDone done) { tasks_.spawn(do_creat
 Task<void> Engine::do_create(wire::Create request, AttrDone done) {
   auto answer = co_await ask<wire::Changed>(wire::Type::kCreate, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
-  changed(answer->mark);
+  changed(*answer);
   done(local_view(std::move(answer->mark.node)));
 }
 
@@ -197,7 +203,7 @@ void Engine::unlink(InodeNumber parent, std::string name, bool directory, Done d
 Task<void> Engine::do_unlink(wire::Unlink request, Done done) {
   auto answer = co_await ask<wire::Changed>(wire::Type::kUnlink, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
-  changed(answer->mark);
+  changed(*answer);
   done(Status::ok());
 }
 
@@ -206,7 +212,7 @@ void Engine::rename(wire::Rename request, Done done) { tasks_.spawn(do_rename(st
 Task<void> Engine::do_rename(wire::Rename request, Done done) {
   auto answer = co_await ask<wire::Changed>(wire::Type::kRename, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
-  changed(answer->mark);
+  changed(*answer);
   done(Status::ok());
 }
 
@@ -237,7 +243,7 @@ void Engine::set_xattr(wire::SetXattr request, Done done) {
 Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done) {
   auto answer = co_await ask<wire::Changed>(wire::Type::kSetXattr, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
-  changed(answer->mark);
+  changed(*answer);
   done(Status::ok());
 }
 

@@ -89,8 +89,9 @@ Task<Status> Engine::reconcile(Image& im, const journal::DirtyImage& dirty) {
   if (!linked) co_return Status(Code::kUnavailable, "waiting for the shared node");
   if (!im.held) {
     using Answer = Result<wire::Grant>;
+    wire::Acquire ask{im.id, 0, copy_absent(im)};
     auto grant = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Grant>(wire::Type::kAcquire, wire::Acquire{im.id, 0}, std::move(done));
+      mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
     });
     if (!grant && grant.status().code() == Code::kNotFound) {
       lost_name(im.id);

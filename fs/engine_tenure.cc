@@ -22,13 +22,17 @@ void Engine::want_tenure(Image& im, bool wait) {
   tasks_.spawn(acquire(im, wait ? static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000 : 0));
 }
 
+// Of an unfilled or failed copy the shared node's map may say too little: it starts anew, all stale.
+uint8_t Engine::copy_absent(const Image& im) const { return im.copy == nullptr || im.broken || im.behind ? 1 : 0; }
+
 Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
   using Answer = Result<wire::Grant>;
   Status failed;
   for (;;) {
     while (!mirror_->up() && wait_ms != 0 && !stopping_) co_await wait_link(std::chrono::seconds(1));
+    wire::Acquire ask{im.id, wait_ms, copy_absent(im)};
     auto grant = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Grant>(wire::Type::kAcquire, wire::Acquire{im.id, wait_ms}, std::move(done));
+      mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
     });
     failed = Status::ok();
     if (grant) failed = co_await take_grant(im, std::move(*grant));

@@ -87,6 +87,7 @@ int run(const fs::Arguments& arguments) {
   auto engine = fs::Engine::open((*daemon)->env(), {*config, certificate->identity->cluster});
   if (!engine) return daemon::fail(kName, engine.status());
   host.engine = std::move(*engine);
+  host.engine->on_fatal([&daemon](const Status&) { (*daemon)->request_stop(1); });
   host.engine->set_missing_features(fs::missing_kernel_features());
   host.engine->register_metrics((*daemon)->metrics());
   fs::add_routes(*host.engine, (*daemon)->routes(), (*daemon)->jobs());

@@ -1,0 +1,87 @@
+#include "fs/name_cache.h"
+
+#include <gtest/gtest.h>
+
+#include "shared/io/real_env.h"
+#include "shared/kv/lmdb_store.h"
+
+#include <filesystem>
+
+namespace tidemark::fs {
+namespace {
+
+class NameCacheTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/tidemark-names-XXXXXX";
+    directory_ = mkdtemp(name);
+    reopen();
+  }
+  void TearDown() override {
+    cache_.reset();
+    store_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+  void reopen() {
+    cache_.reset();
+    store_.reset();
+    kv::StoreOptions options;
+    options.tables = {"attr", "entry"};
+    auto store = env_.open_store(directory_ + "/kv", options);
+    ASSERT_TRUE(store.is_ok()) << store.status().to_string();
+    store_ = std::move(*store);
+    cache_ = std::make_unique<NameCache>(*store_, NameCache::Tables{0, 1});
+    ASSERT_TRUE(cache_->load().is_ok());
+  }
+  static wire::Attr node(uint64_t inode, uint64_t parent, wire::NodeKind kind) {
+    wire::Attr a;
+    a.inode = InodeNumber(inode);
+    a.parent = InodeNumber(parent);
+    a.kind = kind;
+    if (kind == wire::NodeKind::kImage) a.image.bytes[0] = static_cast<uint8_t>(inode);
+    return a;
+  }
+
+  std::string directory_;
+  io::RealEnv env_{io::RealEnvOptions{.open_store = kv::open_lmdb_store}};
+  std::unique_ptr<kv::Store> store_;
+  std::unique_ptr<NameCache> cache_;
+};
+
+TEST_F(NameCacheTest, KnowsPathsAndImagesAgainAfterARestart) {
+  cache_->put_entry(InodeNumber(1), "vms", node(2, 1, wire::NodeKind::kDirectory));
+  cache_->put_entry(InodeNumber(2), "a.img", node(3, 2, wire::NodeKind::kImage));
+  // What was asked for is committed in order: once this is durable, so is what came before.
+  ASSERT_TRUE(store_->commit_and_wait({}).is_ok());
+  reopen();
+  EXPECT_EQ(cache_->path_of(InodeNumber(3)), "vms/a.img");
+  ASSERT_TRUE(cache_->resolve("vms/a.img"));
+  EXPECT_EQ(cache_->resolve("/vms/a.img")->inode, InodeNumber(3));
+  EXPECT_EQ(cache_->resolve(node(3, 2, wire::NodeKind::kImage).image.to_string())->inode, InodeNumber(3));
+  EXPECT_FALSE(cache_->resolve("vms/b.img"));
+}
+
+TEST_F(NameCacheTest, ListsOneDirectoryInNameOrderAndPages) {
+  for (uint64_t i = 0; i < 5; ++i)
+    cache_->put_entry(InodeNumber(1), std::string(1, static_cast<char>('e' - i)), node(10 + i, 1, wire::NodeKind::kImage));
+  cache_->put_entry(InodeNumber(2), "aa", node(20, 2, wire::NodeKind::kImage));
+  wire::DirEntries first = cache_->list(InodeNumber(1), "", 3);
+  ASSERT_EQ(first.entries.size(), 3u);
+  EXPECT_EQ(first.end, 0);
+  EXPECT_EQ(first.entries[0].name, "a");
+  wire::DirEntries rest = cache_->list(InodeNumber(1), "c", 3);
+  ASSERT_EQ(rest.entries.size(), 2u);
+  EXPECT_EQ(rest.end, 1);
+}
+
+TEST_F(NameCacheTest, ARenamedEntryLeavesNothingBehind) {
+  wire::Attr a = node(3, 1, wire::NodeKind::kImage);
+  cache_->put_entry(InodeNumber(1), "old", a);
+  cache_->erase_entry(InodeNumber(1), "old");
+  cache_->put_entry(InodeNumber(1), "new", a);
+  EXPECT_FALSE(cache_->lookup(InodeNumber(1), "old"));
+  EXPECT_EQ(cache_->path_of(InodeNumber(3)), "new");
+}
+
+}  // namespace
+}  // namespace tidemark::fs
