@@ -125,7 +125,9 @@ Task<void> Shipper::sleep(io::Duration duration) {
 Task<void> Shipper::run() {
   while (true) {
     co_await wait_for_work();
-    Outcome outcome = asked_ ? co_await send_batch() : co_await ask();
+    Outcome outcome = Outcome::kDone;
+    if (asked_) outcome = co_await send_batch();
+    else outcome = co_await ask();
     if (outcome == Outcome::kDone) {
       failures_ = 0;
       error_.clear();
@@ -162,7 +164,7 @@ Task<Shipper::Answer> Shipper::exchange(net::HttpRequest request) {
   // The request is moved into the call, so that nothing in this frame is used by it afterwards.
   auto shared = std::make_shared<net::HttpRequest>(std::move(request));   // shared: the starter below may be copied
   Result<net::HttpResponse> result = co_await async<Result<net::HttpResponse>>(
-      [this, shared](Callback<Result<net::HttpResponse>> done) { client_->request(std::move(*shared), std::move(done)); });
+      [&](Callback<Result<net::HttpResponse>> done) { client_->request(std::move(*shared), std::move(done)); });
   Answer answer;
   if (!result) {
     answer.transport = result.status();
@@ -234,7 +236,7 @@ Task<Result<Bytes>> Shipper::read_part(BatchNumber number, uint32_t part, uint64
   reading->bytes.resize(bytes);
   for (size_t at = 0; at < bytes; at += kReadPieceBytes) {
     MutableByteSpan piece = MutableByteSpan(reading->bytes).subspan(at, std::min<size_t>(kReadPieceBytes, bytes - at));
-    Status status = co_await async<Status>([reading, at, piece](Callback<Status> done) {
+    Status status = co_await async<Status>([&](Callback<Status> done) {
       reading->file->read(at, piece, io::IoMode::kQueued, [reading, done = std::move(done)](Status s) mutable { done(std::move(s)); });
     });
     if (!status) co_return status.with_context(path);
@@ -284,7 +286,7 @@ Task<Shipper::Outcome> Shipper::send_batch() {
   // All there, yet not complete: the last one asks again.
   if (send->parts.empty()) send->parts.push_back(static_cast<uint32_t>(send->batch.parts.size()) - 1);
   parts_there_.clear();
-  co_await async<bool>([this, send](Callback<bool> done) {
+  co_await async<bool>([&](Callback<bool> done) {
     send->done = std::move(done);
     while (send->next < send->parts.size() && send->in_flight < kPartsInFlightMax && send->outcome == Outcome::kDone) {
       start_part(send, send->parts[send->next++]);

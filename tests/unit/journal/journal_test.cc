@@ -1,0 +1,457 @@
+// The journal as a whole, in the simulator: points exact at random cuts, preserving, crashes, shipping.
+#include "journal/journal.h"
+
+#include <gtest/gtest.h>
+
+#include "journal/records.h"
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+#include "shared/kv/store.h"
+#include "tests/unit/journal/journal_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+constexpr uint64_t kG = limits::kOrderGranule;
+
+class JournalSeeds : public JournalTest, public testing::WithParamInterface<uint64_t> {
+ protected:
+  JournalSeeds() : JournalTest(GetParam()) {}
+};
+
+TEST_P(JournalSeeds, EveryPointHoldsExactlyWhatWasBegunBeforeItsCut) {
+  for (int i = 0; i < 3; ++i) add_image(i, 128 * kG);
+  open_journal();
+  for (int i = 0; i < 8; ++i) {
+    run_load(150, 32);
+    if (i % 2 == 0) journal_->cut(Journal::CutReason::kNamed, "p" + std::to_string(i));
+  }
+  wait_shipped();
+  expect_points_right();
+  EXPECT_GT(replica_->points.size(), 6u);
+  Images model = model_at(journal_->incarnation(), Counter(UINT64_MAX));
+  EXPECT_EQ(replica_->images, model);
+  EXPECT_EQ(journal_->usage().records_unstaged, 0u);
+  EXPECT_EQ(journal_->usage().preserved_bytes, 0u);
+  EXPECT_EQ(journal_->usage().spool_bytes, 0u);
+  EXPECT_EQ(journal_->usage().rpo_ns, 0);
+  EXPECT_TRUE(env_->files().list("/state/spool")->empty());
+}
+
+TEST_P(JournalSeeds, ACrashAtAnyMomentLosesNothing) {
+  for (int i = 0; i < 2; ++i) add_image(i, 128 * kG);
+  for (int round = 0; round < 6; ++round) {
+    open_journal();
+    reconcile_all();
+    // Requests are under way when it dies.
+    for (int i = 0; i < 60; ++i) {
+      Op op = random_op();
+      if (!op.image.is_nil()) submit(std::move(op));
+      world_.run_for(std::chrono::microseconds(world_.random().below(6000)));
+    }
+    crash(world_.random().coin() ? sim::Crash::kKill : sim::Crash::kPowerLoss);
+  }
+  open_journal();
+  reconcile_all();
+  run_load(50, 8);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->images, model_at(journal_->incarnation(), Counter(UINT64_MAX)));
+}
+
+TEST_P(JournalSeeds, ACrashAtEveryCommitOfAColdWriteLeavesItsRegionDirty) {
+  for (uint64_t nth = 1; nth < 12; ++nth) {
+    copy_.images.clear();
+    add_image(static_cast<int>(nth), 128 * kG);
+    open_journal();
+    reconcile_all();
+    ImageId image = image_id(static_cast<int>(nth));
+    Bytes before = copy_.images[image];
+    world_.inject("host1", sim::CrashPoint{.nth = nth, .at_commits = true, .kind = sim::Crash::kPowerLoss});
+    Op op{image, RecordKind::kWrite, {8 * kG, kG}, 0, Bytes(kG, 0xAB)};
+    submit(op);
+    world_.run_for(std::chrono::milliseconds(400));
+    bool changed = copy_.images[image] != before;
+    world_.clear_faults("host1");
+    if (world_.running("host1")) world_.crash("host1", sim::Crash::kPowerLoss);
+    journal_.reset();
+    ++generation_of_run_;
+    open_journal();
+    bool dirty = false;
+    for (const DirtyImage& d : journal_->dirty_after_crash()) dirty = dirty || (d.image == image && d.regions == std::vector{RegionIndex(0)});
+    EXPECT_TRUE(dirty || !changed) << "commit " << nth;
+    reconcile_all();
+    wait_shipped();
+    EXPECT_EQ(replica_->images[image], copy_.images[image]);
+    crash(sim::Crash::kKill);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, JournalSeeds, testing::Values(1, 2, 3, 4, 5, 6));
+
+TEST_F(JournalTest, PreservesWhatEachKindOfChangeOverwritesWhileStagingStandsStill) {
+  for (int i = 0; i < 5; ++i) add_image(i, 64 * kG);
+  open_journal();
+  auto write = [&](int n, uint8_t fill) {
+    submit({image_id(n), RecordKind::kWrite, {10 * kG, 20 * kG}, 0, Bytes(20 * kG, fill)});
+  };
+  for (int i = 0; i < 5; ++i) write(i, 0x70);
+  ASSERT_TRUE(settle([&] { return in_flight_.empty(); }));
+  copy_.hold_reads = true;
+  Point point = journal_->cut(Journal::CutReason::kNamed, "gate");
+  ASSERT_TRUE(settle([&] { return !copy_.held.empty(); }));
+  // The gate holds staging's reads; those that preserve go on.
+  auto gated = std::exchange(copy_.held, {});
+  copy_.hold_reads = false;
+  write(0, 0x71);
+  submit({image_id(1), RecordKind::kZero, {12 * kG, 5 * kG}, 0, {}});
+  submit({image_id(2), RecordKind::kDiscard, {11 * kG, 7 * kG + 512}, 0, {}});
+  submit({image_id(3), RecordKind::kResize, {15 * kG, 0}, 0, {}});
+  // Unlink: all of it is preserved, then it goes.
+  bool preserved = false;
+  journal_->preserve(slot(image_id(4)), {0, 64 * kG}, [&] { preserved = true; });
+  ASSERT_TRUE(settle([&] { return in_flight_.empty() && preserved; }));
+  EXPECT_FALSE(journal_->must_preserve(slot(image_id(4)), {0, 64 * kG}));
+  copy_.images.erase(image_id(4));
+  sizes_.erase(image_id(4));
+  journal_->detach(slot(image_id(4)));
+  for (auto& fn : gated) fn();
+  ASSERT_TRUE(settle([&] { return journal_->usage().newest_durable >= point.batch; }));
+  expect_points_right();
+  wait_shipped();
+  EXPECT_TRUE(replica_->violations.empty());
+}
+
+TEST_F(JournalTest, NoRoomForOldBlocksGivesTheBatchUpAndTheNextOneStandsForIt) {
+  uint64_t bytes = limits::kPreservedBytesMax + (4u << 20);
+  add_image(0, bytes);
+  open_journal();
+  for (uint64_t at = 0; at < bytes; at += 1u << 20) {
+    submit({image_id(0), RecordKind::kWrite, {at, 1u << 20}, 0, Bytes(1u << 20, static_cast<uint8_t>(at >> 20))});
+  }
+  ASSERT_TRUE(settle([&] { return in_flight_.empty(); }));
+  journal_->pause_shipping(true);
+  Point lost = journal_->cut(Journal::CutReason::kNamed, "lost");
+  bool told = false;
+  journal_->preserve(slot(image_id(0)), {0, bytes}, [&] { told = true; });
+  EXPECT_TRUE(settle([&] { return told; }));
+  EXPECT_FALSE(journal_->must_preserve(slot(image_id(0)), {0, bytes}));
+  for (uint64_t at = 0; at < bytes; at += 1u << 20) {
+    submit({image_id(0), RecordKind::kWrite, {at, 4096}, 0, Bytes(4096, 0xEE)});
+  }
+  ASSERT_TRUE(settle([&] { return in_flight_.empty(); }));
+  journal_->pause_shipping(false);
+  wait_shipped();
+  Result<std::string> answer = std::string();
+  journal_->when_shipped(BatchNumber(lost.batch.value + 100), [&](Result<std::string> r) { answer = std::move(r); });
+  EXPECT_EQ(answer.status().code(), Code::kCancelled);
+  for (const auto& p : replica_->points) EXPECT_NE(p.name, "lost");
+  EXPECT_EQ(replica_->points.back().kind, BatchKind::kResync);
+  EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
+  EXPECT_EQ(journal_->usage().preserved_bytes, 0u);
+}
+
+TEST_F(JournalTest, AFailedReadGivesTheBatchUpWithoutFailingTheGuest) {
+  add_image(0, 128 * kG);
+  open_journal();
+  copy_.fail_reads = 3;
+  run_load(200, 16);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
+}
+
+TEST_F(JournalTest, TimeCutsCoalesceWhileShippingIsPausedAndNamedOnesDoNot) {
+  add_image(0, 128 * kG);
+  open_journal();
+  journal_->pause_shipping(true);
+  run_load(300, 16);
+  world_.run_for(std::chrono::seconds(2));
+  EXPECT_EQ(journal_->usage().closed_batches, 0u);
+  journal_->cut(Journal::CutReason::kNamed, "a");
+  journal_->cut(Journal::CutReason::kHandover, {});
+  journal_->cut(Journal::CutReason::kTime, {});
+  EXPECT_EQ(journal_->usage().closed_batches, 2u);
+  EXPECT_GT(journal_->usage().rpo_ns, 1'000'000'000);
+  Result<std::string> answer = std::string();
+  journal_->when_shipped(BatchNumber(1), [&](Result<std::string> r) { answer = std::move(r); });
+  EXPECT_EQ(answer.status().code(), Code::kUnavailable);
+  journal_->pause_shipping(false);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->points.front().name, "a");
+}
+
+TEST_F(JournalTest, WaitersGetTheReplicasReceipt) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(10, 4);
+  Point p = journal_->cut(Journal::CutReason::kNamed, "snap");
+  Result<std::string> receipt = std::string();
+  journal_->when_shipped(p.batch, [&](Result<std::string> r) { receipt = std::move(r); });
+  ASSERT_TRUE(settle([&] { return !receipt || !receipt->empty(); }));
+  ASSERT_TRUE(receipt) << receipt.status().to_string();
+  EXPECT_NE(receipt->find("\"point\""), std::string::npos);
+}
+
+TEST_F(JournalTest, LostRequestsAndAnswersAreRepeatedAndTheBatchStaysTheSame) {
+  world_.set_network_faults(0, 200'000, 200'000);
+  for (int i = 0; i < 2; ++i) add_image(i, 128 * kG);
+  open_journal();
+  for (int i = 0; i < 6; ++i) run_load(80, 16);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->conflicts, 0u);
+  EXPECT_EQ(replica_->images, model_at(journal_->incarnation(), Counter(UINT64_MAX)));
+}
+
+TEST_F(JournalTest, ResumesFromWhatTheReplicaHasAfterARestart) {
+  add_image(0, 128 * kG);
+  open_journal();
+  // Applied but unanswered: the host dies before it learns.
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (r.method != "PUT" || replica_->expected < 3) return std::nullopt;
+    replica_->interfere = {};
+    net::HttpResponse answer;
+    replica_->handle(r, [](net::HttpResponse) {});
+    return net::HttpResponse::json(503, R"({"error":"answer lost"})");
+  };
+  run_load(200, 16);
+  world_.run_for(std::chrono::milliseconds(300));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  run_load(100, 8);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->conflicts, 0u);
+  EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
+}
+
+TEST_F(JournalTest, AConflictStopsLoudlyAndKeepsTheSpool) {
+  add_image(0, 128 * kG);
+  int errors = 0;
+  log::set_sink_for_testing([&](log::Level level, std::string_view, std::string_view) { errors += level == log::Level::kError; });
+  open_journal();
+  bool refuse = true;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (!refuse || r.method != "PUT") return std::nullopt;
+    return net::HttpResponse::json(409, R"({"error":"conflict","have":"aa","got":"bb"})");
+  };
+  run_load(50, 8);
+  world_.run_for(std::chrono::seconds(5));
+  EXPECT_NE(journal_->usage().ship_error.find("conflict"), std::string::npos);
+  EXPECT_GT(journal_->usage().spool_batches, 0u);
+  EXPECT_EQ(errors, 1) << "said once, not at every retry";
+  refuse = false;
+  wait_shipped();
+  expect_points_right();
+  EXPECT_TRUE(journal_->usage().ship_error.empty());
+  log::set_sink_for_testing({});
+}
+
+TEST_F(JournalTest, AnotherStoreOrAForgetfulReplicaNeedsAFullResync) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_->store = Uuid::from_random({1, 2, 3});
+  // A failed request makes it ask again.
+  int fail = 1;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (r.method == "PUT" && fail-- > 0) return net::HttpResponse::json(503, "{}");
+    return std::nullopt;
+  };
+  run_load(50, 8);
+  world_.run_for(std::chrono::seconds(3));
+  EXPECT_NE(journal_->usage().ship_error.find("another store"), std::string::npos);
+  EXPECT_GT(journal_->usage().spool_batches, 0u);
+}
+
+TEST_F(JournalTest, AFullSpoolStopsStagingAndNeverTheGuest) {
+  options_.settings.spool_bytes_max = 1u << 20;
+  ship_ = false;
+  add_image(0, 256 * kG);
+  open_journal();
+  for (int i = 0; i < 30; ++i) {
+    run_load(60, 16);
+    world_.run_for(std::chrono::milliseconds(60));
+  }
+  Usage u = journal_->usage();
+  EXPECT_LT(u.spool_bytes, 3u << 20);
+  EXPECT_GE(u.spool_bytes, 1u << 20);
+  EXPECT_GT(u.records_unstaged, 0u);
+}
+
+TEST_F(JournalTest, MarksArriveInOrderAcrossACrash) {
+  add_image(0, 128 * kG);
+  open_journal();
+  auto mark = [&](uint64_t number) {
+    wire::Mark m;
+    m.kind = wire::MarkKind::kCreate;
+    m.number = EventNumber(number);
+    m.origin = "host1";
+    m.name = std::string(200, static_cast<char>('a' + number % 26));
+    // Longer than one LMDB value may be.
+    if (number % 5 == 0) m.node.xattrs.emplace_back("user.tidemark.note", Bytes(5000, 1));
+    journal_->mark(m);
+  };
+  for (uint64_t n = 1; n <= 20; ++n) mark(n);
+  wait_shipped();
+  ASSERT_EQ(replica_->marks.size(), 20u);
+  for (uint64_t n = 21; n <= 40; ++n) mark(n);
+  journal_->pause_shipping(true);
+  world_.run_for(std::chrono::seconds(1));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  for (uint64_t n = 41; n <= 45; ++n) mark(n);
+  // Nothing was dirty: the resync batch needs no reconciliation.
+  wait_shipped();
+  ASSERT_EQ(replica_->marks.size(), 45u);
+  for (uint64_t n = 1; n <= 45; ++n) EXPECT_EQ(replica_->marks[n - 1].number, EventNumber(n));
+}
+
+TEST_F(JournalTest, ACleanStopLeavesNothingDirtyAndStagesEverything) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(100, 16);
+  journal_->note_durable(slot(image_id(0)), journal_->last_finished());
+  Status closed(Code::kBusy, "not yet");
+  journal_->close(std::chrono::seconds(10), [&](Status s) { closed = std::move(s); });
+  ASSERT_TRUE(settle([&] { return closed.code() != Code::kBusy; }));
+  EXPECT_TRUE(closed) << closed.to_string();
+  Incarnation before = journal_->incarnation();
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  EXPECT_TRUE(journal_->dirty_after_crash().empty());
+  EXPECT_EQ(journal_->incarnation(), before.next());
+  run_load(20, 4);
+  wait_shipped();
+  expect_points_right();
+  for (const auto& p : replica_->points) EXPECT_EQ(p.kind, BatchKind::kNormal);
+}
+
+TEST_F(JournalTest, RegionsAreCleanedOnlyWhenIdleDurableAndCommitted) {
+  add_image(0, 128 * kG);
+  open_journal();
+  Slot s = slot(image_id(0));
+  run_load(10, 4);
+  EXPECT_TRUE(journal_->is_dirty(s, {0, kG}));
+  EXPECT_EQ(journal_->counters(s).dirty_regions, 1u);
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_TRUE(journal_->is_dirty(s, {0, kG})) << "nobody said that it is durable";
+  journal_->note_durable(s, journal_->last_finished());
+  journal_->set_level(s, false);
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_TRUE(journal_->is_dirty(s, {0, kG})) << "the copies are not level";
+  journal_->set_level(s, true);
+  world_.run_for(std::chrono::seconds(3));
+  EXPECT_FALSE(journal_->is_dirty(s, {0, kG}));
+  EXPECT_TRUE(journal_->dirty_regions(s).empty());
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  EXPECT_TRUE(journal_->dirty_after_crash().empty());
+}
+
+TEST_F(JournalTest, RegionSizeGrowsWithTheImageAndKeepsItsMarks) {
+  add_image(0, 128 * kG);
+  open_journal();
+  Slot s = slot(image_id(0));
+  run_load(5, 2);
+  EXPECT_EQ(journal_->region_bytes(s), 4u << 20);
+  uint64_t size = 1ull << 40;
+  journal_->set_size(s, size);
+  EXPECT_EQ(journal_->region_bytes(s), 16u << 20);
+  EXPECT_TRUE(journal_->is_dirty(s, {0, kG}));
+  Status marked(Code::kBusy, "");
+  journal_->mark_dirty(s, {size - kG, kG}, [&](Status st) { marked = std::move(st); });
+  ASSERT_TRUE(settle([&] { return marked.code() != Code::kBusy; }));
+  EXPECT_TRUE(marked);
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  ASSERT_EQ(journal_->dirty_after_crash().size(), 1u);
+  EXPECT_EQ(journal_->dirty_after_crash()[0].region_bytes, 16u << 20);
+  EXPECT_EQ(journal_->dirty_after_crash()[0].regions, (std::vector{RegionIndex(0), RegionIndex(65535)}));
+}
+
+TEST_F(JournalTest, NotesOfTheCopiesSurviveACrash) {
+  add_image(0, 128 * kG);
+  open_journal();
+  Slot s = slot(image_id(0));
+  Status noted(Code::kBusy, "");
+  journal_->note_copies(s, LossId(11), LossId(22), true, [&](Status st) { noted = std::move(st); });
+  ASSERT_TRUE(settle([&] { return noted.code() != Code::kBusy; }));
+  run_load(3, 1);
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  ASSERT_EQ(journal_->dirty_after_crash().size(), 1u);
+  const DirtyImage& d = journal_->dirty_after_crash()[0];
+  EXPECT_EQ(d.host_loss_id, LossId(11));
+  EXPECT_EQ(d.shared_loss_id, LossId(22));
+  EXPECT_TRUE(d.alone);
+  EXPECT_EQ(d.epoch, Epoch(3));
+}
+
+TEST_F(JournalTest, ARecordCommitThatFailsIsReportedAndColdWritesStillWork) {
+  add_image(0, 128 * kG);
+  log::set_sink_for_testing([](log::Level, std::string_view, std::string_view) {});
+  open_journal();
+  run_load(10, 4);
+  EXPECT_TRUE(journal_->condition());
+  world_.fail_next_commit("host1", Status(Code::kIoError, "injected"));
+  run_load(10, 4);
+  world_.run_for(std::chrono::seconds(1));
+  EXPECT_EQ(journal_->condition().code(), Code::kIoError);
+  crash(sim::Crash::kKill);
+  log::set_sink_for_testing({});
+  open_journal();
+  reconcile_all();
+  wait_shipped();
+  EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
+}
+
+TEST_F(JournalTest, AFrozenImageReadsAsOfItsMomentWhileWritesGoOn) {
+  add_image(0, 256 * kG);
+  open_journal();
+  run_load(100, 16);
+  Slot s = slot(image_id(0));
+  Bytes expected = copy_.images[image_id(0)];
+  ASSERT_TRUE(journal_->freeze(s, expected.size()));
+  EXPECT_FALSE(journal_->freeze(s, expected.size()));
+  for (uint64_t at = 0; at < expected.size(); at += 16 * kG) {
+    for (int i = 0; i < 20; ++i) {
+      uint64_t offset = world_.random().below(expected.size() / kG - 2) * kG;
+      Extent e{offset, 2 * kG};
+      bool clash = false;
+      for (const InFlight& f : in_flight_) clash = clash || f.extent.overlaps(e);
+      if (!clash && e.end() <= sizes_[image_id(0)]) submit({image_id(0), RecordKind::kWrite, e, 0, Bytes(2 * kG, static_cast<uint8_t>(at >> 12 | 1))});
+      world_.step();
+    }
+    ASSERT_TRUE(settle([&] { return in_flight_.empty(); }));
+    Extent piece{at, std::min<uint64_t>(16 * kG, expected.size() - at)};
+    Bytes got(copy_.images[image_id(0)].begin() + static_cast<ptrdiff_t>(piece.offset),
+              copy_.images[image_id(0)].begin() + static_cast<ptrdiff_t>(piece.end()));
+    journal_->overlay_frozen(piece, got);
+    journal_->release_frozen(piece);
+    ASSERT_TRUE(std::equal(got.begin(), got.end(), expected.begin() + static_cast<ptrdiff_t>(at))) << "offset " << at;
+    EXPECT_FALSE(journal_->must_preserve(s, piece) && journal_->usage().closed_batches == 0);
+  }
+  EXPECT_FALSE(journal_->freeze_broken());
+  journal_->end_freeze();
+  wait_shipped();
+  EXPECT_EQ(journal_->usage().preserved_bytes, 0u);
+}
+
+TEST_F(JournalTest, AnotherNodesJournalIsRefused) {
+  open_journal();
+  crash(sim::Crash::kKill);
+  env_ = &world_.start("host1");
+  copy_.env = env_;
+  options_.source = "host9";
+  auto opened = Journal::open(*env_, options_, copy_);
+  EXPECT_EQ(opened.status().code(), Code::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace tidemark::journal
