@@ -82,8 +82,9 @@ Status CurlTransfer::prepare() {
   set(CURLOPT_PRIVATE, this);
   if (progress_) {
     set(CURLOPT_NOPROGRESS, 0L);
-    set(CURLOPT_XFERINFOFUNCTION, reinterpret_cast<curl_xferinfo_callback>(+[](void* self, curl_off_t a, curl_off_t b, curl_off_t c,
-                                                                               curl_off_t d) { return on_progress(self, a, b, c, d); }));
+    set(CURLOPT_XFERINFOFUNCTION,
+        reinterpret_cast<curl_xferinfo_callback>(+[](void* self, curl_off_t a, curl_off_t b, curl_off_t c,
+                                                     curl_off_t d) { return on_progress(self, a, b, c, d); }));
     set(CURLOPT_XFERINFODATA, this);
   }
   for (const auto& [name, value] : request_.headers) {
@@ -120,8 +121,9 @@ void CurlTransfer::set_body() {
     set(CURLOPT_SEEKDATA, this);
     set(CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(source_size_));
   } else {
-    set(CURLOPT_POSTFIELDS, reinterpret_cast<const char*>(request_.body.data() != nullptr ? request_.body.data()
-                                                                                          : reinterpret_cast<const uint8_t*>("")));
+    set(CURLOPT_POSTFIELDS,
+        reinterpret_cast<const char*>(request_.body.data() != nullptr ? request_.body.data()
+                                                                      : reinterpret_cast<const uint8_t*>("")));
     set(CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request_.body.size()));
   }
   if (request_.headers.count("content-type") == 0) {
@@ -136,7 +138,8 @@ Status CurlTransfer::prepare_tls_files() {
   struct stat st{};
   if (::stat(options_.tls->key.c_str(), &st) != 0) return Status::from_errno(errno, "private key " + options_.tls->key);
   if ((st.st_mode & 077) != 0) {
-    return Status(Code::kPermission, "private key " + options_.tls->key + " may be read by others than its owner: chmod 600 it");
+    return Status(Code::kPermission,
+                  "private key " + options_.tls->key + " may be read by others than its owner: chmod 600 it");
   }
   check_ = std::make_shared<PeerCheck>();
   TM_ASSIGN_OR_RETURN(check_->cluster, cluster_of_authority(authority.get()));
@@ -209,7 +212,8 @@ size_t CurlTransfer::on_body(char* data, size_t size, size_t count, void* self) 
     if (length > 0) body.reserve(std::min<uint64_t>(static_cast<uint64_t>(length), limits::kHttpResponseBytesMax));
   }
   if (body.size() + bytes.size() > limits::kHttpResponseBytesMax) {
-    transfer.stopped_ = Status(Code::kUnavailable, "the answer is larger than " + std::to_string(limits::kHttpResponseBytesMax) + " bytes");
+    transfer.stopped_ = Status(Code::kUnavailable,
+                               "the answer is larger than " + std::to_string(limits::kHttpResponseBytesMax) + " bytes");
     return CURL_WRITEFUNC_ERROR;
   }
   body.insert(body.end(), bytes.begin(), bytes.end());

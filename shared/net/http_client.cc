@@ -116,7 +116,9 @@ class Client final : public HttpClient {
   }
 
   void reply(uint64_t number, Result<HttpResponse> result) {
-    env_.post([replies = replies_, number, result = std::move(result)]() mutable { replies->tell(number, std::move(result)); });
+    env_.post([replies = replies_, number, result = std::move(result)]() mutable {
+      replies->tell(number, std::move(result));
+    });
   }
 
   io::Env& env_;
@@ -139,7 +141,9 @@ Result<std::unique_ptr<HttpClient>> make_http_client(io::Env& env, const HttpCli
     return Status(Code::kInvalidArgument, "url " + options.url + " begins with neither https:// nor http://");
   }
   if (https != options.tls.has_value()) {
-    return Status(Code::kInvalidArgument, "url " + options.url + (https ? " needs certificate files" : " takes no certificate files: use https://"));
+    return Status(
+        Code::kInvalidArgument,
+        "url " + options.url + (https ? " needs certificate files" : " takes no certificate files: use https://"));
   }
   if (options.tls) {
     if (auto context = TlsContext::load(*options.tls); !context) return context.status();

@@ -1,8 +1,5 @@
 #include "shared/net/http_server.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <boost/asio/awaitable.hpp>
@@ -55,7 +52,8 @@ constexpr auto kAcceptRest = std::chrono::milliseconds(200);
 
 // What the loop and the background thread share of one server.
 struct Core {
-  Core(io::Env& e, asio::io_context& c, TlsContexts& t, const HttpServerOptions& o) : env(e), context(c), contexts(t), options(o) {}
+  Core(io::Env& e, asio::io_context& c, TlsContexts& t, const HttpServerOptions& o)
+      : env(e), context(c), contexts(t), options(o) {}
 
   // Constant.
   io::Env& env;
@@ -85,7 +83,8 @@ using CorePtr = std::shared_ptr<Core>;  // shared by the server, its coroutines 
 // Keeps a coroutine known to its server, so that it can be ended.
 class Registration {
  public:
-  Registration(Core& core, UniqueFunction<void()> abort) : core_(core), at_(core.aborts.insert(core.aborts.end(), std::move(abort))) {}
+  Registration(Core& core, UniqueFunction<void()> abort)
+      : core_(core), at_(core.aborts.insert(core.aborts.end(), std::move(abort))) {}
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;
   ~Registration() { core_.aborts.erase(at_); core_.drained_if_idle(); }
@@ -172,8 +171,8 @@ HttpRequest take_request(Parser& parser, const PeerIdentity& peer) {
 
 bool is_end_of_connection(const error_code& ec) {
   return ec == http::error::end_of_stream || ec == asio::error::eof || ec == asio::error::connection_reset ||
-         ec == asio::error::broken_pipe || ec == asio::error::operation_aborted || ec == asio::ssl::error::stream_truncated ||
-         ec == beast::error::timeout;
+         ec == asio::error::broken_pipe || ec == asio::error::operation_aborted ||
+         ec == asio::ssl::error::stream_truncated || ec == beast::error::timeout;
 }
 
 // Status code for a request that could not be read; 0: the connection is gone, nothing to answer.
@@ -474,39 +473,6 @@ awaitable<void> accept_all(CorePtr core, typename Protocol::acceptor acceptor) {
   }
 }
 
-Status remove_stale_socket(const std::string& path, const sockaddr_un& name) {
-  struct stat st{};
-  if (::lstat(path.c_str(), &st) != 0) return Status::ok();
-  if (!S_ISSOCK(st.st_mode)) return Status(Code::kAlreadyExists, path + " exists and is no socket");
-  int probe = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  bool alive = probe >= 0 && ::connect(probe, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0;
-  if (probe >= 0) ::close(probe);
-  if (alive) return Status(Code::kBusy, "another process serves " + path);
-  if (::unlink(path.c_str()) != 0) return Status::from_errno(errno, path);
-  return Status::ok();
-}
-
-Result<int> listen_on_path(const std::string& path) {
-  sockaddr_un name{};
-  name.sun_family = AF_UNIX;
-  if (path.size() >= sizeof name.sun_path) {
-    return Status(Code::kInvalidArgument, "socket path " + path + " is longer than " +
-                                              std::to_string(sizeof name.sun_path - 1) + " bytes; choose a shorter one");
-  }
-  std::memcpy(name.sun_path, path.data(), path.size());
-  TM_RETURN_IF_ERROR(remove_stale_socket(path, name));
-  int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd < 0) return Status::from_errno(errno, "socket");
-  // Private before it listens: nobody can have connected in between.
-  if (::bind(fd, reinterpret_cast<const sockaddr*>(&name), sizeof name) != 0 || ::chmod(path.c_str(), 0600) != 0 ||
-      ::listen(fd, 128) != 0) {
-    int error = errno;
-    ::close(fd);
-    return Status::from_errno(error, "socket " + path);
-  }
-  return fd;
-}
-
 class Server final : public HttpServer {
  public:
   Server(CorePtr core, uint16_t port) : core_(std::move(core)), port_(port) {}
@@ -521,7 +487,8 @@ class Server final : public HttpServer {
     });
     drained.wait();  // the background thread never waits for the loop
     const std::string& path = core_->options.unix_socket;
-    if (!path.empty() && ::unlink(path.c_str()) != 0) kLog.warning("socket_left", {{"path", path}, {"reason", std::strerror(errno)}});
+    if (!path.empty() && ::unlink(path.c_str()) != 0)
+      kLog.warning("socket_left", {{"path", path}, {"reason", std::strerror(errno)}});
   }
   uint16_t port() const override { return port_; }
 

@@ -109,7 +109,7 @@ struct HttpClientOptions {
   std::string unix_socket;
   std::optional<TlsFiles> tls;
   Role server_role = Role::kReplica;        // the server's certificate must carry it, and the cluster of ours
-  std::string server_node;                  // expected certificate name; empty: the certificate must name the url's host
+  std::string server_node;                  // expected certificate name; empty: it must name the url's host
   std::chrono::milliseconds connect_timeout{5000};
   std::chrono::milliseconds stall_timeout{30000};   // no byte moved for so long: kUnavailable
 };

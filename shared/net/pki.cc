@@ -51,7 +51,8 @@ Result<KeyPtr> load_private_key(const std::string& path) {
   // An empty passphrase callback: a daemon must not ask on a terminal.
   auto no_passphrase = [](char*, int, int, void*) { return 0; };
   KeyPtr key(PEM_read_bio_PrivateKey(bio.get(), nullptr, no_passphrase, nullptr));
-  if (!key) return Status(Code::kInvalidArgument, "private key " + path + " is not a plain PEM key: " + take_openssl_error());
+  if (!key)
+    return Status(Code::kInvalidArgument, "private key " + path + " is not a plain PEM key: " + take_openssl_error());
   return key;
 }
 
@@ -93,7 +94,8 @@ AltNames alt_names_of(X509* certificate) {
   for (int i = 0; i < sk_GENERAL_NAME_num(list); ++i) {
     const GENERAL_NAME* name = sk_GENERAL_NAME_value(list, i);
     auto text = [](const ASN1_STRING* s) {
-      return std::string(reinterpret_cast<const char*>(ASN1_STRING_get0_data(s)), static_cast<size_t>(ASN1_STRING_length(s)));
+      return std::string(reinterpret_cast<const char*>(ASN1_STRING_get0_data(s)),
+                         static_cast<size_t>(ASN1_STRING_length(s)));
     };
     if (name->type == GEN_URI) out.uris.push_back(text(name->d.uniformResourceIdentifier));
     if (name->type == GEN_DNS) out.names.push_back(text(name->d.dNSName));
@@ -142,7 +144,8 @@ Result<PeerIdentity> identity_of(X509* certificate) {
   }
   if (!found) return bad("the certificate carries no tidemark name (SAN URI)");
   if (!is_node_name(out.node)) return bad("the certificate's node name is malformed");
-  if (common_name_of(X509_get_subject_name(certificate)) != out.node) return bad("the certificate's CN is not its node name");
+  if (common_name_of(X509_get_subject_name(certificate)) != out.node)
+    return bad("the certificate's CN is not its node name");
   return out;
 }
 
@@ -231,7 +234,8 @@ Status set_dates(X509* cert, const Validity& validity, std::optional<WallTime> l
   WallTime to = validity.not_after.value_or(WallTime{now().ns + validity.days * kDay});
   if (latest && *latest < to) to = *latest;
   if (to <= from) {
-    return Status(Code::kInvalidArgument, "a certificate from " + from.to_string() + " to " + to.to_string() + " is never valid");
+    return Status(Code::kInvalidArgument,
+                  "a certificate from " + from.to_string() + " to " + to.to_string() + " is never valid");
   }
   if (ASN1_TIME_set(X509_getm_notBefore(cert), from.ns / kSecond) == nullptr ||
       ASN1_TIME_set(X509_getm_notAfter(cert), to.ns / kSecond) == nullptr) {
@@ -302,7 +306,8 @@ Result<Authority> init_authority(const std::string& directory, const AuthorityOp
   }
   KeyPtr key(EVP_EC_gen("P-256"));
   if (!key) return openssl_failed("new key");
-  TM_ASSIGN_OR_RETURN(CertPtr cert, new_certificate(key.get(), out.cluster.to_string(), options.validity, std::nullopt));
+  TM_ASSIGN_OR_RETURN(CertPtr cert,
+                      new_certificate(key.get(), out.cluster.to_string(), options.validity, std::nullopt));
   if (X509_set_issuer_name(cert.get(), X509_get_subject_name(cert.get())) != 1) return openssl_failed("new authority");
   TM_RETURN_IF_ERROR(add_extension(cert.get(), cert.get(), NID_basic_constraints, "critical,CA:TRUE,pathlen:0"));
   TM_RETURN_IF_ERROR(add_extension(cert.get(), cert.get(), NID_key_usage, "critical,keyCertSign,cRLSign"));
@@ -314,8 +319,9 @@ Result<Authority> init_authority(const std::string& directory, const AuthorityOp
 
 Result<TlsFiles> issue(const IssueOptions& options) {
   if (!is_node_name(options.node) || options.node == "ca") {
-    return Status(Code::kInvalidArgument, "node name \"" + options.node +
-                                              "\": use letters, digits, . _ -, at most 63, beginning with a letter or digit, not \"ca\"");
+    return Status(Code::kInvalidArgument,
+                  "node name \"" + options.node +
+                      "\": use letters, digits, . _ -, at most 63, beginning with a letter or digit, not \"ca\"");
   }
   const std::string& directory = options.out_directory.empty() ? options.authority_directory : options.out_directory;
   TlsFiles out{options.authority_directory + "/ca.pem", directory + "/" + options.node + ".pem",
@@ -326,7 +332,8 @@ Result<TlsFiles> issue(const IssueOptions& options) {
   TM_ASSIGN_OR_RETURN(KeyPtr authority_key, load_private_key(options.authority_directory + "/ca.key"));
   if (X509_check_private_key(authority.get(), authority_key.get()) != 1) {
     ERR_clear_error();
-    return Status(Code::kInvalidArgument, "ca.pem and ca.key in " + options.authority_directory + " do not belong together");
+    return Status(Code::kInvalidArgument,
+                  "ca.pem and ca.key in " + options.authority_directory + " do not belong together");
   }
   TM_ASSIGN_OR_RETURN(Uuid cluster, cluster_of_authority(authority.get()));
   TM_ASSIGN_OR_RETURN(std::string names, alternative_names(options, cluster));
@@ -335,7 +342,8 @@ Result<TlsFiles> issue(const IssueOptions& options) {
   if (!key) return openssl_failed("new key");
   TM_ASSIGN_OR_RETURN(CertPtr cert, new_certificate(key.get(), options.node, options.validity,
                                                     wall_time_of(X509_get0_notAfter(authority.get()))));
-  if (X509_set_issuer_name(cert.get(), X509_get_subject_name(authority.get())) != 1) return openssl_failed("new certificate");
+  if (X509_set_issuer_name(cert.get(), X509_get_subject_name(authority.get())) != 1)
+    return openssl_failed("new certificate");
   const std::pair<int, std::string> extensions[] = {
       {NID_basic_constraints, "critical,CA:FALSE"}, {NID_key_usage, "critical,digitalSignature"},
       {NID_ext_key_usage, "serverAuth,clientAuth"}, {NID_subject_key_identifier, "hash"},

@@ -5,6 +5,8 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -33,6 +35,18 @@ void set_connection_options(int fd) {
   set(IPPROTO_TCP, TCP_KEEPIDLE, 10);
   set(IPPROTO_TCP, TCP_KEEPINTVL, 5);
   set(IPPROTO_TCP, TCP_KEEPCNT, 3);
+}
+
+Status remove_stale_socket(const std::string& path, const sockaddr_un& name) {
+  struct stat st{};
+  if (::lstat(path.c_str(), &st) != 0) return Status::ok();
+  if (!S_ISSOCK(st.st_mode)) return Status(Code::kAlreadyExists, path + " exists and is no socket");
+  int probe = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  bool alive = probe >= 0 && ::connect(probe, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0;
+  if (probe >= 0) ::close(probe);
+  if (alive) return Status(Code::kBusy, "another process serves " + path);
+  if (::unlink(path.c_str()) != 0) return Status::from_errno(errno, path);
+  return Status::ok();
 }
 
 }  // namespace
@@ -94,16 +108,39 @@ Result<ListeningSocket> listen_on(const Address& address) {
   return ListeningSocket{fd, port};
 }
 
+Result<int> listen_on_path(const std::string& path) {
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  if (path.size() >= sizeof name.sun_path) {
+    return Status(Code::kInvalidArgument, "socket path " + path + " is longer than " +
+                                              std::to_string(sizeof name.sun_path - 1) +
+                                              " bytes; choose a shorter one");
+  }
+  std::memcpy(name.sun_path, path.data(), path.size());
+  TM_RETURN_IF_ERROR(remove_stale_socket(path, name));
+  int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return Status::from_errno(errno, "socket");
+  // Private before it listens: nobody can have connected in between.
+  if (::bind(fd, reinterpret_cast<const sockaddr*>(&name), sizeof name) != 0 || ::chmod(path.c_str(), 0600) != 0 ||
+      ::listen(fd, 128) != 0) {
+    int error = errno;
+    ::close(fd);
+    return Status::from_errno(error, "socket " + path);
+  }
+  return fd;
+}
+
 TlsListener::TlsListener(std::shared_ptr<StreamLoop> loop, const Network::ListenOptions& options, Accept on_accept)
     : loop_(std::move(loop)), options_(options), on_accept_(std::make_shared<Accept>(std::move(on_accept))) {}
 
-Result<std::unique_ptr<TlsListener>> TlsListener::open(std::shared_ptr<StreamLoop> loop, const Network::ListenOptions& options,
-                                                       Accept on_accept) {
+Result<std::unique_ptr<TlsListener>> TlsListener::open(std::shared_ptr<StreamLoop> loop,
+                                                       const Network::ListenOptions& options, Accept on_accept) {
   auto context = loop->contexts.get(options.tls, loop->env.wall());
   if (!context) return context.status();
   std::unique_ptr<TlsListener> out(new TlsListener(std::move(loop), options, std::move(on_accept)));
   TM_ASSIGN_OR_RETURN(out->socket_, listen_on(options.address));
-  TM_RETURN_IF_ERROR(out->loop_->poller.add_fd(out->socket_.fd, EPOLLIN, [self = out.get()](uint32_t) { self->accept_ready(); }));
+  TM_RETURN_IF_ERROR(
+      out->loop_->poller.add_fd(out->socket_.fd, EPOLLIN, [self = out.get()](uint32_t) { self->accept_ready(); }));
   return out;
 }
 
@@ -119,7 +156,8 @@ void TlsListener::accept_ready() {
   for (int i = 0; i < kAcceptsPerTurn; ++i) {
     SocketAddress from;
     from.size = sizeof from.storage;
-    int fd = ::accept4(socket_.fd, reinterpret_cast<sockaddr*>(&from.storage), &from.size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd =
+        ::accept4(socket_.fd, reinterpret_cast<sockaddr*>(&from.storage), &from.size, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
       begin_handshake(fd, from.to_string());
       continue;
@@ -128,9 +166,11 @@ void TlsListener::accept_ready() {
     if (errno == EINTR || errno == ECONNABORTED) continue;
     kLog.warning("accept_failed", {{"port", port()}, {"reason", std::strerror(errno)}});
     // Out of descriptors: the waiting connection would wake the loop for ever.
-    if (Status status = loop_->poller.modify_fd(socket_.fd, 0); !status) kLog.error("poller_failed", {{"reason", status}});
+    if (Status status = loop_->poller.modify_fd(socket_.fd, 0); !status)
+      kLog.error("poller_failed", {{"reason", status}});
     resume_ = loop_->env.after(kAcceptRest, [this] {
-      if (Status status = loop_->poller.modify_fd(socket_.fd, EPOLLIN); !status) kLog.error("poller_failed", {{"reason", status}});
+      if (Status status = loop_->poller.modify_fd(socket_.fd, EPOLLIN); !status)
+        kLog.error("poller_failed", {{"reason", status}});
     });
     return;
   }
@@ -140,7 +180,9 @@ void TlsListener::begin_handshake(int fd, const std::string& address) {
   set_connection_options(fd);
   auto context = loop_->contexts.get(options_.tls, loop_->env.wall());
   if (!context || pending_.size() >= limits::kHandshakesMax) {
-    kLog.warning("connection_refused", {{"peer", address}, {"reason", context ? "too many handshakes at once" : context.status().to_string()}});
+    kLog.warning(
+        "connection_refused",
+        {{"peer", address}, {"reason", context ? "too many handshakes at once" : context.status().to_string()}});
     ::close(fd);
     return;
   }
@@ -153,7 +195,8 @@ void TlsListener::begin_handshake(int fd, const std::string& address) {
   });
   PeerCheck check;
   check.roles = options_.roles_accepted;
-  Status begun = pending.stream->begin(**context, std::move(check), [this, number](Status status) { handshake_over(number, status); });
+  Status begun = pending.stream->begin(**context, std::move(check),
+                                       [this, number](Status status) { handshake_over(number, status); });
   if (begun.is_ok()) return;
   kLog.warning("connection_refused", {{"peer", address}, {"reason", begun}});
   handshake_over(number, begun);
@@ -186,7 +229,8 @@ void Connector::begin() {
     return;
   }
   using Found = Result<std::vector<SocketAddress>>;
-  auto found = std::make_shared<Found>(Status(Code::kUnavailable, "not resolved"));  // shared by worker and loop in turn
+  auto found =
+      std::make_shared<Found>(Status(Code::kUnavailable, "not resolved"));  // shared by worker and loop in turn
   loop_->env.offload([found, address = options_.address] { *found = resolve(address, false); },
                      [weak = weak_from_this(), found] {
                        if (auto self = weak.lock()) self->resolved(std::move(*found));

@@ -1,4 +1,4 @@
-// The two ends at which TLS streams begin: a listener, and one attempt to connect.
+// Where connections begin: listening sockets, the TLS listener, and one attempt to connect.
 #pragma once
 
 #include <sys/socket.h>
@@ -27,12 +27,14 @@ struct ListeningSocket {
   uint16_t port = 0;
 };
 Result<ListeningSocket> listen_on(const Address& address);
+// The same on a path, 0600. Replaces a socket that nobody serves; kBusy if somebody does.
+Result<int> listen_on_path(const std::string& path);
 
 class TlsListener final : public Listener {
  public:
   using Accept = UniqueFunction<void(std::unique_ptr<Stream>)>;
-  static Result<std::unique_ptr<TlsListener>> open(std::shared_ptr<StreamLoop> loop, const Network::ListenOptions& options,
-                                                   Accept on_accept);
+  static Result<std::unique_ptr<TlsListener>> open(std::shared_ptr<StreamLoop> loop,
+                                                   const Network::ListenOptions& options, Accept on_accept);
   ~TlsListener() override;
   uint16_t port() const override { return socket_.port; }
 

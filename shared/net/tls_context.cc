@@ -29,7 +29,8 @@ int shared_check_index() {
 
 PeerCheck* check_of(SSL* ssl) {
   if (auto* check = static_cast<PeerCheck*>(SSL_get_ex_data(ssl, check_index()))) return check;
-  auto* shared = static_cast<std::shared_ptr<PeerCheck>*>(SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), shared_check_index()));
+  auto* shared =
+      static_cast<std::shared_ptr<PeerCheck>*>(SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), shared_check_index()));
   return shared != nullptr ? shared->get() : nullptr;
 }
 
@@ -42,7 +43,8 @@ std::string chain_failure(X509_STORE_CTX* store, const PeerCheck& check) {
     return "certificate of " + subject + " expired at " + wall_time_of(X509_get0_notAfter(cert)).to_string() + clock;
   }
   if (cert != nullptr && error == X509_V_ERR_CERT_NOT_YET_VALID) {
-    return "certificate of " + subject + " is not valid before " + wall_time_of(X509_get0_notBefore(cert)).to_string() + clock;
+    return "certificate of " + subject + " is not valid before " + wall_time_of(X509_get0_notBefore(cert)).to_string() +
+           clock;
   }
   std::string issuer = cert != nullptr ? common_name_of(X509_get_issuer_name(cert)) : "?";
   return "certificate of " + subject + ", issued by " + issuer + ", does not chain to this cluster's authority " +
@@ -60,7 +62,8 @@ std::string identity_failure(X509* cert, PeerCheck& check) {
   if (std::find(check.roles.begin(), check.roles.end(), check.peer.role) == check.roles.end()) {
     std::string wanted;
     for (Role role : check.roles) wanted += (wanted.empty() ? "" : " or ") + std::string(role_name(role));
-    return "certificate of " + check.peer.node + " has role " + std::string(role_name(check.peer.role)) + ", not " + wanted;
+    return "certificate of " + check.peer.node + " has role " + std::string(role_name(check.peer.role)) + ", not " +
+           wanted;
   }
   if (!check.node.empty() && check.peer.node != check.node) {
     return "certificate is that of " + check.peer.node + ", not of " + check.node;
@@ -91,8 +94,9 @@ std::string stamp_of(const TlsFiles& files) {
       out += "missing;";
       continue;
     }
-    for (int64_t v : {static_cast<int64_t>(st.st_ino), static_cast<int64_t>(st.st_size), static_cast<int64_t>(st.st_mode),
-                      static_cast<int64_t>(st.st_mtim.tv_sec), static_cast<int64_t>(st.st_mtim.tv_nsec)}) {
+    for (int64_t v :
+         {static_cast<int64_t>(st.st_ino), static_cast<int64_t>(st.st_size), static_cast<int64_t>(st.st_mode),
+          static_cast<int64_t>(st.st_mtim.tv_sec), static_cast<int64_t>(st.st_mtim.tv_nsec)}) {
       out += std::to_string(v) + ",";
     }
     out += ";";
@@ -138,7 +142,8 @@ Status configure_context(SSL_CTX* native) {
   SSL_CTX_set_verify_depth(native, 1);
   if (SSL_CTX_set_min_proto_version(native, TLS1_3_VERSION) != 1 ||
       SSL_CTX_set_max_proto_version(native, TLS1_3_VERSION) != 1 || SSL_CTX_set_num_tickets(native, 0) != 1 ||
-      SSL_CTX_set_ciphersuites(native, "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256") != 1 ||
+      SSL_CTX_set_ciphersuites(native, "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256") !=
+          1 ||
       SSL_CTX_set1_groups_list(native, "X25519:P-256") != 1) {
     return Status(Code::kUnsupported, "TLS 1.3 cannot be set up: " + take_openssl_error());
   }
@@ -168,7 +173,8 @@ Status describe_tls_failure(const PeerCheck* check) {
     int alert = reason - SSL_AD_REASON_OFFSET;
     return Status(is_refusal_alert(alert) ? Code::kPermission : Code::kUnavailable, "the peer refused: " + text);
   }
-  bool refused_here = tls && (reason == SSL_R_UNSUPPORTED_PROTOCOL || reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE);
+  bool refused_here =
+      tls && (reason == SSL_R_UNSUPPORTED_PROTOCOL || reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE);
   return Status(refused_here ? Code::kPermission : Code::kUnavailable, "TLS: " + text);
 }
 

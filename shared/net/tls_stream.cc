@@ -109,7 +109,9 @@ void StreamLoop::flush_all() {
   dirty_.clear();
 }
 
-void StreamLoop::forget(TlsStream& stream) { std::replace(dirty_.begin(), dirty_.end(), &stream, static_cast<TlsStream*>(nullptr)); }
+void StreamLoop::forget(TlsStream& stream) {
+  std::replace(dirty_.begin(), dirty_.end(), &stream, static_cast<TlsStream*>(nullptr));
+}
 
 TlsStream::TlsStream(std::shared_ptr<StreamLoop> loop, int fd, Side side, std::string address)
     : loop_(std::move(loop)), fd_(fd), side_(side), address_(std::move(address)),
@@ -278,7 +280,8 @@ void TlsStream::send(ByteSpan head, ByteSpan payload) {
   if (out_.size() >= kEagerSendBytes && !blocked_) write_socket();
   if (state_ != State::kOpen) return;
   if (unsent_bytes() > 2 * limits::kStreamUnsentBytesMax) {
-    return finish_later(Status(Code::kUnavailable, "the peer does not read: " + std::to_string(unsent_bytes()) + " bytes unsent"));
+    return finish_later(
+        Status(Code::kUnavailable, "the peer does not read: " + std::to_string(unsent_bytes()) + " bytes unsent"));
   }
   if (!dirty_) {
     dirty_ = true;
@@ -339,7 +342,8 @@ void TlsStream::write_socket() {
       int error = errno;
       if (state_ != State::kOpen) return;  // the handshake's next read tells it
       Status received = take_receive_error();
-      return finish_later(!received ? received : Status(Code::kUnavailable, std::string("connection lost: ") + std::strerror(error)));
+      return finish_later(
+          !received ? received : Status(Code::kUnavailable, std::string("connection lost: ") + std::strerror(error)));
     }
     out_.consume(static_cast<size_t>(n));
   }

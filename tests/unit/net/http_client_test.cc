@@ -40,7 +40,7 @@ TEST_F(HttpClientTest, ServerDownIsUnavailableAndItsReturnIsNoticed) {
   auto down = ask(*client, get("/"));
   EXPECT_EQ(down.status().code(), Code::kUnavailable) << down.status().to_string();
   EXPECT_THAT(down.status().message(), ::testing::HasSubstr(options.url));
-  serve({.tls = replica, .roles_accepted = {Role::kHost}, .address = {"127.0.0.1", port}}, say("up again"));
+  serve({.tls = replica, .roles_accepted = {Role::kHost}, .address = loopback(port)}, say("up again"));
   auto again = ask(*client, get("/"));
   ASSERT_TRUE(again.is_ok()) << again.status().to_string();
   EXPECT_EQ(as_text(again->body), "up again");
@@ -92,7 +92,8 @@ TEST_F(HttpClientTest, ServerMustBeNamedByTheUrlOrByNode) {
 
 TEST_F(HttpClientTest, ExpiredServerNamesTheClock) {
   WallTime now = env.wall();
-  pki::Validity past{.not_before = WallTime{now.ns - 7'200'000'000'000}, .not_after = WallTime{now.ns - 3'600'000'000'000}};
+  pki::Validity past{.not_before = WallTime{now.ns - 7'200'000'000'000},
+                     .not_after = WallTime{now.ns - 3'600'000'000'000}};
   serve({.tls = cluster.node("old", Role::kReplica, past), .roles_accepted = {Role::kHost}}, say("x"));
   Status status = outcome(tls_options());
   EXPECT_EQ(status.code(), Code::kPermission);
@@ -124,7 +125,7 @@ TEST_F(HttpClientTest, RotatedCertificateIsUsedForTheNextConnection) {
   std::filesystem::rename(other.key, host.key);
   uint16_t port = server->port();
   server.reset();  // ends the kept connection
-  serve({.tls = replica, .roles_accepted = {Role::kHost}, .address = {"127.0.0.1", port}}, handler);
+  serve({.tls = replica, .roles_accepted = {Role::kHost}, .address = loopback(port)}, handler);
   ASSERT_TRUE(ask(*client, get("/")).is_ok());
   EXPECT_THAT(seen, ::testing::ElementsAre("host1", "host9"));
 }
@@ -193,7 +194,9 @@ TEST_F(HttpClientTest, BlockingCallsWork) {
 
 TEST_F(HttpClientTest, DownloadsAskForARangeAndStopWhenTold) {
   serve_tls([](HttpRequest request, Callback<HttpResponse> done) {
-    HttpResponse response = HttpResponse::text(request.target == "/ranges" ? 206 : request.target == "/none" ? 404 : 200,
+    HttpResponse response = HttpResponse::text(request.target == "/ranges" ? 206
+                                               : request.target == "/none" ? 404
+                                                                           : 200,
                                                request.headers["range"]);
     done(std::move(response));
   });

@@ -2,13 +2,14 @@
 #pragma once
 
 #include "cluster.h"
+#include "raw_client.h"
 
 namespace tidemark::net {
 
 class HttpTest : public NetTest {
  protected:
   void serve(HttpServerOptions options, HttpHandler handler) {
-    if (options.unix_socket.empty() && options.address.host.empty()) options.address = {"127.0.0.1", 0};
+    if (options.unix_socket.empty() && options.address.host.empty()) options.address = loopback();
     auto made = network().serve_http(options, std::move(handler));
     ASSERT_TRUE(made.is_ok()) << made.status().to_string();
     server = std::move(made).value();

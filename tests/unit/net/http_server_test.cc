@@ -8,6 +8,7 @@
 
 #include "http_pair.h"
 #include "raw_client.h"
+#include "shared/base/limits.h"
 #include "shared/net/blocking_http.h"
 
 namespace tidemark::net {
@@ -145,11 +146,24 @@ TEST_F(HttpServerTest, TooLargeABodyIsRefusedBeforeItIsRead) {
   EXPECT_TRUE(logged("request_refused"));
 }
 
+TEST_F(HttpServerTest, BodiesBeyondTheBoundOfAllAreRefusedBeforeTheyAreRead) {
+  serve({}, say("x"));
+  std::vector<std::unique_ptr<OpenConnection>> uploads;  // announced and never sent
+  std::string announce = "PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 83886080\r\n\r\n";
+  for (uint64_t bytes = 83886080; bytes <= limits::kHttpBodyBytesInFlightMax; bytes += 83886080) {
+    uploads.push_back(std::make_unique<OpenConnection>(server->port(), announce));
+    EXPECT_THAT(uploads.back()->read_some(), ::testing::StartsWith("HTTP/1.1 100"));
+  }
+  EXPECT_THAT(raw(announce), ::testing::StartsWith("HTTP/1.1 503"));
+  EXPECT_THAT(raw("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), ::testing::StartsWith("HTTP/1.1 200"));
+}
+
 TEST_F(HttpServerTest, ExpectContinueIsAnsweredThenTheBodyTaken) {
   serve({}, [](HttpRequest request, Callback<HttpResponse> done) {
     done(HttpResponse::text(200, std::to_string(request.body.size())));
   });
-  std::string answer = raw("PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\nConnection: close\r\n\r\n");
+  std::string answer =
+      raw("PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\nConnection: close\r\n\r\n");
   EXPECT_THAT(answer, ::testing::StartsWith("HTTP/1.1 100 Continue\r\n"));
   auto client = client_of(plain_options());
   auto sent = ask(*client, put("/", Bytes(3 << 20)));  // curl expects from 1 MiB on
@@ -159,11 +173,16 @@ TEST_F(HttpServerTest, ExpectContinueIsAnsweredThenTheBodyTaken) {
 
 TEST_F(HttpServerTest, MalformedRequestsGet400AndTheServerGoesOn) {
   serve({}, say("fine"));
-  const char* const bad[] = {"garbage\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET  HTTP/1.1\r\n\r\n",
-                             "PUT / HTTP/1.1\r\nContent-Length: minus\r\n\r\n", "PUT / HTTP/1.1\r\nA B: c\r\n\r\n",
-                             "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "\x16\x03\x01\x02\x01\r\n\r\n"};
+  const char* const bad[] = {"garbage\r\n\r\n",
+                             "GET / HTTP/9.9\r\n\r\n",
+                             "GET  HTTP/1.1\r\n\r\n",
+                             "PUT / HTTP/1.1\r\nContent-Length: minus\r\n\r\n",
+                             "PUT / HTTP/1.1\r\nA B: c\r\n\r\n",
+                             "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+                             "\x16\x03\x01\x02\x01\r\n\r\n"};
   for (const char* request : bad) EXPECT_THAT(raw(request), ::testing::StartsWith("HTTP/1.1 400")) << request;
-  EXPECT_THAT(raw("GET / HTTP/1.1\r\nX: " + std::string(200'000, 'x') + "\r\n\r\n"), ::testing::StartsWith("HTTP/1.1 431"));
+  EXPECT_THAT(raw("GET / HTTP/1.1\r\nX: " + std::string(200'000, 'x') + "\r\n\r\n"),
+              ::testing::StartsWith("HTTP/1.1 431"));
   EXPECT_TRUE(logged("request_refused"));
   auto client = client_of(plain_options());
   EXPECT_EQ(as_text(ask(*client, get("/"))->body), "fine");

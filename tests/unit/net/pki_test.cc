@@ -36,8 +36,11 @@ TEST(Pki, AuthorityCarriesTheClustersUuid) {
 
 TEST(Pki, NodesCertificateNamesClusterRoleAndAddresses) {
   Cluster cluster;
-  auto files = pki::issue({.authority_directory = cluster.directory().path(), .node = "replica-1", .role = Role::kReplica,
-                           .names = {"replica.example", "127.0.0.1", "::1"}, .out_directory = cluster.directory() / "out"});
+  auto files = pki::issue({.authority_directory = cluster.directory().path(),
+                           .node = "replica-1",
+                           .role = Role::kReplica,
+                           .names = {"replica.example", "127.0.0.1", "::1"},
+                           .out_directory = cluster.directory() / "out"});
   ASSERT_TRUE(files.is_ok()) << files.status().to_string();
   EXPECT_EQ(files->certificate, cluster.directory() / "out/replica-1.pem");
   EXPECT_EQ(mode_of(files->key), 0600u);
@@ -88,7 +91,8 @@ TEST(Pki, NothingIsOverwrittenWithoutForce) {
   std::string authority = content_of(cluster.directory() / "ca.pem");
   std::string before = content_of(cluster.directory() / "host1.key");
   EXPECT_EQ(pki::init_authority(cluster.directory().path(), {}).status().code(), Code::kAlreadyExists);
-  EXPECT_EQ(pki::issue({.authority_directory = cluster.directory().path(), .node = "host1"}).status().code(), Code::kAlreadyExists);
+  EXPECT_EQ(pki::issue({.authority_directory = cluster.directory().path(), .node = "host1"}).status().code(),
+            Code::kAlreadyExists);
   EXPECT_EQ(content_of(cluster.directory() / "ca.pem"), authority);
   EXPECT_EQ(content_of(cluster.directory() / "host1.key"), before);
   cluster.node("host1", Role::kHost, {}, true);
@@ -102,7 +106,8 @@ TEST(Pki, BadNamesAreRefused) {
     auto result = pki::issue({.authority_directory = cluster.directory().path(), .node = name});
     EXPECT_EQ(result.status().code(), Code::kInvalidArgument) << name;
   }
-  auto smuggled = pki::issue({.authority_directory = cluster.directory().path(), .node = "x", .names = {"a,URI:tidemark://x"}});
+  auto smuggled =
+      pki::issue({.authority_directory = cluster.directory().path(), .node = "x", .names = {"a,URI:tidemark://x"}});
   EXPECT_EQ(smuggled.status().code(), Code::kInvalidArgument);
   EXPECT_FALSE(std::filesystem::exists(cluster.directory() / "x.key"));
 }

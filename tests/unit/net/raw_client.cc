@@ -31,6 +31,8 @@ std::string openssl_reason() {
 
 }  // namespace
 
+Address loopback(uint16_t port) { return Address{"127.0.0.1", port}; }
+
 std::string talk_plain(uint16_t port, const std::string& bytes) {
   int fd = connect_to(port);
   if (fd < 0) return "error: connect";
@@ -42,6 +44,18 @@ std::string talk_plain(uint16_t port, const std::string& bytes) {
   while ((n = ::recv(fd, piece, sizeof piece, 0)) > 0) out.append(piece, static_cast<size_t>(n));
   ::close(fd);
   return out;
+}
+
+OpenConnection::OpenConnection(uint16_t port, const std::string& bytes) : fd_(connect_to(port)) {
+  if (fd_ >= 0 && ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL) < 0) ::shutdown(fd_, SHUT_RDWR);
+}
+
+OpenConnection::~OpenConnection() { ::close(fd_); }
+
+std::string OpenConnection::read_some() {
+  char piece[4096];
+  ssize_t n = ::recv(fd_, piece, sizeof piece, 0);
+  return std::string(piece, n > 0 ? static_cast<size_t>(n) : 0);
 }
 
 std::string talk_tls(uint16_t port, const RawTls& options) {

@@ -1,4 +1,4 @@
-// Clients that do not keep to the rules, on a thread of their own with blocking sockets.
+// Loopback addresses, and clients that do not keep to the rules, with blocking sockets.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,21 @@
 
 namespace tidemark::net {
 
+Address loopback(uint16_t port = 0);
+
 // Sends `bytes` over plain TCP and returns everything answered until the server closes (or 10 s).
 std::string talk_plain(uint16_t port, const std::string& bytes);
+
+// A plain connection that has sent `bytes` and stays open.
+class OpenConnection {
+ public:
+  OpenConnection(uint16_t port, const std::string& bytes);
+  ~OpenConnection();
+  std::string read_some();
+
+ private:
+  int fd_;
+};
 
 struct RawTls {
   int max_version = 0;          // OpenSSL's TLS1_2_VERSION...; 0: no bound

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cluster.h"
+#include "raw_client.h"
 
 namespace tidemark::net {
 
@@ -20,7 +21,7 @@ class StreamTest : public NetTest {
  protected:
   // Accepts into `accepted`, started.
   void listen(const TlsFiles& files, std::vector<Role> roles = {Role::kHost}) {
-    auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = files, .roles_accepted = std::move(roles)},
+    auto made = network().listen({.address = loopback(), .tls = files, .roles_accepted = std::move(roles)},
                                  [this](std::unique_ptr<Stream> s) {
                                    accepted.push_back(std::make_unique<End>());
                                    accepted.back()->take(std::move(s));
@@ -29,7 +30,7 @@ class StreamTest : public NetTest {
     listener = std::move(made).value();
   }
   Network::ConnectOptions to_listener(const TlsFiles& files) {
-    return {.address = {"127.0.0.1", listener->port()}, .tls = files, .peer_role = Role::kShared, .peer_node = "shared1",
+    return {.address = loopback(listener->port()), .tls = files, .peer_role = Role::kShared, .peer_node = "shared1",
             .timeout = std::chrono::seconds(10)};
   }
   // Connects and starts the stream into `end`; the failure otherwise.

@@ -85,7 +85,8 @@ TEST_F(RefusalTest, ServerWithTheWrongName) {
 
 TEST_F(RefusalTest, ExpiredCertificateNamesTheClock) {
   WallTime now = env.wall();
-  pki::Validity past{.not_before = WallTime{now.ns - 3'600'000'000'000}, .not_after = WallTime{now.ns - 60'000'000'000}};
+  pki::Validity past{.not_before = WallTime{now.ns - 3'600'000'000'000},
+                     .not_after = WallTime{now.ns - 60'000'000'000}};
   listen(shared);
   Status status = outcome(to_listener(cluster.node("late", Role::kHost, past)));
   EXPECT_EQ(status.code(), Code::kPermission) << status.to_string();

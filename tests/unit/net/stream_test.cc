@@ -77,7 +77,7 @@ TEST_F(StreamTest, BigTransfersBothWaysAtOnceAreWhole) {
 
 TEST_F(StreamTest, BytesSentBeforeTheOtherEndStartedAreHeldBack) {
   std::unique_ptr<Stream> server;
-  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+  auto made = network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
                                [&](std::unique_ptr<Stream> s) { server = std::move(s); });
   ASSERT_TRUE(made.is_ok());
   listener = std::move(made).value();
@@ -94,7 +94,7 @@ TEST_F(StreamTest, BytesSentBeforeTheOtherEndStartedAreHeldBack) {
 
 TEST_F(StreamTest, UnsentBytesGrowWhileThePeerDoesNotReadAndDrainWhenItDoes) {
   std::unique_ptr<Stream> server;  // not started: it does not read
-  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+  auto made = network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
                                [&](std::unique_ptr<Stream> s) { server = std::move(s); });
   ASSERT_TRUE(made.is_ok());
   listener = std::move(made).value();
@@ -113,7 +113,7 @@ TEST_F(StreamTest, UnsentBytesGrowWhileThePeerDoesNotReadAndDrainWhenItDoes) {
 
 TEST_F(StreamTest, APeerThatNeverReadsIsGivenUpAtTheBound) {
   std::unique_ptr<Stream> server;
-  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+  auto made = network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
                                [&](std::unique_ptr<Stream> s) { server = std::move(s); });
   ASSERT_TRUE(made.is_ok());
   listener = std::move(made).value();
@@ -229,14 +229,14 @@ TEST_F(StreamTest, RotatedCertificatesAreTakenAtTheNextHandshake) {
 
 TEST_F(StreamTest, ConnectGivesUpAfterItsTimeout) {
   // A socket that listens and never accepts: TCP connects, TLS never answers.
-  auto silent = network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+  auto silent = network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
                                  [](std::unique_ptr<Stream>) {});
   ASSERT_TRUE(silent.is_ok());
   io::RealEnv other({.make_network = make_real_network});  // its loop does not turn
-  auto asleep = other.network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+  auto asleep = other.network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
                                        [](std::unique_ptr<Stream>) {});
   ASSERT_TRUE(asleep.is_ok());
-  Network::ConnectOptions options{.address = {"127.0.0.1", (*asleep)->port()}, .tls = host, .peer_role = Role::kShared,
+  Network::ConnectOptions options{.address = loopback((*asleep)->port()), .tls = host, .peer_role = Role::kShared,
                                   .timeout = std::chrono::milliseconds(50)};
   End client;
   Status status = connect(options, client);
@@ -258,8 +258,9 @@ TEST_F(StreamTest, NamesAreResolved) {
 
 TEST_F(StreamTest, AUsedPortSaysSo) {
   listen(shared);
-  auto second = network().listen({.address = {"127.0.0.1", listener->port()}, .tls = shared, .roles_accepted = {Role::kHost}},
-                                 [](std::unique_ptr<Stream>) {});
+  auto second =
+      network().listen({.address = loopback(listener->port()), .tls = shared, .roles_accepted = {Role::kHost}},
+                       [](std::unique_ptr<Stream>) {});
   ASSERT_FALSE(second.is_ok());
   EXPECT_THAT(second.status().message(), ::testing::HasSubstr("another process has the port"));
 }
@@ -267,7 +268,8 @@ TEST_F(StreamTest, AUsedPortSaysSo) {
 TEST_F(StreamTest, MissingCertificateFilesAreNamed) {
   TlsFiles wrong = shared;
   wrong.certificate = cluster.directory() / "missing.pem";
-  auto made = network().listen({.address = {"127.0.0.1", 0}, .tls = wrong, .roles_accepted = {Role::kHost}}, [](std::unique_ptr<Stream>) {});
+  auto made = network().listen({.address = loopback(), .tls = wrong, .roles_accepted = {Role::kHost}},
+                               [](std::unique_ptr<Stream>) {});
   EXPECT_EQ(made.status().code(), Code::kNotFound);
   EXPECT_THAT(made.status().message(), ::testing::HasSubstr("missing.pem"));
 }
@@ -280,16 +282,20 @@ TEST(StreamKeys, AreRenewedWithoutAByteLost) {
   }});
   TlsFiles shared = cluster.node("shared1", Role::kShared), host = cluster.node("host1", Role::kHost);
   End server, client;
-  auto listener = env.network().listen({.address = {"127.0.0.1", 0}, .tls = shared, .roles_accepted = {Role::kHost}},
+  auto listener = env.network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
                                        [&](std::unique_ptr<Stream> s) { server.take(std::move(s)); });
   ASSERT_TRUE(listener.is_ok());
-  env.network().connect({.address = {"127.0.0.1", (*listener)->port()}, .tls = host, .peer_role = Role::kShared},
-                        [&](Result<std::unique_ptr<Stream>> s) { ASSERT_TRUE(s.is_ok()); client.take(std::move(s).value()); });
+  env.network().connect({.address = loopback((*listener)->port()), .tls = host, .peer_role = Role::kShared},
+                        [&](Result<std::unique_ptr<Stream>> s) {
+                          ASSERT_TRUE(s.is_ok());
+                          client.take(std::move(s).value());
+                        });
   ASSERT_TRUE(env.run_until([&] { return server.stream && client.stream; }, kWait));
   Bytes up = random_bytes(5'000'000, 4), down = random_bytes(4'000'000, 5);
   client.stream->send(up, {});
   server.stream->send(down, {});
-  ASSERT_TRUE(env.run_until([&] { return server.received.size() == up.size() && client.received.size() == down.size(); }, kWait));
+  ASSERT_TRUE(env.run_until(
+      [&] { return server.received.size() == up.size() && client.received.size() == down.size(); }, kWait));
   EXPECT_EQ(digest64(server.received), digest64(up));
   EXPECT_EQ(digest64(client.received), digest64(down));
   listener = Status(Code::kCancelled, "before its Env");
