@@ -1,0 +1,158 @@
+#include "tests/unit/node/fixture.h"
+
+namespace tidemark::node {
+namespace {
+
+using wire::NodeKind;
+using wire::Type;
+
+const InodeNumber kRoot{1};
+
+TEST_F(NodeTest, NamesSurviveEveryCrashOnceAnswered) {
+  auto a = host("host1");
+  for (int i = 0; i < 20; ++i) {
+    std::string name = "n" + std::to_string(i);
+    ASSERT_TRUE(a->create(name, kRoot, i % 3 == 0 ? NodeKind::kDirectory : NodeKind::kImage));
+    if (i % 4 == 1) { ASSERT_TRUE(a->ask<wire::Changed>(Type::kRename, wire::Rename{kRoot, name, kRoot, name + "-moved", 0})); }
+    if (i % 5 == 4) {
+      restart_node(i % 2 == 0 ? sim::Crash::kPowerLoss : sim::Crash::kKill);
+      ASSERT_TRUE(a->connect(port_, cluster_));
+    }
+  }
+  Result<wire::DirEntries> all = a->ask<wire::DirEntries>(Type::kReadDir, wire::ReadDir{kRoot, "", 1000});
+  ASSERT_TRUE(all);
+  EXPECT_EQ(all->entries.size(), 20u);
+  EXPECT_EQ(all->end, 1);
+  std::set<uint64_t> inodes;
+  for (const wire::DirEntry& e : all->entries) EXPECT_TRUE(inodes.insert(e.attr.inode.value).second);
+  Result<wire::DirEntries> dump = a->ask<wire::DirEntries>(Type::kDump, wire::Dump{InodeNumber(0), 1000});
+  ASSERT_TRUE(dump);
+  EXPECT_EQ(dump->entries.size(), 21u) << "the root too";
+}
+
+TEST_F(NodeTest, ErrorsCarryTheirErrno) {
+  auto a = host("host1");
+  ASSERT_TRUE(a->create("d", kRoot, NodeKind::kDirectory));
+  ASSERT_TRUE(a->create("f"));
+  EXPECT_EQ(errno_of(a->create("f").status()), EEXIST);
+  EXPECT_EQ(errno_of(a->lookup("none").status()), ENOENT);
+  auto unlink = [&](const std::string& n, uint8_t d) {
+    return errno_of(a->ask<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, n, d}).status());
+  };
+  EXPECT_EQ(unlink("d", 0), EISDIR);
+  EXPECT_EQ(unlink("f", 1), ENOTDIR);
+  InodeNumber d = a->lookup("d")->inode;
+  ASSERT_TRUE(a->create("inner", d));
+  EXPECT_EQ(unlink("d", 1), ENOTEMPTY);
+  EXPECT_EQ(errno_of(a->ask<wire::Changed>(Type::kRename, wire::Rename{kRoot, "d", d, "x", 0}).status()), EINVAL);
+  EXPECT_EQ(errno_of(a->ask<wire::Attr>(Type::kGetAttr, wire::GetAttr{InodeNumber(777)}).status()), ENOENT);
+  EXPECT_EQ(errno_of(a->create(std::string(256, 'x')).status()), ENAMETOOLONG);
+}
+
+TEST_F(NodeTest, OtherHostsAreToldWhatChanged) {
+  auto a = host("host1"), b = host("host2");
+  Result<wire::Attr> f = a->create("f");
+  ASSERT_TRUE(f);
+  b->run([&] { return !b->invalidated.empty(); });
+  EXPECT_EQ(b->invalidated[0].name, "f");
+  EXPECT_EQ(b->invalidated[0].parent, kRoot);
+  EXPECT_TRUE(a->invalidated.empty()) << "who asked has the answer";
+}
+
+TEST_F(NodeTest, MarksAreNumberedWithoutGapsAndToldAgainAfterACrash) {
+  auto a = host("host1");
+  ASSERT_TRUE(a->create("a"));
+  ASSERT_TRUE(a->create("b"));
+  ASSERT_TRUE(a->ask<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, "a", 0}));
+  ASSERT_EQ(marks_.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(marks_[i].number.value, i + 1);
+  EXPECT_EQ(marks_[0].origin, "host1");
+  marks_.clear();
+  restart_node(sim::Crash::kPowerLoss);
+  EXPECT_EQ(marks_.size(), 3u) << "the sink never said that they are safe";
+}
+
+TEST_F(NodeTest, AnUnlinkedImageKeepsItsBlocksForThoseThatHaveItOpen) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  Bytes data(4096, 9);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, data));
+  ASSERT_TRUE(b->read(held.image, 0, 4096));
+  ASSERT_TRUE(b->ask<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, "disk.img", 0}));
+  EXPECT_TRUE(a->write(held.image, held.epoch, 4096, data));
+  EXPECT_EQ(a->ask<wire::Attr>(Type::kGetAttr, wire::GetAttr{held.inode})->nlink, 0u);
+  ASSERT_TRUE(b->tell(Type::kDrop, wire::encode(wire::Drop{held.image})));
+  EXPECT_EQ(*a->read(held.image, 4096, 4096), data);
+
+  // The link breaks and comes back: the same run still has it open.
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), 0}));
+  EXPECT_EQ(*a->read(held.image, 0, 4096), data);
+
+  ASSERT_TRUE(a->tell(Type::kDrop, wire::encode(wire::Drop{held.image})));
+  world_.run_for(std::chrono::minutes(11));
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_EQ(a->read(held.image, 0, 4096).status().code(), Code::kNotFound);
+  EXPECT_EQ(node_->status_json().find("disk.img"), std::string::npos);
+}
+
+TEST_F(NodeTest, AHostsNewRunHasNothingOpen) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->ask<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, "disk.img", 0}));
+  EXPECT_TRUE(a->read(held.image, 0, 4096));
+  a->hello.incarnation = Incarnation(2);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_EQ(a->read(held.image, 0, 4096).status().code(), Code::kNotFound);
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_EQ(a->read(held.image, 0, 4096).status().code(), Code::kNotFound);
+}
+
+TEST_F(NodeTest, AReplacedImageIsNamelessUntilARestartsGraceIsOver) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->create("new.img"));
+  ASSERT_TRUE(a->ask<wire::Changed>(Type::kRename, wire::Rename{kRoot, "new.img", kRoot, "disk.img", 0}));
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_TRUE(a->read(held.image, 0, 4096)) << "time to come back and say that it is open";
+  ASSERT_TRUE(a->tell(Type::kDrop, wire::encode(wire::Drop{held.image})));
+  a.reset();
+  world_.run_for(std::chrono::minutes(11));
+  world_.crash("host1", sim::Crash::kKill);
+  auto b = host("host2");
+  EXPECT_EQ(b->read(held.image, 0, 4096).status().code(), Code::kNotFound);
+}
+
+TEST_F(NodeTest, PolicyNoneGivesTheSecondCopyUp) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  auto set = [&](const std::string& image, const std::string& mirror) {
+    std::optional<Result<std::string>> out;
+    node_->set_policy(image, mirror, [&](Result<std::string> r) { out.emplace(std::move(r)); });
+    EXPECT_TRUE(world_.run_until([&] { return out.has_value(); }, std::chrono::seconds(10)));
+    return *out;
+  };
+  EXPECT_FALSE(set("disk.img", "maybe"));
+  EXPECT_FALSE(set("nothing.img", "none"));
+  Result<std::string> none = set("disk.img", "none");
+  ASSERT_TRUE(none) << none.status().message();
+  EXPECT_NE(none->find("\"mirror\":\"none\""), std::string::npos);
+  EXPECT_EQ(a->write(held.image, held.epoch, 0, Bytes(4096, 9)).status().code(), Code::kUnsupported);
+  ASSERT_TRUE(set(held.image.to_string(), "sync"));
+  EXPECT_EQ(*a->read(held.image, 0, 4096), Bytes(4096, 0)) << "a new copy is empty until it is resynced";
+  EXPECT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+}
+
+TEST_F(NodeTest, StatFsTellsTheBricks) {
+  auto a = host("host1");
+  Result<wire::StatFsAnswer> s = a->ask<wire::StatFsAnswer>(Type::kStatFs, wire::StatFs{});
+  ASSERT_TRUE(s);
+  EXPECT_GT(s->total, 0u);
+  EXPECT_GE(s->total, s->available);
+}
+
+}  // namespace
+}  // namespace tidemark::node

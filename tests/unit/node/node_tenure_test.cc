@@ -1,0 +1,210 @@
+#include "tests/unit/node/fixture.h"
+
+namespace tidemark::node {
+namespace {
+
+using wire::MarkKind;
+using wire::Type;
+
+constexpr uint64_t kRegion = 1u << 20;   // of the fixture
+
+TEST_F(NodeTest, ATenureMovesByRecallAndYieldThirtyTimes) {
+  auto a = host("host1"), b = host("host2");
+  Result<wire::Attr> attr = a->create("disk.img");
+  ASSERT_TRUE(attr);
+  uint64_t epoch = 0;
+  WriteSequence last;
+  for (int i = 0; i < 30; ++i) {
+    HostClient& to = i % 2 == 0 ? *a : *b;
+    HostClient& from = i % 2 == 0 ? *b : *a;
+    std::optional<Result<wire::Grant>> granted;
+    from.recalls.clear();
+    to.link->request<wire::Grant>(Type::kAcquire, wire::Acquire{attr->image, 5000}, [&](Result<wire::Grant> g) { granted.emplace(std::move(g)); });
+    if (i > 0) {
+      from.run([&] { return !from.recalls.empty(); });
+      EXPECT_FALSE(granted);
+      EXPECT_EQ(from.recalls[0].epoch.value, epoch);
+      EXPECT_EQ(from.recalls[0].wanted_by, to.hello.node);
+      ASSERT_TRUE(from.yield(attr->image, Epoch(epoch)));
+    }
+    to.run([&] { return granted.has_value(); });
+    ASSERT_TRUE(*granted) << granted->status().message();
+    wire::Grant& g = **granted;
+    EXPECT_EQ(g.epoch.value, epoch + 1);
+    if (i > 0) {
+      EXPECT_EQ(g.parent.epoch.value, epoch);
+      EXPECT_EQ(g.parent.source, from.hello.node);
+      EXPECT_EQ(g.parent.last, last);
+      EXPECT_EQ(g.parent.clean, 1);
+    }
+    epoch = g.epoch.value;
+    if (i == 0) { ASSERT_TRUE(to.resize(attr->image, g.epoch, 4 * kRegion, 1)); }
+    ASSERT_TRUE(to.write(attr->image, g.epoch, static_cast<uint64_t>(i) * 4096, Bytes(4096, static_cast<uint8_t>(i + 1))));
+    last = {to.hello.incarnation, to.counter};
+    EXPECT_EQ(from.write(attr->image, Epoch(epoch - 1), 0, Bytes(512, 9)).status().code(), Code::kFenced);
+    EXPECT_EQ(from.write(attr->image, Epoch(epoch), 0, Bytes(512, 9)).status().code(), Code::kFenced);
+  }
+  Result<Bytes> got = a->read(attr->image, 0, 30 * 4096);
+  ASSERT_TRUE(got);
+  for (size_t i = 0; i < 30; ++i) EXPECT_EQ((*got)[i * 4096], i + 1);
+  uint64_t starts = 0, number = 0;
+  for (const wire::Mark& m : marks_) {
+    EXPECT_GT(m.number.value, number);
+    number = m.number.value;
+    starts += m.kind == MarkKind::kTenureStart;
+  }
+  EXPECT_EQ(starts, 30u);
+}
+
+TEST_F(NodeTest, ABusyAnswerNamesTheHolder) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", kRegion);
+  Result<wire::Grant> g = b->acquire(held.image, 300);
+  ASSERT_FALSE(g);
+  EXPECT_EQ(g.status().code(), Code::kBusy);
+  EXPECT_NE(g.status().message().find("host1 (connected)"), std::string::npos) << g.status().message();
+  EXPECT_NE(g.status().message().find("/disk.img"), std::string::npos);
+  EXPECT_EQ(a->recalls.size(), 1u);
+  g = b->acquire(held.image, 0);
+  EXPECT_EQ(g.status().code(), Code::kBusy);
+  EXPECT_EQ(a->recalls.size(), 1u) << "who does not wait recalls nobody";
+
+  world_.crash("host1", sim::Crash::kKill);
+  g = b->acquire(held.image, 60000);
+  ASSERT_FALSE(g) << "a host that is not connected still holds";
+  EXPECT_NE(g.status().message().find("host1 (not connected)"), std::string::npos) << g.status().message();
+}
+
+TEST_F(NodeTest, TheSameHostGetsItBackAfterItsCrash) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  Counter last = a->counter;
+  world_.crash("host1", sim::Crash::kPowerLoss);
+  a.reset();
+  auto again = std::make_unique<HostClient>(world_, "host1");
+  again->hello.incarnation = Incarnation(2);
+  again->hello.nonce.bytes[0] = 2;
+  ASSERT_TRUE(again->connect(port_, cluster_));
+  Result<wire::Grant> g = again->acquire(held.image);
+  ASSERT_TRUE(g) << g.status().message();
+  EXPECT_EQ(g->epoch, held.epoch.next());
+  EXPECT_EQ(g->parent.epoch, held.epoch);
+  EXPECT_EQ(g->parent.source, "host1");
+  EXPECT_EQ(g->parent.last, (WriteSequence{Incarnation(1), last}));
+  EXPECT_EQ(g->parent.clean, 0);
+  EXPECT_EQ(again->write(held.image, held.epoch, 0, Bytes(512, 1)).status().code(), Code::kFenced);
+  EXPECT_TRUE(again->write(held.image, g->epoch, 0, Bytes(512, 1)));
+}
+
+TEST_F(NodeTest, TenuresAndEpochsSurviveARestart) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(b->connect(port_, cluster_));
+  EXPECT_EQ(b->acquire(held.image, 0).status().code(), Code::kBusy);
+  EXPECT_EQ(b->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0}).status().code(),
+            Code::kFenced);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0}));
+  ASSERT_TRUE(a->yield(held.image, held.epoch));
+  ASSERT_TRUE(a->yield(held.image, held.epoch)) << "said again after a lost answer";
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(b->connect(port_, cluster_));
+  Result<wire::Grant> g = b->acquire(held.image);
+  ASSERT_TRUE(g);
+  EXPECT_EQ(g->epoch, held.epoch.next());
+  EXPECT_EQ(g->parent.clean, 1);
+  EXPECT_EQ(g->parent.source, "host1");
+}
+
+TEST_F(NodeTest, AWaitersRecallIsRepeatedWhenTheHolderReturns) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", kRegion);
+  std::optional<Result<wire::Grant>> granted;
+  b->link->request<wire::Grant>(Type::kAcquire, wire::Acquire{held.image, 5000}, [&](Result<wire::Grant> g) { granted.emplace(std::move(g)); });
+  a->run([&] { return a->recalls.size() == 1; });
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0}));
+  a->run([&] { return a->recalls.size() == 2; });
+  ASSERT_TRUE(a->yield(held.image, held.epoch));
+  b->run([&] { return granted.has_value(); });
+  EXPECT_TRUE(*granted);
+}
+
+TEST_F(NodeTest, ABehindMapNamesWhatTheOtherWrote) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", 20 * kRegion);
+  Result<wire::Grant> first = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+  ASSERT_TRUE(first);
+  EXPECT_EQ(first->copy_known, 0);
+  EXPECT_EQ(first->epoch, Epoch(0));
+  EXPECT_EQ(first->region_bytes, kRegion);
+  EXPECT_EQ(first->stale_regions, (Bytes{0xFF, 0xFF, 0x0F})) << "a host without a copy lacks everything";
+  ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, first->map_cut, first->stale_regions})));
+
+  ASSERT_TRUE(a->write(held.image, held.epoch, 9 * kRegion - 4096, Bytes(8192, 1)));
+  Result<wire::Grant> second = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+  EXPECT_EQ(second->copy_known, 1);
+  EXPECT_EQ(second->stale_regions, (Bytes{0x00, 0x03}));
+  ASSERT_TRUE(a->write(held.image, held.epoch, 8 * kRegion, Bytes(4096, 2)));
+  ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, second->map_cut, second->stale_regions})));
+  Result<wire::Grant> third = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+  EXPECT_EQ(third->stale_regions, (Bytes{0x00, 0x01})) << "marked again after the hand-out: not cleared";
+
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(b->connect(port_, cluster_));
+  Result<wire::Grant> fourth = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+  EXPECT_EQ(fourth->stale_regions, (Bytes{0x00, 0x01}));
+  ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, fourth->map_cut, {0x04}, 1})));
+  EXPECT_EQ(b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image})->stale_regions, (Bytes{0x04, 0x01}))
+      << "a host may say what its own copy lost";
+  EXPECT_EQ(b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image, 1})->stale_regions, (Bytes{0xFF, 0xFF, 0x0F}));
+}
+
+TEST_F(NodeTest, ShrinksAreBehindToTheOldEnd) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", 8 * kRegion);
+  Result<wire::Grant> g = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+  ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, g->map_cut, g->stale_regions})));
+  ASSERT_TRUE(a->resize(held.image, held.epoch, 5 * kRegion, 2));
+  ASSERT_TRUE(a->resize(held.image, held.epoch, 8 * kRegion, 3));
+  EXPECT_EQ(b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image})->stale_regions, (Bytes{0xE0}));
+}
+
+// The mark is durable before the shared copy changes: a kill at every commit and file operation.
+TEST_F(NodeTest, TheBehindMarkIsDurableBeforeTheCopyChanges) {
+  for (bool at_commits : {false, true}) {
+    for (uint64_t nth = 1; nth <= 12; ++nth) {
+      auto a = host("host1"), b = host("host2");
+      Held held = held_image(*a, "disk" + std::to_string(at_commits) + "-" + std::to_string(nth), 4 * kRegion);
+      Result<wire::Grant> g = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+      ASSERT_TRUE(g);
+      ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, g->map_cut, g->stale_regions})));
+      sim::CrashPoint point;
+      point.nth = nth;
+      point.at_commits = at_commits;
+      point.kind = sim::Crash::kPowerLoss;
+      world_.inject("shared", point);
+      bool done = false;
+      a->send_write(held.image, held.epoch, 2 * kRegion, Bytes(4096, 7), [&](Result<wire::Applied>) { done = true; });
+      ASSERT_TRUE(world_.run_until([&] { return done || !world_.running("shared"); }, std::chrono::minutes(2)));
+      world_.clear_faults("shared");
+      restart_node(sim::Crash::kPowerLoss);
+      ASSERT_TRUE(b->connect(port_, cluster_));
+      Result<Bytes> bytes = b->read(held.image, 2 * kRegion, 4096);
+      ASSERT_TRUE(bytes) << bytes.status().message();
+      bool changed = *bytes != Bytes(4096, 0);
+      Result<wire::Grant> map = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+      ASSERT_TRUE(map);
+      bool marked = map->stale_regions == Bytes{0x04};
+      EXPECT_TRUE(marked || !changed) << (at_commits ? "commit " : "operation ") << nth;
+      world_.crash("host1", sim::Crash::kKill);
+      world_.crash("host2", sim::Crash::kKill);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::node
