@@ -125,7 +125,7 @@ void add_replica_verbs(CLI::App& app, Words& w) {
 void add_admin_verbs(CLI::App& app, Words& w) {
   CLI::App& journal = *noun(app, "journal", "The write journal and its shipping");
   auto* inspect = verb(journal, w, "inspect", "Show batches and the newest records", [&w](Context& c) { return journal_inspect(c, w.inspect); });
-  inspect->add_option("--dir", w.inspect.directory, "a stopped daemon's state directory instead");
+  inspect->add_option("--dir", w.inspect.directory, "a state directory; left out: that of --config");
   inspect->add_option("--records", w.inspect.records, "number of records")->check(CLI::Range(0, 100000))->capture_default_str();
   verb(journal, w, "pause-shipping", "Stop staging and shipping; cuts go on", [](Context& c) { return journal_pause(c, true); });
   verb(journal, w, "resume-shipping", "Go on shipping", [](Context& c) { return journal_pause(c, false); });
