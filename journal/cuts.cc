@@ -69,6 +69,9 @@ void JournalImpl::close_open_batch(std::string name) {
     if (batch.images[slot] == nullptr) continue;
     batch.images[slot]->size = slots_[slot].size;
     batch.images[slot]->size_generation = slots_[slot].size_generation;
+    // What a resync batch took over may be of an older tenure; its contents are those of now.
+    batch.images[slot]->epoch = slots_[slot].epoch;
+    batch.images[slot]->parent = slots_[slot].parent;
   }
   newest_closed_ = batch.number;
   pending_.put(kBatchesTable, batch_prefix(batch.number), encode_batch_row(row_of(batch, BatchState::kClosed)));
@@ -76,6 +79,13 @@ void JournalImpl::close_open_batch(std::string name) {
   new_open_batch(batch.number.next());
   count_preserving();
   kick_stager();
+}
+
+// A time cut that had to wait is made as soon as it can be: a late point is better than one a whole interval later.
+void JournalImpl::cut_if_due() {
+  if (!cut_due_ || coalescing()) return;
+  cut_due_ = false;
+  if (!open_batch().empty) close_open_batch({});
 }
 
 void JournalImpl::count_preserving() {

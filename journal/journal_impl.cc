@@ -114,6 +114,30 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   s.epoch = epoch;
   s.parent = parent;
   put_tenure(slot.index);
+  commit_tenure(slot.index);
+}
+
+// The tenure (its row, its start mark) is durable before its first write: until then no region of the
+// image counts as dirty, and marking one waits.
+void JournalImpl::commit_tenure(uint32_t slot) {
+  ++slots_[slot].uncommitted;
+  env_.at_turn_end([this, slot, alive = std::weak_ptr<bool>(alive_)] {
+    if (alive.expired()) return;
+    commit_now([this, slot](Status) {
+      SlotState& s = slots_[slot];
+      if (--s.uncommitted > 0) return;
+      // Should the commit have failed, condition() says so; the regions themselves are durably marked.
+      for (auto& done : std::exchange(s.tenure_waiters, {})) done(Status::ok());
+    });
+  });
+}
+
+void JournalImpl::mark_dirty(Slot slot, Extent extent, Callback<Status> done) {
+  drl_->mark(slot.index, extent, [this, slot, done = std::move(done)](Status status) mutable {
+    SlotState& s = slots_[slot.index];
+    if (status && s.uncommitted > 0) s.tenure_waiters.push_back(std::move(done));
+    else done(std::move(status));
+  });
 }
 
 void JournalImpl::put_tenure(uint32_t slot) {
@@ -153,8 +177,7 @@ BatchImage& JournalImpl::touch(Batch& batch, uint32_t slot, Counter counter) {
     image->first = counter;
   }
   image->last = std::max(image->last, counter);
-  image->epoch = slots_[slot].epoch;
-  image->parent = slots_[slot].parent;
+  image->epoch = slots_[slot].epoch;   // its parent is taken at the cut
   return *image;
 }
 
@@ -264,6 +287,7 @@ void JournalImpl::mark(const wire::Mark& mark) {
   put_mark(pending_, batch.number, counter, mark);
   ++finish_serial_;
   arm_commit();
+  if (mark.kind == wire::MarkKind::kTenureStart && it != slot_by_image_.end()) commit_tenure(it->second);
 }
 
 // ---- commits ------------------------------------------------------------------------------------
@@ -337,6 +361,7 @@ void JournalImpl::pause_shipping(bool paused) {
   shipper_->pause(paused);
   if (paused) fail_waiters(Status(Code::kUnavailable, "shipping is paused"));
   kick_stager();
+  cut_if_due();
 }
 
 void JournalImpl::fail_waiters(const Status& status) {
@@ -371,6 +396,7 @@ void JournalImpl::ended_shipping(const StagedBatch& batch, const std::string& re
   waiters_.erase(first, end);
   for (auto& done : ready) done(receipt);
   kick_stager();
+  cut_if_due();
 }
 
 Usage JournalImpl::usage() const {

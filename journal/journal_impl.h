@@ -54,8 +54,10 @@ class JournalImpl final : public Journal {
   void note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) override;
   ImageCounters counters(Slot slot) const override;
 
-  bool is_dirty(Slot slot, Extent extent) const override { return drl_->is_dirty(slot.index, extent); }
-  void mark_dirty(Slot slot, Extent extent, Callback<Status> done) override { drl_->mark(slot.index, extent, std::move(done)); }
+  bool is_dirty(Slot slot, Extent extent) const override {
+    return slots_[slot.index].uncommitted == 0 && drl_->is_dirty(slot.index, extent);
+  }
+  void mark_dirty(Slot slot, Extent extent, Callback<Status> done) override;
   std::vector<RegionIndex> dirty_regions(Slot slot) const override { return drl_->dirty_regions(slot.index); }
   uint64_t region_bytes(Slot slot) const override { return drl_->region_bytes(slot.index); }
   void set_level(Slot slot, bool level) override { drl_->set_level(slot.index, level); }
@@ -93,6 +95,8 @@ class JournalImpl final : public Journal {
     Generation size_generation;
     bool attached = false;           // by the owner; false: known from the last run only, or removed
     uint64_t unshipped_bytes = 0;
+    uint32_t uncommitted = 0;        // commits under way that its tenure's first write must wait for
+    std::vector<Callback<Status>> tenure_waiters;
   };
   using BatchPtr = std::shared_ptr<Batch>;   // shared with the I/O of its staging and preserving
   struct ReadRun;
@@ -126,11 +130,13 @@ class JournalImpl final : public Journal {
   void start_commit();
   void fail(const Status& status, const char* what);
   void put_tenure(uint32_t slot);
+  void commit_tenure(uint32_t slot);
   void tick();
 
   // cuts.cc
   bool coalescing() const;
   void close_open_batch(std::string name);
+  void cut_if_due();
   void new_open_batch(BatchNumber number);
   size_t closed_count() const { return batches_.size() - 1; }
   Point point_of(const Batch& batch) const { return {batch.number, batch.last, batch.label, batch.name}; }
@@ -216,6 +222,7 @@ class JournalImpl final : public Journal {
   std::multimap<BatchNumber, Callback<Result<std::string>>> waiters_;
   std::map<BatchNumber, std::string> receipts_;  // the newest few
   BatchNumber newest_closed_;
+  bool cut_due_ = false;                         // a time cut was put off
   bool paused_ = false, closing_ = false, staging_ = false, spool_full_ = false;
   std::string stage_error_;
   UniqueFunction<void()> stage_wake_, idle_wake_;

@@ -183,7 +183,8 @@ Status JournalImpl::open() {
 
 void JournalImpl::start_timers() {
   cut_timer_ = env_.after(options_.settings.cut_interval, [this] {
-    if (!open_batch().empty && !coalescing()) close_open_batch({});
+    cut_due_ = true;
+    cut_if_due();
     start_timers();
   });
   if (clean_timer_.value == 0) tick();

@@ -16,7 +16,8 @@ namespace {
 const log::Logger kLog("stager");
 
 constexpr uint64_t kReadBytes = 256u << 10;
-constexpr uint32_t kReadsInFlightMax = 8;
+constexpr uint32_t kReadsInFlightMax = 32;
+constexpr uint64_t kReadBytesInFlightMax = 2u << 20;
 constexpr size_t kWritePieceBytes = 1u << 20;
 constexpr io::Duration kRetryMin = std::chrono::seconds(1), kRetryMax = std::chrono::seconds(30);
 
@@ -45,6 +46,7 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
   std::shared_ptr<PartJob> job;
   size_t next = 0;
   uint32_t in_flight = 0;
+  uint64_t bytes_in_flight = 0;
   bool pumping = false;
   Status status;
   Callback<Status> done;
@@ -53,7 +55,9 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
   void pump() {
     if (pumping) return;             // a read completed inline: the loop below goes on
     pumping = true;
-    while (next < job->units.size() && in_flight < kReadsInFlightMax && !stopped()) start(next++);
+    while (next < job->units.size() && in_flight < kReadsInFlightMax && bytes_in_flight < kReadBytesInFlightMax && !stopped()) {
+      start(next++);
+    }
     pumping = false;
     if (in_flight == 0 && (next == job->units.size() || stopped()) && done) std::exchange(done, {})(status);
   }
@@ -61,6 +65,7 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
     const PartJob::Unit& unit = job->units[index];
     const BatchImage& image = *batch->image(unit.slot);
     ++in_flight;
+    bytes_in_flight += unit.extent.length;
     if (!image.needs.any(first_granule(unit.extent), end_granule(unit.extent))) return finished(index, Status::ok());
     MutableByteSpan out = job->data.span().subspan(unit.position, unit.extent.length);
     // The completion owns the buffer: it may come after this journal is gone.
@@ -71,6 +76,7 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
   }
   void finished(size_t index, Status s) {
     --in_flight;
+    bytes_in_flight -= job->units[index].extent.length;
     if (!stopped()) journal->block_read(*batch, *job, index, s);
     if (status && !s) status = std::move(s);
     pump();
@@ -381,6 +387,7 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   if (condition_) hold_regions_ = false;
   kLog.debug("staged", {{"batch", batch->number}, {"parts", row.parts.size()}, {"first", row.first.value}, {"last", row.last.value}});
   shipper_->add({batch->number, row.supersedes_first, row.digest, row.parts, row.label});
+  cut_if_due();
   co_return Status::ok();
 }
 
