@@ -36,7 +36,7 @@ struct Session;
 struct Op;
 
 // One connection of a host.
-struct Peer {
+struct Peer : std::enable_shared_from_this<Peer> {
   std::unique_ptr<wire::Connection> link;
   std::shared_ptr<Session> session;   // shared by the connections and requests of a session; null before Hello
   io::TimerId hello_timer;

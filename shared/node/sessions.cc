@@ -12,6 +12,7 @@ namespace {
 const log::Logger kLog("node.session");
 constexpr io::Duration kPingInterval = std::chrono::seconds(5);
 constexpr io::Duration kSilenceMax = std::chrono::seconds(20);
+constexpr io::Duration kRefusalTime = std::chrono::seconds(1);
 constexpr size_t kHostNameMax = 128;
 }  // namespace
 
@@ -111,7 +112,12 @@ void Core::refuse_hello(Peer& peer, uint64_t id, const Status& status) {
   frames_refused_total_.add();
   peer.link->respond_failure(wire::Type::kHello, id, status);
   peer.link->flush();
-  peer.link->close(status.with_context("hello refused"));
+  // Closing drops what the host has not yet taken: it gets a moment to learn the reason.
+  peer.greeted = true;
+  env_.cancel(peer.hello_timer);
+  peer.hello_timer = env_.after(kRefusalTime, [weak = peer.weak_from_this(), reason = status.with_context("hello refused")] {
+    if (PeerPtr p = weak.lock()) p->link->close(reason);
+  });
 }
 
 void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {

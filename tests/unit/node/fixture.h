@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "shared/base/digest.h"
+#include "shared/base/log.h"
 #include "shared/node/node.h"
 #include "shared/wire/connection.h"
 #include "tests/sim/sim_env.h"
@@ -148,12 +149,19 @@ class HostClient {
 class NodeTest : public testing::Test {
  protected:
   NodeTest() {
+    log::set_sink_for_testing([this](log::Level level, std::string_view, std::string_view line) {
+      if (level == log::Level::kError) errors_ += std::string(line) + "\n";
+      else if (level == log::Level::kWarning) warnings_ += std::string(line) + "\n";
+    });
     cluster_.bytes[3] = 9;
     world_.add_node({.name = "shared", .cluster = cluster_, .role = net::Role::kShared});
     for (const char* h : {"host1", "host2", "host3"}) world_.add_node({.name = h, .cluster = cluster_, .role = net::Role::kHost});
     start_node();
   }
-  ~NodeTest() override { node_.reset(); }
+  ~NodeTest() override {
+    node_.reset();
+    log::set_sink_for_testing(nullptr);
+  }
 
   void start_node() {
     sim::SimEnv& env = world_.start("shared");
@@ -200,6 +208,7 @@ class NodeTest : public testing::Test {
   std::vector<wire::Mark> marks_;
   std::unique_ptr<SharedNode> node_;
   uint16_t port_ = 0;
+  std::string errors_, warnings_;   // lines logged
 };
 
 }  // namespace tidemark::node

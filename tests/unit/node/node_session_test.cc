@@ -1,7 +1,6 @@
 #include <random>
 
 #include "shared/base/limits.h"
-#include "shared/base/log.h"
 #include "tests/unit/node/fixture.h"
 
 namespace tidemark::node {
@@ -107,6 +106,8 @@ TEST_F(NodeTest, HostileFramesCloseTheirConnectionAndNothingElse) {
     else { EXPECT_FALSE(bad->tell(static_cast<Type>(type), body)) << type; }
     bad->run([&] { return bad->closed.has_value(); });
   }
+  EXPECT_NE(warnings_.find("frame_refused peer=\"host host2\""), std::string::npos) << warnings_;
+  EXPECT_TRUE(errors_.empty()) << errors_;
   EXPECT_EQ(*good->read(held.image, 0, 4096), data);
   EXPECT_TRUE(good->write(held.image, held.epoch, 0, data));
 }
@@ -158,6 +159,7 @@ TEST_F(NodeTest, AFailedCatalogueIsFatalAndNothingIsAnswered) {
   world_.fail_next_commit("shared", Status::from_errno(EIO, "disk"));
   EXPECT_FALSE(a->create("x"));
   EXPECT_FALSE(node_->unhealthy_reasons().empty());
+  EXPECT_NE(errors_.find("catalogue_failed"), std::string::npos);
   restart_node(sim::Crash::kKill);
   ASSERT_TRUE(a->connect(port_, cluster_));
   EXPECT_EQ(errno_of(a->lookup("x").status()), ENOENT);

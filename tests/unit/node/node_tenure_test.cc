@@ -65,6 +65,7 @@ TEST_F(NodeTest, ABusyAnswerNamesTheHolder) {
   EXPECT_NE(g.status().message().find("host1 (connected)"), std::string::npos) << g.status().message();
   EXPECT_NE(g.status().message().find("/disk.img"), std::string::npos);
   EXPECT_EQ(a->recalls.size(), 1u);
+  EXPECT_NE(warnings_.find("holder=host1"), std::string::npos) << warnings_;
   g = b->acquire(held.image, 0);
   EXPECT_EQ(g.status().code(), Code::kBusy);
   EXPECT_EQ(a->recalls.size(), 1u) << "who does not wait recalls nobody";
