@@ -23,6 +23,7 @@ Outcome verify(Context& context, const VerifyOptions& options);
 int verify_exit_code(const Json& result);
 std::string verify_text(const Json& result);
 std::string status_text(const Json& status);
+std::string replica_status_text(const Json& status);
 
 struct CreateOptions { std::string name, size, format; };
 Outcome image_create(Context& context, const CreateOptions& options);

@@ -78,19 +78,27 @@ std::string sources_text(const Json& status) {
 
 }  // namespace
 
+std::string replica_status_text(const Json& status) {
+  std::string out = text(status, "node") + " (replica): " + (flag(status, "healthy") ? "healthy" : "NOT HEALTHY") + "\n";
+  for (const Json& r : at(status, "reasons")) out += "  - " + printable(r.is_string() ? r.get<std::string>() : dump(r, -1)) + "\n";
+  out += text(status, "points", "0") + " recovery points, " + text(status, "images", "0") + " images, " +
+         text(status, "held_batches", "0") + " batches held back, index " +
+         config::format_size(number(at(status, "storage"), "index_bytes")) + "\n\n" + sources_text(status);
+  for (const Json& b : at(status, "branches")) {
+    out += "BRANCH image " + text(b, "image") + ", epoch " + text(b, "epoch") + " of " + printable(text(b, "source")) +
+           ", kept aside since epoch " + text(b, "newer_epoch") + "\n";
+  }
+  for (const Json& a : at(status, "alarms")) {
+    out += "ALARM " + printable(text(a, "kind")) + " " + printable(text(a, "subject")) + ": " + printable(text(a, "text")) +
+           " (last " + text(a, "last") + ", " + text(a, "count") + " times)\n";
+  }
+  return out;
+}
+
 Outcome replica_status(Context& context) {
   TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
   TM_ASSIGN_OR_RETURN(Json status, replica->status());
-  std::string out = sources_text(status);
-  for (const auto& [key, value] : status.items()) {
-    if (key == "sources" || key == "alarms" || value.is_object() || value.is_array()) continue;
-    out += printable(key) + ": " + (value.is_string() ? printable(value.get<std::string>()) : value.dump()) + "\n";
-  }
-  const Json& alarms = at(status, "alarms");
-  if (alarms.is_array() && !alarms.empty()) {
-    for (const Json& a : alarms) out += "ALARM " + printable(a.is_string() ? a.get<std::string>() : dump(a, -1)) + "\n";
-  }
-  context.result(status, out);
+  context.result(status, replica_status_text(status));
   return 0;
 }
 
@@ -196,6 +204,9 @@ Outcome replica_restore(Context& context, const RestoreOptions& o) {
   if (replaces && !o.force) {
     return Status(Code::kAlreadyExists, path + " exists already: give --as NAME to restore beside it, or --force to replace it");
   }
+  std::error_code error;
+  fs::create_directories(fs::path(path).parent_path(), error);
+  if (error) return Status::from_errno(error.value(), fs::path(path).parent_path().string());
   TM_ASSIGN_OR_RETURN(const NodeConfig* config, context.config());
   ReplicaSource source(*replica, point, image);
   TransferOptions options;

@@ -41,8 +41,11 @@ std::string image_table(const Json& images) {
   Table table({"IMAGE", "SIZE", "ALLOCATED", "EPOCH", "WRITER", "MIRROR", "STALE", "RPO", "UUID"});
   table.right({1, 2, 3, 6, 7});
   for (const Json& i : images) {
-    table.row({text(i, "path", "(no name)"), size_of(i, "size"), size_of(i, "allocated"), text(i, "epoch", "0"),
-               text(i, "writer", "-").empty() ? "-" : text(i, "writer", "-"), text(i, "mirror", "-"),
+    std::string path = text(i, "path", "(no name)");
+    if (path.size() > 1 && path.front() == '/') path.erase(0, 1);
+    std::string writer = text(i, "writer", text(i, "holder"));
+    table.row({path, size_of(i, "size"), size_of(i, "allocated"), text(i, "epoch", "0"), writer.empty() ? "-" : writer,
+               text(i, "mirror", "-"),
                number(i, "stale_bytes") == 0 ? "0" : size_of(i, "stale_bytes"),
                at(i, "rpo_s").is_number() ? format_seconds(real(i, "rpo_s")) : "-", text(i, "uuid")});
   }
@@ -59,7 +62,7 @@ std::string status_text(const Json& s) {
   if (text(s, "role") == "host") out += shared_line(at(s, "shared")) + replica_line(at(s, "replica"));
   out += journal_line(at(s, "journal"));
   for (const Json& host : at(s, "hosts")) {
-    out += "host     " + text(host, "node") + ": " + (flag(host, "connected") ? "connected" : "not connected") + "\n";
+    out += "host     " + text(host, "host", text(host, "node")) + ": " + (flag(host, "connected") ? "connected" : "not connected") + "\n";
   }
   if (at(s, "missing_kernel_features").is_array() && !at(s, "missing_kernel_features").empty()) {
     out += "kernel   missing:";
@@ -73,7 +76,7 @@ std::string status_text(const Json& s) {
 
 Outcome show_status(Context& context) {
   TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
-  context.result(status, text(status, "role") == "replica" ? dump(status) : status_text(status));
+  context.result(status, text(status, "role") == "replica" ? replica_status_text(status) : status_text(status));
   return 0;
 }
 
