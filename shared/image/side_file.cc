@@ -38,6 +38,7 @@ Result<ByteSpan> unseal(ByteSpan bytes, std::string_view magic) {
 
 Bytes encode_marker(const BrickMarker& marker) {
   Bytes out;
+  out.reserve(256);
   Writer w(out);
   w.raw(as_bytes(kMarkerMagic)).u32(kVersion).u32(static_cast<uint32_t>(marker.state));
   w.uuid(marker.brick).uuid(marker.group).u32(marker.index).u32(marker.count);
@@ -67,6 +68,7 @@ Result<BrickMarker> decode_marker(ByteSpan bytes) {
 
 Bytes encode_metadata(const ImageMetadata& metadata) {
   Bytes out;
+  out.reserve(256);
   Writer w(out);
   w.raw(as_bytes(kMetadataMagic)).u32(kVersion).u32(0);
   w.uuid(metadata.id).u64(metadata.size).id(metadata.size_generation);
