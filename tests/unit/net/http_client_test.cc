@@ -52,7 +52,7 @@ TEST_F(HttpClientTest, AnyHttpStatusIsAnAnswer) {
   });
   auto client = client_of(tls_options());
   for (int status : {200, 404, 409, 422, 500, 503}) {
-    auto answer = ask(*client, get("/" + std::to_string(status)));
+    auto answer = ask(*client, get(std::string("/").append(std::to_string(status))));
     ASSERT_TRUE(answer.is_ok()) << answer.status().to_string();
     EXPECT_EQ(answer->status, status);
     EXPECT_EQ(as_text(answer->body), "said");

@@ -278,16 +278,16 @@ TEST_F(HttpServerTest, ManyRequestsAtOnceEachGetTheirOwnAnswer) {
     while (!open.empty()) {
       auto [target, answer] = std::move(open.back());
       open.pop_back();
-      answer(HttpResponse::text(200, "answer to " + target));
+      answer(HttpResponse::text(200, std::string("answer to ").append(target)));
     }
   });
   auto client = client_of(tls_options());
   int right = 0, answered = 0;
   for (int i = 0; i < 20; ++i) {
-    std::string target = "/" + std::to_string(i);
+    std::string target = std::string("/").append(std::to_string(i));
     client->request(get(target), [&, target](Result<HttpResponse> answer) {
       ++answered;
-      if (answer && as_text(answer->body) == "answer to " + target) ++right;
+      if (answer && as_text(answer->body) == std::string("answer to ").append(target)) ++right;
     });
   }
   ASSERT_TRUE(wait_for([&] { return answered == 20; }));
