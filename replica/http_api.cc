@@ -129,8 +129,8 @@ class Request {
       point = replica_.reader().by_time(*at);
     } else if (target_.query.contains("name")) {
       point = replica_.reader().by_name(target_.get("name"));
-    } else if (auto id = parse_number(target_.get("id")); id) {
-      point = replica_.reader().point(PointId(*id));
+    } else if (const std::string id = target_.get("id"); id == "latest" || parse_number(id)) {
+      point = replica_.reader().resolve(id);
     }
     if (!point) return fail(point.status());
     ok(point_json(*point));

@@ -48,7 +48,7 @@ Result<ExtentPage> walk(kv::Snapshot& snapshot, const ReadTarget& target, uint64
   page.next = size;
   uint64_t visited = 0;
   for (auto leaf = view.next_leaf(offset / kLeafBytes); leaf && *leaf * kLeafBytes < size; leaf = view.next_leaf(*leaf + 1)) {
-    if (++visited > leaves_max) {
+    if (++visited > leaves_max && !page.extents.empty()) {
       page.next = *leaf * kLeafBytes;
       break;
     }

@@ -64,9 +64,10 @@ class Speed : public ::testing::Test {
       ASSERT_TRUE(env_.run_until([&] { return done; }, std::chrono::seconds(60)));
     }
   }
-  // Milliseconds of one read of a range at a point; the best of several (warm).
-  double read_ms(PointId point, Extent range, Bytes* bytes = nullptr) {
-    double best = 1e9;
+  struct Milliseconds { double first = 0, best = 1e9; };
+  // Of one read of a range at a point: the first time (chunks not decompressed yet), and the best of several.
+  Milliseconds read_ms(PointId point, Extent range, Bytes* bytes = nullptr) {
+    Milliseconds ms;
     for (int i = 0; i < 5; ++i) {
       bool done = false;
       const auto begin = Clock::now();
@@ -78,9 +79,11 @@ class Speed : public ::testing::Test {
         done = true;
       });
       env_.run_until([&] { return done; }, std::chrono::seconds(60));
-      best = std::min(best, seconds_since(begin) * 1e3);
+      const double took = seconds_since(begin) * 1e3;
+      if (i == 0) ms.first = took;
+      ms.best = std::min(ms.best, took);
     }
-    return best;
+    return ms;
   }
 
   TempDirectory directory_;
@@ -109,18 +112,20 @@ TEST_F(SpeedInMemory, OneMebibyteAtTheOldestAndNewestOfTenThousandPoints) {
     put(host, host.make({s}));
   }
   Bytes first, last;
-  const double cold_restart_begin_ms = [&] { close(); const auto begin = Clock::now(); open(); return seconds_since(begin) * 1e3; }();
-  const double newest_ms = read_ms(PointId(kPoints), {2 << 20, 1 << 20}, &last);
-  const double oldest_ms = read_ms(PointId(1), {2 << 20, 1 << 20}, &first);
-  const double middle_ms = read_ms(PointId(kPoints / 2), {5 << 20, 1 << 20});
+  const double restart_ms = [&] { close(); const auto begin = Clock::now(); open(); return seconds_since(begin) * 1e3; }();
+  const Milliseconds newest = read_ms(PointId(kPoints), {2 << 20, 1 << 20}, &last);
+  const Milliseconds oldest_ms = read_ms(PointId(1), {2 << 20, 1 << 20}, &first);
+  const Milliseconds middle = read_ms(PointId(kPoints / 2), {5 << 20, 1 << 20});
   EXPECT_TRUE(std::equal(first.begin(), first.end(), oldest.begin() + (2 << 20)));
   EXPECT_TRUE(std::equal(last.begin(), last.end(), whole.begin() + (2 << 20)));
   auto usage = replica_->store().usage();
-  std::printf("FIGURE replica read 1 MiB of 10000 points: oldest %.2f ms, middle %.2f ms, newest %.2f ms; restart %.1f ms; index %.1f MiB\n",
-              oldest_ms, middle_ms, newest_ms, cold_restart_begin_ms, usage ? static_cast<double>(usage->used_bytes) / (1 << 20) : 0.0);
+  std::printf("FIGURE replica read 1 MiB of 10000 points, first and again: oldest %.2f and %.2f ms, middle %.2f and %.2f ms, "
+              "newest %.2f and %.2f ms; restart %.1f ms; index %.1f MiB\n",
+              oldest_ms.first, oldest_ms.best, middle.first, middle.best, newest.first, newest.best, restart_ms,
+              usage ? static_cast<double>(usage->used_bytes) / (1 << 20) : 0.0);
   if (kAssertBars) {
-    EXPECT_LT(oldest_ms, 50);
-    EXPECT_LT(newest_ms, 50);
+    EXPECT_LT(oldest_ms.best, 50);
+    EXPECT_LT(newest.best, 50);
   }
 }
 
