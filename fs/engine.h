@@ -78,9 +78,14 @@ class Engine final : public journal::BlockSource {
   // ---- images ---------------------------------------------------------------------------------
   void open_image(InodeNumber inode, Callback<Result<HandleId>> done);
   void release(HandleId handle);
-  void read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done);
-  void write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done);
-  void flush(HandleId handle, io::IoMode mode, Done done);
+  // `tag` names the request for interrupt(); 0: it cannot be interrupted.
+  void read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
+            uint64_t tag = 0);
+  void write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done,
+             uint64_t tag = 0);
+  void flush(HandleId handle, io::IoMode mode, Done done, uint64_t tag = 0);
+  // A request that has not changed anything yet (it waits for a tenure, the link, a recovery) is answered EINTR.
+  void interrupt(uint64_t tag);
   enum class Fallocate : uint8_t { kAllocate, kAllocateKeepSize, kPunch, kZero, kZeroKeepSize };
   void fallocate(HandleId handle, Fallocate what, Extent extent, Done done);
   // SEEK_DATA or SEEK_HOLE; ENXIO past the end.
@@ -138,6 +143,7 @@ class Engine final : public journal::BlockSource {
   void finish_read(Op* op, Status status);
   void leave(Op* op, Result<size_t> result);
   void unpark(Image& image);
+  void unpark_later(Image& image);
   void extend_then_write(Op* op, uint64_t new_size);
   // ---- engine_flush.cc
   void start_flush(Op* op);
@@ -163,6 +169,7 @@ class Engine final : public journal::BlockSource {
   void fail_parked(Image& image, const Status& status);
   void recalled(const wire::RecallNotify& message);
   void try_yield(Image& image);
+  void yield_later(Image& image);
   Task<void> yield(Image& image);
   Task<Status> flush_both(Image& image);
   wire::Mark mark_of(Image& image, wire::MarkKind kind);
@@ -218,6 +225,9 @@ class Engine final : public journal::BlockSource {
   Task<Status> verify_image(VerifyRun& run, Image& image);
   Task<Status> verify_copies(VerifyRun& run, Image& image, uint64_t size);
   Task<Status> verify_replica(VerifyRun& run, Image& image, uint64_t size, journal::Point point);
+  Task<Result<bool>> shared_is_hole(Image& image, Extent range);
+  Task<Status> verify_chunk(VerifyRun& run, Image& image, Extent range);
+  Task<void> narrow_shared(VerifyRun& run, Image& image, Extent unit, ByteSpan bytes);
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
   // ---- engine_status.cc
   uint64_t stale_bytes(Image& image);
@@ -230,6 +240,11 @@ class Engine final : public journal::BlockSource {
   Task<Status> write_copy(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);
   Task<Status> read_shared(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);
   Task<void> preserve(Image& image, Extent extent);
+  // Runs `work` over all units, a few at a time; the first failure ends it.
+  using UnitWork = UniqueFunction<Task<Status>(Extent)>;
+  struct UnitRun;
+  Task<Status> for_units(std::vector<Extent> units, UnitWork work);
+  Task<void> unit_worker(std::shared_ptr<UnitRun> run);
   Task<void> sleep(io::Duration delay);
   LossId host_loss() const { return group_->loss_id(); }
 

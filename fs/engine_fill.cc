@@ -49,11 +49,13 @@ Task<Status> Engine::fill_unit(Image& im, Extent unit) {
 Task<Status> Engine::fill_region(Image& im, uint64_t region) {
   uint64_t bytes = im.stale.region_bytes();
   uint64_t end = std::min(im.size, (region + 1) * bytes);
-  for (uint64_t at = region * bytes; at < end; at += kUnit) {
-    Status s = co_await fill_unit(im, {at, std::min(kUnit, end - at)});
-    if (!s) co_return s;
-    if (!im.held || !im.local()) co_return Status(Code::kCancelled, "the tenure moved");
-  }
+  std::vector<Extent> units;
+  for (uint64_t at = region * bytes; at < end; at += kUnit) units.push_back({at, std::min(kUnit, end - at)});
+  Epoch epoch = im.epoch;
+  UnitWork work = [this, &im](Extent unit) { return fill_unit(im, unit); };
+  Status filled = co_await for_units(std::move(units), std::move(work));
+  if (!filled) co_return filled;
+  if (!im.held || im.epoch != epoch || !im.local()) co_return Status(Code::kCancelled, "the tenure moved");
   im.stale.clear(region);
   co_return Status::ok();
 }
@@ -76,6 +78,7 @@ Task<Status> Engine::level(Image& im, std::vector<uint64_t> regions) {
 
 Task<void> Engine::fill(Image& im) {
   if (im.fill_running || !im.local()) co_return;
+  Pin pin(im);
   im.fill_running = true;
   std::vector<uint64_t> regions;      // all that were filled in this run, for one Level each batch
   Status status;
@@ -91,7 +94,8 @@ Task<void> Engine::fill(Image& im) {
     if (!status) break;
     regions.push_back(region);
     if (regions.size() - at >= kRegionsPerLevel) {
-      status = co_await level(im, std::vector<uint64_t>(regions.begin() + static_cast<ptrdiff_t>(at), regions.end()));
+      std::vector<uint64_t> batch(regions.begin() + static_cast<ptrdiff_t>(at), regions.end());
+      status = co_await level(im, std::move(batch));
       if (!status) break;
       at = regions.size();
     }
@@ -137,7 +141,7 @@ Task<void> Engine::fill_before(Op* op) {
     if (!wait) co_return finish_op(op, status);
     --im.active;
     park(op);
-    if (mirror_->up()) env_.after(std::chrono::milliseconds(10), [this, &im] { unpark(im); });
+    if (mirror_->up()) unpark_later(im);
     co_return;
   }
   if (im.order.acquire(op->hold)) co_return prepare(op);

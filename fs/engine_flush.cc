@@ -7,11 +7,12 @@ namespace {
 const log::Logger kLog("fs");
 }  // namespace
 
-void Engine::flush(HandleId handle, io::IoMode mode, Done done) {
+void Engine::flush(HandleId handle, io::IoMode mode, Done done, uint64_t tag) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "flush"));
   Op* op = take_op(*h->image, OpKind::kFlush, mode);
   op->extent = {};
+  op->tag = tag;
   op->done = [done = std::move(done)](Result<size_t> r) mutable { done(r ? Status::ok() : r.status()); };
   start_op(op);
 }

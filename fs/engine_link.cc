@@ -56,6 +56,7 @@ void Engine::apply(Image& im, MirrorEvent event) {
 
 // After a reconnect, for a tenure held: does it stand, and can the shared copy have lost anything?
 Task<void> Engine::resume(Image& im) {
+  Pin pin(im);
   using Answer = Result<wire::Resumed>;
   wire::Resume ask{im.id, im.epoch, im.size, im.size_generation, static_cast<uint8_t>(im.facts.alone ? 1 : 0)};
   auto answer = co_await async<Answer>([&](Callback<Answer> done) {
@@ -135,8 +136,9 @@ void Engine::refused(Image& im, const Status& why) {
   if (!sends_mirror(im.state)) return;
   kLog.warning("shared_copy_refuses", {{"image", im.id}, {"error", why}});
   apply(im, MirrorEvent::kRefused);
-  env_.after(kRefusedRetry, [this, &im] {
-    if (im.held && mirror_->up() && !sends_mirror(im.state)) tasks_.spawn(resume(im));
+  env_.after(kRefusedRetry, [this, id = im.id] {
+    Image* image = find(id);
+    if (image != nullptr && image->held && mirror_->up() && !sends_mirror(image->state)) tasks_.spawn(resume(*image));
   });
 }
 

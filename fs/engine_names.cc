@@ -135,7 +135,7 @@ void Engine::reap() {
   journal::Usage usage = journal_->usage();
   for (auto at = images_.begin(); at != images_.end();) {
     Image& im = *at->second;
-    bool quiet = im.active == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() && im.order.idle() &&
+    bool quiet = im.active == 0 && im.pins == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() && im.order.idle() &&
                  !im.acquiring && !im.yielding && !im.recovering && !im.fill_running && !im.resync_running && !im.noting_alone;
     bool staged = !im.attached || (usage.closed_batches == 0 && usage.newest_closed.value >= im.doomed_batch);
     if (!im.doomed || im.handles != 0 || !quiet || !staged || (im.copy && !im.copy->idle())) {

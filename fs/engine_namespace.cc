@@ -275,6 +275,7 @@ void Engine::invalidated(const wire::InvalidateNotify& message) {
 
 // The attributes anew; an image that has lost its name is dropped here at its last close.
 Task<void> Engine::check_nameless(Image& im) {
+  Pin pin(im);
   auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
   if (answer) {
     if (!im.held) im.attr = *answer;

@@ -77,20 +77,20 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
 // A region that is stale here takes the shared node's bytes, whatever else is said.
 Task<Status> Engine::make_equal(Image& im, bool host_wins, std::vector<RegionIndex> regions, uint64_t bytes,
                                 uint64_t* repaired) {
+  std::vector<Extent> units;
   for (RegionIndex region : regions) {
     uint64_t end = std::min(im.size, (region.value + 1) * bytes);
-    for (uint64_t at = region.value * bytes; at < end; at += kUnit) {
-      Extent unit{at, std::min(kUnit, end - at)};
-      bool behind = im.stale.stale(unit);
-      Status s = co_await make_unit_equal(im, unit, host_wins && !behind, repaired);
-      if (!s) co_return s;
-    }
+    for (uint64_t at = region.value * bytes; at < end; at += kUnit) units.push_back({at, std::min(kUnit, end - at)});
   }
-  co_return Status::ok();
+  UnitWork work = [this, &im, host_wins, repaired](Extent unit) {
+    return make_unit_equal(im, unit, host_wins && !im.stale.stale(unit), repaired);
+  };
+  co_return co_await for_units(std::move(units), std::move(work));
 }
 
 Task<void> Engine::resync(Image& im) {
   if (im.resync_running) co_return;
+  Pin pin(im);
   im.resync_running = true;
   LossId loss = im.resync_loss;
   Epoch epoch = im.epoch;

@@ -192,6 +192,12 @@ void Engine::recalled(const wire::RecallNotify& message) {
   try_yield(*im);
 }
 
+void Engine::yield_later(Image& im) {
+  env_.after(kYieldRetry, [this, id = im.id] {
+    if (Image* image = find(id)) try_yield(*image);
+  });
+}
+
 // A handle that has written since it was opened holds the tenure until it is closed.
 void Engine::try_yield(Image& im) {
   if (!im.held || !im.recall_wanted || im.yielding || im.acquiring || im.wrote != 0) return;
@@ -202,7 +208,7 @@ void Engine::try_yield(Image& im) {
   }
   bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
   if (!level || im.resync_running || im.recovering) {
-    env_.after(kYieldRetry, [this, &im] { try_yield(im); });
+    yield_later(im);
     return;
   }
   tasks_.spawn(yield(im));
@@ -269,7 +275,7 @@ Task<void> Engine::yield(Image& im) {
   } else {
     if (status.code() == Code::kFenced) fence(im);
     else kLog.warning("yield_failed", {{"image", im.id}, {"error", status}});
-    if (im.held && !stopping_) env_.after(kYieldRetry, [this, &im] { try_yield(im); });
+    if (im.held && !stopping_) yield_later(im);
   }
   unpark(im);
 }

@@ -13,6 +13,12 @@
 namespace tidemark::fs {
 using nlohmann::json;
 
+// A piece in which host and shared copy differ. Which of the two is wrong, the replica decides.
+struct Suspect {
+  Extent piece;
+  Digest128 host, shared;
+};
+
 struct VerifyRun {
   std::vector<Image*> images;
   UniqueFunction<void(uint64_t, uint64_t)> progress;
@@ -21,10 +27,14 @@ struct VerifyRun {
   uint64_t done_bytes = 0, total_bytes = 0;
   json result;
 
+  bool shipping_stuck = false;          // a cut did not arrive: the next images do not wait for theirs
+
   // Of the image at hand.
   json image;
   uint64_t compared = 0;
   bool equal = true, behind = false;
+  std::vector<Suspect> suspects;
+  bool decided = false;                 // the replica was asked about the suspects
   std::vector<Digest128> frozen;        // one a kUnit, of the bytes at the cut
 };
 
@@ -35,7 +45,7 @@ constexpr uint32_t kUnit = 64u << 10;
 constexpr uint32_t kFine = 4096;
 constexpr uint64_t kHoleRun = 64ull << 20;
 constexpr size_t kDifferencesMax = 1000;
-constexpr std::chrono::seconds kShipWait{120};
+constexpr std::chrono::seconds kShipWait{30};
 
 void differ(VerifyRun& run, const Image& im, std::string_view copy, Extent where) {
   run.equal = false;
@@ -105,7 +115,15 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
     run->behind = false;
     run->compared = 0;
     run->frozen.clear();
+    run->suspects.clear();
+    run->decided = false;
     status = co_await verify_image(*run, im);
+    // Without a replica's word either may be the wrong one.
+    for (const Suspect& s : run->suspects) {
+      if (run->decided) break;
+      differ(*run, im, "host", s.piece);
+      differ(*run, im, "shared", s.piece);
+    }
     --im.handles;
     if (im.handles == 0 && im.nameless) doom(im);
     run->image["equal"] = run->equal;
@@ -154,81 +172,104 @@ Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
   co_return co_await verify_replica(run, im, size, point);
 }
 
+// Chunk by chunk, each with writes to it held off.
 Task<Status> Engine::verify_copies(VerifyRun& run, Image& im, uint64_t size) {
   uint64_t units = (size + kUnit - 1) / kUnit;
   Bytes zeros(kUnit);
-  Digest128 zero_digest = keyed_digest(run.key, zeros);
-  run.frozen.assign(units, zero_digest);
-  if (size % kUnit != 0 && units != 0) run.frozen.back() = keyed_digest(run.key, ByteSpan(zeros).first(size % kUnit));
-  bool mirrored = im.state != MirrorState::kNone;
-  if (!mirrored) run.image["copies"]["shared"] = "absent";
+  run.frozen.assign(units, keyed_digest(run.key, zeros));
+  if (size % kUnit != 0) run.frozen.back() = keyed_digest(run.key, ByteSpan(zeros).first(size % kUnit));
+  if (im.state == MirrorState::kNone) run.image["copies"]["shared"] = "absent";
   if (!im.local()) run.image["copies"]["host"] = "absent";
   for (uint64_t at = 0; at < size;) {
     if (!im.held) co_return Status(Code::kBusy, "the tenure of " + im.id.to_string() + " moved during the verify: run it again");
-    RangeLock::Hold hold;
-    uint64_t length = std::min(kChunk, size - at);
-    // Long holes go in one piece: nothing to read here, and the shared node says the same of its copy.
+    // Long holes go in one piece: nothing to read here, if the shared node says the same of its copy.
     auto next = im.local() ? im.copy->next_data(at) : Result<Extent>(Extent{at, 1});
-    bool hole_run = next && (next->length == 0 || next->offset >= at + kHoleRun) && !journal_->must_preserve(im.slot, {at, 1});
-    if (hole_run) length = std::min(kHoleRun, size - at);
+    bool hole = next && (next->length == 0 || next->offset >= at + kHoleRun) && !journal_->must_preserve(im.slot, {at, kHoleRun});
+    uint64_t length = std::min(hole ? kHoleRun : kChunk, size - at);
+    RangeLock::Hold hold;
     hold.extent = {at, length};
     co_await lock(im, hold);
-    Extent range{at, std::min(length, im.size > at ? im.size - at : 0)};
+    Extent range{at, std::min(length, im.size > at ? im.size - at : 0)};  // it may have been shrunk meanwhile
     Status status;
-    if (range.length != 0) {
-      auto buffer = std::make_shared<io::AlignedBuffer>(std::min(range.length, kChunk));  // shared with the operation
-      bool behind = im.stale.stale(range);
-      bool local = im.local() && !behind;
-      if (behind) run.behind = true;
-      using Answer = Result<wire::Hashes>;
-      wire::Hash ask{im.id, range, kUnit, run.key};
-      auto theirs = Answer(wire::Hashes{});
-      if (mirrored)
-        theirs = co_await async<Answer>([&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(d)); });
-      if (!theirs) status = theirs.status();
-      bool all_holes = hole_run && (!mirrored || (theirs && std::all_of(theirs->holes.begin(), theirs->holes.end(),
-                                                                        [](uint8_t h) { return h != 0; })));
-      if (status.is_ok() && hole_run && !all_holes) {
-        // The shared copy has data in it: chunk by chunk after all.
-        range.length = length = std::min(kChunk, range.length);
-        theirs->digests.resize((range.length + kUnit - 1) / kUnit);
-        all_holes = false;
-      }
-      if (status.is_ok() && !all_holes) {
-        if (local) status = co_await read_copy(im, range, buffer);
-        else status = co_await read_shared(im, range, buffer);
-        for (uint64_t i = 0; status.is_ok() && i * kUnit < range.length; ++i) {
-          Extent unit{range.offset + i * kUnit, std::min<uint64_t>(kUnit, range.length - i * kUnit)};
-          ByteSpan bytes = ByteSpan(buffer->span()).subspan(i * kUnit, unit.length);
-          if (!local || !mirrored || keyed_digest(run.key, bytes) == theirs->digests[i]) continue;
-          wire::Hash fine{im.id, unit, kFine, run.key};
-          auto narrow = co_await async<Answer>([&](Callback<Answer> d) {
-            mirror_->request<wire::Hashes>(wire::Type::kHash, fine, std::move(d));
-          });
-          for (uint64_t f = 0; narrow && f < narrow->digests.size() && f * kFine < unit.length; ++f) {
-            Extent piece{unit.offset + f * kFine, std::min<uint64_t>(kFine, unit.length - f * kFine)};
-            if (keyed_digest(run.key, bytes.subspan(f * kFine, piece.length)) != narrow->digests[f]) differ(run, im, "shared", piece);
-          }
-          if (run.equal) differ(run, im, "shared", unit);
-        }
-        if (status.is_ok()) {
-          journal_->overlay_frozen(range, buffer->span().first(range.length));
-          for (uint64_t i = 0; i * kUnit < range.length; ++i)
-            run.frozen[(range.offset + i * kUnit) / kUnit] =
-                keyed_digest(run.key, ByteSpan(buffer->span()).subspan(i * kUnit, std::min<uint64_t>(kUnit, range.length - i * kUnit)));
-          run.compared += range.length;
-        }
-      }
-      journal_->release_frozen({at, length});
+    bool both_holes = false;
+    if (hole && range.length != 0) {
+      auto same = co_await shared_is_hole(im, range);
+      if (same) both_holes = *same;
+      else status = same.status();
+      if (!both_holes) range.length = length = std::min(kChunk, range.length);
     }
+    if (status.is_ok() && !both_holes && range.length != 0) status = co_await verify_chunk(run, im, range);
+    journal_->release_frozen({at, length});
     im.order.release(hold);
     if (!status) co_return status;
     at += length;
     run.done_bytes += length;
+    run.compared += length;
     if (run.progress) run.progress(run.done_bytes, run.total_bytes);
   }
   if (run.behind) run.image["copies"]["host"] = "behind";
   co_return Status::ok();
+}
+
+Task<Result<bool>> Engine::shared_is_hole(Image& im, Extent range) {
+  if (im.state == MirrorState::kNone) co_return true;
+  using Answer = Result<wire::ExtentList>;
+  wire::Extents ask{im.id, range.offset, 1};
+  auto list = co_await async<Answer>([&](Callback<Answer> d) {
+    mirror_->request<wire::ExtentList>(wire::Type::kExtents, ask, std::move(d));
+  });
+  if (!list) co_return list.status();
+  bool data = !list->extents.empty() && list->extents.front().offset < range.end();
+  bool told = !list->extents.empty() || list->next_offset >= range.end();
+  co_return !data && told;
+}
+
+// Both copies of at most kChunk bytes, and the chunk as it was at the cut.
+Task<Status> Engine::verify_chunk(VerifyRun& run, Image& im, Extent range) {
+  auto buffer = std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
+  bool behind = im.stale.stale(range);
+  bool local = im.local() && !behind;
+  bool mirrored = im.state != MirrorState::kNone;
+  if (behind) run.behind = true;
+  using Answer = Result<wire::Hashes>;
+  if (local && mirrored) {
+    wire::Hash ask{im.id, range, kUnit, run.key};
+    auto theirs = co_await async<Answer>([&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(d)); });
+    if (!theirs) co_return theirs.status();
+    Status read = co_await read_copy(im, range, buffer);
+    if (!read) co_return read.with_context("host copy");
+    for (uint64_t i = 0; i * kUnit < range.length; ++i) {
+      Extent unit{range.offset + i * kUnit, std::min<uint64_t>(kUnit, range.length - i * kUnit)};
+      ByteSpan bytes = ByteSpan(buffer->span()).subspan(i * kUnit, unit.length);
+      bool same = i < theirs->digests.size() && keyed_digest(run.key, bytes) == theirs->digests[i];
+      if (!same) co_await narrow_shared(run, im, unit, bytes);
+    }
+  } else {
+    Status read;
+    if (local) read = co_await read_copy(im, range, buffer);
+    else read = co_await read_shared(im, range, buffer);
+    if (!read) co_return read;
+  }
+  journal_->overlay_frozen(range, buffer->span().first(range.length));
+  for (uint64_t i = 0; i * kUnit < range.length; ++i) {
+    ByteSpan bytes = ByteSpan(buffer->span()).subspan(i * kUnit, std::min<uint64_t>(kUnit, range.length - i * kUnit));
+    run.frozen[range.offset / kUnit + i] = keyed_digest(run.key, bytes);
+  }
+  co_return Status::ok();
+}
+
+// Which 4 KiB of a unit that differs between host and shared node.
+Task<void> Engine::narrow_shared(VerifyRun& run, Image& im, Extent unit, ByteSpan bytes) {
+  size_t before = run.suspects.size();
+  using Answer = Result<wire::Hashes>;
+  wire::Hash fine{im.id, unit, kFine, run.key};
+  auto narrow = co_await async<Answer>([&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, fine, std::move(d)); });
+  for (uint64_t f = 0; narrow && f < narrow->digests.size() && f * kFine < unit.length; ++f) {
+    Extent piece{unit.offset + f * kFine, std::min<uint64_t>(kFine, unit.length - f * kFine)};
+    Digest128 own = keyed_digest(run.key, bytes.subspan(f * kFine, piece.length));
+    if (own != narrow->digests[f]) run.suspects.push_back({piece, own, narrow->digests[f]});
+  }
+  if (run.suspects.size() == before) differ(run, im, "shared", unit);
 }
 
 Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, journal::Point point) {
@@ -243,8 +284,9 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
       if (*once) std::exchange(*once, nullptr)(std::move(r));
     };
     journal_->when_shipped(point.batch, fire);
-    env_.after(kShipWait, [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
+    env_.after(run.shipping_stuck ? std::chrono::seconds(0) : kShipWait, [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
   });
+  run.shipping_stuck = !shipped;
   json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
   bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") && receipt["point"].is_number();
   if (!applied) {
@@ -277,13 +319,16 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
     for (uint64_t i = 0; i * kUnit < length; ++i) {
       Extent unit{at + i * kUnit, std::min<uint64_t>(kUnit, length - i * kUnit)};
       bool same = i < got["digests"].size() && got["digests"][i] == hex_of(run.frozen[unit.offset / kUnit]);
-      if (!same) co_await narrow_replica(run, im, target, unit);
+      auto suspect = [&](const Suspect& s) { return s.piece.overlaps(unit); };
+      if (!same || std::any_of(run.suspects.begin(), run.suspects.end(), suspect)) co_await narrow_replica(run, im, target, unit);
     }
   }
+  run.decided = true;
   co_return Status::ok();
 }
 
-// Which 4 KiB of a differing unit: against this host's bytes of now, which is right where nobody wrote since.
+// Which 4 KiB of a differing unit, and of which copy: against this host's bytes of now, which is right where nobody wrote
+// since, and against what the shared node had where those two differ.
 Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target, Extent unit) {
   size_t before = run.image["differences"].size();
   auto buffer = std::make_shared<io::AlignedBuffer>(unit.length);  // shared with the operation
@@ -300,7 +345,18 @@ Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target,
   using Answer = Result<net::HttpResponse>;
   auto answer = co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
   json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
-  if (read.is_ok() && got.is_object() && got["digests"].is_array()) {
+  bool known = got.is_object() && got["digests"].is_array();
+  bool resolved = false;
+  for (const Suspect& s : run.suspects) {
+    if (!s.piece.overlaps(unit)) continue;
+    size_t f = (s.piece.offset - unit.offset) / kFine;
+    std::string theirs = known && f < got["digests"].size() && got["digests"][f].is_string() ? got["digests"][f].get<std::string>() : "";
+    if (theirs != hex_of(s.host)) differ(run, im, "host", s.piece);
+    if (theirs != hex_of(s.shared)) differ(run, im, "shared", s.piece);
+    resolved = true;
+  }
+  if (resolved) co_return;
+  if (read.is_ok() && known) {
     for (uint64_t f = 0; f * kFine < within.length && f < got["digests"].size(); ++f) {
       Extent piece{unit.offset + f * kFine, std::min<uint64_t>(kFine, within.length - f * kFine)};
       if (got["digests"][f] != hex_of(keyed_digest(run.key, ByteSpan(buffer->span()).subspan(f * kFine, piece.length))))

@@ -47,6 +47,7 @@ Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
   op->local = op->remote = Status::ok();
   op->coordinator = CoordinatorSequence(0);
   op->digest = 0;
+  op->tag = 0;
   ++ops_in_flight_;
   return op;
 }
@@ -96,6 +97,12 @@ void Engine::unpark(Image& image) {
   for (Op* op : parked) start_op(op);
 }
 
+void Engine::unpark_later(Image& image) {
+  env_.after(kResendDelay, [this, id = image.id] {
+    if (Image* im = find(id)) unpark(*im);
+  });
+}
+
 void Engine::start_op(Op* op) {
   if (!gate(op)) return;
   Image& im = *op->image;
@@ -117,6 +124,7 @@ void Engine::in_order(Op* op) {
 void Engine::prepare(Op* op) {
   Image& im = *op->image;
   if (im.state == MirrorState::kFenced || !im.held) return finish_op(op, Status(Code::kFenced, "the tenure has moved"));
+  if (op->kind != OpKind::kResize && op->extent.length == 0) return finish_op(op, Status::ok());
   Extent range = touched(*op, im.size);
   if (op->kind != OpKind::kResize && op->extent.end() > im.size)
     return finish_op(op, Status(Code::kInvalidArgument, "past the end of the image"));
@@ -345,7 +353,7 @@ void Engine::read_remote(Op* op) {
     image.order.release(op->hold);
     --image.active;
     park(op);
-    if (mirror_->up()) env_.after(kResendDelay, [this, &image] { unpark(image); });
+    if (mirror_->up()) unpark_later(image);
   });
   if (op->mode == io::IoMode::kInline) mirror_->flush();
 }
@@ -360,23 +368,40 @@ void Engine::finish_read(Op* op, Status status) {
   leave(op, size_t(op->extent.length));
 }
 
+void Engine::interrupt(uint64_t tag) {
+  for (auto& [id, image] : images_) {
+    auto& parked = image->parked;
+    auto at = std::find_if(parked.begin(), parked.end(), [&](const Op* op) { return op->tag == tag; });
+    if (at == parked.end()) continue;
+    Op* op = *at;
+    parked.erase(at);
+    auto done = std::move(op->done);
+    recycle(op);
+    return done(Status::from_errno(EINTR, "interrupted"));
+  }
+}
+
 // ---- what the shell calls -------------------------------------------------------------------------
 
-void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done) {
+void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
+                  uint64_t tag) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "read"));
   Op* op = take_op(*h->image, OpKind::kRead, mode);
+  op->tag = tag;
   op->extent = {offset, out.size()};
   op->out = out;
   op->done = std::move(done);
   start_op(op);
 }
 
-void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done) {
+void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done,
+                   uint64_t tag) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "write"));
   note_wrote(*h);
   Op* op = take_op(*h->image, OpKind::kWrite, mode);
+  op->tag = tag;
   op->extent = {offset, data.size()};
   op->data = data;
   op->done = std::move(done);
@@ -398,6 +423,7 @@ void Engine::extend_then_write(Op* op, uint64_t new_size) {
     // Parked as a zero-length allocation, which passes the gate once the tenure is held.
     Op* wait = take_op(im, OpKind::kAllocate, io::IoMode::kQueued);
     wait->extent = {0, 0};
+    wait->tag = op->tag;
     wait->done = [this, op, new_size](Result<size_t> r) {
       if (r) return extend_then_write(op, new_size);
       auto done = std::move(op->done);

@@ -99,6 +99,15 @@ void FuseOps::release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
   fuse_reply_err(req, 0);
 }
 
+// A guest's process that is killed must not hang on a request that only waits.
+static uint64_t interruptible(fuse_req_t req) {
+  FuseShell& shell = shell_of(req);
+  uint64_t tag = shell.next_tag();
+  fuse_req_interrupt_func(req, [](fuse_req_t r, void* data) { shell_of(r).interrupted(reinterpret_cast<uint64_t>(data)); },
+                          reinterpret_cast<void*>(tag));
+  return tag;
+}
+
 void FuseOps::read(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
   size = std::min<size_t>(size, limits::kIoBytesMax);
@@ -110,7 +119,7 @@ void FuseOps::read(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_f
     else reply_error(req, n.status());
     shell.give_back(std::move(buffer));
   };
-  shell.engine_.read(handle_of(fi), static_cast<uint64_t>(offset), out, mode, std::move(done));
+  shell.engine_.read(handle_of(fi), static_cast<uint64_t>(offset), out, mode, std::move(done), interruptible(req));
 }
 
 void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, off_t offset, fuse_file_info* fi) {
@@ -123,13 +132,14 @@ void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, o
     shell.give_back(buffer);
   };
   ByteSpan payload(reinterpret_cast<const uint8_t*>(data), size);
-  shell.engine_.write(handle_of(fi), static_cast<uint64_t>(offset), payload, mode, done);
+  shell.engine_.write(handle_of(fi), static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
 }
 
 void FuseOps::fsync(fuse_req_t req, fuse_ino_t, int, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
   io::IoMode mode = shell.alone_ ? io::IoMode::kInline : io::IoMode::kQueued;
-  shell.engine_.flush(handle_of(fi), mode, [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); });
+  uint64_t tag = interruptible(req);
+  shell.engine_.flush(handle_of(fi), mode, [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); }, tag);
 }
 
 void FuseOps::fallocate(fuse_req_t req, fuse_ino_t, int mode, off_t offset, off_t length, fuse_file_info* fi) {

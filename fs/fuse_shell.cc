@@ -205,6 +205,10 @@ void FuseShell::unmount(io::Duration grace, UniqueFunction<void()> done) {
   if (::umount2(options_.mountpoint.c_str(), MNT_DETACH) != 0) kLog.info("umount", {{"errno", errno}});
 }
 
+void FuseShell::interrupted(uint64_t tag) {
+  env_.post([this, tag] { engine_.interrupt(tag); });
+}
+
 FuseShell::Buffer* FuseShell::take_buffer() {
   if (free_buffers_.empty()) {
     buffers_.push_back(std::make_unique<Buffer>());

@@ -47,6 +47,9 @@ class FuseShell {
   void unmount(io::Duration grace, UniqueFunction<void()> done);
   // Called once when the file system was unmounted from outside.
   void on_unmounted(UniqueFunction<void()> fn) { on_unmounted_ = std::move(fn); }
+  // Names a request for an interrupt; the interrupt itself is carried out after the current turn's work.
+  uint64_t next_tag() { return ++last_tag_; }
+  void interrupted(uint64_t tag);
 
  private:
   friend struct FuseOps;
@@ -82,6 +85,7 @@ class FuseShell {
   std::vector<Received> received_;
   std::vector<io::AlignedBuffer> small_reads_, large_reads_;
   std::vector<Directory> directories_;
+  uint64_t last_tag_ = 0;
   UniqueFunction<void()> on_unmounted_, when_gone_;
   std::unique_ptr<Notifier> notifier_;
 };

@@ -43,6 +43,7 @@ struct Op {
   uint64_t unsynced = 0;               // kFlush: the image's count when it began
   LossId loss;                         // kFlush: as the shared node answered
   Generation generation;               // kResize: of the new size
+  uint64_t tag = 0;                    // names it for an interrupt
   Op* next = nullptr;                  // free list
 };
 
@@ -102,7 +103,20 @@ struct Image {
   io::BootTime allocated_at;
 
   uint64_t size_now() const { return held ? size : attr.size; }
+  uint32_t pins = 0;                   // coroutines that refer to it
   bool local() const { return copy != nullptr && !broken; }
+};
+
+// Keeps an image in memory while a coroutine refers to it.
+class Pin {
+ public:
+  explicit Pin(Image& image) : image_(image) { ++image_.pins; }
+  ~Pin() { --image_.pins; }
+  Pin(const Pin&) = delete;
+  Pin& operator=(const Pin&) = delete;
+
+ private:
+  Image& image_;
 };
 
 }  // namespace tidemark::fs
