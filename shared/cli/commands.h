@@ -23,11 +23,15 @@ Outcome verify(Context& context, const VerifyOptions& options);
 int verify_exit_code(const Json& result);
 std::string verify_text(const Json& result);
 std::string status_text(const Json& status);
+// Adds the images of the mount that the daemon's status does not list: those not in use on this host.
+void add_unused_images(Json& status, const Json& mounted);
 std::string replica_status_text(const Json& status);
 
 struct CreateOptions { std::string name, size, format; };
 Outcome image_create(Context& context, const CreateOptions& options);
 Outcome image_list(Context& context);
+// Every image file below a mount, by path: path, uuid, size, allocated, mirror policy.
+Result<Json> mounted_images(const std::string& mount);
 Outcome image_info(Context& context, const std::string& image);
 struct ResizeOptions { std::string image, size; bool shrink = false; };
 Outcome image_resize(Context& context, const ResizeOptions& options);

@@ -112,12 +112,12 @@ Outcome image_create(Context& context, const CreateOptions& o) {
   return 0;
 }
 
-Outcome image_list(Context& context) {
-  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+Result<Json> mounted_images(const std::string& mount) {
+  constexpr size_t kImagesShown = 10000;
   Json images = Json::array();
   std::error_code error;
   fs::recursive_directory_iterator walk(mount, error), end;
-  for (; !error && walk != end; walk.increment(error)) {
+  for (; !error && walk != end && images.size() < kImagesShown; walk.increment(error)) {
     struct stat s {};
     std::string path = walk->path().string();
     if (lstat(path.c_str(), &s) != 0 || !S_ISREG(s.st_mode)) continue;   // gone meanwhile, or only a name
@@ -129,6 +129,12 @@ Outcome image_list(Context& context) {
   }
   if (error) return Status::from_errno(error.value(), mount);
   std::sort(images.begin(), images.end(), [](const Json& a, const Json& b) { return text(a, "path") < text(b, "path"); });
+  return images;
+}
+
+Outcome image_list(Context& context) {
+  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+  TM_ASSIGN_OR_RETURN(Json images, mounted_images(mount));
   Table table({"IMAGE", "SIZE", "ALLOCATED", "MIRROR", "UUID"});
   table.right({1, 2});
   for (const Json& i : images) {

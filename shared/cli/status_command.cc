@@ -1,5 +1,6 @@
 // status, mark, verify: what asks the running daemon.
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -44,7 +45,7 @@ std::string image_table(const Json& images) {
     std::string path = text(i, "path", "(no name)");
     if (path.size() > 1 && path.front() == '/') path.erase(0, 1);
     std::string writer = text(i, "writer", text(i, "holder"));
-    table.row({path, size_of(i, "size"), size_of(i, "allocated"), text(i, "epoch", "0"), writer.empty() ? "-" : writer,
+    table.row({path, size_of(i, "size"), size_of(i, "allocated"), text(i, "epoch", "-"), writer.empty() ? "-" : writer,
                text(i, "mirror", "-"),
                number(i, "stale_bytes") == 0 ? "0" : size_of(i, "stale_bytes"),
                at(i, "rpo_s").is_number() ? format_seconds(real(i, "rpo_s")) : "-", text(i, "uuid")});
@@ -74,8 +75,31 @@ std::string status_text(const Json& s) {
   return out + shown;
 }
 
+void add_unused_images(Json& status, const Json& mounted) {
+  if (!at(status, "images").is_array()) status["images"] = Json::array();
+  for (const Json& image : mounted) {
+    const Json& known = at(status, "images");
+    auto same = [&](const Json& k) { return text(k, "uuid") == text(image, "uuid"); };
+    if (std::any_of(known.begin(), known.end(), same)) continue;
+    Json added = image;
+    added["epoch"] = nullptr;
+    added["writer"] = "";
+    added["mirror"] = text(image, "mirror") == "none" ? "none" : "not in use";
+    added["stale_bytes"] = 0;
+    status["images"].push_back(std::move(added));
+  }
+}
+
 Outcome show_status(Context& context) {
   TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
+  // The daemon lists the images in use. The others are looked up through the mount, but only while
+  // the shared node can answer for it: a status must not hang on what it is asked about.
+  if (text(status, "role") == "host" && flag(at(status, "shared"), "connected") && !text(status, "mount").empty()) {
+    if (auto mounted = mounted_images(text(status, "mount"))) {
+      TM_ASSIGN_OR_RETURN(status, context.control_get("/v1/status"));
+      add_unused_images(status, *mounted);
+    }
+  }
   context.result(status, text(status, "role") == "replica" ? replica_status_text(status) : status_text(status));
   return 0;
 }
