@@ -220,6 +220,7 @@ Result<BatchRow> decode_batch_row(ByteSpan value) {
 
 Bytes encode_drl_image(const DrlImageRow& row) {
   Bytes out;
+  out.reserve(64);
   Writer(out).u64(row.region_bytes).id(row.host).id(row.shared).u8(row.alone ? 1 : 0).id(row.epoch);
   return out;
 }
