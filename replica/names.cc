@@ -9,12 +9,23 @@ namespace {
 constexpr uint64_t kRootInode = 1;
 
 // What the origin's and the shared node's record of one event must say alike. Attributes are left
-// out: times and allocation may have moved on by the time the second one is written.
+// out: times and allocation may have moved on by the time the second one is written. A tenure's mark
+// is about the image alone: names may have changed under its holder.
 uint64_t event_digest(const wire::Mark& m) {
   Bytes b;
-  Writer(b).u8(static_cast<uint8_t>(m.kind)).id(m.number).text(m.origin).id(m.node.inode).uuid(m.node.image)
-      .id(m.node.parent).u8(static_cast<uint8_t>(m.node.kind)).text(m.name).id(m.old_parent).text(m.old_name)
-      .uuid(m.replaced).id(m.epoch);
+  if (m.kind == wire::MarkKind::kTenureStart || m.kind == wire::MarkKind::kTenureEnd) {
+    // The host may not know a name that another host has just given the image.
+    Writer(b).u8(static_cast<uint8_t>(m.kind)).id(m.number).uuid(m.node.image).id(m.epoch);
+    return digest64(b);
+  }
+  Writer w(b);
+  w.u8(static_cast<uint8_t>(m.kind)).id(m.number).text(m.origin).uuid(m.node.image);
+  if (m.kind == wire::MarkKind::kTenureStart || m.kind == wire::MarkKind::kTenureEnd) {
+    w.id(m.epoch).id(m.parent.epoch).text(m.parent.source).id(m.parent.last.incarnation).id(m.parent.last.counter);
+  } else {
+    w.id(m.node.inode).id(m.node.parent).u8(static_cast<uint8_t>(m.node.kind)).text(m.name).id(m.old_parent);
+    w.text(m.old_name).uuid(m.replaced);
+  }
   return digest64(b);
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 constexpr uint64_t kPointsPerPage = 1000;
 constexpr uint64_t kExtentsPerPage = 4096;
+constexpr uint64_t kGapBytesMax = 256 << 10;
 
 Point point_of(const Json& j) {
   Point p;
@@ -134,11 +135,15 @@ Result<Extent> ReplicaClient::next_data(const Point& point, const PointImage& im
   while (offset < image.size) {
     bool loaded = extents_of_ == base(point, image.uuid) + "/extents" && offset >= extents_begin_ && offset < extents_end_;
     if (!loaded) TM_RETURN_IF_ERROR(load_extents(point, image, offset));
+    uint64_t begin = image.size, end = 0;
     for (const Extent& e : extents_) {
       if (e.end() <= offset) continue;
-      uint64_t begin = std::max(e.offset, offset);
-      return Extent{begin, e.end() - begin};
+      // A request costs more than the zeros of a small gap, which the writer leaves out again.
+      if (end != 0 && e.offset - end > kGapBytesMax) break;
+      begin = std::min(begin, std::max(e.offset, offset));
+      end = e.end();
     }
+    if (end != 0) return Extent{begin, end - begin};
     offset = extents_end_;
   }
   return Extent{image.size, 0};

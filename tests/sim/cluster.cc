@@ -1,0 +1,347 @@
+#include "tests/sim/cluster.h"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+
+#include "shared/node/journal_marks.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr uint16_t kSharedPort = 7400, kReplicaPort = 7443;
+const char* const kReplicaUrl = "https://replica1:7443";
+
+config::Node node_config(const std::string& name, const std::string& role) {
+  config::Node node;
+  node.name = name;
+  node.role = role;
+  node.state_dir = node.run_dir = "/state";
+  return node;
+}
+
+}  // namespace
+
+Cluster::Cluster(uint64_t seed, const Scenario& scenario)
+    : seed_(seed), scenario_(scenario), world_({.seed = seed, .reset_per_million = scenario.reset_per_million,
+                                                .http_request_lost_per_million = scenario.http_faults_per_million,
+                                                .http_answer_lost_per_million = scenario.http_faults_per_million}) {
+  std::array<uint8_t, 16> id;
+  world_.random().fill(id);
+  cluster_ = Uuid::from_random(id);
+  auto offset = [&] { return seconds(static_cast<int64_t>(world_.random().below(7200)) - 3600); };
+  auto drift = [&] { return static_cast<int32_t>(world_.random().below(400)) - 200; };
+  for (auto [name, role] : {std::pair{"shared1", net::Role::kShared}, {"replica1", net::Role::kReplica},
+                            {"host1", net::Role::kHost}, {"host2", net::Role::kHost}}) {
+    world_.add_node({.name = name, .cluster = cluster_, .role = role, .wall_offset = offset(), .drift_ppm = drift()});
+  }
+  world_.add_node({.name = "reader", .cluster = cluster_, .role = net::Role::kOperator});
+  hosts_.resize(2);
+  for (size_t h = 0; h < hosts_.size(); ++h) {
+    hosts_[h].name = "host" + std::to_string(h + 1);
+    for (uint32_t i = 0; i < scenario.images_per_host; ++i) {
+      hosts_[h].images.push_back(models_.size());
+      names_.push_back(hosts_[h].name + "-" + std::to_string(i) + ".img");
+      models_.push_back(std::make_unique<ImageModel>(models_.size() + 1, scenario.image_bytes));
+    }
+  }
+}
+
+Cluster::~Cluster() {
+  // The daemons end as in a crash: what they do while being destroyed has no effect.
+  for (const char* name : {"host1", "host2", "shared1", "replica1", "reader"}) {
+    if (world_.running(name)) world_.crash(name, Crash::kKill);
+  }
+  for (Host& host : hosts_) host.guests.clear(), host.engine.reset();
+  reader_.reset();
+  shared_.reset();
+  replica_server_.reset();
+  replica_.reset();
+}
+
+void Cluster::fail(const std::string& what) {
+  if (failure_.empty()) {
+    char at[32];
+    std::snprintf(at, sizeof at, "%.6f s: ", std::chrono::duration<double>(world_.elapsed()).count());
+    failure_ = at + what;
+  }
+}
+
+// ---- daemons --------------------------------------------------------------------------------------
+
+void Cluster::start_shared() {
+  SimEnv& env = world_.start("shared1");
+  node::NodeOptions options;
+  options.name = "shared1";
+  options.cluster = cluster_;
+  options.state_dir = "/state";
+  options.storage.bricks = {"/brick1", "/brick2"};
+  options.storage.stripe_count = 2;
+  options.storage.stripe_unit = 64 << 10;
+  options.on_fatal = [this](const Status& s) { fail("shared node: " + s.to_string()); };
+  node::JournalMarksOptions marks;
+  marks.directory = "/state/marks";
+  marks.source = "shared1";
+  marks.cluster = cluster_;
+  auto client = env.network().http_client({.url = kReplicaUrl, .tls = net::TlsFiles{}});
+  if (!client) return fail("marks: " + client.status().to_string());
+  marks.replica = std::move(*client);
+  auto sink = node::JournalMarks::open(env, std::move(marks));
+  if (!sink) return fail("marks: " + sink.status().to_string());
+  for (const auto& brick : options.storage.bricks) (void)env.files().make_directories(brick);
+  auto node = node::SharedNode::open(env, std::move(options), std::move(*sink));
+  if (!node) return fail("shared node: " + node.status().to_string());
+  shared_ = std::move(*node);
+  if (Status s = shared_->listen({"shared1", kSharedPort}, {}); !s) fail("listen: " + s.to_string());
+}
+
+void Cluster::start_replica() {
+  SimEnv& env = world_.start("replica1");
+  auto opened = replica::Replica::open(env, {.directory = "/state", .cluster = cluster_, .node = "replica1"});
+  if (!opened) return fail("replica: " + opened.status().to_string());
+  replica_ = std::move(*opened);
+  net::HttpServerOptions options;
+  options.tls = net::TlsFiles{};
+  options.roles_accepted = {net::Role::kHost, net::Role::kShared, net::Role::kOperator};
+  options.address = {"replica1", kReplicaPort};
+  auto server = env.network().serve_http(options, [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+    replica_->handle(std::move(request), std::move(reply));
+  });
+  if (!server) return fail("replica: " + server.status().to_string());
+  replica_server_ = std::move(*server);
+}
+
+void Cluster::start_host(Host& host, bool first) {
+  SimEnv& env = world_.start(host.name);
+  fs::EngineOptions options;
+  options.cluster = cluster_;
+  options.config.node = node_config(host.name, "host");
+  options.config.storage.bricks = {"/brick1"};
+  options.config.shared = config::SharedLink{"shared1:" + std::to_string(kSharedPort), "shared1", 2};
+  options.config.replica = config::ReplicaLink{kReplicaUrl, "replica1"};
+  options.config.journal.region_bytes = 4 << 20;
+  (void)env.files().make_directories("/brick1");
+  auto engine = fs::Engine::open(env, std::move(options));
+  if (!engine) return fail(host.name + ": " + engine.status().to_string());
+  host.engine = std::move(*engine);
+  host.engine->start();
+  start_guests(host, first);
+}
+
+void Cluster::start_guests(Host& host, bool first) {
+  SimEnv& env = *world_.process(host.name);
+  auto failed = [this](const std::string& what) { fail(what); };
+  host.guests.clear();
+  for (size_t image : host.images) {
+    host.guests.push_back(std::make_unique<Guest>(world_, *models_[image], names_[image], scenario_.guest));
+    Guest* guest = host.guests.back().get();
+    // The engine needs its first handshake before names can be asked for; it waits for that itself.
+    guest->start(*host.engine, env, first, failed);
+  }
+}
+
+void Cluster::crash_host(Host& host, Crash kind) {
+  if (!world_.running(host.name)) return;
+  for (auto& guest : host.guests) acknowledged_ += guest->acknowledged(), guest->lost();
+  world_.crash(host.name, kind);
+  host.engine.reset();
+  host.guests.clear();
+}
+
+// ---- what is done to them -------------------------------------------------------------------------
+
+template <class F>
+void Cluster::schedule(uint32_t times, F&& fn) {
+  Duration from = scenario_.length / 10, to = scenario_.length * 9 / 10;
+  for (uint32_t i = 0; i < times; ++i) {
+    world_.at(world_.random().in({from, to}), [this, fn] {
+      if (failure_.empty()) fn(*this);
+    });
+  }
+}
+
+void Cluster::plan() {
+  schedule(scenario_.marks, [](Cluster& c) { c.mark(c.hosts_[c.world_.random().below(2)]); });
+  schedule(scenario_.link_cuts, [](Cluster& c) {
+    std::string host = c.hosts_[c.world_.random().below(2)].name;
+    if (c.world_.random().coin()) c.world_.cut(host, "shared1");
+    if (c.world_.random().coin()) c.world_.cut("shared1", host);
+    c.world_.at(c.world_.random().in({milliseconds(100), seconds(4)}), [&c, host] {
+      c.world_.heal(host, "shared1");
+      c.world_.heal("shared1", host);
+    });
+  });
+  schedule(scenario_.link_resets, [](Cluster& c) { c.world_.reset_connections(c.hosts_[c.world_.random().below(2)].name, "shared1"); });
+  schedule(scenario_.replica_outages, [](Cluster& c) {
+    if (!c.world_.running("replica1")) return;
+    c.world_.crash("replica1", c.world_.random().coin() ? Crash::kKill : Crash::kPowerLoss);
+    c.replica_server_.reset();
+    c.replica_.reset();
+    c.world_.at(c.world_.random().in({milliseconds(50), seconds(4)}), [&c] { c.start_replica(); });
+  });
+  auto shared_down = [](Crash kind) {
+    return [kind](Cluster& c) {
+      if (!c.world_.running("shared1")) return;
+      c.world_.crash("shared1", kind);
+      c.shared_.reset();
+      c.world_.at(c.world_.random().in({milliseconds(50), seconds(3)}), [&c] { c.start_shared(); });
+    };
+  };
+  schedule(scenario_.shared_kills, shared_down(Crash::kKill));
+  schedule(scenario_.shared_power_losses, shared_down(Crash::kPowerLoss));
+  auto host_down = [](Crash kind) {
+    return [kind](Cluster& c) {
+      Host& host = c.hosts_[c.world_.random().below(2)];
+      if (!c.world_.running(host.name)) return;
+      c.crash_host(host, kind);
+      c.world_.at(c.world_.random().in({milliseconds(50), seconds(2)}), [&c, &host] { c.start_host(host, false); });
+    };
+  };
+  schedule(scenario_.host_kills, host_down(Crash::kKill));
+  schedule(scenario_.host_power_losses, host_down(Crash::kPowerLoss));
+  schedule(scenario_.clock_jumps, [](Cluster& c) {
+    const char* nodes[] = {"host1", "host2", "shared1", "replica1"};
+    int64_t jump = static_cast<int64_t>(c.world_.random().below(200'000'000)) - 100'000'000;
+    c.world_.jump_wall(nodes[c.world_.random().below(4)], seconds(jump));
+  });
+}
+
+void Cluster::mark(Host& host) {
+  if (!world_.running(host.name)) return;
+  auto& m = *marks_.emplace_back(std::make_unique<Marked>());
+  m.name = "mark-" + std::to_string(marks_.size());
+  m.model = host.images[0];
+  m.image = names_[m.model];
+  m.before = models_[m.model]->view();
+  host.engine->mark(m.name, false, seconds(60), [this, &m](Result<std::string> answer) {
+    if (!answer) return;
+    m.after = ImageModel::merge(m.before, models_[m.model]->view());
+    m.complete = true;
+  });
+}
+
+// ---- the end --------------------------------------------------------------------------------------
+
+bool Cluster::wait(const std::string& what, UniqueFunction<bool()> done, Duration limit) {
+  bool ok = world_.run_until([this, done = std::move(done)]() mutable { return !failure_.empty() || done(); }, limit);
+  if (!ok) fail("never came about: " + what);
+  return failure_.empty();
+}
+
+bool Cluster::settle() {
+  world_.heal_all();
+  world_.set_network_faults(0, 0, 0);
+  if (!wait("everything is up again", [this] {
+        for (Host& h : hosts_) if (!world_.running(h.name)) return false;
+        return world_.running("shared1") && world_.running("replica1");
+      })) return false;
+  for (Host& host : hosts_) for (auto& guest : host.guests) guest->stop();
+  if (!wait("the guests' last answers", [this] {
+        for (Host& h : hosts_) for (auto& g : h.guests) if (!g->idle()) return false;
+        return true;
+      })) return false;
+  return wait("every image is mirrored", [this] {
+    for (Host& host : hosts_) {
+      auto status = nlohmann::json::parse(host.engine->status_json());
+      for (const auto& image : status["images"]) {
+        if (image["writer"] != host.name) continue;
+        if (image["mirror"] != "mirrored" || image["stale_bytes"] != 0) return false;
+      }
+    }
+    return true;
+  });
+}
+
+bool Cluster::verify(Host& host) {
+  std::vector<std::string> images;
+  for (size_t image : host.images) images.push_back(names_[image]);
+  bool answered = false;
+  host.engine->verify(images, [](uint64_t, uint64_t) {}, [&](Result<std::string> result) {
+    answered = true;
+    if (!result) return fail(host.name + " verify: " + result.status().to_string());
+    auto json = nlohmann::json::parse(*result);
+    if (json["equal"] != true) fail(host.name + " verify: " + *result);
+    if (json["images"].size() != images.size()) fail(host.name + " verify left images out: " + *result);
+  });
+  return wait(host.name + " verify", [&] { return answered; });
+}
+
+Result<net::HttpResponse> Cluster::get(const std::string& target) {
+  Result<net::HttpResponse> out = Status(Code::kUnavailable, "no answer");
+  bool answered = false;
+  net::HttpRequest request;
+  request.method = "GET";
+  request.target = target;
+  reader_->request(std::move(request), [&](Result<net::HttpResponse> r) { out = std::move(r), answered = true; });
+  wait("GET " + target, [&] { return answered; });
+  return out;
+}
+
+std::string Cluster::read_point(const std::string& point, const std::string& image, Bytes* out) {
+  auto tree = get("/v1/points/" + point + "/tree");
+  if (!tree) return "tree at " + point + ": " + tree.status().to_string();
+  if (tree->status != 200) return "tree at " + point + ": " + std::string(as_text(tree->body));
+  for (const auto& entry : nlohmann::json::parse(as_text(tree->body))["entries"]) {
+    if (entry["path"].is_null()) continue;
+    std::string path = entry["path"];
+    if (path != image && path != "/" + image) continue;
+    std::string uuid = entry["uuid"];
+    auto data = get("/v1/points/" + point + "/images/" + uuid + "/data");
+    if (!data) return "data at " + point + ": " + data.status().to_string();
+    if (data->status != 200) return "data at " + point + ": " + std::string(as_text(data->body));
+    *out = std::move(data->body);
+    return {};
+  }
+  return image + " is not in the tree at " + point;
+}
+
+bool Cluster::check_points() {
+  SimEnv& env = world_.start("reader");
+  auto client = env.network().http_client({.url = kReplicaUrl, .tls = net::TlsFiles{}});
+  if (!client) return fail("reader: " + client.status().to_string()), false;
+  reader_ = std::move(*client);
+  for (size_t i = 0; i < models_.size() && failure_.empty(); ++i) {
+    Bytes bytes;
+    std::string wrong = read_point("latest", names_[i], &bytes);
+    if (wrong.empty() && bytes.size() != models_[i]->size()) wrong = "size " + std::to_string(bytes.size());
+    if (wrong.empty()) wrong = models_[i]->check_now(0, bytes);
+    if (!wrong.empty()) fail("newest point of " + names_[i] + ": " + wrong);
+  }
+  for (const auto& m : marks_) {
+    if (!m->complete || !failure_.empty()) continue;
+    auto resolved = get("/v1/points/resolve?name=" + m->name);
+    // A host that died before staging it has lost the mark, and has said so in its log.
+    if (resolved && resolved->status == 404 && (scenario_.host_kills || scenario_.host_power_losses)) continue;
+    Bytes bytes;
+    std::string wrong = read_point(m->name, m->image, &bytes);
+    if (wrong.empty() && bytes.size() != models_[m->model]->size()) wrong = "size " + std::to_string(bytes.size());
+    if (wrong.empty()) wrong = models_[m->model]->check(m->after, 0, bytes);
+    if (!wrong.empty()) fail("point " + m->name + ": " + wrong);
+  }
+  return failure_.empty();
+}
+
+uint64_t Cluster::acknowledged() const {
+  uint64_t total = acknowledged_;
+  for (const Host& host : hosts_) for (const auto& guest : host.guests) total += guest->acknowledged();
+  return total;
+}
+
+std::string Cluster::run() {
+  start_shared();
+  start_replica();
+  for (Host& host : hosts_) start_host(host, true);
+  world_.run_for(milliseconds(500));
+  plan();
+  world_.run_until([this] { return !failure_.empty(); }, scenario_.length);
+  if (!failure_.empty()) return failure_;
+  if (!settle()) return failure_;
+  for (Host& host : hosts_) if (!verify(host)) return failure_;
+  check_points();
+  return failure_;
+}
+
+}  // namespace tidemark::sim

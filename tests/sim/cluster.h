@@ -1,0 +1,93 @@
+// Two hosts, a shared node and a replica in one thread from one seed, and what a scenario may do to them.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fs/engine.h"
+#include "replica/replica.h"
+#include "shared/node/node.h"
+#include "tests/sim/guest.h"
+#include "tests/sim/model.h"
+#include "tests/sim/sim_env.h"
+
+namespace tidemark::sim {
+
+// What is done to the cluster while the guests work. Counts of random moments over the run.
+struct Scenario {
+  std::string name;
+  Duration length = std::chrono::seconds(20);
+  uint32_t images_per_host = 1;
+  uint64_t image_bytes = 1 << 20;
+  GuestOptions guest;
+  uint32_t marks = 3;
+  uint32_t link_cuts = 0;           // host to shared node, healed after a while
+  uint32_t link_resets = 0;
+  uint32_t replica_outages = 0;     // killed, started again
+  uint32_t shared_kills = 0, shared_power_losses = 0;
+  uint32_t host_kills = 0, host_power_losses = 0;
+  uint32_t clock_jumps = 0;
+  uint32_t http_faults_per_million = 0, reset_per_million = 0;
+};
+
+class Cluster {
+ public:
+  Cluster(uint64_t seed, const Scenario& scenario);
+  ~Cluster();
+
+  // Runs the scenario, heals everything, and holds the copies, the replica and the points against the models.
+  // Empty: all is well. Else what failed first.
+  std::string run();
+  uint64_t trace_hash() const { return world_.trace_hash(); }
+  uint64_t acknowledged() const;
+  uint64_t events() const { return world_.events_delivered(); }
+
+ private:
+  struct Host {
+    std::string name;
+    std::unique_ptr<fs::Engine> engine;
+    std::vector<std::unique_ptr<Guest>> guests;
+    std::vector<size_t> images;                 // its own, indices into models_
+  };
+  struct Marked {
+    std::string name, image;
+    size_t model = 0;
+    ImageModel::View before, after;
+    bool complete = false;
+  };
+
+  void start_shared();
+  void start_replica();
+  void start_host(Host& host, bool first);
+  void start_guests(Host& host, bool first);
+  void crash_host(Host& host, Crash kind);
+  void plan();
+  template <class F> void schedule(uint32_t times, F&& fn);
+  void mark(Host& host);
+  void fail(const std::string& what);
+  bool wait(const std::string& what, UniqueFunction<bool()> done, Duration limit = std::chrono::seconds(180));
+  bool settle();
+  bool verify(Host& host);
+  bool check_points();
+  std::string read_point(const std::string& point, const std::string& image, Bytes* out);
+  Result<net::HttpResponse> get(const std::string& target);
+
+  const uint64_t seed_;
+  const Scenario scenario_;
+  World world_;
+  Uuid cluster_;
+  std::unique_ptr<node::SharedNode> shared_;
+  std::unique_ptr<replica::Replica> replica_;
+  std::unique_ptr<net::HttpServer> replica_server_;
+  std::vector<Host> hosts_;
+  std::vector<std::unique_ptr<ImageModel>> models_;
+  std::vector<std::string> names_;              // of the images, by model
+  std::vector<std::unique_ptr<Marked>> marks_;
+  std::unique_ptr<net::HttpClient> reader_;
+  std::string failure_;
+  uint64_t acknowledged_ = 0;
+};
+
+}  // namespace tidemark::sim
