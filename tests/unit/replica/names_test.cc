@@ -77,6 +77,26 @@ TEST(Names, SharedNodesRecordGivesExistenceAndCorroborates) {
   EXPECT_EQ(tree(h, "latest").count("b.img"), 1u);
 }
 
+TEST(Names, TenureMarksAreAboutTheImageAlone) {
+  Harness h;
+  BatchMaker host1("host1"), shared("shared");
+  auto start = open_mark("host1", 2, kA);
+  start.kind = wire::MarkKind::kTenureStart;
+  start.number = EventNumber(7);
+  start.epoch = Epoch(3);
+  start.parent = {.epoch = Epoch(2), .source = "host2", .last = {Incarnation(1), Counter(9)}};
+  ASSERT_EQ(h.put(host1, host1.make({}, {start})).status, 200);
+  start.name = "known by this name at the shared node";
+  start.node.parent = InodeNumber(5);
+  ASSERT_EQ(h.put(shared, shared.make({}, {start}), 0, net::Role::kShared).status, 200);
+  EXPECT_EQ(h.get("/v1/status").json()["alarms"].size(), 0u);
+  start.number = EventNumber(8);
+  ASSERT_EQ(h.put(host1, host1.make({}, {start})).status, 200);
+  start.epoch = Epoch(4);
+  ASSERT_EQ(h.put(shared, shared.make({}, {start}), 0, net::Role::kShared).status, 200);
+  EXPECT_EQ(h.get("/v1/status").json()["alarms"][0]["kind"], "event_mismatch");
+}
+
 TEST(Points, AreFoundByIdNameAndTime) {
   Harness h;
   BatchMaker ahead("host1"), host2("host2");
