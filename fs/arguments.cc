@@ -24,8 +24,20 @@ constexpr std::string_view kUsage =
 
 // For mount(8), fstab and systemd alone: no meaning for the kernel.
 bool is_for_others(std::string_view o) {
-  static constexpr std::string_view kNames[] = {"auto", "noauto", "_netdev", "nofail", "user", "nouser", "users", "owner",
-                                                "group", "defaults", "rw", "comment", "default_permissions", "sloppy"};
+  static constexpr std::string_view kNames[] = {"auto",
+                                                "noauto",
+                                                "_netdev",
+                                                "nofail",
+                                                "user",
+                                                "nouser",
+                                                "users",
+                                                "owner",
+                                                "group",
+                                                "defaults",
+                                                "rw",
+                                                "comment",
+                                                "default_permissions",
+                                                "sloppy"};
   return std::find(std::begin(kNames), std::end(kNames), o) != std::end(kNames) || o.rfind("x-", 0) == 0 ||
          o.rfind("X-", 0) == 0 || o.rfind("comment=", 0) == 0;
 }
@@ -90,7 +102,10 @@ Next parse_arguments(int argc, char** argv, Arguments& out, std::string& error) 
     };
     std::string options;
     if (a == "-h" || a == "--help") { std::fputs(kUsage.data(), stdout); return Next::kDone; }
-    if (a == "-V" || a == "--version") { std::printf("tidemark-fs %s\n", std::string(version()).c_str()); return Next::kDone; }
+    if (a == "-V" || a == "--version") {
+      std::printf("tidemark-fs %s\n", std::string(version()).c_str());
+      return Next::kDone;
+    }
     if (a == "-c" || a == "--config") { if (!value(out.config)) return Next::kWrong; }
     else if (a.rfind("--config=", 0) == 0) out.config = a.substr(9);
     else if (a == "-o") { if (!value(options) || !take_options(options, out, error)) return Next::kWrong; }

@@ -18,7 +18,9 @@ template <typename T>
 Result<T> field(const json& body, const char* name, T otherwise) {
   auto at = body.find(name);
   if (at == body.end() || at->is_null()) return otherwise;
-  bool fits = std::is_same_v<T, bool> ? at->is_boolean() : std::is_same_v<T, std::string> ? at->is_string() : at->is_number_integer();
+  bool fits = std::is_same_v<T, bool>          ? at->is_boolean()
+              : std::is_same_v<T, std::string> ? at->is_string()
+                                               : at->is_number_integer();
   if (!fits) return Status(Code::kInvalidArgument, std::string(name) + " has the wrong type");
   return at->get<T>();
 }
@@ -30,8 +32,9 @@ void post_mark(Engine& engine, const daemon::Request& request, daemon::Reply rep
     TM_ASSIGN_OR_RETURN(bool wait, field<bool>(body, "wait", false));
     TM_ASSIGN_OR_RETURN(int64_t seconds, field<int64_t>(body, "timeout_s", 60));
     if (seconds < 1 || seconds > 3600) return Status(Code::kInvalidArgument, "timeout_s must be between 1 and 3600");
-    engine.mark(std::move(name), wait, std::chrono::seconds(seconds),
-                [reply = std::move(reply)](Result<std::string> r) mutable { reply(daemon::json_response(std::move(r))); });
+    engine.mark(
+        std::move(name), wait, std::chrono::seconds(seconds),
+        [reply = std::move(reply)](Result<std::string> r) mutable { reply(daemon::json_response(std::move(r))); });
     return Status::ok();
   };
   if (Status s = run(); !s) reply(daemon::error_response(s));
@@ -58,8 +61,9 @@ void post_policy(Engine& engine, const daemon::Request& request, daemon::Reply r
     TM_ASSIGN_OR_RETURN(json body, body_of(request));
     TM_ASSIGN_OR_RETURN(std::string image, field<std::string>(body, "image", ""));
     TM_ASSIGN_OR_RETURN(std::string mirror, field<std::string>(body, "mirror", ""));
-    engine.set_policy(std::move(image), std::move(mirror),
-                      [reply = std::move(reply)](Result<std::string> r) mutable { reply(daemon::json_response(std::move(r))); });
+    engine.set_policy(std::move(image), std::move(mirror), [reply = std::move(reply)](Result<std::string> r) mutable {
+      reply(daemon::json_response(std::move(r)));
+    });
     return Status::ok();
   };
   if (Status s = run(); !s) reply(daemon::error_response(s));
@@ -70,9 +74,11 @@ void post_policy(Engine& engine, const daemon::Request& request, daemon::Reply r
 void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs) {
   routes.get("/v1/status", [&engine](const daemon::Request&) -> Result<std::string> { return engine.status_json(); });
   routes.get("/v1/journal", [&engine](const daemon::Request&) -> Result<std::string> { return engine.journal_json(); });
-  routes.post("/v1/mark", [&engine](daemon::Request r, daemon::Reply reply) { post_mark(engine, r, std::move(reply)); });
+  routes.post("/v1/mark",
+              [&engine](daemon::Request r, daemon::Reply reply) { post_mark(engine, r, std::move(reply)); });
   routes.post("/v1/verify", [&engine, &jobs](const daemon::Request& r) { return post_verify(engine, jobs, r); });
-  routes.post("/v1/images/policy", [&engine](daemon::Request r, daemon::Reply reply) { post_policy(engine, r, std::move(reply)); });
+  routes.post("/v1/images/policy",
+              [&engine](daemon::Request r, daemon::Reply reply) { post_policy(engine, r, std::move(reply)); });
   routes.post("/v1/shipping", [&engine](const daemon::Request& r) -> Result<std::string> {
     TM_ASSIGN_OR_RETURN(json body, body_of(r));
     if (!body.contains("paused")) return Status(Code::kInvalidArgument, "paused is missing");

@@ -115,7 +115,8 @@ void Engine::start() {
   tasks_.spawn(recover_all());
   for (auto& [id, bits] : std::unordered_map<ImageId, uint8_t>(flags_)) {
     auto attr = names_->by_image(id);
-    auto image = attr && (bits & kFlagDoomed) != 0 ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not known"));
+    auto image =
+        attr && (bits & kFlagDoomed) != 0 ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not known"));
     if (!image) continue;
     (*image)->nameless = (*image)->doomed = true;
     (*image)->doomed_batch = journal_->usage().newest_closed.value;
@@ -161,7 +162,8 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
     // An image whose policy is `none` keeps its tenure: its data are here alone.
     if (mirror_->up() && im->held && !im->yielding && im->state != MirrorState::kNone) co_await yield(*im);
     else if (im->held && im->local()) {
-      auto synced = co_await async<Status>([&](Callback<Status> d) { im->copy->sync(io::IoMode::kQueued, std::move(d)); });
+      auto synced =
+          co_await async<Status>([&](Callback<Status> d) { im->copy->sync(io::IoMode::kQueued, std::move(d)); });
       if (!synced) kLog.warning("sync_at_stop", {{"image", im->id}, {"error", synced}});
       if (synced && im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());
     }
@@ -224,7 +226,8 @@ Task<Status> Engine::read_shared(Image& im, Extent extent, std::shared_ptr<io::A
                       mirror_->note_failure();
                       return done(answer.status());
                     }
-                    if (answer->payload.size() != length) return done(Status(Code::kCorruption, "read answer of another length"));
+                    if (answer->payload.size() != length)
+                      return done(Status(Code::kCorruption, "read answer of another length"));
                     std::copy_n(answer->payload.data(), length, buffer->data());
                     done(Status::ok());
                   });
@@ -289,12 +292,14 @@ void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out
     return im->copy->read(extent.offset, out.first(within), io::IoMode::kQueued, std::move(done));
   }
   wire::Read ask{image, extent.offset, static_cast<uint32_t>(extent.length)};
-  mirror_->send(wire::Type::kRead, wire::encode(ask), {}, [out, done = std::move(done)](Result<wire::Answer> answer) mutable {
-    if (!answer) return done(answer.status());
-    if (answer->payload.size() != out.size()) return done(Status(Code::kCorruption, "read answer of another length"));
-    std::copy_n(answer->payload.data(), out.size(), out.data());
-    done(Status::ok());
-  });
+  mirror_->send(wire::Type::kRead, wire::encode(ask), {},
+                [out, done = std::move(done)](Result<wire::Answer> answer) mutable {
+                  if (!answer) return done(answer.status());
+                  if (answer->payload.size() != out.size())
+                    return done(Status(Code::kCorruption, "read answer of another length"));
+                  std::copy_n(answer->payload.data(), out.size(), out.data());
+                  done(Status::ok());
+                });
 }
 
 }  // namespace tidemark::fs

@@ -4,9 +4,9 @@
 // that overlap are ordered by its RangeLock; a callback may run before the call returns. Buffers stay the caller's and
 // must be valid until the callback ran.
 //
-// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_link.cc (link lost and
-// back), engine_tenure.cc, engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_namespace.cc, engine_names.cc
-// (handles, unlink), engine_verify.cc, engine_status.cc.
+// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_link.cc (link lost
+// and back), engine_tenure.cc, engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_namespace.cc,
+// engine_names.cc (handles, unlink), engine_verify.cc, engine_status.cc.
 #pragma once
 
 #include <map>

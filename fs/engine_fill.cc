@@ -34,12 +34,14 @@ Task<Status> Engine::fill_unit(Image& im, Extent unit) {
     status = extents ? Status::ok() : extents.status();
     bool data = extents && !extents->extents.empty() && extents->extents.front().offset < range.end();
     if (status.is_ok() && data) {
-      auto buffer = std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
+      auto buffer =
+          std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
       status = co_await read_shared(im, range, buffer);
       if (status.is_ok()) status = co_await write_copy(im, range, buffer);
       counts_.filled_bytes += range.length;
     } else if (status.is_ok()) {
-      status = co_await async<Status>([&](Callback<Status> done) { im.copy->zero(range.offset, range.length, std::move(done)); });
+      status = co_await async<Status>(
+          [&](Callback<Status> done) { im.copy->zero(range.offset, range.length, std::move(done)); });
     }
   }
   im.order.release(hold);
@@ -62,7 +64,8 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
 
 // Tells the shared node which regions of this copy are level and durable now.
 Task<Status> Engine::level(Image& im, std::vector<uint64_t> regions) {
-  Status synced = co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+  Status synced =
+      co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
   if (!synced) co_return synced;
   wire::Level message{im.id, im.map_cut, {}};
   for (uint64_t r : regions) {

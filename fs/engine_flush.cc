@@ -33,11 +33,14 @@ void Engine::start_flush(Op* op) {
   op->pending = 1 + (op->local_asked ? 1 : 0) + (op->remote_asked ? 1 : 0);
   ++counts_.flushes;
   if (op->remote_asked) {
-    mirror_->request<wire::Flushed>(wire::Type::kFlush, wire::Flush{im.id, im.epoch}, [this, op](Result<wire::Flushed> r) {
-      if (r) op->loss = r->loss_id;
-      else op->remote = r.status();
-      answered(op);
-    });
+    mirror_->request<wire::Flushed>(wire::Type::kFlush, wire::Flush{im.id, im.epoch},
+                                    [this, op](Result<wire::Flushed> r) {
+                                      if (r)
+                                        op->loss = r->loss_id;
+                                      else
+                                        op->remote = r.status();
+                                      answered(op);
+                                    });
     if (op->mode == io::IoMode::kInline) mirror_->flush();
   }
   if (op->local_asked) {
@@ -97,7 +100,8 @@ void Engine::settle_flush(Op* op) {
 void Engine::clean_idle_images() {
   for (auto& [id, image] : images_) {
     Image& im = *image;
-    bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling || im.state == MirrorState::kNone;
+    bool level =
+        im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling || im.state == MirrorState::kNone;
     if (!im.held || im.unsynced == 0 || !level || im.yielding || im.recovering) continue;
     Op* op = take_op(im, OpKind::kFlush, io::IoMode::kQueued);
     op->extent = {};

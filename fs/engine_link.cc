@@ -29,7 +29,8 @@ void Engine::link_down() {
 void Engine::apply(Image& im, MirrorEvent event) {
   MirrorStep next = step(im.facts, im.state, event);
   if (next.next != im.state) {
-    kLog.info("mirror_state", {{"image", im.id}, {"from", mirror_state_name(im.state)}, {"to", mirror_state_name(next.next)}});
+    kLog.info("mirror_state",
+              {{"image", im.id}, {"from", mirror_state_name(im.state)}, {"to", mirror_state_name(next.next)}});
   }
   im.state = next.next;
   if (im.attached && (next.actions & kUnlevel) != 0) journal_->set_level(im.slot, false);
@@ -142,7 +143,9 @@ void Engine::refused(Image& im, const Status& why) {
   });
 }
 
-void Engine::when_linked(io::Duration limit, UniqueFunction<void()> fn) { tasks_.spawn(call_when_linked(limit, std::move(fn))); }
+void Engine::when_linked(io::Duration limit, UniqueFunction<void()> fn) {
+  tasks_.spawn(call_when_linked(limit, std::move(fn)));
+}
 
 Task<void> Engine::call_when_linked(io::Duration limit, UniqueFunction<void()> fn) {
   co_await wait_link(limit);

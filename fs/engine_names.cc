@@ -127,7 +127,8 @@ void Engine::doom(Image& im) {
 void Engine::tell_dropped(Image& im) {
   if (!mirror_->up()) return;  // told when the link is back
   mirror_->send(wire::Type::kDrop, wire::encode(wire::Drop{im.id}), {}, [id = im.id](Result<wire::Answer> answer) {
-    if (!answer && answer.status().code() != Code::kNotFound) kLog.info("drop_refused", {{"image", id}, {"error", answer.status()}});
+    if (!answer && answer.status().code() != Code::kNotFound)
+      kLog.info("drop_refused", {{"image", id}, {"error", answer.status()}});
   });
 }
 
@@ -135,8 +136,9 @@ void Engine::reap() {
   journal::Usage usage = journal_->usage();
   for (auto at = images_.begin(); at != images_.end();) {
     Image& im = *at->second;
-    bool quiet = im.active == 0 && im.pins == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() && im.order.idle() &&
-                 !im.acquiring && !im.yielding && !im.recovering && !im.fill_running && !im.resync_running && !im.noting_alone;
+    bool quiet = im.active == 0 && im.pins == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() &&
+                 im.order.idle() && !im.acquiring && !im.yielding && !im.recovering && !im.fill_running &&
+                 !im.resync_running && !im.noting_alone;
     bool staged = !im.attached || (usage.closed_batches == 0 && usage.newest_closed.value >= im.doomed_batch);
     if (!im.doomed || im.handles != 0 || !quiet || !staged || (im.copy && !im.copy->idle())) {
       ++at;
@@ -165,8 +167,9 @@ void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done
   note_wrote(*h);
   Image& im = *h->image;
   bool grows = what == Fallocate::kAllocate || what == Fallocate::kZero;
-  OpKind kind = what == Fallocate::kPunch ? OpKind::kDiscard
-                : what == Fallocate::kAllocate || what == Fallocate::kAllocateKeepSize ? OpKind::kAllocate : OpKind::kZero;
+  OpKind kind = what == Fallocate::kPunch                                              ? OpKind::kDiscard
+                : what == Fallocate::kAllocate || what == Fallocate::kAllocateKeepSize ? OpKind::kAllocate
+                                                                                       : OpKind::kZero;
   Op* op = take_op(im, kind, io::IoMode::kQueued);
   op->extent = extent;
   op->done = [done = std::move(done)](Result<size_t> r) mutable { done(r ? Status::ok() : r.status()); };
@@ -205,7 +208,8 @@ void Engine::seek_remote(Image* im, uint64_t offset, bool data, Callback<Result<
   wire::Extents ask{im->id, offset, 4096};
   uint64_t size = im->size_now();
   mirror_->request<wire::ExtentList>(
-      wire::Type::kExtents, ask, [this, im, offset, data, size, done = std::move(done)](Result<wire::ExtentList> answer) mutable {
+      wire::Type::kExtents, ask,
+      [this, im, offset, data, size, done = std::move(done)](Result<wire::ExtentList> answer) mutable {
         // Without an answer everything may be data: that is always allowed.
         if (!answer) return done(data ? offset : size);
         uint64_t at = offset;

@@ -1,5 +1,5 @@
-// The name space: the shared node decides; this host caches what it was told, for use while the link is down. Attributes
-// of an image whose tenure is held here come from here.
+// The name space: the shared node decides; this host caches what it was told, for use while the link is down.
+// Attributes of an image whose tenure is held here come from here.
 #include <algorithm>
 
 #include "fs/engine.h"
@@ -186,7 +186,9 @@ void Engine::take_mark(const wire::Mark& mark) {
   if (!mark.replaced.is_nil()) lost_name(mark.replaced);
 }
 
-void Engine::create(wire::Create request, AttrDone done) { tasks_.spawn(do_create(std::move(request), std::move(done))); }
+void Engine::create(wire::Create request, AttrDone done) {
+  tasks_.spawn(do_create(std::move(request), std::move(done)));
+}
 
 Task<void> Engine::do_create(wire::Create request, AttrDone done) {
   auto answer = co_await ask<wire::Changed>(wire::Type::kCreate, std::move(request), kChangeWait);

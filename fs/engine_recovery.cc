@@ -1,8 +1,8 @@
 // After a crash: every image with dirty regions is made equal on host and shared node before it is served again.
 //
 // Direction, per image: regions that the shared node says are stale here take its bytes; else, if writes were
-// acknowledged without the shared copy, the host's copy wins; else the copy whose loss id is unchanged (the host's first,
-// if both are); else the shared copy. Idempotent: nothing is forgotten before both copies are equal and durable.
+// acknowledged without the shared copy, the host's copy wins; else the copy whose loss id is unchanged (the host's
+// first, if both are); else the shared copy. Idempotent: nothing is forgotten before both copies are equal and durable.
 #include "fs/engine.h"
 
 #include "shared/base/limits.h"
@@ -82,7 +82,8 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
 Task<Status> Engine::reconcile(Image& im, const journal::DirtyImage& dirty) {
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();
-    co_return co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    co_return co_await async<Status>(
+        [&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
   }
   if (!im.local()) co_return Status::ok();  // nothing here that could differ; the shared copy serves
   bool linked = co_await wait_link(std::chrono::seconds(5));
@@ -100,7 +101,8 @@ Task<Status> Engine::reconcile(Image& im, const journal::DirtyImage& dirty) {
     if (!grant && grant.status().code() == Code::kBusy) {
       // The tenure had been given back, flushed on both copies, before the crash. What the other host wrote since is in
       // the shared node's stale map.
-      if (dirty.alone) kLog.error("tail_diverged", {{"image", im.id}, {"epoch", dirty.epoch}, {"reason", grant.status()}});
+      if (dirty.alone)
+        kLog.error("tail_diverged", {{"image", im.id}, {"epoch", dirty.epoch}, {"reason", grant.status()}});
       co_return Status::ok();
     }
     if (!grant) co_return grant.status();

@@ -99,13 +99,16 @@ Task<void> Engine::resync(Image& im) {
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()}});
   Status status;
   if (im.local()) status = co_await make_equal(im, true, regions, journal_->region_bytes(im.slot), &repaired);
-  auto stands = [&] { return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss; };
+  auto stands = [&] {
+    return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss;
+  };
   if (status.is_ok() && !stands()) status = Status(Code::kUnavailable, "the link or the tenure changed");
   // Durable on both before the mark that they may differ goes.
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced;
   if (status.is_ok() && im.local())
-    status = co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    status =
+        co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
   if (status.is_ok()) {
     using Answer = Result<wire::Flushed>;
     wire::Flush ask{im.id, epoch};

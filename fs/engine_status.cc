@@ -1,5 +1,5 @@
-// What the host shows of itself: status, health, metrics, marks, policies. The verdict is computed from connection, tenure
-// and stale bytes together, so that it cannot say healthy while copies differ.
+// What the host shows of itself: status, health, metrics, marks, policies. The verdict is computed from connection,
+// tenure and stale bytes together, so that it cannot say healthy while copies differ.
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -19,7 +19,8 @@ double seconds(int64_t ns) { return static_cast<double>(ns) / 1e9; }
 // Bytes of this image whose two copies may differ, other than by writes on their way.
 uint64_t Engine::stale_bytes(Image& im) {
   uint64_t stale = im.stale.stale_bytes(im.size_now());
-  bool apart = im.state == MirrorState::kLocalOnly || im.state == MirrorState::kWaiting || im.state == MirrorState::kResyncing;
+  bool apart =
+      im.state == MirrorState::kLocalOnly || im.state == MirrorState::kWaiting || im.state == MirrorState::kResyncing;
   if (im.attached && apart) stale += std::min(journal_->counters(im.slot).dirty_bytes, im.size_now());
   return std::min(stale, im.size_now());
 }
@@ -34,8 +35,10 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
     std::string name = names_->path_of(im.inode);
     if (im.doomed) continue;
     if (im.held && stale_bytes(im) != 0)
-      why.push_back(name + ": " + std::string(mirror_state_name(im.state)) + ", " + std::to_string(stale_bytes(im)) + " bytes stale");
-    else if (im.state == MirrorState::kFenced || im.state == MirrorState::kWaiting || im.state == MirrorState::kLocalOnly)
+      why.push_back(name + ": " + std::string(mirror_state_name(im.state)) + ", " + std::to_string(stale_bytes(im)) +
+                    " bytes stale");
+    else if (im.state == MirrorState::kFenced || im.state == MirrorState::kWaiting ||
+             im.state == MirrorState::kLocalOnly)
       why.push_back(name + ": " + std::string(mirror_state_name(im.state)));
     if (im.broken) why.push_back(name + ": the local copy failed");
   }
@@ -51,21 +54,33 @@ std::string Engine::status_json() {
   bool ok = healthy(&reasons);
   journal::Usage usage = journal_->usage();
   const config::Host& config = options_.config;
-  json out = {{"node", config.node.name}, {"role", "host"}, {"version", version()}, {"healthy", ok}, {"reasons", reasons},
-              {"mount", config.mount.path}, {"incarnation", journal_->incarnation().value}};
+  json out = {{"node", config.node.name},
+              {"role", "host"},
+              {"version", version()},
+              {"healthy", ok},
+              {"reasons", reasons},
+              {"mount", config.mount.path},
+              {"incarnation", journal_->incarnation().value}};
   out["shared"] = {{"connected", mirror_->up()}, {"address", config.shared->address}, {"node", mirror_->hello().node},
                    {"connections", mirror_->connections()}, {"rtt_us", mirror_->round_trip().count() / 1000},
                    {"loss_id", std::to_string(mirror_->hello().loss_id.value)}};
   if (!mirror_->up()) out["shared"]["error"] = mirror_->last_error().message();
-  out["replica"] = {{"url", config.replica ? config.replica->url : ""}, {"connected", config.replica && usage.ship_error.empty()},
+  out["replica"] = {{"url", config.replica ? config.replica->url : ""},
+                    {"connected", config.replica && usage.ship_error.empty()},
                     {"error", usage.ship_error}};
-  out["journal"] = {{"records_unstaged", usage.records_unstaged}, {"journal_bytes", usage.journal_bytes},
-                    {"spool_bytes", usage.spool_bytes}, {"spool_batches", usage.spool_batches},
-                    {"closed_batches", usage.closed_batches}, {"preserved_bytes", usage.preserved_bytes},
-                    {"shipping_paused", usage.shipping_paused}, {"ship_error", usage.ship_error},
-                    {"newest_durable", usage.newest_durable.value}, {"newest_closed", usage.newest_closed.value},
-                    {"newest_durable_label", usage.newest_durable_label.ns == 0 ? "" : usage.newest_durable_label.to_string()},
-                    {"rpo_s", seconds(usage.rpo_ns)}};
+  out["journal"] = {
+      {"records_unstaged", usage.records_unstaged},
+      {"journal_bytes", usage.journal_bytes},
+      {"spool_bytes", usage.spool_bytes},
+      {"spool_batches", usage.spool_batches},
+      {"closed_batches", usage.closed_batches},
+      {"preserved_bytes", usage.preserved_bytes},
+      {"shipping_paused", usage.shipping_paused},
+      {"ship_error", usage.ship_error},
+      {"newest_durable", usage.newest_durable.value},
+      {"newest_closed", usage.newest_closed.value},
+      {"newest_durable_label", usage.newest_durable_label.ns == 0 ? "" : usage.newest_durable_label.to_string()},
+      {"rpo_s", seconds(usage.rpo_ns)}};
   out["missing_kernel_features"] = missing_features_;
   out["images"] = json::array();
   for (auto& [id, image] : images_) {
@@ -73,16 +88,40 @@ std::string Engine::status_json() {
     if (im.doomed) continue;
     wire::Attr attr = local_view(im.attr);
     journal::ImageCounters counters = im.attached ? journal_->counters(im.slot) : journal::ImageCounters{};
-    out["images"].push_back({{"path", names_->path_of(im.inode)}, {"uuid", im.id.to_string()}, {"size", im.size_now()},
-                             {"allocated", attr.allocated}, {"epoch", im.epoch.value != 0 ? im.epoch.value : attr.epoch.value},
+    out["images"].push_back({{"path", names_->path_of(im.inode)},
+                             {"uuid", im.id.to_string()},
+                             {"size", im.size_now()},
+                             {"allocated", attr.allocated},
+                             {"epoch", im.epoch.value != 0 ? im.epoch.value : attr.epoch.value},
                              {"writer", im.held ? config.node.name : attr.holder},
                              {"mirror", im.facts.policy_none ? "none" : std::string(mirror_state_name(im.state))},
-                             {"stale_bytes", stale_bytes(im)}, {"dirty_bytes", counters.dirty_bytes},
+                             {"stale_bytes", stale_bytes(im)},
+                             {"dirty_bytes", counters.dirty_bytes},
                              {"unshipped_bytes", counters.unshipped_bytes},
                              {"rpo_s", counters.unshipped_bytes != 0 ? seconds(usage.rpo_ns) : 0.0},
-                             {"recovering", im.recovering}, {"open_handles", im.handles}});
+                             {"recovering", im.recovering},
+                             {"open_handles", im.handles}});
   }
-  std::sort(out["images"].begin(), out["images"].end(), [](const json& a, const json& b) { return a["path"] < b["path"]; });
+  // Those that this host did not open since it started: what the shared node last said of them.
+  for (const wire::Attr& attr : names_->images()) {
+    if (find(attr.image) != nullptr) continue;
+    out["images"].push_back(
+        {{"path", names_->path_of(attr.inode)},
+         {"uuid", attr.image.to_string()},
+         {"size", attr.size},
+         {"allocated", attr.allocated},
+         {"epoch", attr.epoch.value},
+         {"writer", attr.holder},
+         {"mirror", attr.mirror == 0 ? "none" : std::string(mirror_state_name(MirrorState::kReadingShared))},
+         {"stale_bytes", 0},
+         {"dirty_bytes", 0},
+         {"unshipped_bytes", 0},
+         {"rpo_s", 0.0},
+         {"recovering", false},
+         {"open_handles", 0}});
+  }
+  std::sort(out["images"].begin(), out["images"].end(),
+            [](const json& a, const json& b) { return a["path"] < b["path"]; });
   return out.dump();
 }
 
@@ -103,33 +142,40 @@ void Engine::register_metrics(metrics::Registry& registry) {
   counter("fs_errors_total", "Guest requests answered with an error", &counts_.errors);
   counter("fs_link_losses_total", "Times the link to the shared node was lost", &counts_.link_losses);
   counter("fs_resynced_bytes_total", "Bytes copied because copies differed", &counts_.resynced_bytes);
-  counter("fs_filled_bytes_total", "Bytes copied from the shared node to bring this host's copy level", &counts_.filled_bytes);
+  counter("fs_filled_bytes_total", "Bytes copied from the shared node to bring this host's copy level",
+          &counts_.filled_bytes);
   counter("fs_alone_total", "Times an image went on without the shared copy", &counts_.alone);
   counter("fs_local_failures_total", "Failed operations on this host's copy", &counts_.local_failures);
   counter("fs_verify_differences_total", "Differences that verify found", &counts_.differences);
   gauge("fs_link_up", "1 while the shared node is connected", [this] { return mirror_->up() ? 1.0 : 0.0; });
   gauge("fs_healthy", "1 while no reason speaks against it", [this] { return healthy() ? 1.0 : 0.0; });
-  gauge("fs_round_trip_seconds", "To the shared node, smoothed", [this] { return seconds(mirror_->round_trip().count()); });
+  gauge("fs_round_trip_seconds", "To the shared node, smoothed",
+        [this] { return seconds(mirror_->round_trip().count()); });
   gauge("fs_stale_bytes", "Bytes whose copies may differ, over all images", [this] {
     uint64_t sum = 0;
     for (auto& [id, image] : images_) sum += stale_bytes(*image);
     return static_cast<double>(sum);
   });
   gauge("fs_tenures_held", "Images this host may write", [this] {
-    return static_cast<double>(std::count_if(images_.begin(), images_.end(), [](const auto& i) { return i.second->held; }));
+    return static_cast<double>(
+        std::count_if(images_.begin(), images_.end(), [](const auto& i) { return i.second->held; }));
   });
-  gauge("fs_requests_in_flight", "Guest requests not yet answered", [this] { return static_cast<double>(ops_in_flight_); });
-  gauge("journal_spool_bytes", "Staged and not yet durable at the replica", [this] { return static_cast<double>(journal_->usage().spool_bytes); });
+  gauge("fs_requests_in_flight", "Guest requests not yet answered",
+        [this] { return static_cast<double>(ops_in_flight_); });
+  gauge("journal_spool_bytes", "Staged and not yet durable at the replica",
+        [this] { return static_cast<double>(journal_->usage().spool_bytes); });
   gauge("journal_rpo_seconds", "Age of the newest point durable at the replica while anything is unshipped",
         [this] { return seconds(journal_->usage().rpo_ns); });
-  gauge("journal_preserved_bytes", "Old blocks kept for closed batches", [this] { return static_cast<double>(journal_->usage().preserved_bytes); });
+  gauge("journal_preserved_bytes", "Old blocks kept for closed batches",
+        [this] { return static_cast<double>(journal_->usage().preserved_bytes); });
 }
 
 // ---- control ------------------------------------------------------------------------------------
 
 void Engine::mark(std::string name, bool wait, std::chrono::seconds timeout, Callback<Result<std::string>> done) {
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed, name);
-  json out = {{"batch", point.batch.value}, {"label", point.label.to_string()}, {"name", point.name}, {"durable", false}};
+  json out = {
+      {"batch", point.batch.value}, {"label", point.label.to_string()}, {"name", point.name}, {"durable", false}};
   if (!wait) return done(out.dump());
   auto once = std::make_shared<Callback<Result<std::string>>>(std::move(done));  // shared by the journal and the timer
   auto fire = [once](Result<std::string> r) {
@@ -174,7 +220,8 @@ void Engine::set_policy(std::string image, std::string mirror, Callback<Result<s
   set_xattr(std::move(request), [this, inode = attr->inode, mirror, done = std::move(done)](Status s) mutable {
     if (!s) return done(s);
     auto now = names_->get(inode);
-    done(json{{"path", names_->path_of(inode)}, {"uuid", now ? now->image.to_string() : ""}, {"mirror", mirror}}.dump());
+    done(
+        json{{"path", names_->path_of(inode)}, {"uuid", now ? now->image.to_string() : ""}, {"mirror", mirror}}.dump());
   });
 }
 

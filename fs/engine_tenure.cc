@@ -103,7 +103,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     if (grant.size == 0 || none) im.stale.clear_all();
     else im.stale.set_all(grant.size, grant.region_bytes != 0 ? grant.region_bytes : journal_->region_bytes(im.slot));
   } else {
-    im.stale.set_bitmap(grant.stale_regions, grant.size, grant.region_bytes != 0 ? grant.region_bytes : limits::kRegionBytesMin);
+    im.stale.set_bitmap(grant.stale_regions, grant.size,
+                        grant.region_bytes != 0 ? grant.region_bytes : limits::kRegionBytesMin);
   }
   im.map_cut = grant.map_cut;
   im.facts.policy_none = none;
@@ -217,7 +218,8 @@ void Engine::try_yield(Image& im) {
 Task<Status> Engine::flush_both(Image& im) {
   Counter counter = journal_->last_finished();
   if (im.local()) {
-    auto synced = co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    auto synced =
+        co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
     if (!synced) co_return synced;
   }
   using Answer = Result<wire::Flushed>;

@@ -40,7 +40,8 @@ struct VerifyRun {
 
 namespace {
 const log::Logger kLog("verify");
-constexpr uint64_t kChunk = 1u << 20;
+constexpr uint64_t kChunk = 4u << 20;        // of the own copy
+constexpr uint64_t kRemoteChunk = 1u << 20;  // read over the link
 constexpr uint32_t kUnit = 64u << 10;
 constexpr uint32_t kFine = 4096;
 constexpr uint64_t kHoleRun = 64ull << 20;
@@ -109,8 +110,11 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
   for (size_t i = 0; status.is_ok() && i < run->images.size(); ++i) {
     Image& im = *run->images[i];
     ++im.handles;  // keeps it in memory
-    run->image = {{"path", names_->path_of(im.inode)}, {"uuid", im.id.to_string()}, {"point", nullptr},
-                  {"copies", {{"host", "level"}, {"shared", "level"}, {"replica", "level"}}}, {"differences", json::array()}};
+    run->image = {{"path", names_->path_of(im.inode)},
+                  {"uuid", im.id.to_string()},
+                  {"point", nullptr},
+                  {"copies", {{"host", "level"}, {"shared", "level"}, {"replica", "level"}}},
+                  {"differences", json::array()}};
     run->equal = true;
     run->behind = false;
     run->compared = 0;
@@ -152,7 +156,9 @@ Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
     run.image["note"] = "another host writes this image: verify there";
     co_return Status::ok();
   }
-  for (int i = 0; i < 600 && im.held && (im.state == MirrorState::kFilling || im.state == MirrorState::kResyncing) && im.local(); ++i)
+  for (int i = 0;
+       i < 600 && im.held && (im.state == MirrorState::kFilling || im.state == MirrorState::kResyncing) && im.local();
+       ++i)
     co_await sleep(std::chrono::milliseconds(100));
   uint64_t size = im.size;
   if (!im.attached) co_return Status(Code::kUnavailable, "image " + im.id.to_string() + " has no journal yet");
@@ -181,11 +187,14 @@ Task<Status> Engine::verify_copies(VerifyRun& run, Image& im, uint64_t size) {
   if (im.state == MirrorState::kNone) run.image["copies"]["shared"] = "absent";
   if (!im.local()) run.image["copies"]["host"] = "absent";
   for (uint64_t at = 0; at < size;) {
-    if (!im.held) co_return Status(Code::kBusy, "the tenure of " + im.id.to_string() + " moved during the verify: run it again");
+    if (!im.held)
+      co_return Status(Code::kBusy, "the tenure of " + im.id.to_string() + " moved during the verify: run it again");
     // Long holes go in one piece: nothing to read here, if the shared node says the same of its copy.
     auto next = im.local() ? im.copy->next_data(at) : Result<Extent>(Extent{at, 1});
-    bool hole = next && (next->length == 0 || next->offset >= at + kHoleRun) && !journal_->must_preserve(im.slot, {at, kHoleRun});
-    uint64_t length = std::min(hole ? kHoleRun : kChunk, size - at);
+    bool hole = next && (next->length == 0 || next->offset >= at + kHoleRun) &&
+                !journal_->must_preserve(im.slot, {at, kHoleRun});
+    uint64_t chunk = im.local() && im.stale.none() ? kChunk : kRemoteChunk;
+    uint64_t length = std::min(hole ? kHoleRun : chunk, size - at);
     RangeLock::Hold hold;
     hold.extent = {at, length};
     co_await lock(im, hold);
@@ -196,7 +205,7 @@ Task<Status> Engine::verify_copies(VerifyRun& run, Image& im, uint64_t size) {
       auto same = co_await shared_is_hole(im, range);
       if (same) both_holes = *same;
       else status = same.status();
-      if (!both_holes) range.length = length = std::min(kChunk, range.length);
+      if (!both_holes) range.length = length = std::min(chunk, range.length);
     }
     if (status.is_ok() && !both_holes && range.length != 0) status = co_await verify_chunk(run, im, range);
     journal_->release_frozen({at, length});
@@ -234,7 +243,8 @@ Task<Status> Engine::verify_chunk(VerifyRun& run, Image& im, Extent range) {
   using Answer = Result<wire::Hashes>;
   if (local && mirrored) {
     wire::Hash ask{im.id, range, kUnit, run.key};
-    auto theirs = co_await async<Answer>([&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(d)); });
+    auto theirs = co_await async<Answer>(
+        [&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(d)); });
     if (!theirs) co_return theirs.status();
     Status read = co_await read_copy(im, range, buffer);
     if (!read) co_return read.with_context("host copy");
@@ -263,7 +273,8 @@ Task<void> Engine::narrow_shared(VerifyRun& run, Image& im, Extent unit, ByteSpa
   size_t before = run.suspects.size();
   using Answer = Result<wire::Hashes>;
   wire::Hash fine{im.id, unit, kFine, run.key};
-  auto narrow = co_await async<Answer>([&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, fine, std::move(d)); });
+  auto narrow = co_await async<Answer>(
+      [&](Callback<Answer> d) { mirror_->request<wire::Hashes>(wire::Type::kHash, fine, std::move(d)); });
   for (uint64_t f = 0; narrow && f < narrow->digests.size() && f * kFine < unit.length; ++f) {
     Extent piece{unit.offset + f * kFine, std::min<uint64_t>(kFine, unit.length - f * kFine)};
     Digest128 own = keyed_digest(run.key, bytes.subspan(f * kFine, piece.length));
@@ -284,14 +295,17 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
       if (*once) std::exchange(*once, nullptr)(std::move(r));
     };
     journal_->when_shipped(point.batch, fire);
-    env_.after(run.shipping_stuck ? std::chrono::seconds(0) : kShipWait, [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
+    env_.after(run.shipping_stuck ? std::chrono::seconds(0) : kShipWait,
+               [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
   });
   run.shipping_stuck = !shipped;
   json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
-  bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") && receipt["point"].is_number();
+  bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") &&
+                 receipt["point"].is_number();
   if (!applied) {
     run.image["copies"]["replica"] = "behind";
-    run.image["note"] = shipped ? "the replica holds the cut but waits for what must come before it" : shipped.status().to_string();
+    run.image["note"] =
+        shipped ? "the replica holds the cut but waits for what must come before it" : shipped.status().to_string();
     co_return Status::ok();
   }
   uint64_t id = receipt["point"];
@@ -303,10 +317,12 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
     ask.method = "POST";
     ask.target = target;
     ask.headers["content-type"] = "application/json";
-    std::string body = json{{"offset", at}, {"length", length}, {"unit", kUnit}, {"key", to_hex(run.key.secret)}}.dump();
+    std::string body =
+        json{{"offset", at}, {"length", length}, {"unit", kUnit}, {"key", to_hex(run.key.secret)}}.dump();
     ask.body.assign(body.begin(), body.end());
     using Answer = Result<net::HttpResponse>;
-    auto answer = co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+    auto answer =
+        co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
     if (!answer) co_return answer.status().with_context("replica");
     if (answer->status == 404) {
       run.image["copies"]["replica"] = "absent";
@@ -320,15 +336,16 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
       Extent unit{at + i * kUnit, std::min<uint64_t>(kUnit, length - i * kUnit)};
       bool same = i < got["digests"].size() && got["digests"][i] == hex_of(run.frozen[unit.offset / kUnit]);
       auto suspect = [&](const Suspect& s) { return s.piece.overlaps(unit); };
-      if (!same || std::any_of(run.suspects.begin(), run.suspects.end(), suspect)) co_await narrow_replica(run, im, target, unit);
+      if (!same || std::any_of(run.suspects.begin(), run.suspects.end(), suspect))
+        co_await narrow_replica(run, im, target, unit);
     }
   }
   run.decided = true;
   co_return Status::ok();
 }
 
-// Which 4 KiB of a differing unit, and of which copy: against this host's bytes of now, which is right where nobody wrote
-// since, and against what the shared node had where those two differ.
+// Which 4 KiB of a differing unit, and of which copy: against this host's bytes of now, which is right where nobody
+// wrote since, and against what the shared node had where those two differ.
 Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target, Extent unit) {
   size_t before = run.image["differences"].size();
   auto buffer = std::make_shared<io::AlignedBuffer>(unit.length);  // shared with the operation
@@ -340,17 +357,19 @@ Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target,
   ask.method = "POST";
   ask.target = target;
   ask.headers["content-type"] = "application/json";
-  std::string body = json{{"offset", unit.offset}, {"length", unit.length}, {"unit", kFine}, {"key", to_hex(run.key.secret)}}.dump();
+  std::string body =
+      json{{"offset", unit.offset}, {"length", unit.length}, {"unit", kFine}, {"key", to_hex(run.key.secret)}}.dump();
   ask.body.assign(body.begin(), body.end());
   using Answer = Result<net::HttpResponse>;
-  auto answer = co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+  auto answer =
+      co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
   json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
   bool known = got.is_object() && got["digests"].is_array();
   bool resolved = false;
   for (const Suspect& s : run.suspects) {
     if (!s.piece.overlaps(unit)) continue;
     size_t f = (s.piece.offset - unit.offset) / kFine;
-    std::string theirs = known && f < got["digests"].size() && got["digests"][f].is_string() ? got["digests"][f].get<std::string>() : "";
+    json theirs = known && f < got["digests"].size() ? got["digests"][f] : json();
     if (theirs != hex_of(s.host)) differ(run, im, "host", s.piece);
     if (theirs != hex_of(s.shared)) differ(run, im, "shared", s.piece);
     resolved = true;

@@ -160,7 +160,8 @@ void Engine::prepare(Op* op) {
 void Engine::issue(Op* op) {
   Image& im = *op->image;
   op->local_asked = im.local();
-  op->remote_asked = sends_mirror(im.state) || (im.state == MirrorState::kNone && op->kind == OpKind::kResize && mirror_->up());
+  op->remote_asked =
+      sends_mirror(im.state) || (im.state == MirrorState::kNone && op->kind == OpKind::kResize && mirror_->up());
   op->pending = 1 + (op->local_asked ? 1 : 0) + (op->remote_asked ? 1 : 0);
   if (op->remote_asked) issue_remote(op);
   else if (im.state != MirrorState::kNone) op->remote = Status(Code::kUnavailable, "no link to the shared node");

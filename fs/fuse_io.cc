@@ -103,8 +103,9 @@ void FuseOps::release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
 static uint64_t interruptible(fuse_req_t req) {
   FuseShell& shell = shell_of(req);
   uint64_t tag = shell.next_tag();
-  fuse_req_interrupt_func(req, [](fuse_req_t r, void* data) { shell_of(r).interrupted(reinterpret_cast<uint64_t>(data)); },
-                          reinterpret_cast<void*>(tag));
+  fuse_req_interrupt_func(
+      req, [](fuse_req_t r, void* data) { shell_of(r).interrupted(reinterpret_cast<uint64_t>(data)); },
+      reinterpret_cast<void*>(tag));
   return tag;
 }
 
@@ -157,7 +158,8 @@ void FuseOps::fallocate(fuse_req_t req, fuse_ino_t, int mode, off_t offset, off_
     return;
   }
   Extent extent{static_cast<uint64_t>(offset), static_cast<uint64_t>(length)};
-  shell_of(req).engine_.fallocate(handle_of(fi), what, extent, [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); });
+  shell_of(req).engine_.fallocate(handle_of(fi), what, extent,
+                                  [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); });
 }
 
 void FuseOps::lseek(fuse_req_t req, fuse_ino_t, off_t offset, int whence, fuse_file_info* fi) {
@@ -165,10 +167,13 @@ void FuseOps::lseek(fuse_req_t req, fuse_ino_t, off_t offset, int whence, fuse_f
     fuse_reply_err(req, offset < 0 ? ENXIO : EINVAL);
     return;
   }
-  shell_of(req).engine_.seek(handle_of(fi), static_cast<uint64_t>(offset), whence == SEEK_DATA, [req](Result<uint64_t> at) {
-    if (at) fuse_reply_lseek(req, static_cast<off_t>(*at));
-    else reply_error(req, at.status());
-  });
+  shell_of(req).engine_.seek(handle_of(fi), static_cast<uint64_t>(offset), whence == SEEK_DATA,
+                             [req](Result<uint64_t> at) {
+                               if (at)
+                                 fuse_reply_lseek(req, static_cast<off_t>(*at));
+                               else
+                                 reply_error(req, at.status());
+                             });
 }
 
 // QEMU asks for the alignment; without this answer it turns guest writes of 512 bytes into read-modify-write.

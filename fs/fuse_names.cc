@@ -85,8 +85,8 @@ void FuseOps::init(void* userdata, fuse_conn_info* conn) {
   // No writeback cache: the kernel would acknowledge before the mirror does, and own the size.
   unsigned refused = FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
   conn->want &= ~refused;
-  conn->want |= conn->capable & (FUSE_CAP_ASYNC_DIO | FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
-                                 FUSE_CAP_READDIRPLUS_AUTO);
+  conn->want |= conn->capable & (FUSE_CAP_ASYNC_DIO | FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS |
+                                 FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO);
 }
 
 void FuseOps::lookup(fuse_req_t req, fuse_ino_t parent, const char* name) {
@@ -183,7 +183,8 @@ void FuseOps::rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_i
     fuse_reply_err(req, EINVAL);
     return;
   }
-  shell_of(req).engine_.rename({InodeNumber(parent), name, InodeNumber(new_parent), new_name, flags}, reply_status(req));
+  shell_of(req).engine_.rename({InodeNumber(parent), name, InodeNumber(new_parent), new_name, flags},
+                               reply_status(req));
 }
 
 // ---- directories --------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ Status clear_dead_mount(const std::string& mountpoint) {
     }
     if (errno != ENOTCONN && errno != ECONNABORTED) return Status::from_errno(errno, "mount point " + mountpoint);
     kLog.info("dead_mount_removed", {{"path", mountpoint}});
-    if (::umount2(mountpoint.c_str(), MNT_DETACH) != 0) return Status::from_errno(errno, "unmounting the dead mount at " + mountpoint);
+    if (::umount2(mountpoint.c_str(), MNT_DETACH) != 0)
+      return Status::from_errno(errno, "unmounting the dead mount at " + mountpoint);
   }
   return Status(Code::kBusy, mountpoint + ": too many dead mounts on top of one another");
 }
@@ -56,8 +57,8 @@ std::vector<std::string> missing_kernel_features() {
   return out;
 }
 
-// The kernel takes directory locks while it forgets an entry, and may hold them for a lookup that waits for the loop: so
-// notifications are written by a thread of their own.
+// The kernel takes directory locks while it forgets an entry, and may hold them for a lookup that waits for the loop:
+// so notifications are written by a thread of their own.
 class FuseShell::Notifier {
  public:
   explicit Notifier(fuse_session* session) : session_(session), thread_([this] { run(); }) {}
@@ -72,7 +73,8 @@ class FuseShell::Notifier {
   void push(const wire::InvalidateNotify& message) {
     {
       std::lock_guard lock(mutex_);
-      if (queue_.size() >= kNotificationsMax) return;  // the timeouts of entries and attributes bound the harm to a second
+      if (queue_.size() >= kNotificationsMax)
+        return;  // the timeouts of entries and attributes bound the harm to a second
       queue_.push_back(message);
     }
     wake_.notify_one();
@@ -163,7 +165,8 @@ void FuseShell::drain() {
       continue;
     }
     give_back(buffer);
-    if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;  // ENOENT: the request was interrupted before it was read
+    if (n < 0 && (errno == EINTR || errno == ENOENT))
+      continue;  // ENOENT: the request was interrupted before it was read
     if (n < 0 && errno == EAGAIN) break;
     if (n < 0 && errno != ENODEV) kLog.warning("fuse_read", {{"errno", errno}});
     if (received_.empty()) return gone();
@@ -199,7 +202,8 @@ void FuseShell::unmount(io::Duration grace, UniqueFunction<void()> done) {
   };
   when_gone_ = fire;
   env_.after(grace, [this, fire] {
-    if (mounted_) kLog.warning("still_in_use", {{"path", options_.mountpoint}, {"remedy", "files open in it get ENOTCONN"}});
+    if (mounted_)
+      kLog.warning("still_in_use", {{"path", options_.mountpoint}, {"remedy", "files open in it get ENOTCONN"}});
     fire();
   });
   if (::umount2(options_.mountpoint.c_str(), MNT_DETACH) != 0) kLog.info("umount", {{"errno", errno}});
@@ -223,7 +227,8 @@ void FuseShell::give_back(Buffer* buffer) { free_buffers_.push_back(buffer); }
 
 io::AlignedBuffer FuseShell::take_read_buffer(size_t size) {
   auto& kept = size <= kSmallRead ? small_reads_ : large_reads_;
-  if (kept.empty()) return io::AlignedBuffer(size <= kSmallRead ? kSmallRead : std::max<size_t>(size, limits::kIoBytesMax));
+  if (kept.empty())
+    return io::AlignedBuffer(size <= kSmallRead ? kSmallRead : std::max<size_t>(size, limits::kIoBytesMax));
   io::AlignedBuffer buffer = std::move(kept.back());
   kept.pop_back();
   if (buffer.size() < size) return io::AlignedBuffer(size);

@@ -1,8 +1,8 @@
-// The FUSE shell: a thin layer between /dev/fuse and the engine. The only code that knows FUSE types, and, with main.cc,
-// the only code of this folder that touches descriptors and threads.
+// The FUSE shell: a thin layer between /dev/fuse and the engine. The only code that knows FUSE types, and, with
+// main.cc, the only code of this folder that touches descriptors and threads.
 //
-// The loop drains /dev/fuse without blocking, up to limits::kFuseDrainMax requests a turn, into page-aligned buffers laid
-// out so that a WRITE's payload begins on a page:
+// The loop drains /dev/fuse without blocking, up to limits::kFuseDrainMax requests a turn, into page-aligned buffers
+// laid out so that a WRITE's payload begins on a page:
 //
 //   buffer:  | ... 4016 ... | 40 fuse_in_header | 40 fuse_write_in | payload (4096-aligned) ... |
 //

@@ -72,7 +72,7 @@ struct Image {
   MirrorFacts facts;
   bool noting_alone = false;
   bool broken = false;                 // the own copy failed; all goes to the shared one
-  bool behind = false;                 // durable flag: the own copy is not filled yet, whatever the shared node's map says
+  bool behind = false;  // durable flag: the own copy is not filled yet, whatever the shared node's map says
   LossId shared_loss;                  // under which the writes since the last full flush were applied
   LossId resync_loss;                  // of the copy being resynced
   uint64_t map_cut = 0;

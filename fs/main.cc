@@ -33,7 +33,8 @@ struct Host {
     shell->on_unmounted([this] { daemon.request_stop(); });
     ready(Status::ok());
   }
-  // The first names should be the shared node's, so the mount waits a moment for the link; without it, it goes on alone.
+  // The first names should be the shared node's, so the mount waits a moment for the link; without it, it goes on
+  // alone.
   void start(Callback<Status> ready) {
     engine->start();
     engine->when_linked(kLinkWait, [this, ready = std::move(ready)]() mutable { mount(std::move(ready)); });
@@ -55,17 +56,22 @@ int run(const fs::Arguments& arguments) {
   if (!config) return daemon::fail(kName, config.status());
   if (!arguments.mountpoint.empty()) config->mount.path = arguments.mountpoint;
   if (config->mount.path.empty())
-    return daemon::fail(kName, Status(Code::kInvalidArgument, arguments.config + ": no mount point: name one, or set [mount] path"));
-  if (Status s = config::check_paths(arguments.config, config->tls, &config->storage); !s) return daemon::fail(kName, s);
+    return daemon::fail(
+        kName, Status(Code::kInvalidArgument, arguments.config + ": no mount point: name one, or set [mount] path"));
+  if (Status s = config::check_paths(arguments.config, config->tls, &config->storage); !s)
+    return daemon::fail(kName, s);
   if (arguments.check_only || arguments.fake) {
     std::printf("%s: the configuration is good\n", arguments.config.c_str());
     return 0;
   }
   auto certificate = net::pki::inspect(config->tls.certificate);
   if (!certificate) return daemon::fail(kName, certificate.status());
-  if (!certificate->identity || certificate->identity->role != net::Role::kHost || certificate->identity->node != config->node.name)
-    return daemon::fail(kName, Status(Code::kInvalidArgument, arguments.config + ": [tls] certificate: " + config->tls.certificate +
-                                          " is not of host " + config->node.name + ": make one with `tidemark pki issue`"));
+  if (!certificate->identity || certificate->identity->role != net::Role::kHost ||
+      certificate->identity->node != config->node.name)
+    return daemon::fail(
+        kName, Status(Code::kInvalidArgument, arguments.config + ": [tls] certificate: " + config->tls.certificate +
+                                                  " is not of host " + config->node.name +
+                                                  ": make one with `tidemark pki issue`"));
 
   daemon::Options options;
   options.program = kName;
@@ -96,7 +102,8 @@ int run(const fs::Arguments& arguments) {
     host.engine->healthy(&reasons);
     return reasons;
   });
-  return (*daemon)->run([&host](auto ready) { host.start(std::move(ready)); }, [&host](auto done) { host.stop(std::move(done)); });
+  return (*daemon)->run([&host](auto ready) { host.start(std::move(ready)); },
+                        [&host](auto done) { host.stop(std::move(done)); });
 }
 
 }  // namespace

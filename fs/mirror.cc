@@ -41,7 +41,9 @@ Task<void> Mirror::run() {
       up_ = true;
       last_error_ = Status::ok();
       events_.on_up(answer_);
-      if (up_) co_await async<bool>([this](Callback<bool> done) { wake_ = [done = std::move(done)]() mutable { done(true); }; });
+      if (up_)
+        co_await async<bool>(
+            [this](Callback<bool> done) { wake_ = [done = std::move(done)]() mutable { done(true); }; });
     } else {
       for (auto& c : connections_) {
         c->close(opened);
@@ -54,7 +56,8 @@ Task<void> Mirror::run() {
     }
     if (stopping_) break;
     // Jitter: half to whole of the back-off.
-    auto delay = backoff / 2 + std::chrono::milliseconds(env_.random_u64() % static_cast<uint64_t>(backoff.count() / 2 + 1));
+    auto delay =
+        backoff / 2 + std::chrono::milliseconds(env_.random_u64() % static_cast<uint64_t>(backoff.count() / 2 + 1));
     co_await async<bool>([&](Callback<bool> done) {
       env_.after(delay, [done = std::move(done)]() mutable { done(true); });
     });
@@ -80,7 +83,8 @@ Task<Status> Mirror::open_session() {
 
 Task<Result<wire::HelloAnswer>> Mirror::open_connection(uint64_t session) {
   using Opened = Result<std::unique_ptr<net::Stream>>;
-  auto stream = co_await async<Opened>([&](Callback<Opened> done) { env_.network().connect(options_.connect, std::move(done)); });
+  auto stream =
+      co_await async<Opened>([&](Callback<Opened> done) { env_.network().connect(options_.connect, std::move(done)); });
   if (!stream) co_return stream.status();
   auto connection = std::make_unique<wire::Connection>(env_, std::move(*stream), pool_);
   wire::Connection* link = connection.get();
@@ -143,7 +147,8 @@ wire::Connection& Mirror::pick() {
   return *best;
 }
 
-void Mirror::write(const wire::Write& message, ByteSpan payload, uint64_t digest, Callback<Result<wire::Applied>> done) {
+void Mirror::write(const wire::Write& message, ByteSpan payload, uint64_t digest,
+                   Callback<Result<wire::Applied>> done) {
   if (!up_) return done(Status(Code::kUnavailable, "no link to the shared node"));
   pick().send_write(message, payload, digest, std::move(done));
 }

@@ -26,7 +26,16 @@
 
 namespace tidemark::fs {
 
-enum class MirrorState : uint8_t { kReadingShared, kMirrored, kFilling, kWaiting, kLocalOnly, kResyncing, kFenced, kNone };
+enum class MirrorState : uint8_t {
+  kReadingShared,
+  kMirrored,
+  kFilling,
+  kWaiting,
+  kLocalOnly,
+  kResyncing,
+  kFenced,
+  kNone
+};
 
 enum class MirrorEvent : uint8_t {
   kGranted,        // a tenure began (or was given anew) and the link is up

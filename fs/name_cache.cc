@@ -116,6 +116,15 @@ wire::DirEntries NameCache::list(InodeNumber parent, const std::string& after, u
   return out;
 }
 
+std::vector<wire::Attr> NameCache::images() const {
+  std::vector<wire::Attr> out;
+  for (const auto& [image, inode] : images_) {
+    auto attr = attrs_.find(inode);
+    if (attr != attrs_.end() && places_.count(inode) != 0) out.push_back(attr->second);
+  }
+  return out;
+}
+
 std::string NameCache::path_of(InodeNumber inode) const {
   std::string path;
   for (int depth = 0; depth < 64 && inode.value != 1; ++depth) {

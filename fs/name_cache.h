@@ -1,6 +1,6 @@
 // What this host knows of the name space, for use while the shared node is away. Never authoritative: whenever the link
-// is up the shared node is asked. Kept in memory and, without being waited for, in a key-value store, so that a host that
-// starts while the shared node is down still knows its images. Bounded; beyond the bound new entries are not kept.
+// is up the shared node is asked. Kept in memory and, without being waited for, in a key-value store, so that a host
+// that starts while the shared node is down still knows its images. Bounded; beyond the bound new entries are not kept.
 #pragma once
 
 #include <map>
@@ -29,6 +29,8 @@ class NameCache {
   std::optional<wire::Attr> lookup(InodeNumber parent, const std::string& name) const;
   std::optional<wire::Attr> by_image(const ImageId& image) const;
   wire::DirEntries list(InodeNumber parent, const std::string& after, uint32_t count_max) const;
+  // Every image known that has a name.
+  std::vector<wire::Attr> images() const;
   // "dir/name" as far as known.
   std::string path_of(InodeNumber inode) const;
   // What stands in the cache for a path or a UUID's text.

@@ -29,7 +29,9 @@ class StaleMap {
   uint64_t count() const { return count_; }
   uint64_t region_bytes() const { return region_bytes_; }
   uint64_t stale_bytes(uint64_t size) const { return std::min(count_ * region_bytes_, size); }
-  bool region_stale(uint64_t region) const { return region / 8 < bits_.size() && (bits_[region / 8] >> (region % 8) & 1); }
+  bool region_stale(uint64_t region) const {
+    return region / 8 < bits_.size() && (bits_[region / 8] >> (region % 8) & 1);
+  }
   // True if any part of the range is stale.
   bool stale(Extent range) const {
     if (count_ == 0 || range.length == 0) return false;

@@ -14,8 +14,11 @@ Next parse(std::vector<std::string> words, Arguments& out, std::string& error) {
 TEST(Arguments, FstabLineWorks) {
   Arguments a;
   std::string error;
-  ASSERT_EQ(parse({"/sbin/mount.tidemark", "tidemark-config", "/mnt", "-s", "-o", "rw,config=/etc/t.toml,_netdev,nosuid,x-systemd.automount"}, a, error),
-            Next::kRun) << error;
+  ASSERT_EQ(parse({"/sbin/mount.tidemark", "tidemark-config", "/mnt", "-s", "-o",
+                   "rw,config=/etc/t.toml,_netdev,nosuid,x-systemd.automount"},
+                  a, error),
+            Next::kRun)
+      << error;
   EXPECT_EQ(a.config, "/etc/t.toml");
   EXPECT_EQ(a.source, "tidemark-config");
   EXPECT_EQ(a.mountpoint, "/mnt");

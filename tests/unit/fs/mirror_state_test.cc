@@ -7,9 +7,10 @@ namespace {
 
 using S = MirrorState;
 using E = MirrorEvent;
-constexpr S kAllStates[] = {S::kReadingShared, S::kMirrored, S::kFilling, S::kWaiting, S::kLocalOnly, S::kResyncing, S::kFenced};
-constexpr E kAllEvents[] = {E::kGranted, E::kYielded, E::kLinkLost, E::kRefused, E::kResumed, E::kResumedOther, E::kLossChanged,
-                            E::kEqual, E::kFilled, E::kFencedOff};
+constexpr S kAllStates[] = {S::kReadingShared, S::kMirrored,  S::kFilling, S::kWaiting,
+                            S::kLocalOnly,     S::kResyncing, S::kFenced};
+constexpr E kAllEvents[] = {E::kGranted,      E::kYielded,     E::kLinkLost, E::kRefused, E::kResumed,
+                            E::kResumedOther, E::kLossChanged, E::kEqual,    E::kFilled,  E::kFencedOff};
 const MirrorFacts kWhole{.copy_whole = true, .handshaken = true};
 const MirrorFacts kBehind{.copy_whole = false, .handshaken = true};
 

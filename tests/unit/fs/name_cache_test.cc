@@ -63,7 +63,8 @@ TEST_F(NameCacheTest, KnowsPathsAndImagesAgainAfterARestart) {
 
 TEST_F(NameCacheTest, ListsOneDirectoryInNameOrderAndPages) {
   for (uint64_t i = 0; i < 5; ++i)
-    cache_->put_entry(InodeNumber(1), std::string(1, static_cast<char>('e' - i)), node(10 + i, 1, wire::NodeKind::kImage));
+    cache_->put_entry(InodeNumber(1), std::string(1, static_cast<char>('e' - i)),
+                      node(10 + i, 1, wire::NodeKind::kImage));
   cache_->put_entry(InodeNumber(2), "aa", node(20, 2, wire::NodeKind::kImage));
   wire::DirEntries first = cache_->list(InodeNumber(1), "", 3);
   ASSERT_EQ(first.entries.size(), 3u);

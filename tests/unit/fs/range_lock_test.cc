@@ -33,7 +33,8 @@ TEST(RangeLock, WritesInOneGranuleAreOrdered) {
 
 TEST(RangeLock, ReadsShareAndWaitForWrites) {
   RangeLock lock;
-  Request r1(lock, {0, 8192}, false), r2(lock, {4096, 4096}, false), w(lock, {4096, 1}, true), r3(lock, {4096, 1}, false);
+  Request r1(lock, {0, 8192}, false), r2(lock, {4096, 4096}, false), w(lock, {4096, 1}, true),
+      r3(lock, {4096, 1}, false);
   EXPECT_TRUE(r1.granted);
   EXPECT_TRUE(r2.granted);
   EXPECT_FALSE(w.granted);
