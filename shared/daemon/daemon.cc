@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
@@ -17,6 +18,25 @@ namespace tidemark::daemon {
 namespace {
 
 const log::Logger kLog("daemon");
+
+// The daemons open storage before they listen; a used port is found out first, so that the one line
+// about it is all that is said and nothing was begun.
+Status probe_ports(const Options& o) {
+  std::string listen;
+  if (o.node.role == "shared") {
+    if (auto c = config::load_shared(o.config_file)) listen = c->listen.address;
+  } else if (o.node.role == "replica") {
+    if (auto c = config::load_replica(o.config_file)) listen = c->listen.address;
+  }
+  for (const auto& [section, key, text] : {std::tuple{"listen", "address", listen}, {"metrics", "listen", o.metrics.address}}) {
+    auto address = net::Address::parse(text);
+    if (text.empty() || !address) continue;   // the listener itself says what is wrong with it
+    Status s = probe_address(address->host, address->port);
+    if (s) continue;
+    return {Code::kInvalidArgument, config::locate(o.config_file, section, key) + ": " + s.message() + ": choose a free port, or 0 for any"};
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -76,6 +96,7 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Options options) {
     TM_ASSIGN_OR_RETURN(state->background, Background::enter());
   }
   TM_ASSIGN_OR_RETURN(state->pid_file, PidFile::take(o.node.run_dir + "/" + o.node.name + ".pid"));
+  TM_RETURN_IF_ERROR(probe_ports(o));
   log::Options log_options;
   log_options.level = log::parse_level(o.log.level).value_or(log::Level::kInfo);
   log_options.file = o.log.file;
@@ -165,7 +186,8 @@ int Daemon::run(UniqueFunction<void(Callback<Status>)> start, UniqueFunction<voi
       if (!status) {
         st.exit_code = fail(st.options.program, status);
         if (!st.options.log.file.empty() || st.options.background) kLog.error("start_failed", {{"status", status}});
-        return st.stopped();
+        st.phase = State::Phase::kStopped;
+        return st.env->stop();
       }
       if (st.stop_when_started) return st.begin_stop();
       st.phase = State::Phase::kRunning;

@@ -1,8 +1,10 @@
 #include "shared/daemon/process.h"
 
 #include <fcntl.h>
+#include <netdb.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <systemd/sd-daemon.h>
@@ -107,6 +109,27 @@ void Background::ready() {
   (void)written;  // a parent that is gone has nobody to tell
   close(fd_);
   fd_ = -1;
+}
+
+Status probe_address(const std::string& host, uint16_t port) {
+  addrinfo hints{}, *found = nullptr;
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE;
+  hints.ai_socktype = SOCK_STREAM;
+  std::string where = host + " port " + std::to_string(port);
+  if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) {
+    return {Code::kInvalidArgument, "bad address " + host + ": it must be numeric"};
+  }
+  int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int on = 1;
+  Status out;
+  if (fd < 0) out = Status::from_errno(errno, where);
+  else if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0 ||
+           listen(fd, 1) != 0) {
+    out = Status::from_errno(errno, where);
+  }
+  if (fd >= 0) close(fd);
+  freeaddrinfo(found);
+  return out;
 }
 
 bool log_goes_to_journald() {

@@ -1,6 +1,7 @@
 // What a daemon asks of its process: pid file, going to the background, systemd's notifications.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "shared/base/status.h"
@@ -39,6 +40,8 @@ class Background {
   int fd_ = -1;
 };
 
+// That the numeric `host` and `port` can be listened on now. Nothing is kept: the real listener follows.
+Status probe_address(const std::string& host, uint16_t port);
 bool log_goes_to_journald();   // standard error is the journal's own stream
 void notify_systemd(const char* state);
 void raise_descriptor_limit();

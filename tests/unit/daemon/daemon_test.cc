@@ -101,10 +101,10 @@ TEST_F(DaemonTest, AUsedPortIsOneLineThatNamesFileLineAndRemedy) {
   ASSERT_EQ(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
   Options o = options();
   o.metrics.address = "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
-  auto d = Daemon::create(o);
-  ASSERT_TRUE(d) << d.status().to_string();
   testing::internal::CaptureStderr();
-  int code = (*d)->run([](Callback<Status> ready) { ready({}); }, [](UniqueFunction<void()> done) { done(); });
+  auto d = Daemon::create(o);
+  ASSERT_FALSE(d);
+  int code = fail("tidemark-test", d.status());
   std::string error = testing::internal::GetCapturedStderr();
   close(fd);
   EXPECT_EQ(code, 2);
