@@ -117,6 +117,7 @@ class Core {
 
   // ---- status.cc ------------------------------------------------------------------------------
   std::string status_json();
+  std::string journal_json() const;
   std::vector<std::string> unhealthy_reasons() const;
   void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);
 
@@ -232,6 +233,7 @@ class Core {
   // ---- name_requests.cc -----------------------------------------------------------------------
   void name_request(const PeerPtr& peer, wire::Request& request);
   void set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin);
+  void mirror_request(const PeerPtr& peer, uint64_t id, const wire::SetXattr& m, const Origin& origin);
   Status check_policy(const wire::SetAttr& m);
   void answer_change(const PeerPtr& peer, wire::Type type, uint64_t id, Result<Change> change);
   void apply_change(Change change, const Session* by, UniqueFunction<void(const Change&)> then);

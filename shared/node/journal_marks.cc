@@ -62,6 +62,13 @@ MarkSink::Usage JournalMarks::usage() const {
   out.shipping_paused = u.shipping_paused;
   out.ship_error = u.ship_error;
   out.rpo_ns = u.rpo_ns;
+  out.incarnation = journal_->incarnation();
+  out.generation = journal_->generation();
+  out.newest_closed = u.newest_closed;
+  out.newest_durable = u.newest_durable;
+  out.closed_batches = u.closed_batches;
+  out.records_unstaged = u.records_unstaged;
+  out.last_finished = journal_->last_finished().value;
   return out;
 }
 

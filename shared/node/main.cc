@@ -47,6 +47,10 @@ void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
     if (node == nullptr) return Status(Code::kUnavailable, "starting");
     return node->status_json();
   });
+  daemon.routes().get("/v1/journal", [&node](const daemon::Request&) -> Result<std::string> {
+    if (node == nullptr) return Status(Code::kUnavailable, "starting");
+    return node->journal_json();
+  });
   daemon.routes().post("/v1/images/policy", [&node](daemon::Request request, daemon::Reply reply) {
     auto policy = node::parse_policy(request.text());
     if (!policy) return reply(daemon::error_response(policy.status()));

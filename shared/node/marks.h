@@ -18,6 +18,10 @@ class MarkSink {
     bool replica_configured = false, shipping_paused = false;
     std::string ship_error;
     int64_t rpo_ns = 0;
+    Incarnation incarnation;
+    Uuid generation;
+    BatchNumber newest_closed, newest_durable;
+    uint64_t closed_batches = 0, records_unstaged = 0, last_finished = 0;
   };
   virtual ~MarkSink() = default;
   // In the order of their numbers. A mark may be given again after a crash; the replica merges by number.

@@ -1,5 +1,6 @@
 // The name space's requests: applied in memory one after another, answered once durable.
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "shared/base/limits.h"
@@ -11,6 +12,7 @@ namespace tidemark::node {
 
 namespace {
 const log::Logger kLog("node.names");
+constexpr std::string_view kMirrorXattr = "user.tidemark.mirror";
 constexpr size_t kEntriesBytesMax = 512u << 10;   // of one answer's entries: well within a frame
 }  // namespace
 
@@ -51,6 +53,7 @@ void Core::name_request(const PeerPtr& peer, wire::Request& request) {
     case Type::kSetXattr: {
       wire::SetXattr m;
       if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+      if (m.name == kMirrorXattr) return mirror_request(peer, request.id, m, origin);
       return answer_change(peer, request.type, request.id, names_->set_xattr(m, origin));
     }
     case Type::kReadDir: return read_dir(peer, request);
@@ -65,6 +68,20 @@ void Core::name_request(const PeerPtr& peer, wire::Request& request) {
 void Core::set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin) {
   if (Status s = check_policy(m); !s) return peer->link->respond_failure(wire::Type::kSetAttr, id, s);
   answer_change(peer, wire::Type::kSetAttr, id, names_->set_attr(m, origin));
+}
+
+// Policy is shown and set as an extended attribute; here it is a field of its own.
+void Core::mirror_request(const PeerPtr& peer, uint64_t id, const wire::SetXattr& m, const Origin& origin) {
+  std::string_view value = m.remove != 0 ? "sync" : as_text(m.value);
+  wire::SetAttr policy;
+  policy.inode = m.inode;
+  policy.mask = wire::kSetPolicy;
+  policy.values.mirror = value == "none" ? 0 : 1;
+  Status status = value == "none" || value == "sync"
+                      ? check_policy(policy)
+                      : Status::from_errno(EINVAL, std::string(kMirrorXattr) + " is `none` or `sync`");
+  if (!status) return peer->link->respond_failure(wire::Type::kSetXattr, id, status);
+  answer_change(peer, wire::Type::kSetXattr, id, names_->set_attr(policy, origin));
 }
 
 // `mirror = none` gives the second copy's blocks up; that must not meet requests under way.

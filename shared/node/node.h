@@ -50,6 +50,7 @@ class SharedNode {
   void stop(UniqueFunction<void()> done);
 
   std::string status_json();
+  std::string journal_json() const;   // of the time marks' own journal
   std::vector<std::string> unhealthy_reasons() const;
   // `mirror` is "none" or "sync"; `image` a UUID or a path. The image's JSON, once durable.
   void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);

@@ -86,6 +86,15 @@ std::string Core::status_json() {
   return out.dump();
 }
 
+std::string Core::journal_json() const {
+  MarkSink::Usage u = marks_->usage();
+  json out = {{"incarnation", u.incarnation.value}, {"generation", u.generation.to_string()}, {"newest_closed", u.newest_closed.value},
+              {"newest_durable", u.newest_durable.value}, {"closed_batches", u.closed_batches}, {"spool_batches", u.spool_batches},
+              {"spool_bytes", u.spool_bytes}, {"records_unstaged", u.records_unstaged}, {"journal_bytes", u.journal_bytes},
+              {"last_finished", u.last_finished}};
+  return out.dump();
+}
+
 void Core::set_policy(const std::string& name, const std::string& mirror, Callback<Result<std::string>> done) {
   if (mirror != "none" && mirror != "sync") {
     return done(Status(Code::kInvalidArgument, "mirror is \"none\" or \"sync\", not \"" + mirror + "\""));

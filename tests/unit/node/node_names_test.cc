@@ -146,6 +146,22 @@ TEST_F(NodeTest, PolicyNoneGivesTheSecondCopyUp) {
   EXPECT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
 }
 
+TEST_F(NodeTest, ThePolicyIsAnExtendedAttributeToo) {
+  auto a = host("host1");
+  Result<wire::Attr> f = a->create("f");
+  ASSERT_TRUE(f);
+  auto set = [&](const std::string& value, uint8_t remove = 0) {
+    wire::SetXattr m{f->inode, "user.tidemark.mirror", Bytes(value.begin(), value.end()), remove, 0};
+    return errno_of(a->ask<wire::Changed>(Type::kSetXattr, m).status());
+  };
+  EXPECT_EQ(set("none"), 0);
+  EXPECT_EQ(a->lookup("f")->mirror, 0);
+  EXPECT_EQ(set("perhaps"), EINVAL);
+  EXPECT_EQ(set("", 1), 0);
+  EXPECT_EQ(a->lookup("f")->mirror, 1);
+  EXPECT_TRUE(a->lookup("f")->xattrs.empty());
+}
+
 TEST_F(NodeTest, StatFsTellsTheBricks) {
   auto a = host("host1");
   Result<wire::StatFsAnswer> s = a->ask<wire::StatFsAnswer>(Type::kStatFs, wire::StatFs{});
