@@ -26,7 +26,8 @@ Status check_name(const PartName& name, const Uuid& cluster, const journal::Batc
 Status check_incarnation(const SourceRecord& source, const journal::BatchHeader& b) {
   const bool same_generation = source.generation == b.generation;
   if (b.incarnation < source.incarnation && same_generation) {
-    return refuse("incarnation " + std::to_string(b.incarnation.value) + " after " + std::to_string(source.incarnation.value));
+    return refuse("incarnation " + std::to_string(b.incarnation.value) + " after " +
+                  std::to_string(source.incarnation.value));
   }
   if (b.incarnation != source.incarnation) return Status::ok();
   if (b.nonce != source.nonce) {
@@ -87,10 +88,12 @@ Status check_part(const PartName& name, const Uuid& cluster, const SourceRecord*
   TM_RETURN_IF_ERROR(check_extents(head));
   if (source != nullptr) TM_RETURN_IF_ERROR(check_incarnation(*source, b));
   const bool no_previous = b.previous == Sha256{};
-  const bool fits = stream.last_digest.empty() ? no_previous : std::equal(b.previous.begin(), b.previous.end(),
-                                                                          stream.last_digest.begin(), stream.last_digest.end());
+  const bool fits = stream.last_digest.empty() ? no_previous
+                                               : std::equal(b.previous.begin(), b.previous.end(),
+                                                            stream.last_digest.begin(), stream.last_digest.end());
   if (!fits) {
-    return refuse("wrong previous digest: have " + to_hex(stream.last_digest) + ", got " + journal::digest_text(b.previous));
+    return refuse("wrong previous digest: have " + to_hex(stream.last_digest) + ", got " +
+                  journal::digest_text(b.previous));
   }
   if (stored != nullptr && (stored->parts.size() != b.parts || stored->common != common_digest(head))) {
     return refuse("the part does not belong to the batch's other parts");
@@ -122,7 +125,8 @@ BatchFacts facts_of(const std::vector<const journal::SegmentHead*>& parts) {
   for (const auto& image : parts[0]->images) facts.slices.push_back({image.image, image.epoch, image.parent});
   for (const auto* part : parts) {
     for (const auto& m : part->marks) {
-      if (m.mark.kind == wire::MarkKind::kCreate && !m.mark.node.image.is_nil()) facts.created.push_back(m.mark.node.image);
+      if (m.mark.kind == wire::MarkKind::kCreate && !m.mark.node.image.is_nil())
+        facts.created.push_back(m.mark.node.image);
     }
   }
   return facts;

@@ -33,10 +33,12 @@ class Builder {
     for (size_t i = 0; i < images.size(); ++i) {
       const journal::SegmentImage& slice = images[i];
       auto known = in_.images.find(slice.image);
-      if (known == in_.images.end()) return Status(Code::kCorruption, "image " + slice.image.to_string() + " has no record");
+      if (known == in_.images.end())
+        return Status(Code::kCorruption, "image " + slice.image.to_string() + " has no record");
       auto branched = std::find(in_.action.branched.begin(), in_.action.branched.end(), slice.image);
       if (branched != in_.action.branched.end()) {
-        branch(slice, known->second.index, in_.action.newer[static_cast<size_t>(branched - in_.action.branched.begin())]);
+        branch(slice, known->second.index,
+               in_.action.newer[static_cast<size_t>(branched - in_.action.branched.begin())]);
         continue;
       }
       auto& of_image = changes[i];

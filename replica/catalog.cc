@@ -8,7 +8,8 @@ namespace {
 const ByteSpan kMetaKey = as_bytes("store");
 
 Result<Catalog::StreamId> parse_stream_key(ByteSpan key) {
-  if (key.size() < 18 || key[key.size() - 17] != 0) return Status(Code::kCorruption, "streams: a key has the wrong form");
+  if (key.size() < 18 || key[key.size() - 17] != 0)
+    return Status(Code::kCorruption, "streams: a key has the wrong form");
   Catalog::StreamId id;
   id.first = std::string(as_text(key.first(key.size() - 17)));
   std::copy_n(key.end() - 16, 16, id.second.bytes.begin());
@@ -30,12 +31,13 @@ Result<Catalog> Catalog::load(kv::Store& store, const Uuid& cluster, const Uuid&
     return fresh;
   }
   if (meta->version != kStoreVersion) {
-    return Status(Code::kUnsupported, "the store has version " + std::to_string(meta->version) + "; this program knows " +
-                                          std::to_string(kStoreVersion));
+    return Status(Code::kUnsupported, "the store has version " + std::to_string(meta->version) +
+                                          "; this program knows " + std::to_string(kStoreVersion));
   }
   if (meta->cluster != cluster) {
-    return Status(Code::kPermission, "the store belongs to cluster " + meta->cluster.to_string() + ", the certificate to " +
-                                         cluster.to_string() + ": give the replica a directory of its own");
+    return Status(Code::kPermission, "the store belongs to cluster " + meta->cluster.to_string() +
+                                         ", the certificate to " + cluster.to_string() +
+                                         ": give the replica a directory of its own");
   }
   auto snapshot = store.snapshot();
   TM_ASSIGN_OR_RETURN(Catalog out, load_tables(*snapshot));

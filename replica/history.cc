@@ -24,7 +24,8 @@ void append_run(Bytes& out, uint32_t first, uint32_t count, const UnitRef& ref) 
 }
 
 Status apply_version(ByteSpan value, Leaf& leaf) {
-  if (value.size() < kHeadBytes || (value.size() - kHeadBytes) % kRunBytes != 0 || (value[0] != kFull && value[0] != kDelta)) {
+  if (value.size() < kHeadBytes || (value.size() - kHeadBytes) % kRunBytes != 0 ||
+      (value[0] != kFull && value[0] != kDelta)) {
     return Status(Code::kCorruption, "history index: a leaf version has the wrong form");
   }
   if (value[0] == kFull) leaf.fill(UnitRef{});
@@ -100,7 +101,8 @@ Result<std::vector<Version>> versions_of(kv::Cursor& cursor, ImageIndex image, u
 }
 
 // The leaf at `point`: versions and wides merged by point; at the same point the wide comes first.
-Status load_leaf(kv::Snapshot& snapshot, kv::Cursor& cursor, ImageIndex image, uint64_t index, PointId point, Leaf& out) {
+Status load_leaf(kv::Snapshot& snapshot, kv::Cursor& cursor, ImageIndex image, uint64_t index, PointId point,
+                 Leaf& out) {
   out.fill(UnitRef{});
   TM_ASSIGN_OR_RETURN(std::vector<Version> versions, versions_of(cursor, image, index, point));
   if (versions.empty()) return Status::ok();
@@ -109,7 +111,8 @@ Status load_leaf(kv::Snapshot& snapshot, kv::Cursor& cursor, ImageIndex image, u
   size_t next = 1;
   auto wides = snapshot.cursor(kWides);
   const Bytes from = image_point_key(image, versions[0].point.next());
-  for (bool found = wides->seek(from); found && starts_with(wides->key(), ByteSpan(from).first(4)); found = wides->next()) {
+  for (bool found = wides->seek(from); found && starts_with(wides->key(), ByteSpan(from).first(4));
+       found = wides->next()) {
     const PointId at = point_of_key(wides->key());
     if (at > point) break;
     for (; next < versions.size() && versions[next].point < at; ++next) {
@@ -126,8 +129,8 @@ Bytes encode_full(const Leaf& leaf) {
   for (uint32_t i = 0; i < kLeafUnits;) {
     if (leaf[i].segment == 0) { ++i; continue; }
     uint32_t count = 1;
-    while (i + count < kLeafUnits && leaf[i + count - 1].valid == kUnitBytes && leaf[i + count].segment == leaf[i].segment &&
-           leaf[i + count].unit == leaf[i].unit + count) {
+    while (i + count < kLeafUnits && leaf[i + count - 1].valid == kUnitBytes &&
+           leaf[i + count].segment == leaf[i].segment && leaf[i + count].unit == leaf[i].unit + count) {
       ++count;
     }
     UnitRef ref = leaf[i];
@@ -222,7 +225,8 @@ Status HistoryView::load(uint64_t leaf, Leaf& out) { return load_leaf(snapshot_,
 
 std::optional<uint64_t> HistoryView::next_leaf(uint64_t from) {
   const Bytes key = leaf_key(image_, from, PointId(0));
-  if (from > UINT32_MAX || !cursor_->seek(key) || !starts_with(cursor_->key(), ByteSpan(key).first(4))) return std::nullopt;
+  if (from > UINT32_MAX || !cursor_->seek(key) || !starts_with(cursor_->key(), ByteSpan(key).first(4)))
+    return std::nullopt;
   return load_be32(cursor_->key().data() + 4);
 }
 

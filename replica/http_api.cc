@@ -34,7 +34,8 @@ std::optional<std::string> decode(std::string_view text) {
 
 bool is_source_name(const std::string& name) {
   return !name.empty() && name.size() <= 63 && name[0] != '.' &&
-         name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") == std::string::npos;
+         name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") ==
+             std::string::npos;
 }
 
 // The requests of one kind of path each; a Reply is called exactly once.
@@ -47,7 +48,9 @@ class Request {
     const auto& p = target_.path;
     if (p.size() < 2 || p[0] != "v1") return fail(404, "not_found", "no such path");
     if (p[1] == "sources" || p[1] == "batches") return source_request();
-    if (!reader_role()) return fail(403, "permission", "a certificate of role " + std::string(net::role_name(http_.peer.role)) + " may not read");
+    if (!reader_role())
+      return fail(403, "permission",
+                  "a certificate of role " + std::string(net::role_name(http_.peer.role)) + " may not read");
     if (p.size() == 2 && p[1] == "status") return get_only() ? ok(status_text(replica_)) : method();
     if (p[1] != "points") return fail(404, "not_found", "no such path");
     if (p.size() == 2) return get_only() ? list_points() : method();
@@ -63,12 +66,14 @@ class Request {
  private:
   bool get_only() const { return http_.method == "GET"; }
   bool reader_role() const {
-    return http_.peer.role == net::Role::kHost || http_.peer.role == net::Role::kOperator || http_.peer.role == net::Role::kShared;
+    return http_.peer.role == net::Role::kHost || http_.peer.role == net::Role::kOperator ||
+           http_.peer.role == net::Role::kShared;
   }
   void ok(std::string json) { reply_(net::HttpResponse::json(200, std::move(json))); }
   void fail(int status, const std::string& error, const std::string& reason) {
     if (status == 403 || status == 400) {
-      kLog.warning("request_refused", {{"peer", http_.peer.node}, {"target", http_.target}, {"status", status}, {"reason", reason}});
+      kLog.warning("request_refused",
+                   {{"peer", http_.peer.node}, {"target", http_.target}, {"status", status}, {"reason", reason}});
     }
     reply_(error_response(status, error, reason));
   }
@@ -80,8 +85,9 @@ class Request {
     if (p.size() != (p[1] == "sources" ? 4u : 6u)) return fail(404, "not_found", "no such path");
     const bool source_role = http_.peer.role == net::Role::kHost || http_.peer.role == net::Role::kShared;
     if (!source_role || http_.peer.node != p[2]) {
-      return fail(403, "permission", "source " + p[2] + " is not the certificate's name and role (" + http_.peer.node + ", " +
-                                         std::string(net::role_name(http_.peer.role)) + ")");
+      return fail(403, "permission",
+                  "source " + p[2] + " is not the certificate's name and role (" + http_.peer.node + ", " +
+                      std::string(net::role_name(http_.peer.role)) + ")");
     }
     auto generation = Uuid::parse(p[3]);
     if (!is_source_name(p[2]) || !generation) return fail(400, "malformed", "the path is not /SOURCE/GENERATION/...");
@@ -165,7 +171,8 @@ class Request {
         if (entry.image == target.id && entry.path) { path = entry.path; break; }
       }
       replica.reader().allocated(target, [target, path, reply = std::move(reply)](Result<uint64_t> allocated) mutable {
-        reply(allocated ? net::HttpResponse::json(200, image_json(target, path, *allocated)) : error_response(allocated.status()));
+        reply(allocated ? net::HttpResponse::json(200, image_json(target, path, *allocated))
+                        : error_response(allocated.status()));
       });
     });
   }
@@ -199,7 +206,8 @@ class Request {
   void stream(const ReadTarget& target, Extent range, net::HttpResponse response) {
     Replica& replica = replica_;
     const Extent first{range.offset, std::min<uint64_t>(range.length, limits::kHttpPieceBytes)};
-    auto start = [&replica, target, range, response = std::move(response), reply = std::move(reply_)](Result<ReadResult> piece) mutable {
+    auto start = [&replica, target, range, response = std::move(response),
+                  reply = std::move(reply_)](Result<ReadResult> piece) mutable {
       if (!piece) return reply(error_response(piece.status()));
       if (!piece->damaged.empty()) return reply(error_response(500, "corruption", damage_text(piece->damaged[0])));
       response.source = body_source(replica, target, range, std::move(piece->bytes));
@@ -209,11 +217,13 @@ class Request {
   }
 
   static std::string damage_text(const Damage& d) {
-    return "image bytes " + std::to_string(d.extent.offset) + " to " + std::to_string(d.extent.end()) + ": " + d.status.message();
+    return "image bytes " + std::to_string(d.extent.offset) + " to " + std::to_string(d.extent.end()) + ": " +
+           d.status.message();
   }
 
   static net::HttpResponse::BodySource body_source(Replica& replica, ReadTarget target, Extent range, Bytes first) {
-    return [&replica, target = std::move(target), range, done = uint64_t{0}, first = std::move(first)](size_t max, Callback<Result<Bytes>> piece) mutable {
+    return [&replica, target = std::move(target), range, done = uint64_t{0}, first = std::move(first)](
+               size_t max, Callback<Result<Bytes>> piece) mutable {
       if (!first.empty() && first.size() <= max) {
         done += first.size();
         return piece(std::exchange(first, {}));
@@ -235,19 +245,22 @@ class Request {
     auto offset = target_.query.contains("offset") ? parse_number(target_.get("offset")) : 0;
     auto count = target_.query.contains("count") ? parse_number(target_.get("count")) : 1000;
     if (!offset || !count || *count == 0) return fail(400, "malformed", "offset or count is not a number");
-    replica_.reader().extents(target, *offset, static_cast<uint32_t>(std::min<uint64_t>(*count, kListCountMax)),
-                              [reply = std::move(reply_)](Result<ExtentPage> page) mutable {
-                                reply(page ? net::HttpResponse::json(200, extents_json(*page)) : error_response(page.status()));
-                              });
+    replica_.reader().extents(
+        target, *offset, static_cast<uint32_t>(std::min<uint64_t>(*count, kListCountMax)),
+        [reply = std::move(reply_)](Result<ExtentPage> page) mutable {
+          reply(page ? net::HttpResponse::json(200, extents_json(*page)) : error_response(page.status()));
+        });
   }
 
   void hash(const ReadTarget& target) {
     auto request = parse_hash_request(http_.body);
     if (!request) return fail(400, "malformed", request.status().message());
     if (request->range.length > kHashBytesMax) return fail(413, "too_large", "at most 64 MiB are hashed at once");
-    replica_.reader().hash(target, request->range, request->unit, request->key, [reply = std::move(reply_)](Result<HashResult> result) mutable {
-      reply(result ? net::HttpResponse::json(200, hash_json(*result)) : error_response(result.status()));
-    });
+    replica_.reader().hash(
+        target, request->range, request->unit, request->key,
+        [reply = std::move(reply_)](Result<HashResult> result) mutable {
+          reply(result ? net::HttpResponse::json(200, hash_json(*result)) : error_response(result.status()));
+        });
   }
 
   Replica& replica_;

@@ -83,14 +83,17 @@ Json sources_json(Replica& replica) {
     const StreamRecord* stream = catalog.stream(name, source.generation);
     auto order = catalog.order.sources.find(name);
     const size_t held = order == catalog.order.sources.end() ? 0 : order->second.waiting.size();
-    sources.push_back({{"source", name}, {"role", std::string(net::role_name(static_cast<net::Role>(source.role)))},
-                       {"generation", source.generation.to_string()},
-                       {"expected", stream != nullptr ? stream->expected.value : 1},
-                       {"accepted", stream != nullptr ? stream->accepted.value : 0},
-                       {"applied", stream != nullptr ? stream->applied.value : 0},
-                       {"incarnation", source.incarnation.value},
-                       {"newest_label", source.newest_label.ns == 0 ? Json(nullptr) : Json(source.newest_label.to_string())},
-                       {"held_batches", held}, {"held", held_json(catalog.order, name)}});
+    sources.push_back(
+        {{"source", name},
+         {"role", std::string(net::role_name(static_cast<net::Role>(source.role)))},
+         {"generation", source.generation.to_string()},
+         {"expected", stream != nullptr ? stream->expected.value : 1},
+         {"accepted", stream != nullptr ? stream->accepted.value : 0},
+         {"applied", stream != nullptr ? stream->applied.value : 0},
+         {"incarnation", source.incarnation.value},
+         {"newest_label", source.newest_label.ns == 0 ? Json(nullptr) : Json(source.newest_label.to_string())},
+         {"held_batches", held},
+         {"held", held_json(catalog.order, name)}});
   }
   return sources;
 }
@@ -117,15 +120,20 @@ std::string source_json(Replica& replica, const std::string& source, const Uuid&
   const StreamRecord* known = replica.catalog().stream(source, generation);
   const StreamRecord stream = known != nullptr ? *known : StreamRecord{};
   Json parts = Json::array();
-  auto record = read_record<BatchRecord>(*replica.store().snapshot(), kBatches, batch_key(source, generation, stream.expected));
+  auto record =
+      read_record<BatchRecord>(*replica.store().snapshot(), kBatches, batch_key(source, generation, stream.expected));
   if (record) {
     for (size_t i = 0; i < record->parts.size(); ++i) {
       if (record->parts[i].present != 0) parts.push_back(i);
     }
   }
-  return text({{"expected", stream.expected.value}, {"last_digest", to_hex(stream.last_digest)}, {"parts", std::move(parts)},
-               {"accepted", stream.accepted.value}, {"applied", stream.applied.value},
-               {"held", held_json(replica.catalog().order, source)}, {"store", replica.catalog().meta.store.to_string()}});
+  return text({{"expected", stream.expected.value},
+               {"last_digest", to_hex(stream.last_digest)},
+               {"parts", std::move(parts)},
+               {"accepted", stream.accepted.value},
+               {"applied", stream.applied.value},
+               {"held", held_json(replica.catalog().order, source)},
+               {"store", replica.catalog().meta.store.to_string()}});
 }
 
 std::string status_text(Replica& replica) {
@@ -142,17 +150,31 @@ std::string status_text(Replica& replica) {
     if (auto point = replica.reader().point(PointId(id)); point) points.push_back(to_json(*point));
   }
   Json usage = nullptr;
-  if (auto u = replica.store().usage(); u) usage = {{"index_bytes", u->file_bytes}, {"index_used_bytes", u->used_bytes}};
+  if (auto u = replica.store().usage(); u)
+    usage = {{"index_bytes", u->file_bytes}, {"index_used_bytes", u->used_bytes}};
   const auto reasons = replica.health();
-  return text({{"node", replica.options().node}, {"role", "replica"}, {"store", catalog.meta.store.to_string()},
-               {"healthy", reasons.empty()}, {"reasons", reasons}, {"sources", sources_json(replica)},
-               {"held_batches", catalog.order.held()}, {"images", catalog.images.size()}, {"points", newest.value},
-               {"newest_points", std::move(points)}, {"storage", std::move(usage)},
-               {"since_start", {{"batches_accepted", c.batches_accepted}, {"batches_applied", c.batches_applied},
-                                {"parts_repeated", c.parts_repeated}, {"refused", c.refused}, {"conflicts", c.conflicts},
-                                {"received_bytes", c.received_bytes}, {"applied_payload_bytes", c.applied_payload_bytes},
-                                {"apply_seconds", c.apply_seconds}}},
-               {"branches", branches_json(replica)}, {"alarms", std::move(alarms)}});
+  return text({{"node", replica.options().node},
+               {"role", "replica"},
+               {"store", catalog.meta.store.to_string()},
+               {"healthy", reasons.empty()},
+               {"reasons", reasons},
+               {"sources", sources_json(replica)},
+               {"held_batches", catalog.order.held()},
+               {"images", catalog.images.size()},
+               {"points", newest.value},
+               {"newest_points", std::move(points)},
+               {"storage", std::move(usage)},
+               {"since_start",
+                {{"batches_accepted", c.batches_accepted},
+                 {"batches_applied", c.batches_applied},
+                 {"parts_repeated", c.parts_repeated},
+                 {"refused", c.refused},
+                 {"conflicts", c.conflicts},
+                 {"received_bytes", c.received_bytes},
+                 {"applied_payload_bytes", c.applied_payload_bytes},
+                 {"apply_seconds", c.apply_seconds}}},
+               {"branches", branches_json(replica)},
+               {"alarms", std::move(alarms)}});
 }
 
 std::string point_json(const Point& point) { return text(to_json(point)); }
@@ -168,8 +190,13 @@ std::string tree_json(const std::vector<TreeEntry>& tree) {
   for (const TreeEntry& e : tree) {
     list.push_back({{"path", e.path ? Json(*e.path) : Json(nullptr)},
                     {"uuid", e.image.is_nil() ? Json(nullptr) : Json(e.image.to_string())},
-                    {"kind", node_kind_name(e.kind)}, {"size", e.size}, {"mode", e.mode}, {"uid", e.uid}, {"gid", e.gid},
-                    {"target", e.kind == wire::NodeKind::kSymlink ? Json(e.target) : Json(nullptr)}, {"epoch", e.epoch.value}});
+                    {"kind", node_kind_name(e.kind)},
+                    {"size", e.size},
+                    {"mode", e.mode},
+                    {"uid", e.uid},
+                    {"gid", e.gid},
+                    {"target", e.kind == wire::NodeKind::kSymlink ? Json(e.target) : Json(nullptr)},
+                    {"epoch", e.epoch.value}});
   }
   return text({{"entries", std::move(list)}});
 }
@@ -204,14 +231,20 @@ Result<HashRequest> parse_hash_request(ByteSpan body) {
   if (!offset || !length || !unit || *offset > limits::kImageBytesMax || *length > limits::kImageBytesMax) {
     return bad("offset, length and unit are wanted");
   }
-  if (*unit < kUnitBytes || *unit > kReadBytesMax || *unit % kUnitBytes != 0) return bad("unit is a multiple of 4096, at most 1 MiB");
+  if (*unit < kUnitBytes || *unit > kReadBytesMax || *unit % kUnitBytes != 0)
+    return bad("unit is a multiple of 4096, at most 1 MiB");
   auto key = json.find("key");
   if (key == json.end() || !key->is_string()) return bad("key is wanted");
   const std::string& hex = key->get_ref<const std::string&>();
   HashRequest request{.range = {*offset, *length}, .unit = static_cast<uint32_t>(*unit)};
   if (hex.size() != 2 * request.key.secret.size()) return bad("key is 192 bytes in hexadecimal");
   for (size_t i = 0; i < request.key.secret.size(); ++i) {
-    auto nibble = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
+    auto nibble = [](char c) {
+      return c >= '0' && c <= '9'   ? c - '0'
+             : c >= 'a' && c <= 'f' ? c - 'a' + 10
+             : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                    : -1;
+    };
     const int high = nibble(hex[2 * i]), low = nibble(hex[2 * i + 1]);
     if (high < 0 || low < 0) return bad("key is 192 bytes in hexadecimal");
     request.key.secret[i] = static_cast<uint8_t>(high << 4 | low);

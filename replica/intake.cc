@@ -38,8 +38,14 @@ struct Intake::Upload {
   Callback<PutAnswer> done;
 };
 
-Intake::Intake(io::Env& env, kv::Store& store, SegmentFiles& files, Catalog& catalog, std::string directory, Alarm alarm)
-    : env_(env), store_(store), files_(files), catalog_(catalog), directory_(std::move(directory)), alarm_(std::move(alarm)) {}
+Intake::Intake(io::Env& env, kv::Store& store, SegmentFiles& files, Catalog& catalog, std::string directory,
+               Alarm alarm)
+    : env_(env),
+      store_(store),
+      files_(files),
+      catalog_(catalog),
+      directory_(std::move(directory)),
+      alarm_(std::move(alarm)) {}
 Intake::~Intake() = default;
 
 void Intake::start() { wake(); }
@@ -118,7 +124,8 @@ Task<void> Intake::run_lane() {
 }
 
 Result<std::optional<BatchRecord>> Intake::stored_batch(const PartName& name) {
-  auto record = read_record<BatchRecord>(*store_.snapshot(), kBatches, batch_key(name.source, name.generation, name.number));
+  auto record =
+      read_record<BatchRecord>(*store_.snapshot(), kBatches, batch_key(name.source, name.generation, name.number));
   if (record) return std::optional<BatchRecord>(std::move(*record));
   if (record.status().code() == Code::kNotFound) return std::optional<BatchRecord>();
   return record.status();
@@ -126,14 +133,16 @@ Result<std::optional<BatchRecord>> Intake::stored_batch(const PartName& name) {
 
 PutAnswer Intake::refuse(const Upload& up, int status, std::string error, std::string reason) {
   ++counters_.refused;
-  kLog.warning("part_refused", {{"part", up.name.to_string()}, {"status", status}, {"error", error}, {"reason", reason}});
+  kLog.warning("part_refused",
+               {{"part", up.name.to_string()}, {"status", status}, {"error", error}, {"reason", reason}});
   return {.status = status, .error = std::move(error), .reason = std::move(reason)};
 }
 
 Task<PutAnswer> Intake::process(std::shared_ptr<Upload> up) {
   if (!broken_) co_return PutAnswer{.status = 503, .error = "unavailable", .reason = broken_.to_string()};
   if (up->digest != up->claimed) {
-    co_return refuse(*up, 422, "malformed", "the body's SHA-256 is " + to_hex(up->digest) + ", x-tidemark-digest says " + to_hex(up->claimed));
+    co_return refuse(*up, 422, "malformed",
+                     "the body's SHA-256 is " + to_hex(up->digest) + ", x-tidemark-digest says " + to_hex(up->claimed));
   }
   auto stored = stored_batch(up->name);
   if (!stored) co_return refuse(*up, 500, "corruption", stored.status().to_string());
@@ -162,11 +171,18 @@ PutAnswer Intake::answer_judgement(const Upload& up, const Judgement& judgement)
   PutAnswer answer;
   switch (judgement.kind) {
     case Judgement::Kind::kOutOfOrder:
-      answer = {.status = 409, .error = "out_of_order", .reason = "expected batch " + std::to_string(expected.value), .expected = expected};
+      answer = {.status = 409,
+                .error = "out_of_order",
+                .reason = "expected batch " + std::to_string(expected.value),
+                .expected = expected};
       break;
     case Judgement::Kind::kOldGeneration:
-      answer = {.status = 409, .error = "old_generation", .reason = "a newer journal generation of this source has begun", .expected = expected};
-      alarm_("old_generation", up.name.source + "/" + up.name.generation.to_string(), "a batch of an abandoned journal generation came: " + up.name.to_string());
+      answer = {.status = 409,
+                .error = "old_generation",
+                .reason = "a newer journal generation of this source has begun",
+                .expected = expected};
+      alarm_("old_generation", up.name.source + "/" + up.name.generation.to_string(),
+             "a batch of an abandoned journal generation came: " + up.name.to_string());
       break;
     default:
       answer = {.status = 409, .error = "conflict", .reason = "the same number with other bytes", .expected = expected,
@@ -181,7 +197,9 @@ PutAnswer Intake::answer_judgement(const Upload& up, const Judgement& judgement)
 }
 
 PutAnswer Intake::answer_stored(const PartName& name, const BatchRecord& record) {
-  PutAnswer answer{.complete = record.state != BatchState::kPartial, .applied = record.state == BatchState::kApplied, .point = record.point};
+  PutAnswer answer{.complete = record.state != BatchState::kPartial,
+                   .applied = record.state == BatchState::kApplied,
+                   .point = record.point};
   if (record.state != BatchState::kHeld) return answer;
   auto source = catalog_.order.sources.find(name.source);
   if (source == catalog_.order.sources.end()) return answer;
@@ -241,7 +259,9 @@ Task<PutAnswer> Intake::accept(std::shared_ptr<Upload> up, std::optional<BatchRe
     }
   }
   Status kept = files_.keep(**up->incoming, segment);
-  if (!kept) co_return refuse(*up, kept.code() == Code::kOutOfSpace ? 507 : 500, std::string(code_name(kept.code())), kept.message());
+  if (!kept)
+    co_return refuse(*up, kept.code() == Code::kOutOfSpace ? 507 : 500, std::string(code_name(kept.code())),
+                     kept.message());
   up->incoming.reset();
   catalog_.meta.next_segment = id.next();
   catalog_.put_meta(out);
@@ -251,13 +271,14 @@ Task<PutAnswer> Intake::accept(std::shared_ptr<Upload> up, std::optional<BatchRe
 
   put_record(out, kBatches, batch_key(up->name.source, up->name.generation, up->name.number), record);
   Status s = co_await commit(std::move(out));
-  if (!s) co_return refuse(*up, s.code() == Code::kOutOfSpace ? 507 : 503, std::string(code_name(s.code())), s.message());
+  if (!s)
+    co_return refuse(*up, s.code() == Code::kOutOfSpace ? 507 : 503, std::string(code_name(s.code())), s.message());
   co_return answer_stored(up->name, record);
 }
 
 // The last part of a batch: the batch joins its stream, and the order says what follows.
-Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record, std::vector<journal::SegmentHead> heads,
-                                 kv::WriteBatch out) {
+Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
+                                 std::vector<journal::SegmentHead> heads, kv::WriteBatch out) {
   const PartName& name = up->name;
   const journal::BatchHeader header = heads.front().batch;
   std::vector<Sha256> digests(record.parts.size());
@@ -286,7 +307,8 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   BatchFacts facts = facts_of(parts);
   for (const auto& head : heads) {
     for (const auto& m : head.marks) {
-      if (binds(m.mark.kind) && !m.mark.node.image.is_nil()) out.put(kMarked, marked_key(name.source, m.mark.node.image), {});
+      if (binds(m.mark.kind) && !m.mark.node.image.is_nil())
+        out.put(kMarked, marked_key(name.source, m.mark.node.image), {});
     }
   }
   for (const ImageId& image : facts.created) catalog_.mark_created(image, out);

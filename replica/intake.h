@@ -39,7 +39,8 @@ struct PutAnswer {
 };
 
 struct IntakeCounters {
-  uint64_t parts_accepted = 0, parts_repeated = 0, batches_accepted = 0, batches_applied = 0, refused = 0, conflicts = 0;
+  uint64_t parts_accepted = 0, parts_repeated = 0, batches_accepted = 0, batches_applied = 0, refused = 0,
+           conflicts = 0;
   uint64_t received_bytes = 0, applied_payload_bytes = 0, branches = 0, event_mismatches = 0;
   double apply_seconds = 0;
 };
@@ -72,8 +73,10 @@ class Intake {
   Task<void> run_lane();
   Task<PutAnswer> process(std::shared_ptr<Upload> up);
   Task<PutAnswer> accept(std::shared_ptr<Upload> up, std::optional<BatchRecord> stored);
-  Task<PutAnswer> complete(std::shared_ptr<Upload> up, BatchRecord record, std::vector<journal::SegmentHead> heads, kv::WriteBatch out);
-  Task<Result<std::vector<journal::SegmentHead>>> heads_of(const BatchRecord& record, const journal::SegmentHead* own, uint32_t own_part);
+  Task<PutAnswer> complete(std::shared_ptr<Upload> up, BatchRecord record, std::vector<journal::SegmentHead> heads,
+                           kv::WriteBatch out);
+  Task<Result<std::vector<journal::SegmentHead>>> heads_of(const BatchRecord& record, const journal::SegmentHead* own,
+                                                           uint32_t own_part);
   Task<Status> apply_ready();
   Task<Status> apply(ApplyAction action, std::vector<journal::SegmentHead> heads, kv::WriteBatch out);
   Task<Status> commit(kv::WriteBatch out);

@@ -9,8 +9,8 @@ namespace {
 const log::Logger kLog("intake");
 }
 
-Task<Result<std::vector<journal::SegmentHead>>> Intake::heads_of(const BatchRecord& record, const journal::SegmentHead* own,
-                                                                  uint32_t own_part) {
+Task<Result<std::vector<journal::SegmentHead>>> Intake::heads_of(const BatchRecord& record,
+                                                                 const journal::SegmentHead* own, uint32_t own_part) {
   std::vector<journal::SegmentHead> heads;
   for (uint32_t i = 0; i < record.parts.size(); ++i) {
     if (own != nullptr && i == own_part) {
@@ -40,7 +40,8 @@ Status Intake::check_bound(const std::vector<journal::SegmentHead>& heads, const
     auto marked = snapshot->get(kMarked, marked_key(source, slice.image));
     if (marked) continue;
     if (marked.status().code() != Code::kNotFound) return marked.status();
-    return Status(Code::kInvalidArgument, "image " + slice.image.to_string() + " has no create or open mark in the stream of " + source);
+    return Status(Code::kInvalidArgument,
+                  "image " + slice.image.to_string() + " has no create or open mark in the stream of " + source);
   }
   return Status::ok();
 }
@@ -197,12 +198,14 @@ void Intake::report(const ApplyAction& action, const ApplyOutput& built) {
     ++counters_.branches;
     alarm_("branch", branch.image.to_string() + "/" + std::to_string(branch.epoch.value) + "/" + branch.source,
            "writes of epoch " + std::to_string(branch.epoch.value) + " by " + branch.source + " came after epoch " +
-               std::to_string(branch.newer.value) + " and are kept aside: batch " + std::to_string(branch.number.value));
+               std::to_string(branch.newer.value) + " and are kept aside: batch " +
+               std::to_string(branch.number.value));
   }
   for (const EventMismatch& mismatch : built.mismatches) {
     ++counters_.event_mismatches;
-    alarm_("event_mismatch", std::to_string(mismatch.number.value), "the records of event " + std::to_string(mismatch.number.value) +
-                                                                        " differ; the second came from " + mismatch.source);
+    alarm_("event_mismatch", std::to_string(mismatch.number.value),
+           "the records of event " + std::to_string(mismatch.number.value) + " differ; the second came from " +
+               mismatch.source);
   }
 }
 

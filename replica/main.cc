@@ -32,15 +32,18 @@ class Server {
                                                                 .cluster = cluster_, .node = config_.node.name}));
     replica_->register_metrics(daemon_.metrics());
     daemon_.set_health([this] { return replica_->health(); });
-    daemon_.routes().get("/v1/status", [this](const daemon::Request&) -> Result<std::string> { return replica_->status_json(); });
+    daemon_.routes().get("/v1/status",
+                         [this](const daemon::Request&) -> Result<std::string> { return replica_->status_json(); });
     auto address = net::Address::parse(config_.listen.address);
     if (!address) return daemon_.config_error("listen", "address", address.status(), "write HOST:PORT");
-    net::HttpServerOptions options{.tls = net::TlsFiles{config_.tls.authority, config_.tls.certificate, config_.tls.key},
-                                   .roles_accepted = {net::Role::kHost, net::Role::kShared, net::Role::kOperator},
-                                   .address = *address};
-    auto server = daemon_.env().network().serve_http(options, [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
-      replica_->handle(std::move(request), std::move(reply));
-    });
+    net::HttpServerOptions options{
+        .tls = net::TlsFiles{config_.tls.authority, config_.tls.certificate, config_.tls.key},
+        .roles_accepted = {net::Role::kHost, net::Role::kShared, net::Role::kOperator},
+        .address = *address};
+    auto server = daemon_.env().network().serve_http(
+        options, [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+          replica_->handle(std::move(request), std::move(reply));
+        });
     if (!server) return daemon_.config_error("listen", "address", server.status(), "free the port or choose another");
     http_ = std::move(*server);
     return daemon_.publish_address("replica", {address->host, http_->port()});
@@ -56,17 +59,20 @@ class Server {
 Result<Uuid> cluster_of(const config::Replica& config) {
   TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(config.tls.certificate));
   if (!info.identity || info.identity->role != net::Role::kReplica) {
-    return Status(Code::kInvalidArgument, config.tls.certificate + " is not a replica's certificate: issue one with --role replica");
+    return Status(Code::kInvalidArgument,
+                  config.tls.certificate + " is not a replica's certificate: issue one with --role replica");
   }
   if (info.identity->node != config.node.name) {
-    return Status(Code::kInvalidArgument, config.tls.certificate + " is of node " + info.identity->node + ", [node] name is " + config.node.name);
+    return Status(Code::kInvalidArgument, config.tls.certificate + " is of node " + info.identity->node +
+                                              ", [node] name is " + config.node.name);
   }
   return info.cluster;
 }
 
 int run(int argc, char** argv) {
   daemon::Arguments arguments;
-  if (auto code = daemon::parse_arguments(argc, argv, {kProgram, "Keeps the history of a cluster's images, off site"}, arguments)) {
+  if (auto code = daemon::parse_arguments(argc, argv, {kProgram, "Keeps the history of a cluster's images, off site"},
+                                          arguments)) {
     return *code;
   }
   auto config = config::load_replica(arguments.config);
@@ -74,8 +80,12 @@ int run(int argc, char** argv) {
   if (Status s = config::check_paths(arguments.config, config->tls, nullptr); !s) return daemon::fail(kProgram, s);
   auto cluster = cluster_of(*config);
   if (!cluster) return daemon::fail(kProgram, cluster.status());
-  auto made = daemon::Daemon::create({.program = kProgram, .config_file = arguments.config, .node = config->node,
-                                      .log = config->log, .metrics = config->metrics, .background = arguments.background});
+  auto made = daemon::Daemon::create({.program = kProgram,
+                                      .config_file = arguments.config,
+                                      .node = config->node,
+                                      .log = config->log,
+                                      .metrics = config->metrics,
+                                      .background = arguments.background});
   if (!made) return daemon::fail(kProgram, made.status());
   daemon::Daemon& daemon = **made;
   Server server(daemon, *config, *cluster);

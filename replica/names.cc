@@ -31,7 +31,8 @@ uint64_t event_digest(const wire::Mark& m) {
 
 bool changes_node(wire::MarkKind kind) {
   using wire::MarkKind;
-  return kind == MarkKind::kCreate || kind == MarkKind::kRename || kind == MarkKind::kSetAttr || kind == MarkKind::kUnlink;
+  return kind == MarkKind::kCreate || kind == MarkKind::kRename || kind == MarkKind::kSetAttr ||
+         kind == MarkKind::kUnlink;
 }
 
 // The newest version at or before `point` of what `prefix` + point names.
@@ -153,7 +154,8 @@ Result<Children> children_at(kv::Snapshot& snapshot, PointId point) {
 
 class TreeWalk {
  public:
-  TreeWalk(kv::Snapshot& snapshot, PointId point) : snapshot_(snapshot), point_(point), nodes_(snapshot.cursor(kNodes)) {}
+  TreeWalk(kv::Snapshot& snapshot, PointId point)
+      : snapshot_(snapshot), point_(point), nodes_(snapshot.cursor(kNodes)) {}
 
   Result<std::vector<TreeEntry>> run() {
     TM_ASSIGN_OR_RETURN(children_, children_at(snapshot_, point_));
@@ -236,6 +238,8 @@ class TreeWalk {
 
 }  // namespace
 
-Result<std::vector<TreeEntry>> tree_at(kv::Snapshot& snapshot, PointId point) { return TreeWalk(snapshot, point).run(); }
+Result<std::vector<TreeEntry>> tree_at(kv::Snapshot& snapshot, PointId point) {
+  return TreeWalk(snapshot, point).run();
+}
 
 }  // namespace tidemark::replica

@@ -51,7 +51,8 @@ std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch) {
     const bool needs_parent = parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
                               parent.source != batch.source;
     if (needs_parent && !has_passed(state, parent.source, parent.last)) {
-      waits.push_back({.kind = Wait::Kind::kParent, .image = slice.image, .source = parent.source, .through = parent.last});
+      waits.push_back(
+          {.kind = Wait::Kind::kParent, .image = slice.image, .source = parent.source, .through = parent.last});
     }
     if (!state.created.contains(slice.image)) waits.push_back({.kind = Wait::Kind::kCreate, .image = slice.image});
   }

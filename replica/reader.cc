@@ -24,14 +24,18 @@ void copy_run(const StoredRun& run, uint64_t base, const ChunkMap& chunks, ReadR
   for (uint32_t done = 0; done < run.length;) {
     const uint64_t position = run.position + done;
     const uint64_t within = position % journal::kSegmentChunkBytes;
-    const uint32_t take = static_cast<uint32_t>(std::min<uint64_t>(run.length - done, journal::kSegmentChunkBytes - within));
+    const uint32_t take =
+        static_cast<uint32_t>(std::min<uint64_t>(run.length - done, journal::kSegmentChunkBytes - within));
     const auto it = chunks.find({run.segment, static_cast<uint32_t>(position / journal::kSegmentChunkBytes)});
     const uint64_t offset = run.offset + done;
     if (it == chunks.end() || !it->second->status) {
-      out.damaged.push_back({{offset, take}, it == chunks.end() ? Status(Code::kCorruption, "a chunk was not read") : it->second->status});
+      out.damaged.push_back(
+          {{offset, take},
+           it == chunks.end() ? Status(Code::kCorruption, "a chunk was not read") : it->second->status});
     } else if (within + take > it->second->bytes.size()) {
-      out.damaged.push_back({{offset, take}, Status(Code::kCorruption, "the index names bytes past the end of segment " +
-                                                                           std::to_string(run.segment.value))});
+      out.damaged.push_back({{offset, take},
+                             Status(Code::kCorruption, "the index names bytes past the end of segment " +
+                                                           std::to_string(run.segment.value))});
     } else {
       std::copy_n(it->second->bytes.begin() + static_cast<ptrdiff_t>(within), take,
                   out.bytes.begin() + static_cast<ptrdiff_t>(offset - base));
@@ -41,13 +45,15 @@ void copy_run(const StoredRun& run, uint64_t base, const ChunkMap& chunks, ReadR
 }
 
 // Allocated extents from `offset` on. Whole leaves that hold nothing are stepped over by the index.
-Result<ExtentPage> walk(kv::Snapshot& snapshot, const ReadTarget& target, uint64_t offset, size_t count_max, uint64_t leaves_max) {
+Result<ExtentPage> walk(kv::Snapshot& snapshot, const ReadTarget& target, uint64_t offset, size_t count_max,
+                        uint64_t leaves_max) {
   HistoryView view(snapshot, target.image, target.point);
   const uint64_t size = target.version.size;
   ExtentPage page;
   page.next = size;
   uint64_t visited = 0;
-  for (auto leaf = view.next_leaf(offset / kLeafBytes); leaf && *leaf * kLeafBytes < size; leaf = view.next_leaf(*leaf + 1)) {
+  for (auto leaf = view.next_leaf(offset / kLeafBytes); leaf && *leaf * kLeafBytes < size;
+       leaf = view.next_leaf(*leaf + 1)) {
     if (++visited > leaves_max && !page.extents.empty()) {
       page.next = *leaf * kLeafBytes;
       break;
@@ -79,7 +85,8 @@ Result<Point> Reader::point(PointId id) {
   if (record) return Point{id, std::move(*record)};
   if (record.status().code() != Code::kNotFound) return record.status();
   if (newest().value == 0) return Status(Code::kNotFound, "there is no recovery point yet");
-  return Status(Code::kNotFound, "no point " + std::to_string(id.value) + "; the oldest is 1, the newest " + std::to_string(newest().value));
+  return Status(Code::kNotFound, "no point " + std::to_string(id.value) + "; the oldest is 1, the newest " +
+                                     std::to_string(newest().value));
 }
 
 Result<Point> Reader::resolve(const std::string& text) {
@@ -95,7 +102,8 @@ Result<Point> Reader::by_name(const std::string& name) {
   auto snapshot = store_.snapshot();
   auto cursor = snapshot->cursor(kPointNames);
   const Bytes end = point_name_key(name, PointId(UINT64_MAX));
-  if (!cursor->seek_before(end) || cursor->key().size() != end.size() || !starts_with(cursor->key(), ByteSpan(end).first(end.size() - 8))) {
+  if (!cursor->seek_before(end) || cursor->key().size() != end.size() ||
+      !starts_with(cursor->key(), ByteSpan(end).first(end.size() - 8))) {
     return Status(Code::kNotFound, "no point is named " + name);
   }
   return point(point_of_key(cursor->key()));
@@ -119,7 +127,8 @@ Result<Point> Reader::by_time(WallTime at) {
   auto oldest = point(PointId(1)), last = point(newest());
   return Status(Code::kNotFound, "no point is labelled " + at.to_string() + " or earlier; the oldest is 1" +
                                      (oldest ? " (" + oldest->record.label.to_string() + ")" : "") + ", the newest " +
-                                     std::to_string(newest().value) + (last ? " (" + last->record.label.to_string() + ")" : ""));
+                                     std::to_string(newest().value) +
+                                     (last ? " (" + last->record.label.to_string() + ")" : ""));
 }
 
 Result<PointPage> Reader::points(const PointQuery& query) {
@@ -130,7 +139,8 @@ Result<PointPage> Reader::points(const PointQuery& query) {
   if (query.image && image == nullptr) return Status(Code::kNotFound, "no image " + query.image->to_string());
   const bool by_image = image != nullptr && !query.all;
   auto cursor = snapshot->cursor(by_image ? kImageVersions : kPoints);
-  const Bytes from = by_image ? image_point_key(image->index, query.after.next()) : kv::KeyBuilder().u64(query.after.value + 1).bytes();
+  const Bytes from = by_image ? image_point_key(image->index, query.after.next())
+                              : kv::KeyBuilder().u64(query.after.value + 1).bytes();
   for (bool found = cursor->seek(from); found; found = cursor->next()) {
     if (by_image && !starts_with(cursor->key(), ByteSpan(from).first(4))) break;
     const PointId id = point_of_key(cursor->key());
@@ -175,7 +185,8 @@ Result<ReadTarget> Reader::target(PointId point, const ImageId& id) {
   if (image == nullptr) return Status(Code::kNotFound, "no image " + id.to_string());
   auto version = image_at(*store_.snapshot(), image->index, point);
   if (!version && version.status().code() == Code::kNotFound) {
-    return Status(Code::kNotFound, "image " + id.to_string() + " does not exist at point " + std::to_string(point.value));
+    return Status(Code::kNotFound,
+                  "image " + id.to_string() + " does not exist at point " + std::to_string(point.value));
   }
   if (!version) return version.status();
   return ReadTarget{id, image->index, point, std::move(*version)};
@@ -270,13 +281,15 @@ struct Reader::HashJob {
   void digest_piece() {
     for (uint64_t at = 0; at < piece.size(); at += unit) {
       const Extent of_unit{range.offset + done_bytes + at, std::min<uint64_t>(unit, piece.size() - at)};
-      const bool damaged = std::any_of(result.damaged.begin(), result.damaged.end(), [&](const Damage& d) { return d.extent.overlaps(of_unit); });
+      const bool damaged = std::any_of(result.damaged.begin(), result.damaged.end(),
+                                       [&](const Damage& d) { return d.extent.overlaps(of_unit); });
       result.digests.push_back(damaged ? Digest128{} : keyed_digest(key, ByteSpan(piece).subspan(at, of_unit.length)));
     }
   }
 };
 
-void Reader::hash(const ReadTarget& target, Extent range, uint32_t unit, const DigestKey& key, Callback<Result<HashResult>> done) {
+void Reader::hash(const ReadTarget& target, Extent range, uint32_t unit, const DigestKey& key,
+                  Callback<Result<HashResult>> done) {
   TM_CHECK(unit >= kUnitBytes && unit <= kReadBytesMax && range.length <= kHashBytesMax, "checked by the caller");
   auto job = std::make_shared<HashJob>();   // shared by the reads and the worker
   job->target = target;

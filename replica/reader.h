@@ -80,7 +80,8 @@ class Reader {
   void extents(const ReadTarget& target, uint64_t offset, uint32_t count, Callback<Result<ExtentPage>> done);
   void allocated(const ReadTarget& target, Callback<Result<uint64_t>> done);
   // Keyed digests of units of the range, from storage. A damaged unit's digest is zero.
-  void hash(const ReadTarget& target, Extent range, uint32_t unit, const DigestKey& key, Callback<Result<HashResult>> done);
+  void hash(const ReadTarget& target, Extent range, uint32_t unit, const DigestKey& key,
+            Callback<Result<HashResult>> done);
 
   uint64_t read_bytes() const { return read_bytes_; }
   bool idle() { return busy_ == 0; }

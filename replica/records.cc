@@ -3,8 +3,9 @@
 namespace tidemark::replica {
 
 std::vector<std::string> table_names() {
-  return {"meta",   "sources", "streams", "batches", "held",  "points", "point_names", "label_blocks", "images", "image_versions",
-          "leaves", "wides",   "entries", "nodes",   "events", "marked", "alarms",      "branches",     "segments"};
+  return {"meta",         "sources", "streams",        "batches",  "held",    "points",  "point_names",
+          "label_blocks", "images",  "image_versions", "leaves",   "wides",   "entries", "nodes",
+          "events",       "marked",  "alarms",         "branches", "segments"};
 }
 
 Bytes stream_key(const std::string& source, const Uuid& generation) {

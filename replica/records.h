@@ -77,7 +77,8 @@ struct BatchRecord {              // kBatches: key source, 0, generation, number
   BatchNumber supersedes_first, supersedes_last;
   PointId point;                  // 0 until applied
   template <class A> void fields(A& a) {
-    a(state, kind, parts, common, digest, label, name, incarnation, first, last, supersedes_first, supersedes_last, point);
+    a(state, kind, parts, common, digest, label, name, incarnation, first, last, supersedes_first, supersedes_last,
+      point);
   }
 };
 

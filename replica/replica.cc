@@ -21,12 +21,19 @@ Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
       env, *replica->store_, SegmentFiles::Options{.directory = o.directory, .cache_bytes_max = o.chunk_cache_bytes});
   TM_RETURN_IF_ERROR(replica->files_->start());
   Replica* self = replica.get();
-  auto alarm = [self](const std::string& kind, const std::string& subject, const std::string& text) { self->raise_alarm(kind, subject, text); };
-  replica->files_->on_corruption([alarm](const std::string& subject, const Status& s) { alarm("corruption", subject, s.to_string()); });
+  auto alarm = [self](const std::string& kind, const std::string& subject, const std::string& text) {
+    self->raise_alarm(kind, subject, text);
+  };
+  replica->files_->on_corruption(
+      [alarm](const std::string& subject, const Status& s) { alarm("corruption", subject, s.to_string()); });
   replica->reader_ = std::make_unique<Reader>(env, *replica->store_, *replica->files_, replica->catalog_);
-  replica->intake_ = std::make_unique<Intake>(env, *replica->store_, *replica->files_, replica->catalog_, o.directory, alarm);
-  kLog.info("opened", {{"directory", o.directory}, {"store", replica->catalog_.meta.store}, {"points", replica->reader_->newest()},
-                       {"held", replica->catalog_.order.held()}, {"ready", replica->catalog_.ready.size()}});
+  replica->intake_ =
+      std::make_unique<Intake>(env, *replica->store_, *replica->files_, replica->catalog_, o.directory, alarm);
+  kLog.info("opened", {{"directory", o.directory},
+                       {"store", replica->catalog_.meta.store},
+                       {"points", replica->reader_->newest()},
+                       {"held", replica->catalog_.order.held()},
+                       {"ready", replica->catalog_.ready.size()}});
   replica->intake_->start();
   return replica;
 }
@@ -104,9 +111,11 @@ std::vector<std::string> Replica::health() {
 }
 
 void Replica::register_metrics(metrics::Registry& registry) {
-  alarms_total_ = registry.counter("replica_alarms_total", "Alarms raised: conflicts, branches, mismatches, corruption");
+  alarms_total_ =
+      registry.counter("replica_alarms_total", "Alarms raised: conflicts, branches, mismatches, corruption");
   struct Handles {
-    metrics::Gauge accepted, applied, refused, conflicts, repeated, received, payload, apply_seconds, held, points, alarms, label, read, cached, branches;
+    metrics::Gauge accepted, applied, refused, conflicts, repeated, received, payload, apply_seconds, held, points,
+        alarms, label, read, cached, branches;
   };
   auto h = std::make_shared<Handles>();   // shared with the registry's collector
   h->accepted = registry.gauge("replica_batches_accepted", "Complete batches taken since the start");
@@ -140,7 +149,8 @@ void Replica::register_metrics(metrics::Registry& registry) {
     h->alarms.set(static_cast<double>(catalog_.alarms));
     h->read.set(static_cast<double>(reader_->read_bytes()));
     h->cached.set(static_cast<double>(files_->cached_bytes()));
-    if (auto newest = reader_->point(reader_->newest()); newest) h->label.set(static_cast<double>(newest->record.label.ns) * 1e-9);
+    if (auto newest = reader_->point(reader_->newest()); newest)
+      h->label.set(static_cast<double>(newest->record.label.ns) * 1e-9);
   });
 }
 

@@ -52,7 +52,8 @@ struct SegmentFiles::Piece {
       if (status) {
         const uint64_t begin = segment->stored_at[i], length = segment->stored_at[i + 1] - begin;
         chunk->bytes.resize(segment->raw_bytes(i));
-        Status s = journal::decode_chunk(buffer.span().subspan(begin - read_at, length), segment->checksum(i), chunk->bytes);
+        Status s =
+            journal::decode_chunk(buffer.span().subspan(begin - read_at, length), segment->checksum(i), chunk->bytes);
         if (!s) chunk->status = s.with_context("segment file " + segment->name + " chunk " + std::to_string(i));
       }
       chunks.emplace_back(ChunkId{id, i}, std::move(chunk));
@@ -208,7 +209,8 @@ void SegmentFiles::plan(ReadJob& job, const std::vector<ChunkId>& missing) {
     if (!segment) {
       piece->status = segment.status();
     } else if (piece->first + count > (*segment)->chunk_count()) {
-      piece->status = Status(Code::kCorruption, "segment file " + (*segment)->name + ": the index names a chunk past its end");
+      piece->status =
+          Status(Code::kCorruption, "segment file " + (*segment)->name + ": the index names a chunk past its end");
     } else {
       piece->segment = *segment;
       piece->read_at = aligned_down((*segment)->stored_at[piece->first]);
@@ -239,10 +241,11 @@ void SegmentFiles::read_chunks(std::vector<ChunkId> chunks, bool fresh, Callback
   for (auto& piece : job->pieces) {
     if (piece->segment == nullptr) continue;
     ++job->unread;
-    piece->segment->file->read(piece->read_at, piece->buffer.span(), io::IoMode::kQueued, [one_read, p = piece.get()](Status s) {
-      p->status = s ? s : s.with_context("segment file " + p->segment->name);
-      one_read();
-    });
+    piece->segment->file->read(piece->read_at, piece->buffer.span(), io::IoMode::kQueued,
+                               [one_read, p = piece.get()](Status s) {
+                                 p->status = s ? s : s.with_context("segment file " + p->segment->name);
+                                 one_read();
+                               });
   }
   one_read();
 }
@@ -255,8 +258,9 @@ void SegmentFiles::finish(const std::shared_ptr<ReadJob>& job) {
       bool told = false;
       for (auto& [id, chunk] : piece->chunks) {
         if (!chunk->status && !std::exchange(told, true) && on_corruption_) {
-          on_corruption_(piece->segment != nullptr ? piece->segment->name : "segment " + std::to_string(id.segment.value),
-                         chunk->status);
+          on_corruption_(
+              piece->segment != nullptr ? piece->segment->name : "segment " + std::to_string(id.segment.value),
+              chunk->status);
         }
         if (!job->fresh) cache(id, chunk);
         job->found[id] = std::move(chunk);

@@ -63,7 +63,9 @@ class SegmentFiles {
   void read_chunks(std::vector<ChunkId> chunks, bool fresh, Callback<ChunkMap> done);
 
   // Told each damaged chunk, once a read.
-  void on_corruption(std::function<void(const std::string& subject, const Status& status)> fn) { on_corruption_ = std::move(fn); }
+  void on_corruption(std::function<void(const std::string& subject, const Status& status)> fn) {
+    on_corruption_ = std::move(fn);
+  }
   uint64_t cached_bytes() const { return cached_bytes_; }
   bool idle() const { return busy_ == 0; }
 

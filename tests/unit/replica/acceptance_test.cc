@@ -22,7 +22,8 @@ class Acceptance : public ::testing::Test {
     return false;
   }
   void expect_nothing_kept(const Uuid& generation) {
-    auto answer = h.ask({.method = "GET", .target = "/v1/sources/host1/" + generation.to_string()}, "host1", net::Role::kHost);
+    auto answer =
+        h.ask({.method = "GET", .target = "/v1/sources/host1/" + generation.to_string()}, "host1", net::Role::kHost);
     EXPECT_EQ(answer.json()["expected"], 1);
     EXPECT_EQ(answer.json()["parts"].size(), 0u);
     EXPECT_EQ(status()["points"], 0);
@@ -41,7 +42,9 @@ TEST_F(Acceptance, AppliesAtOnceWhatNothingHolds) {
   ASSERT_EQ(answer.status, 200) << answer.body;
   EXPECT_EQ(answer.json(), Json::parse(R"({"durable":true,"complete":true,"applied":true,"point":1,"waits_for":[]})"));
   EXPECT_EQ(h.data("1", kImage, "bytes=0-8191"), std::string(as_text(pattern(1, 8192))));
-  auto source = h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host1", net::Role::kHost).json();
+  auto source = h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host1",
+                      net::Role::kHost)
+                    .json();
   EXPECT_EQ(source["expected"], 2);
   EXPECT_EQ(source["applied"], 1);
   EXPECT_EQ(source["last_digest"], to_hex(host1.previous()));
@@ -95,8 +98,9 @@ TEST_F(Acceptance, EveryDamagedByteClassIsRefusedAndNothingKept) {
   const Bytes& good = made.parts[0];
   const uint64_t prefix = journal::SegmentReader::parse_whole(good)->prefix_bytes();
   // Preamble: magic, version, lengths, checksums; head; chunks; and every truncation at a border.
-  for (uint64_t at : {uint64_t{0}, uint64_t{8}, uint64_t{10}, uint64_t{12}, uint64_t{16}, uint64_t{24}, uint64_t{32}, uint64_t{40},
-                      uint64_t{48}, uint64_t{56}, uint64_t{64}, uint64_t{100}, prefix - 1, prefix, good.size() - 1}) {
+  for (uint64_t at :
+       {uint64_t{0}, uint64_t{8}, uint64_t{10}, uint64_t{12}, uint64_t{16}, uint64_t{24}, uint64_t{32}, uint64_t{40},
+        uint64_t{48}, uint64_t{56}, uint64_t{64}, uint64_t{100}, prefix - 1, prefix, good.size() - 1}) {
     Bytes bad = good;
     bad[at] ^= 0x5A;
     auto answer = h.put_bytes("host1", host1.generation(), 1, 0, bad);
@@ -104,7 +108,11 @@ TEST_F(Acceptance, EveryDamagedByteClassIsRefusedAndNothingKept) {
     EXPECT_FALSE(answer.json()["reason"].get<std::string>().empty());
   }
   for (uint64_t length : {uint64_t{0}, uint64_t{1}, uint64_t{63}, uint64_t{64}, prefix - 1, prefix, good.size() - 1}) {
-    EXPECT_EQ(h.put_bytes("host1", host1.generation(), 1, 0, Bytes(good.begin(), good.begin() + static_cast<ptrdiff_t>(length))).status, 422) << length;
+    EXPECT_EQ(h.put_bytes("host1", host1.generation(), 1, 0,
+                          Bytes(good.begin(), good.begin() + static_cast<ptrdiff_t>(length)))
+                  .status,
+              422)
+        << length;
   }
   Bytes longer = good;
   longer.push_back(0);
@@ -116,7 +124,8 @@ TEST_F(Acceptance, EveryDamagedByteClassIsRefusedAndNothingKept) {
 TEST_F(Acceptance, TruncatedBodyDoesNotMatchItsDigest) {
   auto made = first();
   Bytes half(made.parts[0].begin(), made.parts[0].begin() + 100);
-  auto answer = h.put_bytes("host1", host1.generation(), 1, 0, half, net::Role::kHost, to_hex(journal::sha256(made.parts[0])));
+  auto answer =
+      h.put_bytes("host1", host1.generation(), 1, 0, half, net::Role::kHost, to_hex(journal::sha256(made.parts[0])));
   EXPECT_EQ(answer.status, 422);
   EXPECT_EQ(h.put_bytes("host1", host1.generation(), 1, 0, half, net::Role::kHost, "00").status, 400);
   expect_nothing_kept(host1.generation());
@@ -139,7 +148,10 @@ TEST_F(Acceptance, SourceMustBeTheCertificatesNameAndRole) {
   EXPECT_EQ(h.ask(request, "host2", net::Role::kHost).status, 403);
   EXPECT_EQ(h.ask(request, "host1", net::Role::kOperator).status, 403);
   EXPECT_EQ(h.ask({.method = "GET", .target = "/v1/status"}, "w", net::Role::kWitness).status, 403);
-  EXPECT_EQ(h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host2", net::Role::kHost).status, 403);
+  EXPECT_EQ(h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host2",
+                  net::Role::kHost)
+                .status,
+            403);
   expect_nothing_kept(host1.generation());
 }
 
@@ -216,12 +228,15 @@ TEST_F(Acceptance, OlderEpochGoesToABranchAndAnAlarm) {
 }
 
 TEST_F(Acceptance, PartsInAnyOrderMakeOneBatch) {
-  SliceSpec s{.image = kImage, .pieces = {{0, pattern(1, 4096)}, {65536, pattern(2, 8192)}, {131072, pattern(3, 4096)}}};
+  SliceSpec s{.image = kImage,
+              .pieces = {{0, pattern(1, 4096)}, {65536, pattern(2, 8192)}, {131072, pattern(3, 4096)}}};
   auto made = host1.make({s}, {create_mark(1, "host1", 2, kImage, "a.img")}, "", 3);
   EXPECT_EQ(h.put(host1, made, 2).json()["complete"], false);
   EXPECT_EQ(h.put(host1, made, 0).json()["complete"], false);
   h.restart();
-  auto source = h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host1", net::Role::kHost).json();
+  auto source = h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host1",
+                      net::Role::kHost)
+                    .json();
   EXPECT_EQ(source["parts"], Json::parse("[0,2]"));
   EXPECT_EQ(h.put(host1, made, 1).json()["applied"], true);
   EXPECT_EQ(h.data("latest", kImage, "bytes=65536-73727"), std::string(as_text(pattern(2, 8192))));

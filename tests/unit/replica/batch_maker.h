@@ -36,19 +36,31 @@ struct SliceSpec {
 // A source's stream: numbers, counters and the chain of digests go on by themselves.
 class BatchMaker {
  public:
-  explicit BatchMaker(std::string source, uint64_t generation = 1) : source_(std::move(source)), generation_(test_uuid(generation, 0x6E)) {}
+  explicit BatchMaker(std::string source, uint64_t generation = 1)
+      : source_(std::move(source)), generation_(test_uuid(generation, 0x6E)) {}
 
   struct Made {
     BatchNumber number;
     std::vector<Bytes> parts;
     WriteSequence last;
   };
-  Made make(std::vector<SliceSpec> slices, std::vector<wire::Mark> marks = {}, std::string name = {}, uint32_t parts = 1) {
+  Made make(std::vector<SliceSpec> slices, std::vector<wire::Mark> marks = {}, std::string name = {},
+            uint32_t parts = 1) {
     std::sort(slices.begin(), slices.end(), [](const SliceSpec& a, const SliceSpec& b) { return a.image < b.image; });
-    journal::BatchHeader header{.cluster = kTestCluster, .source = source_, .generation = generation_, .number = next_,
-                                .parts = parts, .kind = kind, .supersedes_first = supersedes_first,
-                                .supersedes_last = supersedes_last, .incarnation = incarnation, .nonce = nonce,
-                                .first = counter_.next(), .label = label, .point_name = std::move(name), .previous = previous_};
+    journal::BatchHeader header{.cluster = kTestCluster,
+                                .source = source_,
+                                .generation = generation_,
+                                .number = next_,
+                                .parts = parts,
+                                .kind = kind,
+                                .supersedes_first = supersedes_first,
+                                .supersedes_last = supersedes_last,
+                                .incarnation = incarnation,
+                                .nonce = nonce,
+                                .first = counter_.next(),
+                                .label = label,
+                                .point_name = std::move(name),
+                                .previous = previous_};
     if (supersedes_first.value != 0) header.number = supersedes_last.next();
     journal::SegmentHead head{.batch = header};
     for (const wire::Mark& mark : marks) {
@@ -57,7 +69,12 @@ class BatchMaker {
     }
     for (const SliceSpec& s : slices) {
       counter_ = counter_.next();
-      head.images.push_back({.image = s.image, .epoch = s.epoch, .parent = s.parent, .first = counter_, .last = counter_, .size = s.size});
+      head.images.push_back({.image = s.image,
+                             .epoch = s.epoch,
+                             .parent = s.parent,
+                             .first = counter_,
+                             .last = counter_,
+                             .size = s.size});
     }
     head.batch.last = counter_;
     Made made{.number = head.batch.number, .last = {incarnation, counter_}};
@@ -84,7 +101,11 @@ class BatchMaker {
   const std::string& source() const { return source_; }
   const Uuid& generation() const { return generation_; }
   Counter counter() const { return counter_; }
-  void restart() { incarnation = incarnation.next(); nonce = test_uuid(incarnation.value, 0x0E); counter_ = Counter(0); }
+  void restart() {
+    incarnation = incarnation.next();
+    nonce = test_uuid(incarnation.value, 0x0E);
+    counter_ = Counter(0);
+  }
   void set_chain(BatchNumber next, Sha256 previous) { next_ = next; previous_ = previous; }
   const Sha256& previous() const { return previous_; }
 
@@ -96,7 +117,8 @@ class BatchMaker {
 
  private:
   // Extents are dealt to the parts in order.
-  static void fill(journal::SegmentHead& head, const std::vector<SliceSpec>& slices, uint32_t part, uint32_t parts, Bytes& payload) {
+  static void fill(journal::SegmentHead& head, const std::vector<SliceSpec>& slices, uint32_t part, uint32_t parts,
+                   Bytes& payload) {
     size_t total = 0, index = 0;
     for (const SliceSpec& s : slices) total += s.pieces.size();
     for (uint32_t i = 0; i < slices.size(); ++i) {
@@ -119,8 +141,9 @@ class BatchMaker {
   Counter counter_;
 };
 
-inline wire::Mark create_mark(uint64_t event, const std::string& origin, uint64_t inode, const Uuid& image, const std::string& name,
-                              uint64_t parent = 1, wire::NodeKind kind = wire::NodeKind::kImage) {
+inline wire::Mark create_mark(uint64_t event, const std::string& origin, uint64_t inode, const Uuid& image,
+                              const std::string& name, uint64_t parent = 1,
+                              wire::NodeKind kind = wire::NodeKind::kImage) {
   wire::Mark m;
   m.kind = wire::MarkKind::kCreate;
   m.number = EventNumber(event);
@@ -142,7 +165,8 @@ inline wire::Mark open_mark(const std::string& origin, uint64_t inode, const Uui
   m.node.image = image;
   return m;
 }
-inline wire::Mark unlink_mark(uint64_t event, const std::string& origin, uint64_t inode, const Uuid& image, const std::string& name, uint64_t parent = 1) {
+inline wire::Mark unlink_mark(uint64_t event, const std::string& origin, uint64_t inode, const Uuid& image,
+                              const std::string& name, uint64_t parent = 1) {
   wire::Mark m = create_mark(event, origin, inode, image, "", 0);
   m.kind = wire::MarkKind::kUnlink;
   m.old_parent = InodeNumber(parent);
@@ -152,8 +176,9 @@ inline wire::Mark unlink_mark(uint64_t event, const std::string& origin, uint64_
   m.node.nlink = 0;
   return m;
 }
-inline wire::Mark rename_mark(uint64_t event, const std::string& origin, uint64_t inode, const Uuid& image, const std::string& from,
-                              const std::string& to, uint64_t from_parent = 1, uint64_t to_parent = 1) {
+inline wire::Mark rename_mark(uint64_t event, const std::string& origin, uint64_t inode, const Uuid& image,
+                              const std::string& from, const std::string& to, uint64_t from_parent = 1,
+                              uint64_t to_parent = 1) {
   wire::Mark m = create_mark(event, origin, inode, image, to, to_parent);
   m.kind = wire::MarkKind::kRename;
   m.old_parent = InodeNumber(from_parent);

@@ -13,8 +13,11 @@ class History {
  public:
   History() {
     auto a1 = host1.make({{.image = kA, .pieces = {{0, pattern(1, 8192)}}}}, {create_mark(1, "host1", 2, kA, "a.img")});
-    auto a2 = host1.make({{.image = kA, .pieces = {{4096, pattern(2, 4096)}, {65536, pattern(3, 4096)}}}}, {}, "named", 2);
-    auto b1 = host2.make({{.image = kA, .epoch = Epoch(2), .parent = {.epoch = Epoch(1), .source = "host1", .last = a2.last},
+    auto a2 =
+        host1.make({{.image = kA, .pieces = {{4096, pattern(2, 4096)}, {65536, pattern(3, 4096)}}}}, {}, "named", 2);
+    auto b1 = host2.make({{.image = kA,
+                           .epoch = Epoch(2),
+                           .parent = {.epoch = Epoch(1), .source = "host1", .last = a2.last},
                            .pieces = {{0, pattern(4, 4096)}}},
                           {.image = kB, .pieces = {{0, pattern(5, 4096)}}}},
                          {open_mark("host2", 2, kA), create_mark(2, "host2", 3, kB, "b.img")});
@@ -108,15 +111,18 @@ TEST(Faults, FlippedByteIsAClearErrorAndAnAlarm) {
   Harness h;
   int deaths = 0;
   ship(h, history, deaths);
-  const std::string path = "/state/segments/host1/" + history.host1.generation().to_string() + "/0000000000000001-00000.seg";
+  const std::string path =
+      "/state/segments/host1/" + history.host1.generation().to_string() + "/0000000000000001-00000.seg";
   auto size = h.env->files().stat(path);
   ASSERT_TRUE(size.is_ok());
   ASSERT_TRUE(h.world.flip_byte("replica", path, size->size - 100).is_ok());
   auto answer = h.get("/v1/points/1/images/" + kA.to_string() + "/data");
   EXPECT_EQ(answer.status, 500);
-  EXPECT_NE(answer.json()["reason"].get<std::string>().find("0000000000000001-00000.seg"), std::string::npos) << answer.body;
+  EXPECT_NE(answer.json()["reason"].get<std::string>().find("0000000000000001-00000.seg"), std::string::npos)
+      << answer.body;
   net::HttpRequest hash{.method = "POST", .target = "/v1/points/1/images/" + kA.to_string() + "/hash"};
-  const std::string body = Json{{"offset", 0}, {"length", 65536}, {"unit", 4096}, {"key", std::string(384, 'a')}}.dump();
+  const std::string body =
+      Json{{"offset", 0}, {"length", 65536}, {"unit", 4096}, {"key", std::string(384, 'a')}}.dump();
   hash.body.assign(body.begin(), body.end());
   const Json hashed = h.ask(std::move(hash)).json();
   ASSERT_EQ(hashed["digests"].size(), 16u);

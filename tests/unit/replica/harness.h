@@ -77,11 +77,12 @@ class Harness {
     if (!range.empty()) request.headers["range"] = range;
     return ask(std::move(request));
   }
-  Answer put(const BatchMaker& maker, const BatchMaker::Made& made, uint32_t part = 0, net::Role role = net::Role::kHost) {
+  Answer put(const BatchMaker& maker, const BatchMaker::Made& made, uint32_t part = 0,
+             net::Role role = net::Role::kHost) {
     return put_bytes(maker.source(), maker.generation(), made.number.value, part, made.parts.at(part), role);
   }
-  Answer put_bytes(const std::string& source, const Uuid& generation, uint64_t number, uint32_t part, const Bytes& bytes,
-                   net::Role role = net::Role::kHost, std::string digest = {}) {
+  Answer put_bytes(const std::string& source, const Uuid& generation, uint64_t number, uint32_t part,
+                   const Bytes& bytes, net::Role role = net::Role::kHost, std::string digest = {}) {
     net::HttpRequest request{.method = "PUT", .target = "/v1/batches/" + source + "/" + generation.to_string() + "/" +
                                                         std::to_string(number) + "/" + std::to_string(part)};
     request.headers["x-tidemark-digest"] = digest.empty() ? to_hex(journal::sha256(bytes)) : digest;
@@ -100,7 +101,8 @@ class Harness {
   std::unique_ptr<Replica> replica;
 
  private:
-  static void pull(std::shared_ptr<net::HttpResponse> response, std::shared_ptr<Answer> answer, std::shared_ptr<bool> done) {
+  static void pull(std::shared_ptr<net::HttpResponse> response, std::shared_ptr<Answer> answer,
+                   std::shared_ptr<bool> done) {
     if (answer->body.size() >= response->content_length) {
       *done = true;
       return;

@@ -13,7 +13,8 @@ namespace {
 
 class HistoryTest : public ::testing::Test {
  protected:
-  HistoryTest() : env_(real_options()), store_(std::move(*env_.open_store(directory_.path(), {.tables = table_names()}))) {}
+  HistoryTest()
+      : env_(real_options()), store_(std::move(*env_.open_store(directory_.path(), {.tables = table_names()}))) {}
   void apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink, const std::vector<Change>& changes) {
     kv::WriteBatch out;
     auto snapshot = store_->snapshot();
@@ -46,7 +47,8 @@ bool same(const UnitRef& a, const UnitRef& b) {
 void model_shrink(std::map<uint64_t, UnitRef>& units, uint64_t size) {
   for (auto& [unit, ref] : units) {
     if (unit * kUnit >= size) ref = {};
-    else if ((unit + 1) * kUnit > size) ref.valid = std::min<uint16_t>(ref.valid, static_cast<uint16_t>(size - unit * kUnit));
+    else if ((unit + 1) * kUnit > size)
+      ref.valid = std::min<uint16_t>(ref.valid, static_cast<uint16_t>(size - unit * kUnit));
   }
 }
 
@@ -71,7 +73,9 @@ TEST_F(HistoryTest, ThousandsOfPointsMatchTheModel) {
       length = std::min(length, kUnits - at);
       changes.push_back({{at * kUnit, length * kUnit}, SegmentId(zeros ? 0 : p), zeros ? 0 : position});
       for (uint64_t i = 0; i < length; ++i) {
-        now[at + i] = zeros ? UnitRef{} : UnitRef{static_cast<uint32_t>(p), static_cast<uint32_t>(position / kUnit + i), kUnitBytes};
+        now[at + i] = zeros
+                          ? UnitRef{}
+                          : UnitRef{static_cast<uint32_t>(p), static_cast<uint32_t>(position / kUnit + i), kUnitBytes};
       }
       if (!zeros) position += length * kUnit;
       at += length + random() % (random() % 3 == 0 ? 4000 : 30);
@@ -117,7 +121,8 @@ TEST_F(HistoryTest, ShrinkInsideAUnitCutsItsTailUntilItIsWrittenAgain) {
 TEST_F(HistoryTest, ShrinkSurvivesAFullVersion) {
   apply(kImage, PointId(1), {}, {{{0, 4 * kUnit}, SegmentId(1), 0}});
   apply(kImage, PointId(2), 2 * kUnit + 7, {});
-  for (uint64_t p = 3; p < 3 + 2 * kDeltasMax; ++p) apply(kImage, PointId(p), {}, {{{8 * kUnit, kUnit}, SegmentId(p), 0}});
+  for (uint64_t p = 3; p < 3 + 2 * kDeltasMax; ++p)
+    apply(kImage, PointId(p), {}, {{{8 * kUnit, kUnit}, SegmentId(p), 0}});
   const Leaf leaf = load(kImage, PointId(3 + 2 * kDeltasMax), 0);
   EXPECT_EQ(leaf[1].valid, kUnitBytes);
   EXPECT_EQ(leaf[2].valid, 7);

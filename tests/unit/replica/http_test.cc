@@ -21,12 +21,15 @@ class HttpTest : public ::testing::Test {
     cluster_ = kTestCluster;
     TM_CHECK(net::pki::init_authority(pki(), {.cluster = cluster_}).is_ok(), "authority");
     auto files = issue("replica1", net::Role::kReplica);
-    replica_ = std::move(*Replica::open(env_, {.directory = directory_.path() + "/state", .cluster = cluster_, .node = "replica1"}));
-    auto server = env_.network().serve_http({.tls = files, .roles_accepted = {net::Role::kHost, net::Role::kShared, net::Role::kOperator},
-                                             .address = {"127.0.0.1", 0}},
-                                            [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
-                                              replica_->handle(std::move(request), std::move(reply));
-                                            });
+    replica_ = std::move(
+        *Replica::open(env_, {.directory = directory_.path() + "/state", .cluster = cluster_, .node = "replica1"}));
+    auto server =
+        env_.network().serve_http({.tls = files,
+                                   .roles_accepted = {net::Role::kHost, net::Role::kShared, net::Role::kOperator},
+                                   .address = {"127.0.0.1", 0}},
+                                  [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+                                    replica_->handle(std::move(request), std::move(reply));
+                                  });
     TM_CHECK(server.is_ok(), server.status().message().c_str());
     server_ = std::move(*server);
   }
@@ -44,7 +47,8 @@ class HttpTest : public ::testing::Test {
     return *files;
   }
   std::unique_ptr<net::HttpClient> client(const net::TlsFiles& files) {
-    auto made = env_.network().http_client({.url = "https://127.0.0.1:" + std::to_string(server_->port()), .tls = files});
+    auto made =
+        env_.network().http_client({.url = "https://127.0.0.1:" + std::to_string(server_->port()), .tls = files});
     TM_CHECK(made.is_ok(), made.status().message().c_str());
     return std::move(*made);
   }
@@ -55,13 +59,16 @@ class HttpTest : public ::testing::Test {
     return std::move(*answer);
   }
   net::HttpRequest put_request(const BatchMaker& maker, const BatchMaker::Made& made) {
-    net::HttpRequest request{.method = "PUT", .target = "/v1/batches/" + maker.source() + "/" + maker.generation().to_string() + "/" +
-                                                        std::to_string(made.number.value) + "/0"};
+    net::HttpRequest request{.method = "PUT",
+                             .target = "/v1/batches/" + maker.source() + "/" + maker.generation().to_string() + "/" +
+                                       std::to_string(made.number.value) + "/0"};
     request.headers["x-tidemark-digest"] = to_hex(journal::sha256(made.parts[0]));
     request.body = made.parts[0];
     return request;
   }
-  static Json json(const Result<net::HttpResponse>& r) { return Json::parse(r->body.begin(), r->body.end(), nullptr, false); }
+  static Json json(const Result<net::HttpResponse>& r) {
+    return Json::parse(r->body.begin(), r->body.end(), nullptr, false);
+  }
 
   TempDirectory directory_;
   Uuid cluster_;
@@ -74,7 +81,8 @@ TEST_F(HttpTest, BatchInAndEveryReadersPathOut) {
   auto host = client(issue("host1", net::Role::kHost)), op = client(issue("admin", net::Role::kOperator));
   BatchMaker maker("host1");
   const Bytes bytes = pattern(3, 2 << 20);
-  auto made = maker.make({{.image = kA, .size = 4 << 20, .pieces = {{1 << 20, bytes}}}}, {create_mark(1, "host1", 2, kA, "disk.img")}, "first");
+  auto made = maker.make({{.image = kA, .size = 4 << 20, .pieces = {{1 << 20, bytes}}}},
+                         {create_mark(1, "host1", 2, kA, "disk.img")}, "first");
   auto answer = ask(*host, put_request(maker, made));
   ASSERT_TRUE(answer.is_ok()) << answer.status().to_string();
   ASSERT_EQ(answer->status, 200);
@@ -103,7 +111,8 @@ TEST_F(HttpTest, BatchInAndEveryReadersPathOut) {
   net::HttpRequest hash{.method = "POST", .target = image + "/hash"};
   DigestKey key;
   key.secret.fill(0x42);
-  const std::string body = Json{{"offset", 0}, {"length", whole.size()}, {"unit", 65536}, {"key", to_hex(key.secret)}}.dump();
+  const std::string body =
+      Json{{"offset", 0}, {"length", whole.size()}, {"unit", 65536}, {"key", to_hex(key.secret)}}.dump();
   hash.body.assign(body.begin(), body.end());
   auto digests = json(ask(*op, std::move(hash)))["digests"];
   ASSERT_EQ(digests.size(), whole.size() / 65536);
@@ -127,7 +136,8 @@ TEST_F(HttpTest, WrongNameRoleAndClusterChangeNothing) {
 
   const std::string foreign = directory_.path() + "/foreign";
   ASSERT_TRUE(net::pki::init_authority(foreign, {}).is_ok());
-  auto theirs = net::pki::issue({.authority_directory = foreign, .node = "host1", .role = net::Role::kHost, .names = {"127.0.0.1"}});
+  auto theirs = net::pki::issue(
+      {.authority_directory = foreign, .node = "host1", .role = net::Role::kHost, .names = {"127.0.0.1"}});
   ASSERT_TRUE(theirs.is_ok());
   auto stranger = client(*theirs);
   EXPECT_FALSE(ask(*stranger, put_request(maker, made)).is_ok());
@@ -136,9 +146,15 @@ TEST_F(HttpTest, WrongNameRoleAndClusterChangeNothing) {
 
 TEST_F(HttpTest, NonsenseIsAnsweredAndTheServerGoesOn) {
   auto op = client(issue("admin", net::Role::kOperator));
-  const std::vector<std::pair<std::string, int>> requests = {
-      {"/", 404}, {"/v1/nothing", 404}, {"/v1/points/%zz", 400}, {"/v1/points/no-such-name/tree", 404}, {"/v1/points/18446744073709551616", 404},
-      {"/v1/points/latest", 404}, {"/v1/points?image=x", 400}, {"/v1/points?after=-1", 400}, {"/v1/sources/host1/x", 403}};
+  const std::vector<std::pair<std::string, int>> requests = {{"/", 404},
+                                                             {"/v1/nothing", 404},
+                                                             {"/v1/points/%zz", 400},
+                                                             {"/v1/points/no-such-name/tree", 404},
+                                                             {"/v1/points/18446744073709551616", 404},
+                                                             {"/v1/points/latest", 404},
+                                                             {"/v1/points?image=x", 400},
+                                                             {"/v1/points?after=-1", 400},
+                                                             {"/v1/sources/host1/x", 403}};
   for (const auto& [target, status] : requests) {
     auto answer = ask(*op, {.method = "GET", .target = target});
     ASSERT_TRUE(answer.is_ok()) << target;

@@ -24,9 +24,11 @@ TEST(Names, EveryPointShowsItsOwnTreeAndRemovedImagesStayReachable) {
   Harness h;
   BatchMaker host("host1");
   h.put(host, host.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}},
-                        {create_mark(1, "host1", 2, kA, "a.img"), create_mark(2, "host1", 3, {}, "dir", 1, wire::NodeKind::kDirectory)}));
+                        {create_mark(1, "host1", 2, kA, "a.img"),
+                         create_mark(2, "host1", 3, {}, "dir", 1, wire::NodeKind::kDirectory)}));
   h.put(host, host.make({}, {rename_mark(3, "host1", 2, kA, "a.img", "moved.img", 1, 3)}));
-  h.put(host, host.make({{.image = kB, .pieces = {{0, pattern(2, 4096)}}}}, {create_mark(4, "host1", 4, kB, "moved.img.new", 3)}));
+  h.put(host, host.make({{.image = kB, .pieces = {{0, pattern(2, 4096)}}}},
+                        {create_mark(4, "host1", 4, kB, "moved.img.new", 3)}));
   auto over = rename_mark(5, "host1", 4, kB, "moved.img.new", "moved.img", 3, 3);
   over.replaced = kA;
   over.replaced_inode = InodeNumber(2);
@@ -35,7 +37,8 @@ TEST(Names, EveryPointShowsItsOwnTreeAndRemovedImagesStayReachable) {
   h.restart();
   EXPECT_EQ(tree(h, "1"), (Names{{"a.img", kA.to_string()}, {"dir", "directory"}}));
   EXPECT_EQ(tree(h, "2"), (Names{{"dir", "directory"}, {"dir/moved.img", kA.to_string()}}));
-  EXPECT_EQ(tree(h, "4"), (Names{{"dir", "directory"}, {"dir/moved.img", kB.to_string()}, {"(" + kA.to_string() + ")", "nameless"}}));
+  EXPECT_EQ(tree(h, "4"),
+            (Names{{"dir", "directory"}, {"dir/moved.img", kB.to_string()}, {"(" + kA.to_string() + ")", "nameless"}}));
   EXPECT_EQ(tree(h, "5").size(), 3u);
   EXPECT_EQ(h.data("5", kA, "bytes=0-4095"), std::string(as_text(pattern(1, 4096))));
   EXPECT_EQ(h.data("5", kB, "bytes=0-4095"), std::string(as_text(pattern(2, 4096))));
@@ -63,7 +66,9 @@ TEST(Names, SharedNodesRecordGivesExistenceAndCorroborates) {
   ASSERT_EQ(h.put(shared, shared.make({}, {create}), 0, net::Role::kShared).status, 200);
   EXPECT_EQ(tree(h, "latest"), Names{});   // visible in the host's own batch only
   // It exists: another host's writes need not wait for the creator's batch.
-  EXPECT_EQ(h.put(host2, host2.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}}, {open_mark("host2", 2, kA)})).json()["applied"], true);
+  EXPECT_EQ(h.put(host2, host2.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}}, {open_mark("host2", 2, kA)}))
+                .json()["applied"],
+            true);
   EXPECT_EQ(tree(h, "latest"), (Names{{"(" + kA.to_string() + ")", "nameless"}}));
   h.put(host1, host1.make({}, {create}));
   EXPECT_EQ(tree(h, "latest"), (Names{{"a.img", kA.to_string()}}));
@@ -129,7 +134,11 @@ TEST(Data, RangesSizesHolesAndExtents) {
   Harness h;
   BatchMaker host("host1");
   const uint64_t size = 3 * kLeafBytes + 1000;
-  h.put(host, host.make({{.image = kA, .size = size, .pieces = {{0, pattern(1, 4096)}, {kLeafBytes - 4096, pattern(2, 8192)}, {3 * kLeafBytes, pattern(3, 4096)}}}},
+  h.put(host, host.make({{.image = kA,
+                          .size = size,
+                          .pieces = {{0, pattern(1, 4096)},
+                                     {kLeafBytes - 4096, pattern(2, 8192)},
+                                     {3 * kLeafBytes, pattern(3, 4096)}}}},
                         {create_mark(1, "host1", 2, kA, "a.img")}));
   h.put(host, host.make({{.image = kA, .size = 4500, .pieces = {}}}));
   h.put(host, host.make({{.image = kA, .size = 3 * kLeafBytes, .pieces = {{8192, {}, 4096}}}}));

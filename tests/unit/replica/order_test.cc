@@ -39,7 +39,13 @@ class World {
   }
 
  private:
-  struct Image { bool created = false; size_t holder = kHosts; Epoch epoch; wire::TenureParent parent; WriteSequence last; };
+  struct Image {
+    bool created = false;
+    size_t holder = kHosts;
+    Epoch epoch;
+    wire::TenureParent parent;
+    WriteSequence last;
+  };
   struct Host {
     std::string name;
     WriteSequence now{Incarnation(1), Counter(0)};
@@ -60,7 +66,8 @@ class World {
     }
     if (image.holder != h) {
       if (image.holder != kHosts) cut(image.holder);
-      image.parent = {.epoch = image.epoch, .source = image.holder == kHosts ? "" : hosts_[image.holder].name, .last = image.last};
+      image.parent = {
+          .epoch = image.epoch, .source = image.holder == kHosts ? "" : hosts_[image.holder].name, .last = image.last};
       image.holder = h;
       image.epoch = image.epoch.next();
       if (host.open.contains(i)) cut(h);   // a batch holds one tenure of an image
@@ -172,11 +179,24 @@ TEST(Order, EveryImagesSequenceIsTheSameWhateverTheArrivalOrder) {
 TEST(Order, AMissingStreamHoldsOnlyWhatDependsOnIt) {
   OrderState state;
   const ImageId a = test_uuid(1), b = test_uuid(2);
-  EXPECT_EQ(step(state, {.source = "h1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(5)}, .slices = {{a, Epoch(1), {}}}, .created = {a, b}}).size(), 1u);
+  EXPECT_EQ(step(state, {.source = "h1",
+                         .number = BatchNumber(1),
+                         .last = {Incarnation(1), Counter(5)},
+                         .slices = {{a, Epoch(1), {}}},
+                         .created = {a, b}})
+                .size(),
+            1u);
   // h2 continues what h3 wrote, which never came.
   SliceFacts waits{b, Epoch(3), {.epoch = Epoch(2), .source = "h3", .last = {Incarnation(4), Counter(9)}}};
-  EXPECT_TRUE(step(state, {.source = "h2", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .slices = {waits}}).empty());
-  EXPECT_EQ(step(state, {.source = "h1", .number = BatchNumber(2), .last = {Incarnation(1), Counter(6)}, .slices = {{a, Epoch(1), {}}}}).size(), 1u);
+  EXPECT_TRUE(
+      step(state, {.source = "h2", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .slices = {waits}})
+          .empty());
+  EXPECT_EQ(step(state, {.source = "h1",
+                         .number = BatchNumber(2),
+                         .last = {Incarnation(1), Counter(6)},
+                         .slices = {{a, Epoch(1), {}}}})
+                .size(),
+            1u);
   // A later incarnation of h3 stands for all of the earlier one.
   auto actions = step(state, {.source = "h3", .number = BatchNumber(1), .last = {Incarnation(5), Counter(0)}});
   ASSERT_EQ(actions.size(), 2u);
@@ -186,8 +206,15 @@ TEST(Order, AMissingStreamHoldsOnlyWhatDependsOnIt) {
 TEST(Order, OlderEpochIsBranchedAndTheRestGoesOn) {
   OrderState state;
   const ImageId a = test_uuid(1), b = test_uuid(2);
-  step(state, {.source = "h2", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .slices = {{a, Epoch(7), {}}}, .created = {a, b}});
-  auto actions = step(state, {.source = "h1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .slices = {{a, Epoch(6), {}}, {b, Epoch(1), {}}}});
+  step(state, {.source = "h2",
+               .number = BatchNumber(1),
+               .last = {Incarnation(1), Counter(1)},
+               .slices = {{a, Epoch(7), {}}},
+               .created = {a, b}});
+  auto actions = step(state, {.source = "h1",
+                              .number = BatchNumber(1),
+                              .last = {Incarnation(1), Counter(1)},
+                              .slices = {{a, Epoch(6), {}}, {b, Epoch(1), {}}}});
   ASSERT_EQ(actions.size(), 1u);
   EXPECT_EQ(actions[0].branched, std::vector<ImageId>{a});
   EXPECT_EQ(actions[0].newer, std::vector<Epoch>{Epoch(7)});

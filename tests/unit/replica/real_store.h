@@ -18,7 +18,8 @@ class TempDirectory {
   explicit TempDirectory(On on = On::kDisk) {
     const std::filesystem::path memory = "/dev/shm";
     const bool in_memory = on == On::kMemory && std::filesystem::is_directory(memory);
-    std::string pattern = ((in_memory ? memory : std::filesystem::temp_directory_path()) / "tidemark-replica-XXXXXX").string();
+    std::string pattern =
+        ((in_memory ? memory : std::filesystem::temp_directory_path()) / "tidemark-replica-XXXXXX").string();
     TM_CHECK(::mkdtemp(pattern.data()) != nullptr, "a temporary directory is needed");
     path_ = pattern;
   }
@@ -29,6 +30,8 @@ class TempDirectory {
   std::string path_;
 };
 
-inline io::RealEnvOptions real_options() { return {.open_store = kv::open_lmdb_store, .make_network = net::make_real_network}; }
+inline io::RealEnvOptions real_options() {
+  return {.open_store = kv::open_lmdb_store, .make_network = net::make_real_network};
+}
 
 }  // namespace tidemark::replica

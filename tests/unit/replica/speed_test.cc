@@ -27,7 +27,8 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 // Half of each unit random, half zeros: compresses by half.
 Bytes half_compressible(uint64_t seed, size_t bytes) {
   Bytes out = pattern(seed, bytes);
-  for (size_t at = 0; at < bytes; at += 4096) std::fill_n(out.begin() + static_cast<ptrdiff_t>(at + 2048), 2048, uint8_t{0});
+  for (size_t at = 0; at < bytes; at += 4096)
+    std::fill_n(out.begin() + static_cast<ptrdiff_t>(at + 2048), 2048, uint8_t{0});
   return out;
 }
 
@@ -39,7 +40,8 @@ class Speed : public ::testing::Test {
   }
   ~Speed() override { close(); }
   void open() {
-    auto opened = Replica::open(env_, {.directory = directory_.path() + "/state", .cluster = kTestCluster, .node = "replica1"});
+    auto opened =
+        Replica::open(env_, {.directory = directory_.path() + "/state", .cluster = kTestCluster, .node = "replica1"});
     TM_CHECK(opened.is_ok(), opened.status().message().c_str());
     replica_ = std::move(*opened);
   }
@@ -105,22 +107,29 @@ TEST_F(SpeedInMemory, OneMebibyteAtTheOldestAndNewestOfTenThousandPoints) {
     SliceSpec s{.image = kA, .size = kSize};
     for (uint64_t at = random() % 300; at < kUnits; at += 200 + random() % 400) {
       s.pieces.push_back({.offset = at * 4096, .data = half_compressible(random(), 4096)});
-      std::copy(s.pieces.back().data.begin(), s.pieces.back().data.end(), whole.begin() + static_cast<ptrdiff_t>(at * 4096));
+      std::copy(s.pieces.back().data.begin(), s.pieces.back().data.end(),
+                whole.begin() + static_cast<ptrdiff_t>(at * 4096));
     }
     put(host, host.make({s}));
   }
   Bytes first, last;
-  const double restart_ms = [&] { close(); const auto begin = Clock::now(); open(); return seconds_since(begin) * 1e3; }();
+  const double restart_ms = [&] {
+    close();
+    const auto begin = Clock::now();
+    open();
+    return seconds_since(begin) * 1e3;
+  }();
   const Milliseconds newest = read_ms(PointId(kPoints), {2 << 20, 1 << 20}, &last);
   const Milliseconds oldest_ms = read_ms(PointId(1), {2 << 20, 1 << 20}, &first);
   const Milliseconds middle = read_ms(PointId(kPoints / 2), {5 << 20, 1 << 20});
   EXPECT_TRUE(std::equal(first.begin(), first.end(), oldest.begin() + (2 << 20)));
   EXPECT_TRUE(std::equal(last.begin(), last.end(), whole.begin() + (2 << 20)));
   auto usage = replica_->store().usage();
-  std::printf("FIGURE replica read 1 MiB of 10000 points, first and again: oldest %.2f and %.2f ms, middle %.2f and %.2f ms, "
-              "newest %.2f and %.2f ms; restart %.1f ms; index %.1f MiB\n",
-              oldest_ms.first, oldest_ms.best, middle.first, middle.best, newest.first, newest.best, restart_ms,
-              usage ? static_cast<double>(usage->used_bytes) / (1 << 20) : 0.0);
+  std::printf(
+      "FIGURE replica read 1 MiB of 10000 points, first and again: oldest %.2f and %.2f ms, middle %.2f and %.2f ms, "
+      "newest %.2f and %.2f ms; restart %.1f ms; index %.1f MiB\n",
+      oldest_ms.first, oldest_ms.best, middle.first, middle.best, newest.first, newest.best, restart_ms,
+      usage ? static_cast<double>(usage->used_bytes) / (1 << 20) : 0.0);
   if (kAssertBars) {
     EXPECT_LT(oldest_ms.best, 50);
     EXPECT_LT(newest.best, 50);
@@ -152,13 +161,16 @@ TEST_F(Speed, AppliesTwentyFiveThousandSmallExtents) {
 TEST_F(Speed, IntakeOverHttps) {
   const std::string pki = directory_.path() + "/pki";
   ASSERT_TRUE(net::pki::init_authority(pki, {.cluster = kTestCluster}).is_ok());
-  auto own = net::pki::issue({.authority_directory = pki, .node = "replica1", .role = net::Role::kReplica, .names = {"127.0.0.1"}});
-  auto theirs = net::pki::issue({.authority_directory = pki, .node = "host1", .role = net::Role::kHost, .names = {"127.0.0.1"}});
+  auto own = net::pki::issue(
+      {.authority_directory = pki, .node = "replica1", .role = net::Role::kReplica, .names = {"127.0.0.1"}});
+  auto theirs =
+      net::pki::issue({.authority_directory = pki, .node = "host1", .role = net::Role::kHost, .names = {"127.0.0.1"}});
   ASSERT_TRUE(own.is_ok() && theirs.is_ok());
-  auto server = env_.network().serve_http({.tls = *own, .roles_accepted = {net::Role::kHost}, .address = {"127.0.0.1", 0}},
-                                          [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
-                                            replica_->handle(std::move(request), std::move(reply));
-                                          });
+  auto server =
+      env_.network().serve_http({.tls = *own, .roles_accepted = {net::Role::kHost}, .address = {"127.0.0.1", 0}},
+                                [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+                                  replica_->handle(std::move(request), std::move(reply));
+                                });
   ASSERT_TRUE(server.is_ok());
   BatchMaker host("host1");
   constexpr uint64_t kPartBytes = 40ull << 20;
@@ -169,7 +181,8 @@ TEST_F(Speed, IntakeOverHttps) {
     SliceSpec s{.image = kA, .size = 4ull << 30};
     for (int part = 0; part < kParts; ++part) {
       const auto begin = bytes.begin() + static_cast<ptrdiff_t>(static_cast<uint64_t>(part) * kPartBytes);
-      s.pieces.push_back({.offset = (static_cast<uint64_t>(b) * kParts + static_cast<uint64_t>(part)) * kPartBytes, .data = Bytes(begin, begin + kPartBytes)});
+      s.pieces.push_back({.offset = (static_cast<uint64_t>(b) * kParts + static_cast<uint64_t>(part)) * kPartBytes,
+                          .data = Bytes(begin, begin + kPartBytes)});
     }
     std::vector<wire::Mark> marks;
     if (b == 0) marks.push_back(create_mark(1, "host1", 2, kA, "a.img"));
@@ -186,8 +199,9 @@ TEST_F(Speed, IntakeOverHttps) {
     for (const auto& made : batches) {
       int answered = 0;
       for (int part = 0; part < kParts; ++part) {   // side by side, as the shipper does
-        net::HttpRequest request{.method = "PUT", .target = "/v1/batches/host1/" + host.generation().to_string() + "/" +
-                                                            std::to_string(made.number.value) + "/" + std::to_string(part)};
+        net::HttpRequest request{.method = "PUT",
+                                 .target = "/v1/batches/host1/" + host.generation().to_string() + "/" +
+                                           std::to_string(made.number.value) + "/" + std::to_string(part)};
         request.body = made.parts[static_cast<size_t>(part)];
         request.headers["x-tidemark-digest"] = to_hex(journal::sha256(request.body));
         (*client)->request(std::move(request), [&](Result<net::HttpResponse> r) {
@@ -203,8 +217,10 @@ TEST_F(Speed, IntakeOverHttps) {
   env_.run_until([&] { return done.load(); }, std::chrono::seconds(240));
   sender.join();
   const double guest = static_cast<double>(kBatches) * kParts * kPartBytes / 1e6;
-  std::printf("FIGURE replica intake over HTTPS: %.0f MB of guest bytes, half compressible, durable and applied in %.2f s: %.0f MB/s\n",
-              guest, elapsed, guest / elapsed);
+  std::printf(
+      "FIGURE replica intake over HTTPS: %.0f MB of guest bytes, half compressible, durable and applied in %.2f s: "
+      "%.0f MB/s\n",
+      guest, elapsed, guest / elapsed);
   if (kAssertBars) {
     EXPECT_GT(guest / elapsed, 100);
   }
