@@ -12,7 +12,7 @@ load() { # starts a write load that ends when the file `stop` appears, and fails
   LOAD=$!
 }
 end_load() {
-  kill -INT $LOAD; wait $LOAD || [ $? = 130 ] || [ $? = 128 ] || die "fio: $(tail -n 20 "$D/log/fio.load")"
+  kill -TERM $LOAD; wait $LOAD || [ $? = 143 ] || [ $? = 128 ] || die "fio: $(tail -n 20 "$D/log/fio.load")"
   ! grep -qiE 'err=[^0 ]|error' <(grep -v 'err= 0' "$D/log/fio.load") || die "guest error: $(cat "$D/log/fio.load")"
 }
 written() { awk '/write_bytes/ {print $2}' "/proc/${PID[host1]}/io"; }

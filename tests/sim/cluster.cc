@@ -91,7 +91,9 @@ void Cluster::start_shared() {
   marks.replica = std::move(*client);
   auto sink = node::JournalMarks::open(env, std::move(marks));
   if (!sink) return fail("marks: " + sink.status().to_string());
-  for (const auto& brick : options.storage.bricks) (void)env.files().make_directories(brick);
+  for (const auto& brick : options.storage.bricks) {
+    if (Status s = env.files().make_directories(brick); !s) return fail(s.to_string());
+  }
   auto node = node::SharedNode::open(env, std::move(options), std::move(*sink));
   if (!node) return fail("shared node: " + node.status().to_string());
   shared_ = std::move(*node);
@@ -123,7 +125,7 @@ void Cluster::start_host(Host& host, bool first) {
   options.config.shared = config::SharedLink{"shared1:" + std::to_string(kSharedPort), "shared1", 2};
   options.config.replica = config::ReplicaLink{kReplicaUrl, "replica1"};
   options.config.journal.region_bytes = 4 << 20;
-  (void)env.files().make_directories("/brick1");
+  if (Status s = env.files().make_directories("/brick1"); !s) return fail(s.to_string());
   auto engine = fs::Engine::open(env, std::move(options));
   if (!engine) return fail(host.name + ": " + engine.status().to_string());
   host.engine = std::move(*engine);
@@ -284,7 +286,8 @@ std::string Cluster::read_point(const std::string& point, const std::string& ima
   auto tree = get("/v1/points/" + point + "/tree");
   if (!tree) return "tree at " + point + ": " + tree.status().to_string();
   if (tree->status != 200) return "tree at " + point + ": " + std::string(as_text(tree->body));
-  for (const auto& entry : nlohmann::json::parse(as_text(tree->body))["entries"]) {
+  const auto json = nlohmann::json::parse(as_text(tree->body));
+  for (const auto& entry : json["entries"]) {
     if (entry["path"].is_null()) continue;
     std::string path = entry["path"];
     if (path != image && path != "/" + image) continue;
@@ -295,7 +298,7 @@ std::string Cluster::read_point(const std::string& point, const std::string& ima
     *out = std::move(data->body);
     return {};
   }
-  return image + " is not in the tree at " + point;
+  return image + " is not in the tree at " + point + ": " + std::string(as_text(tree->body));
 }
 
 bool Cluster::check_points() {

@@ -98,21 +98,14 @@ void Guest::do_read() {
   auto r = requests_.emplace(requests_.end());
   r->extent = random_extent();
   r->memory.resize(r->extent.length);
-  ImageModel::View now = model_.view();
-  auto begin = now.allowed.begin() + static_cast<ptrdiff_t>(r->extent.offset / kModelSector);
-  r->allowed.allowed.assign(begin, begin + static_cast<ptrdiff_t>(r->extent.length / kModelSector));
+  r->allowed = model_.view(r->extent);
   uint64_t life = life_;
   engine_->read(handle_, r->extent.offset, r->memory, io::IoMode::kQueued, [this, life, r](Result<size_t> n) {
     if (life != life_) return;
     if (!n || *n != r->extent.length) {
       wrong("read: " + (n ? "short" : n.status().to_string()));
     } else {
-      // Positions in `allowed` are relative to the request; the model's text wants absolute ones.
-      ImageModel::View whole;
-      whole.allowed.resize(model_.size() / kModelSector);
-      std::copy(r->allowed.allowed.begin(), r->allowed.allowed.end(),
-                whole.allowed.begin() + static_cast<ptrdiff_t>(r->extent.offset / kModelSector));
-      std::string text = model_.check(whole, r->extent.offset, r->memory);
+      std::string text = model_.check(r->allowed, r->extent.offset, r->memory);
       if (!text.empty()) wrong("read " + text);
     }
     answered(r);

@@ -33,12 +33,12 @@ void ImageModel::fill(Extent extent, Stamp stamp, MutableByteSpan out) const {
   }
 }
 
-ImageModel::View ImageModel::view() const {
+ImageModel::View ImageModel::view(Extent extent) const {
   View view;
-  view.allowed.reserve(sectors_.size());
-  for (const Sector& sector : sectors_) {
-    std::set<Stamp> allowed{shown(sector.certain)};
-    for (Stamp stamp : sector.possible) allowed.insert(shown(stamp));
+  view.allowed.reserve(extent.length / kModelSector);
+  for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) {
+    std::set<Stamp> allowed{shown(sectors_[s].certain)};
+    for (Stamp stamp : sectors_[s].possible) allowed.insert(shown(stamp));
     view.allowed.push_back(std::move(allowed));
   }
   return view;
@@ -75,35 +75,14 @@ std::string ImageModel::check_sector(const std::set<Stamp>& allowed, uint64_t se
 std::string ImageModel::check(const View& view, uint64_t offset, ByteSpan bytes) const {
   for (uint64_t at = 0; at < bytes.size(); at += kModelSector) {
     uint64_t sector = (offset + at) / kModelSector;
-    std::string wrong = check_sector(view.allowed[sector], sector, bytes.subspan(at, kModelSector));
+    std::string wrong = check_sector(view.allowed[at / kModelSector], sector, bytes.subspan(at, kModelSector));
     if (!wrong.empty()) return wrong;
   }
   return {};
 }
 
 std::string ImageModel::check_now(uint64_t offset, ByteSpan bytes) const {
-  for (uint64_t at = 0; at < bytes.size(); at += kModelSector) {
-    uint64_t sector = (offset + at) / kModelSector;
-    std::set<Stamp> allowed{shown(sectors_[sector].certain)};
-    for (Stamp stamp : sectors_[sector].possible) allowed.insert(shown(stamp));
-    std::string wrong = check_sector(allowed, sector, bytes.subspan(at, kModelSector));
-    if (!wrong.empty()) return wrong;
-  }
-  return {};
-}
-
-void ImageModel::settle(uint64_t offset, ByteSpan bytes) {
-  for (uint64_t at = 0; at < bytes.size(); at += kModelSector) {
-    Sector& sector = sectors_[(offset + at) / kModelSector];
-    bool whole = false;
-    Stamp stamp = stamp_of((offset + at) / kModelSector, bytes.subspan(at, kModelSector), &whole);
-    if (stamp == 0 && shown(sector.certain) != 0) {   // one of the zero writes it must have been
-      for (Stamp s : sector.possible) if (zeros_.contains(s)) stamp = s;
-    }
-    if (stamp == 0) stamp = sector.certain;
-    sector.certain = stamp;
-    sector.possible.clear();
-  }
+  return check(view({offset, bytes.size()}), offset, bytes);
 }
 
 }  // namespace tidemark::sim

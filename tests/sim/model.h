@@ -29,15 +29,14 @@ class ImageModel {
   void acknowledge(Extent extent, Stamp stamp);
   void fill(Extent extent, Stamp stamp, MutableByteSpan out) const;
   // What may be there, at this moment.
-  struct View { std::vector<std::set<Stamp>> allowed; };   // by sector; zero stamps stand as 0
-  View view() const;
+  struct View { std::vector<std::set<Stamp>> allowed; };   // by sector of a range; zero stamps stand as 0
+  View view() const { return view({0, size()}); }
+  View view(Extent extent) const;              // of these sectors only
   // Allowed values that a cut between two moments may show.
   static View merge(const View& before, const View& after);
-  // An empty text if every sector of `bytes` at `offset` is allowed; else what is wrong with the first that is not.
+  // `view` is of the same sectors. An empty text if every sector of `bytes` at `offset` is allowed; else what is wrong with the first that is not.
   std::string check(const View& view, uint64_t offset, ByteSpan bytes) const;
   std::string check_now(uint64_t offset, ByteSpan bytes) const;
-  // After a crash: whatever was read is what is there (the copies must agree on it from then on).
-  void settle(uint64_t offset, ByteSpan bytes);
 
  private:
   struct Sector {
