@@ -15,7 +15,7 @@ end_load() {
   kill -TERM $LOAD; wait $LOAD || [ $? = 143 ] || [ $? = 128 ] || die "fio: $(tail -n 20 "$D/log/fio.load")"
   ! grep -qiE 'err=[^0 ]|error' <(grep -v 'err= 0' "$D/log/fio.load") || die "guest error: $(cat "$D/log/fio.load")"
 }
-written() { awk '/write_bytes/ {print $2}' "/proc/${PID[host1]}/io"; }
+written() { awk '/^write_bytes/ {print $2}' "/proc/${PID[host1]}/io"; }
 more_written() { [ "$(written)" -gt $(($1 + (8 << 20))) ]; }
 
 load
