@@ -15,9 +15,9 @@ void Engine::link_up(const wire::HelloAnswer&) {
   std::vector<Image*> images;
   for (auto& [id, image] : images_) images.push_back(image.get());
   for (Image* im : images) {
-    if (im->held) tasks_.spawn(resume(*im));
-    else unpark(*im);
     if (im->doomed) tell_dropped(*im);
+    else if (im->held) tasks_.spawn(resume(*im));
+    else unpark(*im);
   }
 }
 
