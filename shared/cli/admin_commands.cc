@@ -79,6 +79,11 @@ Outcome pki_issue(Context& context, const PkiIssueOptions& o) {
   options.role = *role;
   options.names = o.names;
   options.validity.days = o.days;
+  for (auto [text, time] : {std::pair{&o.not_before, &options.validity.not_before}, {&o.not_after, &options.validity.not_after}}) {
+    if (text->empty()) continue;
+    *time = WallTime::parse(*text);
+    if (!*time) return Status(Code::kInvalidArgument, "bad time \"" + *text + "\": write it as 2026-11-21T10:00:05Z");
+  }
   options.out_directory = o.output;
   options.force = o.force;
   TM_ASSIGN_OR_RETURN(net::TlsFiles made, net::pki::issue(options));

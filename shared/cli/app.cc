@@ -143,6 +143,8 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   issue->add_option("--san", w.issue.names, "a DNS name or address that the node is reached by; may be repeated");
   issue->add_option("--out", w.issue.output, "directory for NODE.pem and NODE.key; left out: the authority's");
   issue->add_option("--days", w.issue.days, "validity")->check(CLI::Range(1, 36500))->capture_default_str();
+  issue->add_option("--not-before", w.issue.not_before, "valid from this time on; left out: two days ago");
+  issue->add_option("--not-after", w.issue.not_after, "valid until this time, instead of --days");
   issue->add_flag("--force", w.issue.force, "replace the node's pair");
   auto* show = verb(pki, w, "show", "Show certificates", [&w](Context& c) { return pki_show(c, w.show_files); });
   show->add_option("FILE", w.show_files, "PEM files")->required();

@@ -61,6 +61,7 @@ struct PkiIssueOptions {
   std::string node, role = "host", directory, output;
   std::vector<std::string> names;
   int days = 825;
+  std::string not_before, not_after;   // RFC 3339; empty: two days ago, and `days` from now
   bool force = false;
 };
 Outcome pki_issue(Context& context, const PkiIssueOptions& options);
