@@ -13,8 +13,8 @@ BIN=$(cd "$BIN" && pwd)
 PATH=$BIN:$PATH
 
 D=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-e2e.XXXXXX")
+cd "$D"                                         # fio leaves files where it runs
 declare -A PID=()
-REPLICA_HOSTS=1
 
 say() { echo "[$(date +%T)] $*"; }
 die() { echo "FAILED: $*" >&2; exit 1; }
