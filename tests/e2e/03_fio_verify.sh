@@ -12,9 +12,9 @@ job host2 & two=$!
 wait $one || die "fio on host1: $(tail -n 20 "$D/log/fio.host1")"
 wait $two || die "fio on host2: $(tail -n 20 "$D/log/fio.host2")"
 say "ok: fio verified on both mounts"
-# Mixed sizes, unaligned and buffered too.
-fio --name=mix --filename="$D/mnt/host1/mix.img" --size=64M --rw=randrw --bsrange=512-64k --bs_unaligned=1 --ioengine=psync \
-  --verify=crc32c --verify_fatal=1 --io_size=96M --randrepeat=0 --output="$D/log/fio.mix" || die "fio mix: $(tail -n 20 "$D/log/fio.mix")"
+# Unaligned to any block, and buffered. (fio cannot verify mixed sizes over one range: a native file fails too.)
+fio --name=mix --filename="$D/mnt/host1/mix.img" --size=63M --rw=randwrite --bs=7k --ioengine=psync \
+  --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0 --output="$D/log/fio.mix" || die "fio mix: $(tail -n 20 "$D/log/fio.mix")"
 say "ok: unaligned, buffered"
 for host in host1 host2; do verify_equal $host; done
 for host in host1 host2; do
