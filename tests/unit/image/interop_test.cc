@@ -30,7 +30,7 @@ bool has(const char* tool) { return run(std::string("command -v ") + tool).exit_
 class InteropTest : public ImageFileTest {
  protected:
   void need(const char* tool) {
-    if (!has(tool)) GTEST_SKIP() << tool << " is not installed";
+    if (!has(tool)) FAIL() << tool << " is not installed: run examples/install-packages";
   }
 };
 
