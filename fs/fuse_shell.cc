@@ -162,6 +162,8 @@ void FuseShell::drain() {
     ssize_t n = ::read(fd_, buffer->start(), buffer->room());
     if (n > 0) {
       received_.push_back({buffer, static_cast<size_t>(n)});
+      // A guest that waits for each answer has sent nothing more: looking would only delay this one.
+      if (received_.size() == 1 && came_alone_ && engine_.in_flight() == 0) break;
       continue;
     }
     give_back(buffer);
@@ -173,6 +175,7 @@ void FuseShell::drain() {
     break;
   }
   alone_ = received_.size() == 1 && engine_.in_flight() == 0;
+  came_alone_ = alone_;
   for (size_t i = 0; i < received_.size(); ++i) {
     current_ = received_[i].buffer;
     fuse_buf request{};

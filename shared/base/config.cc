@@ -266,6 +266,7 @@ void read_node(Document& d, const std::string& role, Node& out) {
   s.path("state_dir", out.state_dir, Need::kRequired);
   out.run_dir = out.state_dir;
   s.path("run_dir", out.run_dir);
+  s.number("busy_poll_us", out.busy_poll_us, {0, 1000});
 }
 
 void read_tls(Document& d, Tls& out) {

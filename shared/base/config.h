@@ -19,6 +19,7 @@ struct Node {
   std::string role;                // "host", "shared" or "replica"
   std::string state_dir;           // LMDB environments, spool; created 0700
   std::string run_dir;             // control socket `control.sock`, pid file; default: state_dir
+  uint32_t busy_poll_us = 100;      // a wait polls at most so long (microseconds) before it sleeps; 0: never
   std::string control_socket() const { return run_dir + "/control.sock"; }
 };
 struct Tls { std::string authority, certificate, key; };          // PEM files

@@ -113,6 +113,7 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Options options) {
   io::RealEnvOptions env_options;
   env_options.open_store = kv::open_lmdb_store;
   env_options.make_network = net::make_real_network;
+  env_options.busy_poll_max = std::chrono::microseconds(o.node.busy_poll_us);
   state->env = std::make_unique<io::RealEnv>(std::move(env_options));
   state->jobs = std::make_unique<Jobs>(*state->env);
   state->add_common_routes(state->routes);

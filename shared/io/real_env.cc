@@ -1,6 +1,7 @@
 #include "shared/io/real_env.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "shared/base/log.h"
+#include "shared/io/busy_poll.h"
 #include "shared/io/offload.h"
 #include "shared/io/real_files.h"
 #include "shared/io/ring.h"
@@ -57,6 +59,7 @@ struct RealEnv::State {
   std::vector<std::unique_ptr<Watch>> retired;          // removed in this turn: a callback may still be running
   uint32_t next_generation = 1;
   TimerQueue timers;
+  BusyPoll busy_poll{Duration::zero()};
   std::vector<UniqueFunction<void()>> turn_end;
   std::vector<UniqueFunction<void()>> turn_end_running;
   std::vector<UniqueFunction<void()>> posted_running;
@@ -77,6 +80,7 @@ struct RealEnv::State {
 
   void wake();
   void wait_and_dispatch(Duration wait_max);
+  int wait_for_events(epoll_event* events, Duration wait);
   void dispatch(int fd, uint32_t generation, uint32_t events);
   void run_timers();
   void run_posted();
@@ -88,6 +92,7 @@ struct RealEnv::State {
 RealEnv::RealEnv(RealEnvOptions options) : state_(std::make_unique<State>()) {
   State& s = *state_;
   s.options = std::move(options);
+  s.busy_poll = BusyPoll(s.options.busy_poll_max);
   std::signal(SIGPIPE, SIG_IGN);   // a peer that went away is an error of that send, not of the process
   s.epoll_fd = ::epoll_create1(EPOLL_CLOEXEC);
   s.wake_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -176,15 +181,33 @@ void RealEnv::State::wait_and_dispatch(Duration wait_max) {
   waiting.store(true);
   Duration wait = wait_time(wait_max);
   if (wait == Duration::zero()) waiting.store(false);
-  timespec timeout{wait.count() / 1'000'000'000, wait.count() % 1'000'000'000};
   epoll_event events[kEventsPerTurn];
-  int n = ::epoll_pwait2(epoll_fd, events, kEventsPerTurn, &timeout, nullptr);
+  int n = wait_for_events(events, wait);
   waiting.store(false, std::memory_order_relaxed);
   TM_CHECK(n >= 0 || errno == EINTR, "epoll refused its own descriptor");
   for (int i = 0; i < n; ++i) {
     dispatch(static_cast<int>(events[i].data.u64 & 0xffffffff), static_cast<uint32_t>(events[i].data.u64 >> 32),
              events[i].events);
   }
+}
+
+// Polls first where that pays (BusyPoll), and lets any other thread that wants this processor have it.
+int RealEnv::State::wait_for_events(epoll_event* events, Duration wait) {
+  auto poll = [&](Duration limit) {
+    timespec timeout{limit.count() / 1'000'000'000, limit.count() % 1'000'000'000};
+    return ::epoll_pwait2(epoll_fd, events, kEventsPerTurn, &timeout, nullptr);
+  };
+  if (!busy_poll.enabled() || wait == Duration::zero()) return poll(wait);
+  const int64_t began = clock_ns(CLOCK_MONOTONIC);
+  const int64_t poll_end = began + std::min(wait, busy_poll.budget()).count();
+  int n = 0;
+  while (n == 0 && clock_ns(CLOCK_MONOTONIC) < poll_end) {
+    n = poll(Duration::zero());
+    if (n == 0) ::sched_yield();
+  }
+  if (n == 0) n = poll(wait);
+  if (n > 0) busy_poll.waited(Duration(clock_ns(CLOCK_MONOTONIC) - began));
+  return n;
 }
 
 void RealEnv::State::dispatch(int fd, uint32_t generation, uint32_t events) {

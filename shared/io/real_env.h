@@ -29,6 +29,8 @@ struct RealEnvOptions {
   // Makes the network when it is first asked for. Empty: network() is a programmer error.
   UniqueFunction<std::unique_ptr<net::Network>(Env&, Poller&)> make_network;
   bool use_io_uring = true;   // off: queued file operations run on the offload threads
+  // A wait polls at most so long before it sleeps, where that has paid lately; zero: never.
+  Duration busy_poll_max = Duration::zero();
 };
 
 class RealEnv final : public Env, public Poller {
