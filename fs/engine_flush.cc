@@ -22,11 +22,11 @@ void Engine::start_flush(Op* op) {
   Image& im = *op->image;
   if (im.state == MirrorState::kFenced) return leave(op, Status(Code::kFenced, "the tenure has moved"));
   // Nothing of this host's is unflushed: a yield flushes, and a tenure ends with a yield.
-  if (!im.held || im.unsynced == 0) return leave(op, size_t(0));
+  if (!im.held || !im.unsynced.any()) return leave(op, size_t(0));
   bool resyncing_unknown = im.state == MirrorState::kResyncing && !im.facts.alone;
   if (im.state == MirrorState::kWaiting || resyncing_unknown) return im.flushes.push_back(op);
   op->counter = journal_->last_finished();
-  op->unsynced = im.unsynced;
+  op->unsynced = im.unsynced.mark();
   op->local = op->remote = Status::ok();
   op->local_asked = im.local();
   op->remote_asked = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
@@ -90,7 +90,7 @@ void Engine::settle_flush(Op* op) {
   }
   bool covered = op->remote_asked || im.state == MirrorState::kNone;
   if (covered && sends_mirror(im.state) == op->remote_asked) {
-    im.unsynced -= std::min(im.unsynced, op->unsynced);
+    im.unsynced.cover(op->unsynced);
     journal_->note_durable(im.slot, op->counter);
   }
   leave(op, size_t(0));
@@ -102,7 +102,7 @@ void Engine::clean_idle_images() {
     Image& im = *image;
     bool level =
         im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling || im.state == MirrorState::kNone;
-    if (!im.held || im.unsynced == 0 || !level || im.yielding || im.recovering) continue;
+    if (!im.held || !im.unsynced.any() || !level || im.yielding || im.recovering) continue;
     Op* op = take_op(im, OpKind::kFlush, io::IoMode::kQueued);
     op->extent = {};
     op->done = [](Result<size_t>) {};  // a failure shows in the image's state and is tried again at the next tick

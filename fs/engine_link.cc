@@ -82,7 +82,7 @@ Task<void> Engine::resume(Image& im) {
       kLog.warning("size_not_adopted", {{"image", im.id}, {"error", s}});
   }
   im.facts.handshaken = true;
-  bool other = answer->loss_id != im.shared_loss && im.unsynced != 0;
+  bool other = answer->loss_id != im.shared_loss && im.unsynced.any();
   if (!other && !im.facts.alone) im.shared_loss = answer->loss_id;
   im.resync_loss = answer->loss_id;
   apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);

@@ -105,7 +105,7 @@ Task<void> Engine::resync(Image& im) {
   if (status.is_ok() && !stands()) status = Status(Code::kUnavailable, "the link or the tenure changed");
   // Durable on both before the mark that they may differ goes.
   Counter counter = journal_->last_finished();
-  uint64_t unsynced = im.unsynced;
+  uint64_t unsynced = im.unsynced.mark();
   if (status.is_ok() && im.local())
     status =
         co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
@@ -131,7 +131,7 @@ Task<void> Engine::resync(Image& im) {
     kLog.info("resync_done", {{"image", im.id}, {"epoch", epoch}, {"copied_bytes", repaired}});
     im.facts.alone = false;
     im.shared_loss = loss;
-    im.unsynced -= std::min(im.unsynced, unsynced);
+    im.unsynced.cover(unsynced);
     apply(im, MirrorEvent::kEqual);
     journal_->note_durable(im.slot, counter);
     co_return;

@@ -111,7 +111,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.facts.copy_whole = !im.broken && im.stale.none();
   im.facts.handshaken = true;
   im.shared_loss = grant.loss_id;
-  im.unsynced = 0;
+  im.unsynced.clear();
   // During a recovery the note from before the crash decides the direction and stays until all is equal.
   if (!im.recovering) {
     auto noted = co_await async<Status>([&](Callback<Status> done) {
@@ -217,6 +217,7 @@ void Engine::try_yield(Image& im) {
 
 Task<Status> Engine::flush_both(Image& im) {
   Counter counter = journal_->last_finished();
+  uint64_t unsynced = im.unsynced.mark();
   if (im.local()) {
     auto synced =
         co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
@@ -237,7 +238,7 @@ Task<Status> Engine::flush_both(Image& im) {
   }
   if (im.state == MirrorState::kResyncing) co_return Status::ok();
   journal_->note_durable(im.slot, counter);
-  im.unsynced = 0;
+  im.unsynced.cover(unsynced);
   co_return Status::ok();
 }
 

@@ -280,7 +280,7 @@ void Engine::finish_op(Op* op, Status status) {
   if (op->begun) {
     journal_->finish(op->ticket, op->coordinator, op->digest);
     op->begun = false;
-    ++im.unsynced;
+    im.unsynced.finish();
     im.mtime = env_.wall();
     im.mtime_pushed = false;
     ++counts_.writes;

@@ -8,6 +8,7 @@
 #include "fs/mirror_state.h"
 #include "fs/range_lock.h"
 #include "fs/stale_map.h"
+#include "fs/unsynced.h"
 #include "journal/journal.h"
 #include "shared/base/function.h"
 #include "shared/base/status.h"
@@ -40,7 +41,7 @@ struct Op {
   CoordinatorSequence coordinator;
   uint64_t digest = 0;
   Counter counter;                     // kFlush: covers writes finished up to it
-  uint64_t unsynced = 0;               // kFlush: the image's count when it began
+  uint64_t unsynced = 0;               // kFlush: the image's mark when it began
   LossId loss;                         // kFlush: as the shared node answered
   Generation generation;               // kResize: of the new size
   uint64_t tag = 0;                    // names it for an interrupt
@@ -88,7 +89,7 @@ struct Image {
   std::vector<Op*> unknown;            // their mirror write has no known outcome
   std::vector<Op*> flushes;            // wait for the copies to be level, or for going alone
   std::vector<UniqueFunction<void()>> idle;   // called once when active falls to 0
-  uint64_t unsynced = 0;               // writes finished since the last full flush
+  Unsynced unsynced;                   // writes that are finished and not yet flushed
 
   // ---- handles and name
   uint32_t handles = 0;
