@@ -66,18 +66,21 @@ std::vector<Wait> waits_of(const OrderState& state, const OrderState::Source& so
 
 std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived) {
   for (const ImageId& image : arrived.created) state.created.insert(image);
-  auto& queue = state.sources[arrived.source].waiting;
-  queue.push_back(std::move(arrived));
+  OrderState::Source& newest = state.sources[arrived.source];
+  newest.waiting.push_back(std::move(arrived));
 
   std::vector<ApplyAction> actions;
+  auto apply_ready = [&](OrderState::Source& source) {
+    const size_t before = actions.size();
+    while (!source.waiting.empty() && waits_of(state, source.waiting.front()).empty())
+      actions.push_back(apply_head(state, source));
+    return actions.size() != before;
+  };
+  // First what has just come: a batch that waited for a create in it is applied after it, so that it finds the name.
+  apply_ready(newest);
   for (bool moved = true; moved;) {
     moved = false;
-    for (auto& [name, source] : state.sources) {
-      while (!source.waiting.empty() && waits_of(state, source.waiting.front()).empty()) {
-        actions.push_back(apply_head(state, source));
-        moved = true;
-      }
-    }
+    for (auto& [name, source] : state.sources) moved = apply_ready(source) || moved;
   }
   return actions;
 }

@@ -203,6 +203,23 @@ TEST(Order, AMissingStreamHoldsOnlyWhatDependsOnIt) {
   EXPECT_EQ(actions[1].batch.source, "h2");
 }
 
+// Else the point of the held batch would have the image's data and not its name.
+TEST(Order, TheCreateThatABatchWaitedForIsAppliedBeforeIt) {
+  OrderState state;
+  const ImageId image = test_uuid(1);
+  BatchFacts writes{.source = "host1",
+                    .number = BatchNumber(1),
+                    .last = {Incarnation(1), Counter(5)},
+                    .slices = {{image, Epoch(1), {}}}};
+  EXPECT_TRUE(step(state, writes).empty());
+  BatchFacts create{
+      .source = "shared1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .created = {image}};
+  auto actions = step(state, create);
+  ASSERT_EQ(actions.size(), 2u);
+  EXPECT_EQ(actions[0].batch.source, "shared1");
+  EXPECT_EQ(actions[1].batch.source, "host1");
+}
+
 TEST(Order, OlderEpochIsBranchedAndTheRestGoesOn) {
   OrderState state;
   const ImageId a = test_uuid(1), b = test_uuid(2);
