@@ -15,6 +15,7 @@ PATH=$BIN:$PATH
 D=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-e2e.XXXXXX")
 cd "$D"                                         # fio leaves files where it runs
 declare -A PID=()
+AT_END=()                                       # commands for the end, last first, before the directory goes
 
 say() { echo "[$(date +%T)] $*"; }
 die() { echo "FAILED: $*" >&2; exit 1; }
@@ -139,13 +140,15 @@ cluster_up() { # HOST...
   say "cluster is up in $D"
 }
 cluster_down() {
-  local code=$? node dir
+  local code=$? node dir i
   trap - EXIT
   set +e
   for dir in "$D"/mnt/*; do mountpoint -q "$dir" && umount "$dir" 2>/dev/null; done
   for node in "${!PID[@]}"; do kill -TERM "${PID[$node]}" 2>/dev/null; done
   for node in "${!PID[@]}"; do timeout 20 tail --pid="${PID[$node]}" -f /dev/null || kill -KILL "${PID[$node]}"; done
-  for dir in "$D"/mnt/*; do mountpoint -q "$dir" && umount -l "$dir"; done
+  # A mount whose daemon died answers nothing, mountpoint(1) included: the table of mounts knows it.
+  for dir in "$D"/mnt/*; do while grep -qF " $dir " /proc/mounts; do umount -l "$dir" || break; done; done
+  for ((i = ${#AT_END[@]} - 1; i >= 0; i--)); do eval "${AT_END[i]}"; done
   if [ $code != 0 ]; then
     for node in "$D"/log/*.log; do echo "--- $(basename "$node")"; tail -n 25 "$node"; done >&2
   fi
@@ -168,6 +171,14 @@ mirrored() { # NODE PATH: mirrored with nothing stale
 mark() { tm "$1" mark --wait --json "${@:2}" | jq -er .point; }   # prints the recovery point
 export_point() { # NODE IMAGE POINT FILE
   tm "$1" replica export "$2" --at "$3" -o "$4" > "$D/log/export" 2>&1 || die "export $2 at $3: $(cat "$D/log/export")"
+}
+uuid_of() { image_field "$1" "$2" uuid; }           # NODE PATH
+client() { # CERTIFICATE-NAME curl-arguments...
+  local name=$1; shift
+  curl -sS --max-time 20 --cacert "$D/pki/ca.pem" --cert "$D/certs/$name.pem" --key "$D/certs/$name.key" "$@"
+}
+metric() { # NODE NAME: its value without labels
+  control "$1" /metrics | awk -v name="$2" '$1 == name {print $2; found = 1} END {exit !found}'
 }
 verify_equal() { # NODE [IMAGE...]
   local node=$1 out; shift
