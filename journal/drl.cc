@@ -79,7 +79,8 @@ Status DirtyLog::load(std::vector<DirtyImage>& out) {
     image->wanted = image->dirty;
     DirtyImage d{id, image->row.region_bytes, {}, image->row.host, image->row.shared, image->row.alone, image->row.epoch};
     for_bits(image->dirty, [&](uint64_t i) { d.regions.push_back(RegionIndex(i)); });
-    if (!d.regions.empty()) out.push_back(std::move(d));
+    // Gone on alone without a dirty region: its size may have grown.
+    if (!d.regions.empty() || d.alone) out.push_back(std::move(d));
   }
   return Status::ok();
 }
@@ -243,13 +244,15 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
   in_flight_ = false;
   if (!status) {
     // The marks did not become durable and nothing may rely on them: no copy changes under them.
-    kLog.error("commit_failed", {{"status", status}, {"effect", "cold regions cannot be written"}});
-    if (status.code() != Code::kOutOfSpace) failed_ = true;
+    if (!full_) kLog.warning("commit_failed", {{"status", status}, {"effect", "cold regions cannot be written"}});
+    bool full = status.code() == Code::kOutOfSpace;
+    if (!full) failed_ = true;
     for (uint32_t slot : slots) {
-      // Wanted stays: it goes with the next commit, should there be one.
-      for (uint64_t page = 0; page * kDrlPageRegions < at(slot).wanted.size() * 64; ++page) changed_pages_.emplace(slot, page);
+      // Wanted stays: all of it goes with the next commit, should there be one.
+      rewritten_.insert(slot);
       changed_rows_.insert(slot);
     }
+    if (full) return retry_later(std::move(waiters));
   } else {
     for (size_t i = 0; i < slots.size(); ++i) {
       Image& image = at(slots[i]);
@@ -258,9 +261,20 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
       // What was cleared while the commit ran stays cleared here.
       image.dirty = std::move(states[i]);
     }
+    full_ = false;
   }
   for (Waiter& w : waiters) w.done(status);
   if (!failed_ && (!waiters_.empty() || (status && (!changed_pages_.empty() || !changed_rows_.empty())))) schedule();
+}
+
+// No room on the disk: whoever waits for a mark waits until there is; nothing is written without it.
+void DirtyLog::retry_later(std::vector<Waiter> waiters) {
+  for (Waiter& w : waiters_) waiters.push_back(std::move(w));
+  waiters_ = std::move(waiters);
+  full_ = scheduled_ = true;
+  env_.after(std::chrono::seconds(1), [this, alive = std::weak_ptr<bool>(alive_)] {
+    if (!alive.expired()) flush();
+  });
 }
 
 void DirtyLog::write_begins(uint32_t slot, Extent extent) {
@@ -314,7 +328,11 @@ void DirtyLog::clean_all(Callback<Status> done) {
   for (uint32_t slot = 0; slot < images_.size(); ++slot) {
     Image& image = at(slot);
     if (!image.level || !image.attached) continue;
-    std::fill(image.wanted.begin(), image.wanted.end(), 0);
+    // What the owner has not called durable stays, clean stop or not.
+    for_bits(image.dirty, [&](uint64_t i) {
+      const Region& r = region(image, i);
+      if (r.in_flight == 0 && r.counter <= image.durable_counter) clear_bit(image.wanted, i);
+    });
     for (uint64_t page = 0; page * kDrlPageRegions < image.dirty.size() * 64; ++page) changed_pages_.emplace(slot, page);
   }
   waiters_.push_back({0, std::move(done)});

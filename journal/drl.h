@@ -77,6 +77,7 @@ class DirtyLog {
   void put_page(uint32_t slot, uint64_t page);
   void schedule();
   void flush();
+  void retry_later(std::vector<Waiter> waiters);
   void committed(Status status, std::vector<uint32_t> slots, std::vector<Waiter> waiters,
                  std::vector<std::vector<uint64_t>> states);
   static uint64_t last_region(const Image& image, Extent extent) { return (extent.end() - 1) >> image.shift; }
@@ -93,6 +94,7 @@ class DirtyLog {
   std::set<uint32_t> rewritten_;                         // all pages: the region size changed, or the image is gone
   std::vector<Waiter> waiters_;
   bool scheduled_ = false, in_flight_ = false, failed_ = false;
+  bool full_ = false;                                    // the last commit found no room: tried again
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by callbacks of posted work
 };
 

@@ -12,6 +12,8 @@ const log::Logger kLog("journal");
 
 constexpr io::Duration kCleanInterval = std::chrono::seconds(1);
 constexpr uint32_t kCleanAfterSeconds = 10;
+constexpr io::Duration kFullRetry = std::chrono::seconds(1);
+constexpr size_t kPendingBytesMax = 256u << 20;   // of records that wait for room on the disk; beyond, the journal fails
 
 Extent region_extent(const Ticket& t) {
   if (t.kind != RecordKind::kResize) return t.extent;
@@ -327,15 +329,39 @@ void JournalImpl::start_commit() {
   if (pending_.empty() && pending_done_.empty()) return;
   commit_running_ = true;
   uint64_t serial = finish_serial_;
-  store_->commit(std::exchange(pending_, {}), [this, serial, alive = std::weak_ptr<bool>(alive_),
-                                               waiting = std::exchange(pending_done_, {})](Status status) mutable {
+  auto batch = std::make_shared<kv::WriteBatch>(std::exchange(pending_, {}));   // shared: tried again if the disk is full
+  store_->commit(*batch, [this, serial, batch, alive = std::weak_ptr<bool>(alive_),
+                          waiting = std::exchange(pending_done_, {})](Status status) mutable {
     if (alive.expired()) return;
     commit_running_ = false;
+    if (status.code() == Code::kOutOfSpace && !closing_ && batch->bytes() < kPendingBytesMax) {
+      return commit_later(std::move(*batch), std::move(waiting), status);
+    }
+    no_space_.clear();
     if (status) committed_serial_ = serial;
     else fail(status, "records");
     bool again = std::exchange(commit_wanted_, false);
     for (auto& done : waiting) done(status);
     if (again && !alive.expired()) start_commit();
+  });
+}
+
+// The disk is full: the store stands as it was. Nothing of this is lost meanwhile: what is not committed stays in its
+// dirty regions, which are kept until it is. Those who wait for the commit wait for room.
+void JournalImpl::commit_later(kv::WriteBatch batch, std::vector<Callback<Status>> waiting, const Status& status) {
+  batch.append(std::exchange(pending_, {}));
+  pending_ = std::move(batch);
+  for (auto& done : std::exchange(pending_done_, {})) waiting.push_back(std::move(done));
+  pending_done_ = std::move(waiting);
+  if (no_space_.empty()) kLog.warning("no_space", {{"status", status}, {"effect", "tried again until there is room"}});
+  no_space_ = status.with_context("journal").to_string();
+  commit_wanted_ = false;
+  env_.cancel(commit_timer_);
+  commit_armed_ = true;
+  commit_timer_ = env_.after(kFullRetry, [this] {
+    commit_armed_ = false;
+    refresh_clock();
+    start_commit();
   });
 }
 
@@ -410,6 +436,7 @@ Usage JournalImpl::usage() const {
   u.preserved_bytes = preserved_bytes_;
   u.shipping_paused = paused_;
   u.ship_error = !shipper_->error().empty() ? shipper_->error() : stage_error_;
+  if (!no_space_.empty()) u.ship_error = no_space_;
   if (!condition_) u.ship_error = condition_.to_string();
   u.newest_durable = shipper_->replica().newest;
   u.newest_durable_label = shipper_->replica().label;

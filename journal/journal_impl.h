@@ -128,6 +128,7 @@ class JournalImpl final : public Journal {
   void flush_packs();
   void commit_now(Callback<Status> done);
   void start_commit();
+  void commit_later(kv::WriteBatch batch, std::vector<Callback<Status>> waiting, const Status& status);
   void fail(const Status& status, const char* what);
   void put_tenure(uint32_t slot);
   void commit_tenure(uint32_t slot);
@@ -224,7 +225,7 @@ class JournalImpl final : public Journal {
   BatchNumber newest_closed_;
   bool cut_due_ = false;                         // a time cut was put off
   bool paused_ = false, closing_ = false, staging_ = false, spool_full_ = false;
-  std::string stage_error_;
+  std::string stage_error_, no_space_;
   UniqueFunction<void()> stage_wake_, idle_wake_;
 
   io::TimerId commit_timer_, cut_timer_, clean_timer_, close_timer_, stage_timer_;

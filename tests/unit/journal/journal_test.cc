@@ -415,6 +415,27 @@ TEST_F(JournalTest, ARecordCommitThatFailsIsReportedAndColdWritesStillWork) {
   EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
 }
 
+// Marks and records wait for room; no write fails and nothing is forgotten.
+TEST_F(JournalTest, AFullDiskIsWaitedForAndNothingIsLost) {
+  log::set_sink_for_testing([](log::Level, std::string_view, std::string_view) {});
+  for (int i = 0; i < 6; ++i) add_image(i, 128 * kG);
+  open_journal();
+  for (int i = 0; i < 12; ++i) {
+    world_.fail_next_commit("host1", Status(Code::kOutOfSpace, "full"));
+    run_load(10, 4);
+    world_.run_for(std::chrono::milliseconds(250));
+  }
+  EXPECT_TRUE(journal_->condition());
+  world_.run_for(std::chrono::seconds(3));
+  EXPECT_EQ(journal_->usage().ship_error, "");
+  crash(sim::Crash::kPowerLoss);
+  log::set_sink_for_testing({});
+  open_journal();
+  reconcile_all();
+  wait_shipped();
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(replica_->images[image_id(i)], copy_.images[image_id(i)]);
+}
+
 TEST_F(JournalTest, AFrozenImageReadsAsOfItsMomentWhileWritesGoOn) {
   add_image(0, 256 * kG);
   open_journal();
