@@ -127,10 +127,19 @@ void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, o
   FuseShell& shell = shell_of(req);
   FuseShell::Buffer* buffer = std::exchange(shell.current_, nullptr);  // kept until the answer
   io::IoMode mode = shell.alone_ ? io::IoMode::kInline : io::IoMode::kQueued;
-  auto done = [&shell, req, buffer](Result<size_t> n) {
-    if (n) fuse_reply_write(req, *n);
-    else reply_error(req, n.status());
+  // Of a file opened with O_DSYNC: the kernel sends no FSYNC after a direct write, the flags of the write are all.
+  bool durable = (fi->flags & O_DSYNC) != 0;
+  auto done = [&shell, req, buffer, handle = durable ? handle_of(fi) : HandleId{}](Result<size_t> n) {
     shell.give_back(buffer);
+    if (!n) return reply_error(req, n.status());
+    if (handle.value == 0) {
+      fuse_reply_write(req, *n);
+      return;
+    }
+    shell.engine_.flush(handle, io::IoMode::kQueued, [req, written = *n](Status s) {
+      if (s) fuse_reply_write(req, written);
+      else reply_error(req, s);
+    });
   };
   ByteSpan payload(reinterpret_cast<const uint8_t*>(data), size);
   shell.engine_.write(handle_of(fi), static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
