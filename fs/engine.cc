@@ -102,11 +102,12 @@ Status Engine::set_flag(Image& image, uint8_t flag, bool on) {
   uint8_t& bits = flags_[image.id];
   uint8_t next = on ? bits | flag : bits & ~flag;
   if (next == bits) return Status::ok();
-  bits = next;
   kv::WriteBatch batch;
   if (next == 0) batch.erase(kTableFlag, image.id.bytes);
   else batch.put(kTableFlag, image.id.bytes, ByteSpan(&next, 1));
-  return store_->commit_and_wait(std::move(batch));
+  TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
+  bits = next;  // only what is durable may be relied on
+  return Status::ok();
 }
 
 void Engine::start() {
@@ -140,6 +141,7 @@ void Engine::tick() {
     std::exchange(fatal_, nullptr)(s);
   }
   clean_idle_images();
+  try_failed_copies();
   reap();
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }
@@ -157,7 +159,12 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
   for (Image* im : held) {
     im->wrote = 0;
     im->recall_wanted = true;
-    while (mirror_->up() && im->held && (im->resync_running || im->recovering) && env_.now() < deadline)
+    auto busy = [&] {
+      bool level = im->state == MirrorState::kMirrored || im->state == MirrorState::kFilling ||
+                   im->state == MirrorState::kNone;
+      return !level || im->resync_running || im->recovering || im->yielding;
+    };
+    while (mirror_->up() && im->held && busy() && env_.now() < deadline)
       co_await sleep(std::chrono::milliseconds(20));
     // An image whose policy is `none` keeps its tenure: its data are here alone.
     if (mirror_->up() && im->held && !im->yielding && im->state != MirrorState::kNone) co_await yield(*im);

@@ -4,13 +4,15 @@
 // that overlap are ordered by its RangeLock; a callback may run before the call returns. Buffers stay the caller's and
 // must be valid until the callback ran.
 //
-// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_link.cc (link lost
-// and back), engine_tenure.cc, engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_namespace.cc,
-// engine_names.cc (handles, unlink), engine_verify.cc, engine_status.cc.
+// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
+// that fail), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
+// engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_namespace.cc, engine_names.cc (handles, unlink),
+// engine_verify.cc, engine_status.cc.
 #pragma once
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -117,7 +119,7 @@ class Engine final : public journal::BlockSource {
     Image* image = nullptr;
     bool wrote = false;
   };
-  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2 };   // durable, per image
+  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4 };   // durable, per image
 
   Engine(io::Env& env, EngineOptions options);
   Status open_all();
@@ -137,6 +139,8 @@ class Engine final : public journal::BlockSource {
   void answered(Op* op);
   void settle(Op* op);
   void settle_local_failed(Op* op);
+  void step_back(Op* op);
+  void deactivate(Image& image);
   void finish_op(Op* op, Status status);
   void read_in_order(Op* op);
   void read_remote(Op* op);
@@ -145,6 +149,21 @@ class Engine final : public journal::BlockSource {
   void unpark(Image& image);
   void unpark_later(Image& image);
   void extend_then_write(Op* op, uint64_t new_size);
+  // ---- engine_failure.cc
+  bool shared_whole(const Image& image) const;
+  bool own_copy_failed(Image& image, const Status& why);
+  void copies_apart(Image& image);
+  void writes_lost(Image& image, std::string_view how);
+  void tell_behind(Image& image);
+  void answer_untold(Image& image);
+  void try_failed_copies();
+  Task<void> reopen_copy(Image& image);
+  // ---- engine_policy.cc
+  bool host_only(const Image& image) const;
+  Status before_policy(const wire::SetXattr& request);
+  void policy_seen(Image& image, uint8_t mirror);
+  Task<Status> all_apart(Image& image);
+  Task<void> mirror_again(Image& image);
   // ---- engine_flush.cc
   void start_flush(Op* op);
   void settle_flush(Op* op);
@@ -189,7 +208,8 @@ class Engine final : public journal::BlockSource {
   // ---- engine_recovery.cc
   Task<void> recover_all();
   Task<void> recover(journal::DirtyImage dirty);
-  Task<Status> reconcile(Image& image, const journal::DirtyImage& dirty);
+  Task<Status> reconcile(Image& image, journal::DirtyImage dirty);
+  Status keep_tail(Image& image, const journal::DirtyImage& dirty);
   // ---- engine_namespace.cc
   Task<void> do_lookup(InodeNumber parent, std::string name, AttrDone done);
   Task<void> do_getattr(InodeNumber inode, AttrDone done);
@@ -206,7 +226,7 @@ class Engine final : public journal::BlockSource {
   void changed(const wire::Changed& change);
   void take_mark(const wire::Mark& mark);
   void invalidated(const wire::InvalidateNotify& message);
-  Task<void> check_nameless(Image& image);
+  Task<void> check_attr(Image& image);
   // ---- engine_names.cc
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
@@ -270,10 +290,12 @@ class Engine final : public journal::BlockSource {
   io::TimerId tick_timer_;
   bool stopping_ = false;
   uint32_t recovering_ = 0;
+  std::set<ImageId> unreconciled_;                  // dirty after a crash: not served before that is dealt with
   // For metrics.
   struct Counts {
     uint64_t reads = 0, writes = 0, flushes = 0, read_bytes = 0, write_bytes = 0, errors = 0;
-    uint64_t link_losses = 0, resynced_bytes = 0, filled_bytes = 0, differences = 0, alone = 0, local_failures = 0;
+    uint64_t link_losses = 0, resynced_bytes = 0, filled_bytes = 0, differences = 0, alone = 0, local_failures = 0,
+             lost = 0;
   } counts_;
   std::unique_ptr<Mirror> mirror_;
   TaskGroup tasks_;

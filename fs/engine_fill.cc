@@ -21,8 +21,8 @@ Task<Status> Engine::fill_unit(Image& im, Extent unit) {
   hold.extent = unit;
   hold.exclusive = true;
   co_await lock(im, hold);
-  Status status;
-  uint64_t end = std::min({unit.end(), im.size, im.copy->size()});
+  Status status, own;
+  uint64_t end = im.local() ? std::min({unit.end(), im.size, im.copy->size()}) : 0;
   if (unit.offset < end) {
     Extent range{unit.offset, end - unit.offset};
     co_await preserve(im, range);
@@ -37,12 +37,16 @@ Task<Status> Engine::fill_unit(Image& im, Extent unit) {
       auto buffer =
           std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
       status = co_await read_shared(im, range, buffer);
-      if (status.is_ok()) status = co_await write_copy(im, range, buffer);
+      if (status.is_ok() && !im.local()) status = Status(Code::kCancelled, "the own copy failed");
+      if (status.is_ok()) own = co_await write_copy(im, range, buffer);
       counts_.filled_bytes += range.length;
+    } else if (status.is_ok() && !im.local()) {
+      status = Status(Code::kCancelled, "the own copy failed");
     } else if (status.is_ok()) {
-      status = co_await async<Status>(
+      own = co_await async<Status>(
           [&](Callback<Status> done) { im.copy->zero(range.offset, range.length, std::move(done)); });
     }
+    if (!own) status = own_copy_failed(im, own) ? Status(Code::kCancelled, "the own copy failed") : own;
   }
   im.order.release(hold);
   co_return status;
@@ -64,9 +68,11 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
 
 // Tells the shared node which regions of this copy are level and durable now.
 Task<Status> Engine::level(Image& im, std::vector<uint64_t> regions) {
+  if (!im.local()) co_return Status(Code::kCancelled, "the own copy failed");
   Status synced =
       co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
-  if (!synced) co_return synced;
+  // A failed sync is not tried again: what it was to cover may be gone.
+  if (!synced) co_return own_copy_failed(im, synced) ? Status(Code::kCancelled, "the own copy failed") : synced;
   wire::Level message{im.id, im.map_cut, {}};
   for (uint64_t r : regions) {
     if (message.regions.size() <= r / 8) message.regions.resize(r / 8 + 1);
@@ -142,8 +148,7 @@ Task<void> Engine::fill_before(Op* op) {
   if (!status) {
     bool wait = status.code() == Code::kUnavailable || status.code() == Code::kCancelled;
     if (!wait) co_return finish_op(op, status);
-    --im.active;
-    park(op);
+    step_back(op);
     if (mirror_->up()) unpark_later(im);
     co_return;
   }

@@ -21,6 +21,10 @@ void Engine::flush(HandleId handle, io::IoMode mode, Done done, uint64_t tag) {
 void Engine::start_flush(Op* op) {
   Image& im = *op->image;
   if (im.state == MirrorState::kFenced) return leave(op, Status(Code::kFenced, "the tenure has moved"));
+  if (im.lost_writes && !op->own) {
+    im.lost_writes = false;
+    return leave(op, Status(Code::kIoError, "the only copy of writes of image " + im.id.to_string() + " lost them"));
+  }
   // Nothing of this host's is unflushed: a yield flushes, and a tenure ends with a yield.
   if (!im.held || !im.unsynced.any()) return leave(op, size_t(0));
   bool resyncing_unknown = im.state == MirrorState::kResyncing && !im.facts.alone;
@@ -55,15 +59,17 @@ void Engine::start_flush(Op* op) {
 void Engine::settle_flush(Op* op) {
   Image& im = *op->image;
   if (op->local_asked && !op->local) {
-    ++counts_.local_failures;
     kLog.warning("local_sync_failed", {{"image", im.id}, {"error", op->local}});
-    if (!op->remote_asked || !op->remote || im.state == MirrorState::kNone) return leave(op, op->local);
     // What the own copy held since its last sync may be gone: it is behind, durably, before the answer.
-    if (Status s = set_flag(im, kFlagBehind, true); !s) return leave(op, s);
-    im.broken = im.behind = true;
-    im.facts.copy_whole = false;
-    im.stale.set_all(im.size, journal_->region_bytes(im.slot));
-    if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
+    bool lost_there = op->loss != im.shared_loss;
+    if (!op->remote_asked || !op->remote || lost_there || !own_copy_failed(im, op->local)) {
+      if (op->remote_asked && op->remote && lost_there) check_loss(im, op->loss);
+      return leave(op, op->local);
+    }
+    if (im.telling) {
+      im.flushes.push_back(op);  // all over again once the shared node has noted it
+      return;
+    }
   }
   if (op->remote_asked && !op->remote) {
     if (op->remote.code() == Code::kFenced) {
@@ -88,6 +94,8 @@ void Engine::settle_flush(Op* op) {
     im.flushes.push_back(op);
     return note_alone(im);
   }
+  // The shared copy counts again since it began.
+  if (!op->remote_asked && im.state != MirrorState::kNone && !im.facts.alone) return start_flush(op);
   bool covered = op->remote_asked || im.state == MirrorState::kNone;
   if (covered && sends_mirror(im.state) == op->remote_asked) {
     im.unsynced.cover(op->unsynced);
@@ -105,6 +113,7 @@ void Engine::clean_idle_images() {
     if (!im.held || !im.unsynced.any() || !level || im.yielding || im.recovering) continue;
     Op* op = take_op(im, OpKind::kFlush, io::IoMode::kQueued);
     op->extent = {};
+    op->own = true;
     op->done = [](Result<size_t>) {};  // a failure shows in the image's state and is tried again at the next tick
     start_op(op);
   }

@@ -32,6 +32,7 @@ void Engine::apply(Image& im, MirrorEvent event) {
     kLog.info("mirror_state",
               {{"image", im.id}, {"from", mirror_state_name(im.state)}, {"to", mirror_state_name(next.next)}});
   }
+  if (sends_mirror(im.state) && !sends_mirror(next.next)) ++im.outages;
   im.state = next.next;
   if (im.attached && (next.actions & kUnlevel) != 0) journal_->set_level(im.slot, false);
   if (im.attached && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
@@ -82,10 +83,13 @@ Task<void> Engine::resume(Image& im) {
       kLog.warning("size_not_adopted", {{"image", im.id}, {"error", s}});
   }
   im.facts.handshaken = true;
-  bool other = answer->loss_id != im.shared_loss && im.unsynced.any();
+  // Requests under way may have been applied under the old loss id without counting as unflushed yet.
+  bool unflushed = im.unsynced.any() || im.active != 0;
+  bool other = im.apart || (answer->loss_id != im.shared_loss && unflushed);
   if (!other && !im.facts.alone) im.shared_loss = answer->loss_id;
   im.resync_loss = answer->loss_id;
   apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);
+  if (im.broken) tell_behind(im);
 }
 
 // The durable note that the shared copy may lack acknowledged writes; then those that wait for it are answered.
@@ -129,7 +133,18 @@ void Engine::fence(Image& im) {
   if (im.state == MirrorState::kFenced) return;
   kLog.warning("fenced", {{"image", im.id}, {"epoch", im.epoch}});
   im.held = false;
+  // Whatever of it the shared copy lacks is in this host's journal, under its own epoch; the copy is no longer level.
+  if (im.local()) {
+    if (Status s = set_flag(im, kFlagBehind, true); !s) kLog.error("behind_not_kept", {{"image", im.id}, {"error", s}});
+    im.behind = true;
+    im.facts.copy_whole = false;
+    if (im.facts.alone)
+      kLog.error("tail_diverged", {{"image", im.id}, {"epoch", im.epoch}, {"acknowledged_alone", 1},
+                                   {"bytes", journal_->counters(im.slot).dirty_bytes},
+                                   {"kept", "as a branch of that epoch at the replica"}});
+  }
   apply(im, MirrorEvent::kFencedOff);
+  answer_untold(im);
 }
 
 // The shared node answers writes of this image with errors: its copy leaves the in-sync set as if the link were lost.

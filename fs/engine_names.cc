@@ -28,6 +28,7 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   image->attr = attr;
   image->size = attr.size;
   image->facts.policy_none = attr.mirror == 0;
+  image->recovering = unreconciled_.count(attr.image) != 0;
   auto flags = flags_.find(attr.image);
   if (flags != flags_.end()) image->behind = (flags->second & kFlagBehind) != 0;
   auto copy = group_->open_image(attr.image);
@@ -149,7 +150,7 @@ void Engine::reap() {
     if (im.attached) journal_->detach(im.slot);
     bool had = im.copy != nullptr;
     names_->erase(im.inode);
-    Status off = set_flag(im, kFlagDoomed | kFlagBehind, false);
+    Status off = set_flag(im, kFlagDoomed | kFlagBehind | kFlagHostOnly, false);
     at = images_.erase(at);
     Status removed = had ? group_->remove(id) : Status::ok();
     if (!removed) kLog.warning("blocks_not_freed", {{"image", id}, {"error", removed}});
@@ -175,11 +176,9 @@ void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done
   op->extent = extent;
   op->done = [done = std::move(done)](Result<size_t> r) mutable { done(r ? Status::ok() : r.status()); };
   if (grows && (extent.end() > im.size_now() || !im.held)) return extend_then_write(op, extent.end());
-  if (!grows) {
-    // Beyond the end there is nothing to free; storage reserved there would have no home in a layout bound to the size.
-    uint64_t size = im.size_now();
-    op->extent.length = extent.offset >= size ? 0 : std::min(extent.length, size - extent.offset);
-  }
+  // Beyond the end there is nothing to free; storage reserved there would have no home in a layout bound to the size,
+  // which is only known for certain once the request has its turn.
+  op->within = !grows;
   start_op(op);
 }
 
@@ -189,6 +188,9 @@ void Engine::seek(HandleId handle, uint64_t offset, bool data, Callback<Result<u
   Image& im = *h->image;
   uint64_t size = im.size_now();
   if (offset >= size) return done(Status::from_errno(ENXIO, "lseek"));
+  // A copy that may lack acknowledged writes must not tell of holes where they are: everything may be data.
+  bool unsure = im.recovering || (im.held && !im.local() && !shared_whole(im));
+  if (unsure) return done(data ? offset : size);
   bool own = (im.held || im.facts.policy_none) && im.local() && im.stale.none() && im.copy->size() == size;
   if (!own) return seek_remote(&im, offset, data, std::move(done));
   uint64_t at = offset;

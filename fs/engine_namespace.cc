@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fs/engine.h"
+#include "shared/base/limits.h"
 #include "shared/base/log.h"
 
 namespace tidemark::fs {
@@ -48,6 +49,9 @@ wire::Attr Engine::local_view(wire::Attr attr) {
     attr.size_generation = im->size_generation;
     attr.holder = options_.config.node.name;
     if (!im->mtime_pushed) attr.mtime = attr.ctime = im->mtime;
+  } else if (im->local() && im->copy->size_generation() > attr.size_generation) {
+    attr.size = im->copy->size();   // resized here, and the shared node does not know yet
+    attr.size_generation = im->copy->size_generation();
   }
   if (im->copy != nullptr && (im->held || attr.mirror == 0)) {
     if (im->allocated_at.ns == 0 || env_.now() - im->allocated_at > kAllocatedFresh) {
@@ -128,6 +132,7 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
     auto image = image_of(*attr);
     if (!image) co_return done(image.status());
     Image& im = **image;
+    if (change.size > limits::kImageBytesMax) co_return done(Status::from_errno(EFBIG, "an image's size is limited"));
     if (change.size != im.size_now() || !im.held) {
       auto resized = co_await async<Result<size_t>>([&](Callback<Result<size_t>> d) {
         Op* op = take_op(im, OpKind::kResize, io::IoMode::kQueued);
@@ -181,6 +186,7 @@ void Engine::take_mark(const wire::Mark& mark) {
       im->attr.size = size;
       im->attr.size_generation = generation;
       im->attr.holder = options_.config.node.name;
+      policy_seen(*im, im->attr.mirror);
     }
   }
   if (!mark.replaced.is_nil()) lost_name(mark.replaced);
@@ -243,6 +249,7 @@ void Engine::set_xattr(wire::SetXattr request, Done done) {
 }
 
 Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done) {
+  if (Status s = before_policy(request); !s) co_return done(s);
   auto answer = co_await ask<wire::Changed>(wire::Type::kSetXattr, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
   changed(*answer);
@@ -271,17 +278,19 @@ void Engine::invalidated(const wire::InvalidateNotify& message) {
   if (!message.name.empty()) names_->erase_entry(message.parent, message.name);
   auto known = names_->get(message.inode);
   Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;
-  if (im != nullptr && !im->held) tasks_.spawn(check_nameless(*im));
+  if (im != nullptr) tasks_.spawn(check_attr(*im));
   if (invalidate_) invalidate_(message);
 }
 
 // The attributes anew; an image that has lost its name is dropped here at its last close.
-Task<void> Engine::check_nameless(Image& im) {
+Task<void> Engine::check_attr(Image& im) {
   Pin pin(im);
   auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
   if (answer) {
-    if (!im.held) im.attr = *answer;
+    if (im.held) im.attr.mirror = answer->mirror;
+    else im.attr = *answer;
     names_->put(*answer);
+    policy_seen(im, answer->mirror);
     if (answer->nlink == 0) lost_name(im.id);
   } else if (answer.status().code() == Code::kNotFound) {
     lost_name(im.id);

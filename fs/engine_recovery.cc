@@ -18,6 +18,7 @@ Task<void> Engine::recover_all() {
   std::vector<journal::DirtyImage> dirty = journal_->dirty_after_crash();
   recovering_ = static_cast<uint32_t>(dirty.size());
   // Gates first: no request may slip in before an image's own reconciliation.
+  for (const journal::DirtyImage& d : dirty) unreconciled_.insert(d.image);
   for (const journal::DirtyImage& d : dirty) {
     auto attr = names_->by_image(d.image);
     auto image = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not in the name cache"));
@@ -70,6 +71,9 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
   }
   journal_->reconciled(dirty.image);
   --recovering_;
+  // A tail that is to become a branch must be in a closed batch of its own epoch before the copy is written again.
+  while (im != nullptr && im->diverged && recovering_ != 0) co_await sleep(std::chrono::milliseconds(100));
+  unreconciled_.erase(dirty.image);
   if (im != nullptr) {
     im->recovering = false;
     if (im->state == MirrorState::kReadingShared && im->held) apply(*im, MirrorEvent::kGranted);
@@ -79,12 +83,26 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
   kLog.info("recovered", {{"image", dirty.image}});
 }
 
-Task<Status> Engine::reconcile(Image& im, const journal::DirtyImage& dirty) {
+// What this host wrote and the shared copy's line lacks is kept: all of the image's dirty regions go to the replica in
+// the resync batch, under the epoch in which they were written, where they become a branch. The own copy is behind.
+Status Engine::keep_tail(Image& im, const journal::DirtyImage& dirty) {
+  TM_RETURN_IF_ERROR(set_flag(im, kFlagBehind, true));
+  im.behind = im.diverged = true;
+  kLog.error("tail_diverged", {{"image", im.id}, {"epoch", dirty.epoch}, {"regions", dirty.regions.size()},
+                               {"bytes", dirty.regions.size() * dirty.region_bytes},
+                               {"acknowledged_alone", dirty.alone ? 1 : 0},
+                               {"kept", "as a branch of that epoch at the replica: the whole regions"}});
+  return Status::ok();
+}
+
+Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();
     co_return co_await async<Status>(
         [&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
   }
+  if (!im.local() && dirty.alone)
+    co_return Status(Code::kCorruption, "the own copy has writes that the shared one lacks, and cannot be opened");
   if (!im.local()) co_return Status::ok();  // nothing here that could differ; the shared copy serves
   bool linked = co_await wait_link(std::chrono::seconds(5));
   if (!linked) co_return Status(Code::kUnavailable, "waiting for the shared node");
@@ -101,20 +119,35 @@ Task<Status> Engine::reconcile(Image& im, const journal::DirtyImage& dirty) {
     if (!grant && grant.status().code() == Code::kBusy) {
       // The tenure had been given back, flushed on both copies, before the crash. What the other host wrote since is in
       // the shared node's stale map.
-      if (dirty.alone)
-        kLog.error("tail_diverged", {{"image", im.id}, {"epoch", dirty.epoch}, {"reason", grant.status()}});
-      co_return Status::ok();
+      co_return dirty.alone ? keep_tail(im, dirty) : Status::ok();
     }
     if (!grant) co_return grant.status();
-    im.facts.alone = dirty.alone;
+    // Another host wrote since: its line is the main one.
+    if (grant->parent.epoch > dirty.epoch && dirty.epoch.value != 0) {
+      wire::Yield back{im.id, grant->epoch, {journal_->incarnation(), Counter(0)}};
+      auto yielded = co_await async<Result<wire::Yielded>>([&](Callback<Result<wire::Yielded>> done) {
+        mirror_->request<wire::Yielded>(wire::Type::kYield, back, std::move(done));
+      });
+      co_return yielded ? keep_tail(im, dirty) : yielded.status();
+    }
+    im.facts.alone = false;  // the direction is decided here, not by a resync of its own
     Status taken = co_await take_grant(im, std::move(*grant));
     if (!taken) co_return taken;
+    im.facts.alone = dirty.alone || host_only(im);
   }
   journal_->set_level(im.slot, false);
   bool host_kept = dirty.host_loss_id == host_loss();
   bool host_wins = dirty.alone || host_kept;
+  if (host_only(im)) {  // its policy was `none`: all of it is compared
+    Status apart = co_await all_apart(im);
+    if (!apart) co_return apart;
+    dirty.regions = journal_->dirty_regions(im.slot);
+    dirty.region_bytes = journal_->region_bytes(im.slot);
+    host_wins = true;
+  }
   uint64_t repaired = 0;
   Status equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
+  if (!equal && im.own_failed && own_copy_failed(im, equal)) co_return Status::ok();  // the shared copy has it all
   if (!equal) co_return equal;
   Status flushed = co_await flush_both(im);
   if (!flushed) co_return flushed;
@@ -122,8 +155,9 @@ Task<Status> Engine::reconcile(Image& im, const journal::DirtyImage& dirty) {
     journal_->note_copies(im.slot, host_loss(), im.shared_loss, false, std::move(done));
   });
   if (!noted) co_return noted;
+  if (Status s = set_flag(im, kFlagHostOnly, false); !s) co_return s;
   im.facts.alone = false;
-  journal_->set_level(im.slot, true);
+  if (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) journal_->set_level(im.slot, true);
   counts_.resynced_bytes += repaired;
   kLog.info("reconciled", {{"image", im.id}, {"copied_bytes", repaired}, {"from", host_wins ? "host" : "shared"}});
   co_return Status::ok();

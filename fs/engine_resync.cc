@@ -37,7 +37,10 @@ Task<Status> Engine::copy_to_host(Image& im, Extent piece) {
   auto buffer = std::make_shared<io::AlignedBuffer>(piece.length);  // shared with the operation, should this frame go
   Status read = co_await read_shared(im, piece, buffer);
   if (!read) co_return read;
-  co_return co_await write_copy(im, piece, buffer);
+  if (!im.local()) co_return Status(Code::kCancelled, "the own copy failed");
+  Status written = co_await write_copy(im, piece, buffer);
+  if (!written) im.own_failed = true;
+  co_return written;
 }
 
 Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uint64_t* repaired) {
@@ -45,7 +48,7 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
   hold.extent = unit;
   hold.exclusive = true;
   co_await lock(im, hold);
-  uint64_t end = std::min({unit.end(), im.size, im.copy->size()});
+  uint64_t end = im.local() ? std::min({unit.end(), im.size, im.copy->size()}) : 0;
   Status status;
   if (unit.offset < end) {
     Extent range{unit.offset, end - unit.offset};
@@ -54,6 +57,7 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
     env_.random(ask.key.secret);
     using Answer = Result<wire::Hashes>;
     status = co_await read_copy(im, range, buffer);
+    if (!status) im.own_failed = true;
     auto hashes = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(done));
     });
@@ -94,21 +98,27 @@ Task<void> Engine::resync(Image& im) {
   im.resync_running = true;
   LossId loss = im.resync_loss;
   Epoch epoch = im.epoch;
+  uint64_t outages = im.outages, failures = im.failures;
   uint64_t repaired = 0;
   std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()}});
   Status status;
+  if (!im.local() && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
   if (im.local()) status = co_await make_equal(im, true, regions, journal_->region_bytes(im.slot), &repaired);
   auto stands = [&] {
-    return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss;
+    return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss &&
+           outages == im.outages && failures == im.failures;
   };
   if (status.is_ok() && !stands()) status = Status(Code::kUnavailable, "the link or the tenure changed");
   // Durable on both before the mark that they may differ goes.
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced.mark();
-  if (status.is_ok() && im.local())
+  if (status.is_ok() && im.local()) {
     status =
         co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    // The copy that the other is made equal to: what it lost, nobody has.
+    if (!status) writes_lost(im, "a sync of the own copy failed before the shared one was level");
+  }
   if (status.is_ok()) {
     using Answer = Result<wire::Flushed>;
     wire::Flush ask{im.id, epoch};
@@ -125,11 +135,12 @@ Task<void> Engine::resync(Image& im) {
     status = co_await async<Status>([&](Callback<Status> done) {
       journal_->note_copies(im.slot, host_loss(), loss, false, std::move(done));
     });
+  if (status.is_ok() && stands()) status = set_flag(im, kFlagHostOnly, false);
   im.resync_running = false;
   counts_.resynced_bytes += repaired;
   if (status.is_ok() && stands()) {
     kLog.info("resync_done", {{"image", im.id}, {"epoch", epoch}, {"copied_bytes", repaired}});
-    im.facts.alone = false;
+    im.facts.alone = im.apart = false;
     im.shared_loss = loss;
     im.unsynced.cover(unsynced);
     apply(im, MirrorEvent::kEqual);

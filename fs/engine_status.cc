@@ -146,6 +146,7 @@ void Engine::register_metrics(metrics::Registry& registry) {
           &counts_.filled_bytes);
   counter("fs_alone_total", "Times an image went on without the shared copy", &counts_.alone);
   counter("fs_local_failures_total", "Failed operations on this host's copy", &counts_.local_failures);
+  counter("fs_writes_lost_total", "Times the only copy that had acknowledged writes lost them", &counts_.lost);
   counter("fs_verify_differences_total", "Differences that verify found", &counts_.differences);
   gauge("fs_link_up", "1 while the shared node is connected", [this] { return mirror_->up() ? 1.0 : 0.0; });
   gauge("fs_healthy", "1 while no reason speaks against it", [this] { return healthy() ? 1.0 : 0.0; });

@@ -13,7 +13,7 @@ constexpr std::chrono::milliseconds kYieldRetry{200};
 
 // `wait`: a write needs it. Else only if it is free, so that reads become local.
 void Engine::want_tenure(Image& im, bool wait) {
-  if (im.held || im.acquiring || stopping_) return;
+  if (im.held || im.acquiring || im.recovering || stopping_) return;  // a recovery acquires for itself
   if (!wait) {
     if (!mirror_->up() || im.recovering || im.yielding || im.attr.mirror == 0 || env_.now() < im.try_again) return;
     im.try_again = env_.now() + kOpportunityInterval;
@@ -88,15 +88,21 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
       im.broken = true;
     }
   }
-  im.size = grant.size;
-  im.size_generation = grant.size_generation;
+  // A resize that the shared node did not learn of, before a crash or alone: the newer size counts.
   bool own_newer = im.local() && im.copy->size_generation() > grant.size_generation;
+  if (own_newer) {
+    grant.size = im.copy->size();
+    grant.size_generation = im.copy->size_generation();
+  }
   if (!im.attached) {
     im.slot = journal_->attach(im.id, grant.size);
     im.attached = true;
   }
-  journal_->set_size(im.slot, grant.size);
-  if (Status s = adopt_size(im, grant.size, grant.size_generation); !s) co_return s;
+  if (im.local() && im.copy->size() > grant.size)
+    co_await preserve(im, {grant.size, im.copy->size() - grant.size});
+  im.size = grant.size;
+  im.size_generation = grant.size_generation;
+  if (Status s = adopt_size(im, grant.size, grant.size_generation); !s && !own_copy_failed(im, s)) co_return s;
   journal_->set_tenure(im.slot, grant.epoch, grant.parent);
 
   if (im.broken || im.behind || grant.copy_known == 0) {
@@ -106,11 +112,18 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     im.stale.set_bitmap(grant.stale_regions, grant.size,
                         grant.region_bytes != 0 ? grant.region_bytes : limits::kRegionBytesMin);
   }
+  if (none) {  // before the first write that only this host has
+    if (Status s = set_flag(im, kFlagHostOnly, true); !s) co_return s;
+  } else if (host_only(im) && !im.recovering) {
+    if (Status s = co_await all_apart(im); !s) co_return s;
+    im.facts.alone = true;
+  }
   im.map_cut = grant.map_cut;
+  im.map_region_bytes = grant.region_bytes != 0 ? grant.region_bytes : limits::kRegionBytesMin;
   im.facts.policy_none = none;
   im.facts.copy_whole = !im.broken && im.stale.none();
   im.facts.handshaken = true;
-  im.shared_loss = grant.loss_id;
+  im.shared_loss = im.resync_loss = grant.loss_id;
   im.unsynced.clear();
   // During a recovery the note from before the crash decides the direction and stays until all is equal.
   if (!im.recovering) {
@@ -119,9 +132,17 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     });
     if (!noted) co_return noted;
   }
+  im.epoch = grant.epoch;
+  if (own_newer) {  // told before anything is written there
+    using Answer = Result<wire::Resumed>;
+    wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, 0};
+    auto told = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+    });
+    if (!told) co_return told.status().with_context("the shared node did not take the size");
+  }
   if (!mirror_->up()) co_return Status(Code::kUnavailable, "the link was lost while a tenure began");
 
-  im.epoch = grant.epoch;
   im.attr.epoch = grant.epoch;
   im.attr.holder = options_.config.node.name;
   im.attr.size = im.size;
@@ -137,18 +158,6 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   kLog.info("tenure_begun", {{"image", im.id}, {"epoch", im.epoch}, {"parent", grant.parent.source},
                              {"stale_regions", im.stale.count()}});
   apply(im, MirrorEvent::kGranted);
-  // A resize that the shared node did not learn of before a crash: it is told now.
-  if (own_newer) {
-    im.size = im.copy->size();
-    im.size_generation = im.copy->size_generation();
-    journal_->set_size(im.slot, im.size);
-    using Answer = Result<wire::Resumed>;
-    wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, 0};
-    auto told = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
-    });
-    if (!told) kLog.warning("size_not_told", {{"image", im.id}, {"error", told.status()}});
-  }
   co_return Status::ok();
 }
 
@@ -221,7 +230,8 @@ Task<Status> Engine::flush_both(Image& im) {
   if (im.local()) {
     auto synced =
         co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
-    if (!synced) co_return synced;
+    // Never simply tried again: what it was to cover may be gone.
+    if (!synced && !own_copy_failed(im, synced)) co_return synced;
   }
   using Answer = Result<wire::Flushed>;
   wire::Flush ask{im.id, im.epoch};
@@ -264,6 +274,8 @@ Task<void> Engine::yield(Image& im) {
     });
     status = yielded ? Status::ok() : yielded.status();
     if (!yielded) mirror_->note_failure();
+  } else if (status.is_ok()) {
+    status = Status(Code::kUnavailable, "the copies are not level any more");
   }
   im.yielding = false;
   if (status.is_ok()) {

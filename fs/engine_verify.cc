@@ -145,6 +145,7 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
 
 Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
   // The tenure makes the common point possible. Another host that writes keeps it: the verify belongs there.
+  for (int i = 0; im.recovering && i < 600; ++i) co_await sleep(std::chrono::milliseconds(100));
   for (int i = 0; !im.held && i < 40; ++i) {
     want_tenure(im, true);
     co_await sleep(std::chrono::milliseconds(50));

@@ -42,7 +42,7 @@ Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
   op->image = &image;
   op->kind = kind;
   op->mode = mode;
-  op->begun = false;
+  op->begun = op->at_least = op->within = op->own = false;
   op->pending = 0;
   op->local = op->remote = Status::ok();
   op->coordinator = CoordinatorSequence(0);
@@ -125,9 +125,17 @@ void Engine::prepare(Op* op) {
   Image& im = *op->image;
   if (im.state == MirrorState::kFenced || !im.held) return finish_op(op, Status(Code::kFenced, "the tenure has moved"));
   if (op->kind != OpKind::kResize && op->extent.length == 0) return finish_op(op, Status::ok());
+  if (op->kind == OpKind::kResize && op->at_least && op->extent.offset <= im.size) return finish_op(op, Status::ok());
+  if (op->kind != OpKind::kResize && op->extent.end() > im.size) {
+    if (!op->within) {  // a truncation came between: it grows the image once more
+      im.order.release(op->hold);
+      deactivate(im);
+      return extend_then_write(op, op->extent.end());
+    }
+    op->extent.length = op->extent.offset >= im.size ? 0 : im.size - op->extent.offset;
+    if (op->extent.length == 0) return finish_op(op, Status::ok());
+  }
   Extent range = touched(*op, im.size);
-  if (op->kind != OpKind::kResize && op->extent.end() > im.size)
-    return finish_op(op, Status(Code::kInvalidArgument, "past the end of the image"));
   if (im.local() && !im.stale.none() && im.stale.stale(range)) {
     im.order.release(op->hold);
     return tasks_.spawn(fill_before(op));
@@ -223,7 +231,11 @@ void Engine::answered(Op* op) {
 // Every copy that was asked has answered or was given up: may the guest have its answer?
 void Engine::settle(Op* op) {
   Image& im = *op->image;
-  if (op->kind == OpKind::kAllocate && !op->local) return finish_op(op, op->local);  // nothing differs: contents stay
+  if (op->kind == OpKind::kAllocate) {  // nothing differs: contents stay
+    bool refusal = !op->remote && op->remote.code() != Code::kUnavailable && op->remote.code() != Code::kFenced;
+    if (!op->local) return finish_op(op, op->local);
+    if (refusal) return finish_op(op, op->remote);
+  }
   if (op->local_asked && !op->local && im.local()) return settle_local_failed(op);
   if (op->remote.is_ok()) return finish_op(op, Status::ok());
   if (op->remote.code() == Code::kFenced) {
@@ -231,6 +243,7 @@ void Engine::settle(Op* op) {
     return finish_op(op, op->remote);
   }
   if (im.state == MirrorState::kFenced) return finish_op(op, Status(Code::kFenced, "the tenure has moved"));
+  if (im.state == MirrorState::kNone && op->local_asked) return finish_op(op, Status::ok());  // a size is told later
   if (sends_mirror(im.state)) {
     if (op->remote.code() == Code::kUnavailable) {  // the session it was sent on is gone, a new one stands
       auto again = [this, op] {
@@ -255,28 +268,20 @@ void Engine::settle(Op* op) {
   im.unknown.push_back(op);
 }
 
-// The own copy failed where the shared one may have taken the write: it is behind from now on, durably so before the
-// answer, and everything goes to the shared copy.
+// The own copy failed. Where the shared one took the write and has all others, it serves from now on.
 void Engine::settle_local_failed(Op* op) {
   Image& im = *op->image;
-  bool shared_serves = op->remote_asked && op->remote.is_ok() && im.state != MirrorState::kNone;
-  if (!shared_serves) {
+  if (!op->remote_asked || !op->remote || !own_copy_failed(im, op->local)) {
     kLog.warning("local_copy_failed", {{"image", im.id}, {"error", op->local}, {"shared", op->remote}});
     return finish_op(op, op->local);
   }
-  ++counts_.local_failures;
-  kLog.warning("local_copy_behind", {{"image", im.id}, {"error", op->local}, {"now", "served by the shared copy"}});
-  if (Status s = set_flag(im, kFlagBehind, true); !s) return finish_op(op, s);
-  im.broken = true;
-  im.behind = true;
-  im.facts.copy_whole = false;
-  im.stale.set_all(im.size, journal_->region_bytes(im.slot));
-  if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
-  finish_op(op, Status::ok());
+  im.untold.push_back(op);  // answered once the shared node knows, too
+  tell_behind(im);
 }
 
 void Engine::finish_op(Op* op, Status status) {
   Image& im = *op->image;
+  bool resized = op->kind == OpKind::kResize && op->begun;
   if (op->begun) {
     journal_->finish(op->ticket, op->coordinator, op->digest);
     op->begun = false;
@@ -285,8 +290,10 @@ void Engine::finish_op(Op* op, Status status) {
     im.mtime_pushed = false;
     ++counts_.writes;
     counts_.write_bytes += op->extent.length;
+    if (!status) copies_apart(im);
   }
-  if (op->kind == OpKind::kResize && status.is_ok()) {
+  if (resized && !status) journal_->set_size(im.slot, im.size);
+  if (resized && status.is_ok()) {
     im.size = op->extent.offset;
     im.size_generation = op->generation;
     im.attr.size = im.size;
@@ -307,10 +314,22 @@ void Engine::leave(Op* op, Result<size_t> result) {
   if (op->hold.held) im.order.release(op->hold);
   recycle(op);
   done(std::move(result));
+  deactivate(im);
+}
+
+void Engine::deactivate(Image& im) {
   if (--im.active != 0 || im.idle.empty()) return;
   std::vector<UniqueFunction<void()>> waiting;
   waiting.swap(im.idle);
   for (auto& fn : waiting) fn();
+}
+
+// Nothing was changed for it yet: it gives its place up and waits before the gate.
+void Engine::step_back(Op* op) {
+  Image& im = *op->image;
+  if (op->hold.held) im.order.release(op->hold);
+  park(op);
+  deactivate(im);
 }
 
 // ---- reads --------------------------------------------------------------------------------------
@@ -333,7 +352,8 @@ void Engine::read_in_order(Op* op) {
     Image& image = *op->image;
     if (s.is_ok() && (image.held || image.facts.policy_none)) return finish_read(op, std::move(s));
     if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
-    if (!s && !mirror_->up()) return finish_read(op, std::move(s));
+    // Never from a shared copy that lacks what was acknowledged without it.
+    if (!s && (!mirror_->up() || !shared_whole(image))) return finish_read(op, std::move(s));
     read_remote(op);
   });
 }
@@ -351,9 +371,7 @@ void Engine::read_remote(Op* op) {
     if (answer.status().code() != Code::kUnavailable) return finish_read(op, answer.status());
     // The link is down: the request gives its place up and waits before the gate.
     Image& image = *op->image;
-    image.order.release(op->hold);
-    --image.active;
-    park(op);
+    step_back(op);
     if (mirror_->up()) unpark_later(image);
   });
   if (op->mode == io::IoMode::kInline) mirror_->flush();
@@ -436,6 +454,7 @@ void Engine::extend_then_write(Op* op, uint64_t new_size) {
   if (!im.held) return start_op(op);
   Op* grow = take_op(im, OpKind::kResize, io::IoMode::kQueued);
   grow->extent = {new_size, 0};
+  grow->at_least = true;  // another may have grown it further by the time that this one is carried out
   grow->done = [this, op](Result<size_t> r) {
     if (r) return start_op(op);
     auto done = std::move(op->done);

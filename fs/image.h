@@ -11,6 +11,7 @@
 #include "fs/unsynced.h"
 #include "journal/journal.h"
 #include "shared/base/function.h"
+#include "shared/base/limits.h"
 #include "shared/base/status.h"
 #include "shared/image/store.h"
 #include "shared/io/env.h"
@@ -35,6 +36,9 @@ struct Op {
 
   journal::Ticket ticket;
   bool begun = false;                  // the ticket is to be given back
+  bool at_least = false;               // kResize: the image grows to that size, if it is smaller
+  bool within = false;                 // clipped to the image's size when it is carried out
+  bool own = false;                    // kFlush: the engine's, not a guest's
   uint8_t pending = 0;                 // copies that have not answered
   bool local_asked = false, remote_asked = false;
   Status local, remote;
@@ -72,11 +76,17 @@ struct Image {
   MirrorState state = MirrorState::kReadingShared;
   MirrorFacts facts;
   bool noting_alone = false;
+  bool diverged = false;               // its dirty regions are a branch, not to be written before they are in a batch
+  bool own_failed = false;             // reading or writing the own copy failed while it was made equal
   bool broken = false;                 // the own copy failed; all goes to the shared one
   bool behind = false;  // durable flag: the own copy is not filled yet, whatever the shared node's map says
   LossId shared_loss;                  // under which the writes since the last full flush were applied
   LossId resync_loss;                  // of the copy being resynced
-  uint64_t map_cut = 0;
+  uint64_t outages = 0;                // times that writes stopped going to the shared copy
+  uint64_t failures = 0;               // requests that failed after a copy may have changed
+  bool apart = false;                  // such a one: no level before a resync
+  bool lost_writes = false;            // acknowledged ones, by the only copy that had them: the next flush says so
+  uint64_t map_cut = 0, map_region_bytes = limits::kRegionBytesMin;   // of the map that came with the grant
   StaleMap stale;
   uint64_t size = 0;                   // authoritative while held
   Generation size_generation;
@@ -88,6 +98,9 @@ struct Image {
   std::vector<Op*> parked;             // wait before the gate
   std::vector<Op*> unknown;            // their mirror write has no known outcome
   std::vector<Op*> flushes;            // wait for the copies to be level, or for going alone
+  std::vector<Op*> untold;             // their own copy failed: wait until the shared node has noted that
+  bool telling = false, reopening = false;
+  io::BootTime reopen_at;              // a failed copy is not tried again before
   std::vector<UniqueFunction<void()>> idle;   // called once when active falls to 0
   Unsynced unsynced;                   // writes that are finished and not yet flushed
 

@@ -28,7 +28,9 @@ MirrorStep step(const MirrorFacts& f, MirrorState state, MirrorEvent event) {
     return {state, kNoAction};
   }
   switch (event) {
-    case MirrorEvent::kGranted: return resynced_or_filling(f);
+    case MirrorEvent::kGranted:
+      if (f.alone) return {MirrorState::kResyncing, kUnlevel | kStartResync | kResendUnknown | kWakeParked};
+      return resynced_or_filling(f);
     case MirrorEvent::kYielded: return {MirrorState::kReadingShared, kWakeParked};
     case MirrorEvent::kFencedOff: return {MirrorState::kFenced, kUnlevel | kWakeParked};
     default: break;

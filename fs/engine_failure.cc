@@ -1,0 +1,136 @@
+// Bricks that fail. The own copy may leave the in-sync set only where the shared one has every acknowledged write; else
+// the guest gets the error, and the two are made equal before they count as level again.
+#include "fs/engine.h"
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kReopenInterval{30};
+}  // namespace
+
+// Nothing was acknowledged that the shared copy does not have.
+bool Engine::shared_whole(const Image& im) const {
+  bool counts = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling ||
+                im.state == MirrorState::kReadingShared;
+  return counts && !im.facts.alone && im.attr.mirror != 0;
+}
+
+// True: the own copy is behind from now on, durably, and the shared one serves. False: it cannot; the own copy stays
+// in use, whatever failed.
+bool Engine::own_copy_failed(Image& im, const Status& why) {
+  if (!im.local()) return true;
+  ++counts_.local_failures;
+  if (!shared_whole(im)) return false;
+  kLog.warning("local_copy_behind", {{"image", im.id}, {"error", why}, {"now", "served by the shared copy"}});
+  if (Status s = set_flag(im, kFlagBehind, true); !s) {
+    kLog.error("behind_not_kept", {{"image", im.id}, {"error", s}});
+    return false;
+  }
+  im.broken = true;
+  im.behind = true;
+  im.reopen_at = env_.now() + kReopenInterval;
+  im.facts.copy_whole = false;
+  im.stale.set_all(im.size, journal_->region_bytes(im.slot));
+  if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
+  if (im.held) tell_behind(im);
+  return true;
+}
+
+// The shared node is told at once that this host's copy is behind everywhere, not only by the next Acquire: whatever
+// becomes of this host's own note, the copy is not taken for level again.
+void Engine::tell_behind(Image& im) {
+  if (im.telling || !im.broken || im.attr.mirror == 0) return;
+  im.telling = true;
+  uint64_t regions = (im.size + im.map_region_bytes - 1) / im.map_region_bytes;
+  wire::Level message{im.id, im.map_cut, Bytes((regions + 7) / 8, 0), 1};
+  for (uint64_t r = 0; r < regions; ++r) message.regions[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
+  mirror_->send(wire::Type::kLevel, wire::encode(message), {}, [this, &im](Result<wire::Answer> answer) {
+    im.telling = false;
+    if (!answer && answer.status().code() == Code::kUnavailable) {
+      mirror_->note_failure();
+      return;  // again when the link is back; those that wait for it wait on
+    }
+    if (!answer) kLog.warning("behind_not_told", {{"image", im.id}, {"error", answer.status()}});
+    answer_untold(im);
+  });
+}
+
+void Engine::answer_untold(Image& im) {
+  std::vector<Op*> untold, flushes;
+  untold.swap(im.untold);
+  flushes.swap(im.flushes);
+  for (Op* op : untold) finish_op(op, Status::ok());
+  for (Op* op : flushes) start_flush(op);
+}
+
+// Now and then a copy that failed is opened anew: should its brick serve again it is filled from nothing, like one that
+// was never there.
+void Engine::try_failed_copies() {
+  for (auto& [id, image] : images_) {
+    Image& im = *image;
+    bool due = im.broken && im.held && !im.doomed && im.state == MirrorState::kFilling && env_.now() >= im.reopen_at;
+    if (!due || im.reopening || im.yielding || im.recovering || im.telling || !mirror_->up()) continue;
+    tasks_.spawn(reopen_copy(im));
+  }
+}
+
+Task<void> Engine::reopen_copy(Image& im) {
+  Pin pin(im);
+  im.reopening = true;
+  im.reopen_at = env_.now() + kReopenInterval;
+  Status status = Status(Code::kBusy, "operations on the copy have not ended");
+  if (im.copy == nullptr || im.copy->idle()) {
+    im.copy.reset();
+    auto opened = group_->open_image(im.id);
+    if (!opened && opened.status().code() == Code::kNotFound)
+      opened = group_->create(im.id, im.size, im.size_generation);
+    status = opened.status();
+    if (opened) im.copy = std::move(*opened);
+  }
+  Epoch epoch = im.epoch;
+  using Answer = Result<wire::Grant>;
+  Answer map = Status(Code::kCancelled, "not asked");
+  if (status.is_ok()) {
+    map = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Grant>(wire::Type::kStaleMap, wire::StaleMap{im.id, 1}, std::move(done));
+    });
+    status = map.status();
+  }
+  bool stands = im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding && im.broken;
+  if (status.is_ok() && !stands) status = Status(Code::kCancelled, "the tenure or the link changed");
+  if (status.is_ok()) {
+    im.broken = false;  // behind it stays, until it was filled
+    status = adopt_size(im, im.size, im.size_generation);
+    if (!status) im.broken = true;
+  }
+  im.reopening = false;
+  if (!status) {
+    kLog.info("local_copy_still_failed", {{"image", im.id}, {"error", status}});
+    co_return;
+  }
+  im.map_cut = map->map_cut;
+  im.map_region_bytes = map->region_bytes != 0 ? map->region_bytes : limits::kRegionBytesMin;
+  im.stale.set_all(im.size, im.map_region_bytes);
+  kLog.info("local_copy_reopened", {{"image", im.id}, {"stale_regions", im.stale.count()}});
+  if (!im.fill_running) tasks_.spawn(fill(im));
+}
+
+// A request failed after one of the copies may have changed: where they differ, no resync under way need have seen it.
+void Engine::copies_apart(Image& im) {
+  if (!im.held || !im.local() || im.state == MirrorState::kNone) return;
+  ++im.failures;
+  im.apart = true;
+  if (!sends_mirror(im.state) || im.state == MirrorState::kResyncing) return;  // seen by resume and resync
+  im.resync_loss = im.shared_loss;
+  apply(im, MirrorEvent::kLossChanged);
+}
+
+void Engine::writes_lost(Image& im, std::string_view how) {
+  kLog.error("writes_lost", {{"image", im.id}, {"reason", how}, {"effect", "the next flush fails"}});
+  ++counts_.lost;
+  im.lost_writes = true;
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,76 @@
+// The mirror policy of an image. While it is `none` the image's data are on this host alone, and a durable flag says
+// so: before the image counts as mirrored again all of it is compared with the shared copy and copied there, whatever
+// crashes come between. Until then it is a host that went on alone, with every region dirty.
+#include "fs/engine.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::string_view kMirrorName = "user.tidemark.mirror";
+constexpr std::chrono::seconds kRetry{1};
+}  // namespace
+
+bool Engine::host_only(const Image& im) const {
+  auto at = flags_.find(im.id);
+  return at != flags_.end() && (at->second & kFlagHostOnly) != 0;
+}
+
+// `none` gives the shared copy up: only where this host's has everything, and it is noted here first.
+Status Engine::before_policy(const wire::SetXattr& request) {
+  if (request.name != kMirrorName || as_text(request.value) != "none") return Status::ok();
+  auto attr = names_->get(request.inode);
+  if (!attr || attr->mirror == 0 || attr->epoch.value == 0) return Status::ok();  // nobody ever wrote it
+  Image* im = find(attr->image);
+  bool whole = im != nullptr && im->held && im->local() && im->state == MirrorState::kMirrored;
+  if (!whole)
+    return Status(Code::kBusy,
+                  "mirror = none keeps only this host's copy: write the image here, and wait until it is `mirrored`");
+  return set_flag(*im, kFlagHostOnly, true);
+}
+
+// Called with each new attribute of an image that this host holds.
+void Engine::policy_seen(Image& im, uint8_t mirror) {
+  if (!im.held || (mirror == 0) == im.facts.policy_none) return;
+  kLog.info("mirror_policy", {{"image", im.id}, {"mirror", mirror == 0 ? "none" : "sync"}});
+  if (mirror != 0) {
+    tasks_.spawn(mirror_again(im));
+    return;
+  }
+  if (Status s = set_flag(im, kFlagHostOnly, true); !s) kLog.error("policy_not_kept", {{"image", im.id}, {"error", s}});
+  im.facts.policy_none = true;
+  apply(im, MirrorEvent::kGranted);
+}
+
+// Every region is durably dirty, and that the shared copy lacks writes is durably noted.
+Task<Status> Engine::all_apart(Image& im) {
+  journal_->set_level(im.slot, false);
+  Extent whole{0, im.size};
+  if (whole.length != 0) {
+    Status marked =
+        co_await async<Status>([&](Callback<Status> done) { journal_->mark_dirty(im.slot, whole, std::move(done)); });
+    if (!marked) co_return marked;
+  }
+  co_return co_await async<Status>([&](Callback<Status> done) {
+    journal_->note_copies(im.slot, host_loss(), im.shared_loss, true, std::move(done));
+  });
+}
+
+Task<void> Engine::mirror_again(Image& im) {
+  Pin pin(im);
+  for (;;) {
+    Status apart = co_await all_apart(im);
+    if (!im.held || im.attr.mirror == 0 || !im.facts.policy_none) co_return;
+    if (apart.is_ok()) break;
+    kLog.warning("mirror_waits", {{"image", im.id}, {"error", apart}});
+    co_await sleep(kRetry);
+  }
+  im.facts.policy_none = false;
+  im.facts.alone = true;
+  im.facts.copy_whole = im.local();
+  im.state = MirrorState::kLocalOnly;
+  journal_->set_level(im.slot, false);
+  if (mirror_->up()) co_await resume(im);
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,183 @@
+// Bricks that fail or are full, on either side.
+#include "tests/unit/fs/engine_fixture.h"
+
+namespace tidemark::fs {
+namespace {
+
+class FailureTest : public EngineTest {
+ protected:
+  uint16_t bit(sim::FileOp op) { return static_cast<uint16_t>(op); }
+  void fail_local(sim::FileOp op, uint64_t times, int error = EIO) {
+    world_->inject("host1", sim::FileFault{
+        .times = times, .operations = bit(op), .path_contains = "objects", .error = error});
+  }
+};
+
+TEST_F(FailureTest, AWriteIntoAStaleRegionOfABrokenCopyIsServedByTheSharedOne) {
+  start();
+  File theirs = create(2, "a.img", 8 * kMiB);
+  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(write_now(theirs, i * kMiB, 0x11, kMiB));
+  close(theirs);
+  File f = open(1, "a.img");
+  fail_local(sim::FileOp::kWrite, 1000);
+  EXPECT_TRUE(write_now(f, 3 * kMiB, 0x22, 4096));
+  EXPECT_EQ(byte_at(f, 3 * kMiB, 4096), 0x22);
+  EXPECT_EQ(byte_at(f, 3 * kMiB + 4096, 4096), 0x11);
+  EXPECT_EQ(byte_at(open(2, "a.img"), 3 * kMiB, 4096), 0x22);
+}
+
+// Should this host forget all it knows, its copy is still not taken for level: the shared node was told before the
+// write was answered.
+TEST_F(FailureTest, TheSharedNodeKnowsOfAFailedCopyBeforeTheAnswer) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_EQ(behind_bytes(f), 0u);
+  fail_local(sim::FileOp::kWrite, 1);
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+  EXPECT_EQ(behind_bytes(f), 8 * kMiB);
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
+}
+
+// The fault was a passing one: the copy is filled anew and counts again, without a restart.
+TEST_F(FailureTest, ACopyWhoseBrickServesAgainIsFilledAndCountsAgain) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(write_now(f, i * kMiB, 0x11, kMiB));
+  fail_local(sim::FileOp::kWrite, 1);
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+  ASSERT_EQ(mirror(f), "filling");
+  ASSERT_TRUE(write_now(f, kMiB, 0x33, 4096));   // on the shared node alone
+  ASSERT_TRUE(until([&] { return mirror(f) == "mirrored"; }, seconds(120)));
+  EXPECT_EQ(behind_bytes(f), 0u);
+  EXPECT_EQ(verify(f), "");
+  lose_link(1);                                  // all from the own copy
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
+  EXPECT_EQ(byte_at(f, kMiB, 4096), 0x33);
+  EXPECT_EQ(byte_at(f, 7 * kMiB, kMiB), 0x11);
+}
+
+// The link goes just then: the answer waits for it.
+TEST_F(FailureTest, AFailedCopyIsToldWhenTheLinkIsBack) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  fail_local(sim::FileOp::kSync, 1);
+  Pending flushed = flush(f);
+  ASSERT_TRUE(until([&] { return logged("local_copy_behind"); }));
+  lose_link(1);
+  heal_link(1);
+  EXPECT_TRUE(wait(flushed));
+  EXPECT_EQ(behind_bytes(f), 8 * kMiB);
+}
+
+// Reserving storage changes nothing that is read: a full shared node is the guest's answer, not a reason to part.
+TEST_F(FailureTest, AllocatingBeyondTheSharedNodesRoomIsRefusedAndTheImageStaysMirrored) {
+  start();
+  File f = create(1, "a.img", 64 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  world_->set_disk_bytes("shared1", 16 * kMiB);
+  Status s = wait(fallocate(f, Engine::Fallocate::kAllocate, {0, 64 * kMiB}));
+  EXPECT_EQ(s.code(), Code::kOutOfSpace) << s.to_string();
+  EXPECT_EQ(mirror(f), "mirrored");
+}
+
+TEST_F(FailureTest, OverlappingGrowthNeverShrinks) {
+  start();
+  File f = create(1, "a.img", 0);
+  Pending first = write(f, 0, 0x11, 4096);
+  ASSERT_TRUE(wait(first));
+  Pending far = write(f, 8 * 4096, 0x22, 4096), near = write(f, 4096, 0x33, 4096);
+  EXPECT_TRUE(wait(far));
+  EXPECT_TRUE(wait(near));
+  Pending attr = getattr(f);
+  ASSERT_TRUE(wait(attr));
+  EXPECT_EQ(attr->attr.size, 9u * 4096);
+  EXPECT_EQ(byte_at(f, 8 * 4096, 4096), 0x22);
+  EXPECT_EQ(byte_at(f, 4096, 4096), 0x33);
+  EXPECT_EQ(verify(f), "");
+}
+
+// Growth asked for before the tenure is held, by several at once.
+TEST_F(FailureTest, GrowthThatWaitedForTheTenureNeverShrinks) {
+  start();
+  File theirs = create(2, "a.img", 64 * 4096);
+  ASSERT_TRUE(write_now(theirs, 63 * 4096, 0x11, 4096));
+  close(theirs);
+  File f = open(1, "a.img");
+  std::vector<Pending> all;
+  for (uint64_t i : {70u, 66u, 68u, 10u}) all.push_back(write(f, i * 4096, static_cast<uint8_t>(i), 4096));
+  for (const Pending& p : all) EXPECT_TRUE(wait(p));
+  Pending attr = getattr(f);
+  ASSERT_TRUE(wait(attr));
+  EXPECT_EQ(attr->attr.size, 71u * 4096);
+  EXPECT_EQ(byte_at(f, 63 * 4096, 4096), 0x11);
+  for (uint64_t i : {70u, 66u, 68u, 10u}) EXPECT_EQ(byte_at(f, i * 4096, 4096), static_cast<int>(i));
+}
+
+// A write and a truncation race: the write is either before (cut off) or after it (it grows the image), never refused.
+TEST_F(FailureTest, AWriteThatATruncationOvertakesGrowsTheImageAgain) {
+  start();
+  File f = create(1, "a.img", kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  Pending cut = resize(f, 0), later = write(f, kMiB - 4096, 0x22, 4096);
+  EXPECT_TRUE(wait(cut));
+  EXPECT_TRUE(wait(later));
+}
+
+TEST_F(FailureTest, ASizeOverTheLimitIsRefusedAndTheImageStaysMirrored) {
+  start();
+  File f = create(1, "a.img", kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  Status s = wait(resize(f, 1ull << 60));
+  EXPECT_EQ(s.sys_errno(), EFBIG) << s.to_string();
+  EXPECT_EQ(mirror(f), "mirrored");
+  EXPECT_EQ(byte_at(f, 0, kMiB), 0x11);
+}
+
+// After a crash a sector of the host's copy cannot be read: the shared copy has all that was acknowledged.
+TEST_F(FailureTest, ACopyThatCannotBeReadAfterACrashIsLeftToTheSharedOne) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  crash_host(1, sim::Crash::kKill);
+  ASSERT_TRUE(open_host(1));
+  fail_local(sim::FileOp::kRead, 100000);
+  engine(1).start();
+  f = open(1, "a.img");
+  EXPECT_EQ(byte_at(f, 0, kMiB), 0x11);
+  EXPECT_TRUE(write_now(f, kMiB, 0x22, kMiB));
+}
+
+TEST_F(FailureTest, AFailedGrowOfTheOwnCopyAtAGrantIsNoErrorToTheGuest) {
+  start();
+  File f = create(1, "a.img", 4 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  close(f);
+  File theirs = open(2, "a.img");
+  ASSERT_TRUE(wait(resize(theirs, 8 * kMiB)));
+  ASSERT_TRUE(write_now(theirs, 4 * kMiB, 0x22, kMiB));
+  close(theirs);
+  fail_local(sim::FileOp::kTruncate, 1000);
+  f = open(1, "a.img");
+  EXPECT_TRUE(write_now(f, 6 * kMiB, 0x33, kMiB));
+  EXPECT_EQ(byte_at(f, 4 * kMiB, kMiB), 0x22);
+  EXPECT_EQ(byte_at(f, 6 * kMiB, kMiB), 0x33);
+}
+
+TEST_F(FailureTest, AHoleIsPunchedToWhereTheImageEndsWhenItIsHeld) {
+  start();
+  File f = create(1, "a.img", kMiB);             // as this host last knew it
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  close(f);
+  f = open(1, "a.img");
+  File theirs = open(2, "a.img");
+  ASSERT_TRUE(wait(resize(theirs, 8 * kMiB)));
+  ASSERT_TRUE(write_now(theirs, 4 * kMiB, 0x22, kMiB));
+  close(theirs);
+  ASSERT_TRUE(wait(fallocate(f, Engine::Fallocate::kPunch, {0, 8 * kMiB})));
+  EXPECT_EQ(byte_at(f, 4 * kMiB, kMiB), 0);
+}
+
+}  // namespace
+}  // namespace tidemark::fs

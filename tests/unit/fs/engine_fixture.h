@@ -1,0 +1,102 @@
+// Two hosts' engines and a shared node in a simulated world, for tests of single moments: a guest's requests are begun
+// one by one and looked at while they are under way.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fs/engine.h"
+#include "shared/node/node.h"
+#include "tests/sim/sim_env.h"
+
+namespace tidemark::fs {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+class EngineTest : public testing::Test {
+ protected:
+  static constexpr uint64_t kMiB = 1u << 20;
+  struct File {
+    int host = 1;
+    HandleId handle;
+    InodeNumber inode;
+    ImageId image;
+  };
+  // A request under way, and what came of it.
+  struct Request {
+    std::optional<Status> answer;
+    uint64_t number = 0;               // of a seek: where
+    wire::Attr attr;
+    std::string text;
+    Bytes memory;
+    MutableByteSpan bytes;             // aligned part of memory
+  };
+  using Pending = std::shared_ptr<Request>;   // shared with the callback that answers it
+
+  EngineTest();
+  ~EngineTest() override;
+
+  // Everything up, both hosts linked. Called by the tests, so that they may set `options_` first.
+  void start();
+  void start_shared();
+  void start_host(int host);
+  Status open_host(int host);          // without starting it
+  void crash_shared(sim::Crash kind);
+  void crash_host(int host, sim::Crash kind);
+  Engine& engine(int host) { return *engines_.at(static_cast<size_t>(host)); }
+  static std::string host_name(int host) { return "host" + std::to_string(host); }
+  void cut_link(int host) { world_->partition(host_name(host), "shared1"); }
+  // Cut so that both ends notice now.
+  void lose_link(int host);
+  void heal_link(int host);
+  bool linked(int host);
+  Incarnation incarnation(int host);
+  uint64_t behind_bytes(const File& f);   // what the shared node has noted of this host's copy
+
+  File create(int host, const std::string& name, uint64_t size);
+  File open(int host, const std::string& name);
+  void close(File& file) { engine(file.host).release(file.handle); }
+
+  Pending write(const File& f, uint64_t offset, uint8_t byte, uint64_t length);
+  Pending read(const File& f, uint64_t offset, uint64_t length);
+  Pending flush(const File& f);
+  Pending resize(const File& f, uint64_t size);
+  Pending fallocate(const File& f, Engine::Fallocate what, Extent extent);
+  Pending seek(const File& f, uint64_t offset, bool data);
+  Pending getattr(const File& f);
+  Status wait(const Pending& request, sim::Duration limit = seconds(30));   // kCancelled: no answer in time
+  bool until(UniqueFunction<bool()> done, sim::Duration limit = seconds(60));
+  // As `status` shows it; empty if it shows none.
+  std::string mirror(const File& f);
+  bool await_mirror(const File& f, const std::string& state) {
+    return until([&] { return mirror(f) == state; });
+  }
+  Status write_now(const File& f, uint64_t offset, uint8_t byte, uint64_t length) {
+    return wait(write(f, offset, byte, length));
+  }
+  // The bytes all alike: that byte; else -1. -2: the read failed.
+  int byte_at(const File& f, uint64_t offset, uint64_t length);
+  // Is this host's copy equal to the shared one, block by block? Text of what is not; empty if all is well.
+  std::string verify(const File& f);
+  bool logged(const std::string& event) const { return log_.find(event) != std::string::npos; }
+  Pending set_mirror(const File& f, const std::string& policy);
+
+  sim::WorldOptions options_{.seed = 5};
+  std::unique_ptr<sim::World> world_;
+  Uuid cluster_;
+  std::vector<std::string> host_bricks_{"/brick1"};
+  std::unique_ptr<node::SharedNode> shared_;
+  std::array<std::unique_ptr<Engine>, 3> engines_;
+  std::string log_;
+
+ private:
+  Pending request() { return std::make_shared<Request>(); }
+};
+
+}  // namespace tidemark::fs

@@ -1,0 +1,72 @@
+// What an acknowledged flush stands for, on both copies.
+#include "tests/unit/fs/engine_fixture.h"
+
+namespace tidemark::fs {
+namespace {
+
+class FlushTest : public EngineTest {};
+
+// The flush begins while the host is on its own and ends when it no longer is: the shared copy counts again by then.
+TEST_F(FlushTest, OneBegunWithoutTheSharedCopyCoversItOnceItCountsAgain) {
+  options_.sync_latency = {milliseconds(700), milliseconds(900)};
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  world_->reset_connections("host1", "shared1");
+  ASSERT_TRUE(until([&] { return mirror(f) == "local only"; }));
+  Pending flushed = flush(f);
+  ASSERT_TRUE(until([&] { return mirror(f) == "mirrored"; }));
+  ASSERT_FALSE(flushed->answer) << "the flush was to be under way when the link came back";
+  ASSERT_TRUE(wait(flushed));
+  // This host is gone for good and the shared node loses what it had not made durable.
+  crash_host(1, sim::Crash::kKill);
+  crash_shared(sim::Crash::kPowerLoss);
+  start_shared();
+  EXPECT_EQ(byte_at(open(2, "a.img"), 0, kMiB), 0x11);
+}
+
+TEST_F(FlushTest, ALaterOneIsNotCoveredByAnEarlierOneThatEndsAfterIt) {
+  options_.sync_latency = {milliseconds(50), milliseconds(800)};
+  for (uint64_t seed = 1; seed < 6; ++seed) {
+    options_.seed = seed;
+    start();
+    File f = create(1, "a.img", 8 * kMiB);
+    ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+    Pending one = flush(f), other = flush(f);
+    ASSERT_TRUE(until([&] { return one->answer || other->answer; }));
+    ASSERT_TRUE(write_now(f, kMiB, 0x22, kMiB));
+    ASSERT_TRUE(wait(one));
+    ASSERT_TRUE(wait(other));
+    ASSERT_TRUE(wait(flush(f)));
+    crash_host(1, sim::Crash::kPowerLoss);
+    crash_shared(sim::Crash::kPowerLoss);
+    start_shared();
+    EXPECT_EQ(byte_at(open(2, "a.img"), kMiB, kMiB), 0x22) << "seed " << seed;
+    crash_host(2, sim::Crash::kKill);
+    crash_shared(sim::Crash::kKill);
+  }
+}
+
+// The only copy that held unflushed writes lost them: the guest hears of it at its flush, as from a disk.
+TEST_F(FlushTest, FailsWhenTheOnlyCopyLostWhatItIsToCover) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  world_->inject("host1", sim::FileFault{
+      .operations = static_cast<uint16_t>(sim::FileOp::kWrite), .path_contains = "objects"});
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));     // this host's copy is behind from now on
+  ASSERT_TRUE(write_now(f, kMiB, 0x33, kMiB));  // on the shared node alone
+  crash_shared(sim::Crash::kPowerLoss);
+  start_shared();
+  Pending flushed = flush(f);
+  Status s = wait(flushed, seconds(60));
+  EXPECT_EQ(s.code(), Code::kIoError) << s.to_string();
+  EXPECT_TRUE(logged("writes_lost"));
+  // Said once; the image goes on.
+  ASSERT_TRUE(write_now(f, kMiB, 0x44, kMiB));
+  EXPECT_TRUE(wait(flush(f)));
+}
+
+}  // namespace
+}  // namespace tidemark::fs

@@ -1,0 +1,179 @@
+// Links lost and found, at the moments where it matters.
+#include "tests/unit/fs/engine_fixture.h"
+
+namespace tidemark::fs {
+namespace {
+
+class LinkTest : public EngineTest {
+ protected:
+  uint16_t bit(sim::FileOp op) { return static_cast<uint16_t>(op); }
+};
+
+// A resync is at its last step when the link goes and comes back: what was written in between is not in it.
+TEST_F(LinkTest, AnOutageWithinAResyncStartsItAnew) {
+  options_.sync_latency = {milliseconds(1500), milliseconds(1800)};
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  lose_link(1);
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));
+  heal_link(1);
+  ASSERT_TRUE(await_mirror(f, "resyncing"));
+  world_->run_for(milliseconds(300));        // the regions are compared; both copies are being made durable
+  ASSERT_EQ(mirror(f), "resyncing");
+  lose_link(1);
+  ASSERT_TRUE(write_now(f, 2 * kMiB, 0x33, kMiB));
+  heal_link(1);
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_EQ(byte_at(open(2, "a.img"), 2 * kMiB, kMiB), 0x33);
+  EXPECT_EQ(verify(f), "");
+}
+
+// The shared node took the write and its answer was lost; the own copy failed. Nobody may take the copies for level.
+TEST_F(LinkTest, AFailedWriteOfUnknownOutcomeIsMadeEqualBeforeTheCopiesCountAsLevel) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  world_->cut("shared1", "host1");
+  world_->inject("host1", sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects"});
+  Pending failed = write(f, 0, 0x22, kMiB);
+  world_->run_for(milliseconds(500));
+  ASSERT_FALSE(failed->answer);
+  lose_link(1);
+  heal_link(1);
+  EXPECT_TRUE(until([&] { return failed->answer.has_value(); }));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_EQ(verify(f), "");
+}
+
+TEST_F(LinkTest, BothCopiesRefusingAWriteAreMadeEqualAfterwards) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  for (const char* node : {"host1", "shared1"})
+    world_->inject(node, sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects"});
+  EXPECT_FALSE(write_now(f, 0, 0x22, kMiB));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_EQ(verify(f), "");
+}
+
+// A reader waits for the shared node when the link goes, while its image is being handed over.
+TEST_F(LinkTest, AReadThatIsParkedDoesNotKeepAHandOverWaitingForEver) {
+  start();
+  File theirs = create(2, "a.img", 64 * kMiB);
+  for (int i = 0; i < 64; ++i) ASSERT_TRUE(write_now(theirs, static_cast<uint64_t>(i) * kMiB, 0x11, kMiB));
+  close(theirs);
+  world_->set_latency("shared1", "host1", {milliseconds(100), milliseconds(120)});
+  File f = open(1, "a.img");
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+  close(f);
+  f = open(1, "a.img");
+  ASSERT_EQ(mirror(f), "filling");
+  Pending far = read(f, 63 * kMiB, kMiB);      // not filled yet: from the shared node
+  theirs = open(2, "a.img");
+  Pending wanted = write(theirs, kMiB, 0x33, 4096);
+  ASSERT_TRUE(until([&] { return logged("recalled"); }));
+  ASSERT_FALSE(far->answer);
+  lose_link(1);
+  heal_link(1);
+  EXPECT_TRUE(wait(far));
+  EXPECT_EQ(byte_at(f, 63 * kMiB, kMiB), 0x11);
+  ASSERT_TRUE(until([&] { return wanted->answer.has_value(); }));   // it may have waited too long; the next must not
+  EXPECT_TRUE(write_now(theirs, kMiB, 0x33, 4096));
+}
+
+TEST_F(LinkTest, ReadsNeverFallBackOnASharedCopyThatLacksWrites) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  lose_link(1);
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));
+  world_->set_latency("shared1", "host1", {milliseconds(150), milliseconds(170)});
+  heal_link(1);
+  ASSERT_TRUE(await_mirror(f, "resyncing"));
+  world_->inject("host1", sim::FileFault{.operations = bit(sim::FileOp::kRead), .path_contains = "objects"});
+  EXPECT_NE(byte_at(f, 0, kMiB), 0x11) << "the shared copy's old bytes";
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_EQ(byte_at(f, 0, kMiB), 0x22);
+}
+
+TEST_F(LinkTest, ALocalFailureDuringAResyncDoesNotMakeTheStaleSharedCopyServe) {
+  start();
+  File f = create(1, "a.img", 32 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  lose_link(1);
+  for (uint64_t i = 0; i < 32; ++i) ASSERT_TRUE(write_now(f, i * kMiB, 0x22, kMiB));
+  world_->set_latency("shared1", "host1", {milliseconds(150), milliseconds(170)});
+  heal_link(1);
+  ASSERT_TRUE(await_mirror(f, "resyncing"));
+  world_->inject("host1", sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects"});
+  ASSERT_TRUE(until([r = write(f, 0, 0x33, 4096)] { return r->answer.has_value(); }));   // it may fail
+  EXPECT_EQ(byte_at(f, 31 * kMiB, kMiB), 0x22);
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_EQ(byte_at(f, 31 * kMiB, kMiB), 0x22);
+  EXPECT_EQ(verify(f), "");
+}
+
+// Grown without the shared node, then a crash: the size is the host's.
+TEST_F(LinkTest, ASizeGrownAloneSurvivesACrash) {
+  start();
+  File f = create(1, "a.img", 4 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  world_->run_for(seconds(15));                 // its regions are clean again
+  lose_link(1);
+  ASSERT_TRUE(wait(resize(f, 8 * kMiB)));
+  crash_host(1, sim::Crash::kKill);
+  heal_link(1);
+  start_host(1);
+  f = open(1, "a.img");
+  ASSERT_TRUE(write_now(f, 6 * kMiB, 0x22, 4096));
+  EXPECT_EQ(mirror(f), "mirrored");
+  Pending attr = getattr(f);
+  ASSERT_TRUE(wait(attr));
+  EXPECT_EQ(attr->attr.size, 8 * kMiB);
+  EXPECT_EQ(byte_at(open(2, "a.img"), 6 * kMiB, 4096), 0x22);
+  EXPECT_EQ(verify(f), "");
+}
+
+// Looking for holes is reading: not before what a crash left was reconciled.
+TEST_F(LinkTest, HolesAreNotToldBeforeACrashIsReconciled) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  lose_link(1);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_host(1, sim::Crash::kKill);
+  world_->set_latency("shared1", "host1", {milliseconds(200), milliseconds(220)});
+  heal_link(1);
+  start_host(1);
+  f = open(1, "a.img");
+  Pending at = seek(f, 0, true);
+  ASSERT_TRUE(wait(at)) << at->answer->to_string();
+  EXPECT_EQ(at->number, 0u) << "the host's copy has data at 0";
+}
+
+TEST_F(LinkTest, ALocalSyncThatFailsAtAHandOverLeavesTheCopyMarked) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  File theirs = open(2, "a.img");
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  world_->inject("host1", sim::FileFault{.operations = bit(sim::FileOp::kSync), .path_contains = "objects"});
+  close(f);
+  ASSERT_TRUE(write_now(theirs, 4 * kMiB, 0x22, 4096));
+  close(theirs);
+  world_->clear_faults("host1");
+  crash_host(1, sim::Crash::kPowerLoss);
+  start_host(1);
+  f = open(1, "a.img");
+  ASSERT_TRUE(write_now(f, 6 * kMiB, 0x33, 4096));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_EQ(byte_at(f, 0, kMiB), 0x11);
+  EXPECT_EQ(verify(f), "");
+}
+
+}  // namespace
+}  // namespace tidemark::fs
