@@ -30,6 +30,8 @@ class BehindMap {
     it->second = cut_;
     return true;
   }
+  // False: a cut of another run, or of regions of another size.
+  bool knows(uint64_t cut) const { return cut >= valid_from_; }
   bool is_marked(uint32_t region) const {   // in such a way that a map handed out earlier cannot clear it
     auto it = regions_.find(region);
     return it != regions_.end() && it->second == cut_;
@@ -40,7 +42,7 @@ class BehindMap {
   // The regions that became level: those of `wanted` not marked since `cut`.
   std::vector<uint32_t> clear(const Bytes& wanted, uint64_t cut) {
     std::vector<uint32_t> cleared;
-    if (cut < valid_from_) return cleared;
+    if (!knows(cut)) return cleared;
     for (auto it = regions_.begin(); it != regions_.end();) {
       size_t byte = it->first / 8;
       bool named = byte < wanted.size() && (wanted[byte] >> it->first % 8 & 1) != 0;

@@ -13,8 +13,8 @@ constexpr uint16_t kIdentityVersion = 1;
 const char* const kTableNames[] = {"meta", "nodes", "images", "copies", "behind", "hosts", "marks"};
 
 Status corrupt(Tables table, ByteSpan key, std::string_view what) {
-  return Status(Code::kCorruption, "catalogue: table " + std::string(kTableNames[table]) + ", key " + to_hex(key) + ": " +
-                                       std::string(what));
+  return Status(Code::kCorruption, "catalogue: table " + std::string(kTableNames[table]) + ", key " + to_hex(key) +
+                                       ": " + std::string(what));
 }
 
 kv::KeyBuilder behind_key(const ImageId& id, const std::string& host, uint32_t region) {
@@ -77,7 +77,8 @@ Status for_each(kv::Snapshot& snapshot, Tables table, F&& take) {
 Status load_nodes(kv::Snapshot& snapshot, Catalogue& out) {
   return for_each(snapshot, kNodes, [&](ByteSpan key, ByteSpan value) -> Status {
     TM_ASSIGN_OR_RETURN(NodeRecord record, versioned<NodeRecord>(kNodes, key, value));
-    if (key.size() != 8 || load_be64(key.data()) != record.attr.inode.value) return corrupt(kNodes, key, "another inode's node");
+    if (key.size() != 8 || load_be64(key.data()) != record.attr.inode.value)
+      return corrupt(kNodes, key, "another inode's node");
     Node node;
     node.attr = std::move(record.attr);
     node.name = std::move(record.name);
@@ -110,7 +111,9 @@ Status load_images(kv::Snapshot& snapshot, Catalogue& out) {
     TM_ASSIGN_OR_RETURN(std::string host, take_host(in, kBehind, key));
     ByteSpan region = in.raw(4);
     if (!in.done() || value.size() != 8) return corrupt(kBehind, key, "wrong length");
-    out.behind[id].try_emplace(host, out.boot).first->second.load(load_be32(region.data()), load_le<uint64_t>(value.data()));
+    out.behind[id]
+        .try_emplace(host, out.boot)
+        .first->second.load(load_be32(region.data()), load_le<uint64_t>(value.data()));
     return Status::ok();
   });
 }
@@ -126,7 +129,7 @@ Status load_hosts(kv::Snapshot& snapshot, Catalogue& out) {
     run.journal_generation = v.uuid();
     if (!in.done() || !v.done()) return corrupt(kHosts, key, "wrong length");
     run.incarnation.value = load_be64(incarnation.data());
-    out.hosts[host][run.incarnation] = run;
+    out.hosts[host] = run;   // in the order of incarnations: the newest stays
     return Status::ok();
   });
 }
@@ -163,7 +166,8 @@ Result<Identity> read_identity(kv::Store& store) {
   out.cluster = in.uuid();
   out.group = in.uuid();
   out.node = in.text();
-  if (version != kIdentityVersion || !in.done()) return corrupt(kMeta, as_bytes("identity"), "unknown version or length");
+  if (version != kIdentityVersion || !in.done())
+    return corrupt(kMeta, as_bytes("identity"), "unknown version or length");
   return out;
 }
 
@@ -241,7 +245,11 @@ void put_all_behind(kv::WriteBatch& batch, const ImageId& id, const std::string&
 void put_host(kv::WriteBatch& batch, const std::string& host, const HostRun& run) {
   Bytes value;
   Writer(value).uuid(run.nonce).uuid(run.journal_generation);
-  batch.put(kHosts, kv::KeyBuilder().text(host).u8(0).u64(run.incarnation.value), value);
+  kv::KeyBuilder first, key;
+  first.text(host).u8(0).u64(0);
+  key.text(host).u8(0).u64(run.incarnation.value);
+  batch.erase_range(kHosts, first, key);
+  batch.put(kHosts, key, value);
 }
 
 void put_mark(kv::WriteBatch& batch, const wire::Mark& mark) {

@@ -2,13 +2,16 @@
 //
 // | table  | key                                   | value                                              |
 // | ------ | ------------------------------------- | -------------------------------------------------- |
-// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity": u16 version 1, uuid cluster, uuid storage group, text node |
+// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity": see below |
 // | nodes  | u64 inode                             | u8 version 1, text name, Attr (shared/wire)        |
 // | images | uuid                                  | u8 version 1, ImageRecord (below, in its order)    |
 // | copies | uuid, text host                       | empty: the host has been given its map             |
 // | behind | uuid, text host, 0, u32 region        | u64 cut of the last mark                           |
 // | hosts  | text host, 0, u64 incarnation         | uuid nonce, uuid journal generation                |
 // | marks  | u64 event number                      | Mark (shared/wire): not yet known to be recorded   |
+//
+// "identity" is u16 version 1, uuid cluster, uuid storage group, text node. Of a host's runs the newest counts;
+// it takes the older ones' place.
 //
 // Keys are big-endian, values little-endian. Valid if and only if every value decodes to its last byte,
 // every node but the root has its place in a directory, and no number is above its counter. Anything
@@ -62,7 +65,7 @@ struct Catalogue {
   NameSpace names;
   std::map<ImageId, ImageRecord> images;
   std::map<ImageId, std::map<std::string, BehindMap>> behind;
-  std::map<std::string, std::map<Incarnation, HostRun>> hosts;
+  std::map<std::string, HostRun> hosts;                        // the newest run of each
   std::vector<wire::Mark> marks;                               // to be recorded again, by number
 };
 

@@ -17,7 +17,8 @@ constexpr io::Duration kTickInterval = std::chrono::seconds(5);
 SharedNode::SharedNode(std::unique_ptr<Core> core) : core_(std::move(core)) {}
 SharedNode::~SharedNode() = default;
 
-Result<std::unique_ptr<SharedNode>> SharedNode::open(io::Env& env, NodeOptions options, std::unique_ptr<MarkSink> marks) {
+Result<std::unique_ptr<SharedNode>> SharedNode::open(io::Env& env, NodeOptions options,
+                                                     std::unique_ptr<MarkSink> marks) {
   auto core = std::make_unique<Core>(env, std::move(options), std::move(marks));
   TM_RETURN_IF_ERROR(core->open());
   return std::unique_ptr<SharedNode>(new SharedNode(std::move(core)));
@@ -59,9 +60,10 @@ Status Core::open() {
   Result<Identity> known = read_identity(*store_);
   if (!known && known.status().code() != Code::kNotFound) return known.status();
   if (known && (known->cluster != options_.cluster || known->node != options_.name)) {
-    return Status(Code::kInvalidArgument, "the state in " + options_.state_dir + " is of node " + known->node + ", cluster " +
-                                              known->cluster.to_string() + "; this is node " + options_.name + ", cluster " +
-                                              options_.cluster.to_string() + ": give the node its own state_dir");
+    return Status(Code::kInvalidArgument, "the state in " + options_.state_dir + " is of node " + known->node +
+                                              ", cluster " + known->cluster.to_string() + "; this is node " +
+                                              options_.name + ", cluster " + options_.cluster.to_string() +
+                                              ": give the node its own state_dir");
   }
   if (known) identity = *known;
   TM_RETURN_IF_ERROR(open_group(identity));
@@ -73,7 +75,8 @@ Status Core::open() {
   names_ = &catalogue_->names;
   load_images();
   marks_recorded_ = names_->last_event();
-  marks_settled_ = catalogue_->marks.empty() ? names_->last_event() : EventNumber(catalogue_->marks.front().number.value - 1);
+  marks_settled_ =
+      catalogue_->marks.empty() ? names_->last_event() : EventNumber(catalogue_->marks.front().number.value - 1);
   for (const wire::Mark& mark : catalogue_->marks) marks_->record(mark);
   catalogue_->marks.clear();
   register_metrics();
@@ -108,7 +111,9 @@ void Core::load_images() {
     image->behind = std::move(catalogue_->behind[id]);
     // Hosts that have a nameless image open get time to come back.
     image->kept_until = kept_until;
+    bool given_up = image->attr->mirror == 0 && image->record.has_copy == 0;
     images_.emplace(id, std::move(image));
+    if (given_up) remove_given_up(id);
   }
   catalogue_->images.clear();
   catalogue_->behind.clear();
@@ -154,6 +159,10 @@ void Core::fatal(const Status& status) {
   failed_ = status.with_context("catalogue");
   kLog.error("catalogue_failed", {{"error", status}, {"action", "stopping; the next start recovers"}});
   after_commit_.clear();
+  // What waited for it ends unanswered; so does what waits behind those.
+  for (size_t i = 0; i < all_ops_.size(); ++i) {
+    if (all_ops_[i]->committing) finish(all_ops_[i].get());
+  }
   std::vector<PeerPtr> peers(peers_.begin(), peers_.end());
   for (const PeerPtr& peer : peers) peer->link->close(Status(Code::kUnavailable, "the shared node lost its catalogue"));
   if (options_.on_fatal) options_.on_fatal(failed_);

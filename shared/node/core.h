@@ -1,6 +1,6 @@
 // The inside of SharedNode. One class, its members grouped by what they do; each group has its .cc:
-// core.cc (start, stop, commits), sessions.cc, data.cc (the way of a data request), scans.cc (hash and
-// extents), tenures.cc, name_requests.cc, status.cc.
+// core.cc (start, stop, commits), sessions.cc, data_requests.cc and data.cc (the way of a data request),
+// scans.cc (hash and extents), tenures.cc, name_requests.cc, status.cc.
 //
 // The way of a request that changes blocks:
 //
@@ -41,6 +41,7 @@ struct Peer : std::enable_shared_from_this<Peer> {
   std::shared_ptr<Session> session;   // shared by the connections and requests of a session; null before Hello
   io::TimerId hello_timer;
   bool greeted = false;               // its Hello is being looked at
+  bool ready = false;                 // its Hello was answered
   uint64_t payload_bytes = 0;         // received and not yet applied
   uint64_t read_bytes = 0;            // being read for it
   std::deque<Op*> held_reads;         // until it has taken what it asked for
@@ -91,6 +92,7 @@ struct Op {
   Extent range;                               // for the OrderTable
   bool exclusive = false;                     // changes blocks
   bool ordered = false;                       // is in the image's OrderTable
+  bool committing = false;                    // waits for the catalogue
   io::IoMode mode = io::IoMode::kQueued;
   wire::Payload payload;
   Epoch epoch;
@@ -153,10 +155,20 @@ class Core {
   Session* session_of(const std::string& host) const;   // null: not connected
   void notify_others(const Session* except, const Change::Name& name);
 
-  // ---- data.cc --------------------------------------------------------------------------------
+  // ---- data_requests.cc -----------------------------------------------------------------------
   // Answers kNotFound itself.
   Image* find_image(Peer& peer, const wire::Request& request, const ImageId& id);
+  // Decodes the request's body and finds its image. Null: the connection was closed, or kNotFound answered.
+  template <class M>
+  Image* image_of(const PeerPtr& peer, const wire::Request& request, M& m) {
+    if (!peer->link->decode_or_close(request.type, request.body, m)) return nullptr;
+    return find_image(*peer, request, m.image);
+  }
   std::string label(const Image& image) const;   // "/dir/name (uuid)"
+  Status no_mirror(const Image& image) const;
+  void note_user(Image& image, Session& session);
+  io::IoMode mode_for(const wire::Request& request) const;
+  Op* changing_op(const PeerPtr& peer, wire::Request& request, Image* image, Epoch epoch);
   Op* new_op(const PeerPtr& peer, const wire::Request& request, Image& image);
   void write_request(const PeerPtr& peer, wire::Request& request);
   void zero_request(const PeerPtr& peer, wire::Request& request);
@@ -164,6 +176,9 @@ class Core {
   void flush_request(const PeerPtr& peer, wire::Request& request);
   void read_request(const PeerPtr& peer, wire::Request& request);
   void repair_request(const PeerPtr& peer, wire::Request& request);
+  void pump_reads(Peer& peer);
+
+  // ---- data.cc --------------------------------------------------------------------------------
   void submit(Op* op);
   void run(Op* op);
   bool is_ready(const Image& image, const Op& op) const;
@@ -173,6 +188,8 @@ class Core {
   void issue_resize(Op* op);
   void applied(Op* op, Status status);
   void resized(Op* op, Status status);
+  void note_applied(const Op& op);
+  CoordinatorSequence applied_up_to(const Image& image) const;
   void sync(Op* op);
   void start_sync(Image& image, std::vector<Op*> joined);
   void synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Status& status);
@@ -181,8 +198,10 @@ class Core {
   void answer_applied(Op* op);
   void run_released();
   bool refuse_range(Op* op);
-  void pump_reads(Peer& peer);
+  Result<std::unique_ptr<image::ImageCopy>> open_copy(Image& image);
   Status ensure_copy(Image& image);
+  void adopt_copy_size(Image& image);
+  void close_copy(Image& image);
   void close_idle_copies();
   void make_cold(Image& image);
   bool is_warm(const Image& image, Extent range) const;
@@ -190,8 +209,6 @@ class Core {
   void mark_behind(Image& image, Extent range, kv::WriteBatch& batch);
   void reserve(Image& image, kv::WriteBatch& batch);
   void fit_regions(Image& image, uint64_t size, kv::WriteBatch& batch);
-  void note_user(Image& image, Session& session);
-  io::IoMode mode_for(const wire::Request& request) const;
 
   // ---- scans.cc -------------------------------------------------------------------------------
   struct HashRun;
@@ -217,8 +234,7 @@ class Core {
   void yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& message);
   void stale_map_request(const PeerPtr& peer, wire::Request& request);
   void level_request(const PeerPtr& peer, wire::Request& request);
-  void apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch,
-                    UniqueFunction<void(bool accepted)> answer);
+  void apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, UniqueFunction<void(bool accepted)> answer);
   wire::Mark tenure_mark(Image& image, const fence::Action& action);
   void carry_out(Image& image, const fence::Action& action);
   void grant(fence::Ticket ticket, const fence::Action& action);
@@ -234,7 +250,8 @@ class Core {
   void name_request(const PeerPtr& peer, wire::Request& request);
   void set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin);
   void mirror_request(const PeerPtr& peer, uint64_t id, const wire::SetXattr& m, const Origin& origin);
-  Status check_policy(const wire::SetAttr& m);
+  Status check_policy(const wire::SetAttr& m) const;
+  void remove_given_up(const ImageId& id);
   void answer_change(const PeerPtr& peer, wire::Type type, uint64_t id, Result<Change> change);
   void apply_change(Change change, const Session* by, UniqueFunction<void(const Change&)> then);
   void answer_attr(const PeerPtr& peer, wire::Type type, uint64_t id, const Result<const Node*>& node);
@@ -288,8 +305,8 @@ class Core {
   bool stopping_ = false;
   UniqueFunction<void()> stopped_;
 
-  metrics::Counter writes_total_, write_bytes_total_, reads_total_, read_bytes_total_, syncs_total_, sync_failures_total_,
-      cold_writes_total_, fenced_total_, grants_total_, busy_total_, frames_refused_total_;
+  metrics::Counter writes_total_, write_bytes_total_, reads_total_, read_bytes_total_, syncs_total_,
+      sync_failures_total_, cold_writes_total_, fenced_total_, grants_total_, busy_total_, frames_refused_total_;
 };
 
 }  // namespace tidemark::node

@@ -1,4 +1,5 @@
-// The way of a data request: order, fence, marks, the copy, the answer. core.h shows it.
+// The way of a data request, once it is an Op (data_requests.cc): order, fence, marks, the copy, the answer.
+// core.h shows it.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -13,164 +14,7 @@ namespace {
 const log::Logger kLog("node.data");
 constexpr uint8_t kFlagDurable = 1;        // Write::flags
 constexpr uint8_t kZeroAllocate = 2;       // Zero::kind
-constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
 }  // namespace
-
-// ---- requests -----------------------------------------------------------------------------------
-
-std::string Core::label(const Image& image) const {
-  std::string path = names_->path(image.record.inode);
-  return (path.empty() ? "nameless image" : path) + " (" + image.id.to_string() + ")";
-}
-
-Image* Core::find_image(Peer& peer, const wire::Request& request, const ImageId& id) {
-  auto it = images_.find(id);
-  if (it != images_.end()) return it->second.get();
-  peer.link->respond_failure(request.type, request.id, Status(Code::kNotFound, "no image " + id.to_string()));
-  return nullptr;
-}
-
-io::IoMode Core::mode_for(const wire::Request& request) const {
-  return request.alone && ops_ == 0 ? io::IoMode::kInline : io::IoMode::kQueued;
-}
-
-Op* Core::new_op(const PeerPtr& peer, const wire::Request& request, Image& image) {
-  if (free_ops_.empty()) {
-    all_ops_.push_back(std::make_unique<Op>());
-    free_ops_.push_back(all_ops_.back().get());
-  }
-  Op* op = free_ops_.back();
-  free_ops_.pop_back();
-  op->mode = mode_for(request);
-  op->peer = peer;
-  op->session = peer->session;
-  op->image = &image;
-  op->type = request.type;
-  op->id = request.id;
-  ++ops_;
-  ++image.ops;
-  ++op->session->ops;
-  image.used_at = ++use_clock_;
-  return op;
-}
-
-void Core::write_request(const PeerPtr& peer, wire::Request& request) {
-  Result<wire::Write> m = wire::decode_write(request.body);
-  if (!m) return peer->link->close(m.status());
-  Image* image = find_image(*peer, request, m->image);
-  if (image == nullptr) return;
-  peer->payload_bytes += request.payload.size();
-  if (peer->payload_bytes > limits::kPeerPayloadBytesMax) {
-    return peer->link->close(Status(Code::kInvalidArgument, "too many bytes sent without waiting for answers"));
-  }
-  Op* op = new_op(peer, request, *image);
-  op->epoch = m->epoch;
-  op->sequence = m->sequence;
-  op->offset = m->offset;
-  op->length = request.payload.size();
-  op->kind = m->flags;
-  op->payload = std::move(request.payload);
-  op->exclusive = true;
-  submit(op);
-}
-
-void Core::zero_request(const PeerPtr& peer, wire::Request& request) {
-  wire::Zero m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
-  if (image == nullptr) return;
-  Op* op = new_op(peer, request, *image);
-  op->epoch = m.epoch;
-  op->sequence = m.sequence;
-  op->offset = m.extent.offset;
-  op->length = m.extent.length;
-  op->kind = m.kind;
-  op->exclusive = true;
-  submit(op);
-}
-
-void Core::repair_request(const PeerPtr& peer, wire::Request& request) {
-  wire::Repair m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
-  if (image == nullptr) return;
-  if (request.payload.size() != (m.hole != 0 ? 0 : m.extent.length)) {
-    return peer->link->close(Status(Code::kCorruption, "a repair's payload has another length than its extent"));
-  }
-  peer->payload_bytes += request.payload.size();
-  Op* op = new_op(peer, request, *image);
-  op->epoch = m.epoch;
-  op->offset = m.extent.offset;
-  op->length = m.extent.length;
-  op->kind = m.hole;
-  op->payload = std::move(request.payload);
-  op->exclusive = true;
-  submit(op);
-}
-
-void Core::resize_request(const PeerPtr& peer, wire::Request& request) {
-  wire::Resize m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
-  if (image == nullptr) return;
-  Op* op = new_op(peer, request, *image);
-  op->epoch = m.epoch;
-  op->sequence = m.sequence;
-  op->offset = m.size;
-  op->size_generation = m.size_generation;
-  op->exclusive = true;
-  submit(op);
-}
-
-void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
-  wire::Flush m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
-  if (image == nullptr) return;
-  Op* op = new_op(peer, request, *image);
-  op->epoch = m.epoch;
-  if (!fence::may_write(image->record.tenure, op->session->host, m.epoch)) {
-    fenced_total_.add();
-    return fail(op, Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over"));
-  }
-  if (image->record.has_copy == 0 && !image->copy) {   // nothing was ever written here
-    peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});
-    return finish(op);
-  }
-  if (Status s = ensure_copy(*image); !s) return fail(op, s);
-  sync(op);
-}
-
-void Core::read_request(const PeerPtr& peer, wire::Request& request) {
-  wire::Read m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
-  if (image == nullptr) return;
-  note_user(*image, *peer->session);
-  Op* op = new_op(peer, request, *image);
-  op->offset = m.offset;
-  op->length = m.length;
-  if (m.length > limits::kFramePayloadBytesMax) return fail(op, Status(Code::kInvalidArgument, "read over 1 MiB"));
-  peer->held_reads.push_back(op);
-  pump_reads(*peer);
-}
-
-// A host that does not take its answers must not fill this node's memory: its next reads wait.
-void Core::pump_reads(Peer& peer) {
-  while (!peer.held_reads.empty()) {
-    if (peer.read_bytes + peer.link->unsent_bytes() > limits::kReadBytesUnsentMax) break;
-    Op* op = peer.held_reads.front();
-    peer.held_reads.pop_front();
-    peer.read_bytes += op->length;
-    submit(op);
-  }
-  if (peer.held_reads.empty() || pump_timer_.value != 0) return;
-  pump_timer_ = env_.after(kPumpInterval, [this] {
-    pump_timer_ = {};
-    std::vector<PeerPtr> peers(peers_.begin(), peers_.end());
-    for (const PeerPtr& p : peers) pump_reads(*p);
-  });
-}
 
 // ---- order, fence, readiness --------------------------------------------------------------------
 
@@ -195,8 +39,9 @@ void Core::run(Op* op) {
   if (!op->exclusive) return issue_read(op);
   if (!fence::may_write(im.record.tenure, op->session->host, op->epoch)) {
     fenced_total_.add();
-    return fail(op, Status(Code::kFenced, label(im) + ": epoch " + std::to_string(op->epoch.value) + " of " + op->session->host +
-                                              " is over; the newest is " + std::to_string(im.record.tenure.epoch.value)));
+    return fail(op, Status(Code::kFenced, label(im) + ": epoch " + std::to_string(op->epoch.value) + " of " +
+                                              op->session->host + " is over; the newest is " +
+                                              std::to_string(im.record.tenure.epoch.value)));
   }
   if (is_ready(im, *op)) issue(op);
   else prepare(op);
@@ -212,7 +57,10 @@ void Core::prepare(Op* op) {
   Image& im = *op->image;
   bool resize = op->type == wire::Type::kResize || op->type == wire::Type::kResume;
   if (im.attr->mirror == 0 && !resize) {
-    return fail(op, Status(Code::kUnsupported, label(im) + " has `mirror = none`: its blocks are not kept here"));
+    return fail(op, no_mirror(im));
+  }
+  if (resize && op->offset > limits::kImageBytesMax) {   // before the regions grow with it
+    return fail(op, Status(Code::kInvalidArgument, label(im) + ": size over the limit"));
   }
   if (im.attr->mirror != 0) {
     if (Status s = ensure_copy(im); !s) return fail(op, s);
@@ -233,7 +81,9 @@ void Core::prepare(Op* op) {
   }
   mark_behind(im, stale, batch);
   reserve(im, batch);
+  op->committing = true;
   commit(std::move(batch), [this, op, stale, serial = im.warm_serial, reserved = im.record.reserved] {
+    op->committing = false;
     Image& image = *op->image;
     image.reserved_durable = std::max(image.reserved_durable, reserved);
     // A map was handed out meanwhile, or the tenure moved: the marks must be made anew.
@@ -297,26 +147,40 @@ void Core::fit_regions(Image& im, uint64_t size, kv::WriteBatch& batch) {
   make_cold(im);
 }
 
+Result<std::unique_ptr<image::ImageCopy>> Core::open_copy(Image& im) {
+  if (im.record.has_copy == 0) {
+    // Blocks that lie here all the same are those of a copy that was given up, or never got a write.
+    Status swept = group_->remove(im.id);
+    if (!swept && swept.code() != Code::kNotFound) return swept;
+    return group_->create(im.id, im.attr->size, im.attr->size_generation);
+  }
+  auto copy = group_->open_image(im.id);
+  if (copy || copy.status().code() != Code::kNotFound) return copy;
+  return Status(Code::kCorruption, "its blocks are missing from storage group " + group_->name() +
+                                       ": bring the brick back, or restore the image from the replica");
+}
+
 Status Core::ensure_copy(Image& im) {
   if (im.copy) return Status::ok();
-  Result<std::unique_ptr<image::ImageCopy>> copy = group_->open_image(im.id);
-  if (!copy && copy.status().code() == Code::kNotFound) {
-    if (im.record.has_copy != 0) {
-      return Status(Code::kCorruption, label(im) + ": its blocks are missing from storage group " + group_->name() +
-                                           ": bring the brick back, or restore the image from the replica");
-    }
-    copy = group_->create(im.id, im.attr->size, im.attr->size_generation);
-  }
+  auto copy = open_copy(im);
   if (!copy) return copy.status().with_context(label(im));
   im.copy = std::move(*copy);
   ++copies_open_;
-  // A crash between the copy's resize and the catalogue's commit leaves the copy newer: it was not answered.
-  if (im.copy->size_generation() > im.attr->size_generation) {
-    im.attr->size = im.copy->size();
-    im.attr->size_generation = im.copy->size_generation();
-    im.times_changed = true;
-  }
+  adopt_copy_size(im);
   return Status::ok();
+}
+
+// A crash or an error between the copy's resize and the catalogue's commit leaves the copy newer: it was not answered.
+void Core::adopt_copy_size(Image& im) {
+  if (!im.copy || im.copy->size_generation() <= im.attr->size_generation) return;
+  im.attr->size = im.copy->size();
+  im.attr->size_generation = im.copy->size_generation();
+  im.times_changed = true;
+}
+
+void Core::close_copy(Image& im) {
+  if (im.copy) --copies_open_;
+  im.copy.reset();
 }
 
 void Core::close_idle_copies() {
@@ -328,15 +192,8 @@ void Core::close_idle_copies() {
   std::sort(idle.begin(), idle.end(), [](const Image* a, const Image* b) { return a->used_at < b->used_at; });
   for (Image* image : idle) {
     if (copies_open_ <= limits::kImagesOpenMax) return;
-    image->copy.reset();
-    --copies_open_;
+    close_copy(*image);
   }
-}
-
-void Core::note_user(Image& im, Session& session) {
-  if (im.last_user == session.number) return;
-  im.last_user = session.number;
-  im.users[session.host] = session.run.incarnation;
 }
 
 // ---- the copy -----------------------------------------------------------------------------------
@@ -347,7 +204,8 @@ bool Core::refuse_range(Op* op) {
   uint64_t size = im.copy->size();
   if (op->length != 0 && op->offset <= size && op->length <= size - op->offset) return false;
   fail(op, Status(Code::kInvalidArgument, label(im) + ": " + std::to_string(op->length) + " bytes at " +
-                                              std::to_string(op->offset) + " are not within its " + std::to_string(size)));
+                                              std::to_string(op->offset) + " are not within its " +
+                                              std::to_string(size)));
   return true;
 }
 
@@ -382,11 +240,18 @@ void Core::issue(Op* op) {
 void Core::applied(Op* op, Status status) {
   Image& im = *op->image;
   if (!status) return fail(op, status.with_context(label(im)));
-  if (op->type != wire::Type::kRepair) im.last_applied = std::max(im.last_applied, op->sequence);
+  note_applied(*op);
   writes_total_.add();
   write_bytes_total_.add(static_cast<double>(op->length));
   if (op->type == wire::Type::kWrite && (op->kind & kFlagDurable) != 0) return sync(op);
   answer_applied(op);
+}
+
+// What an earlier epoch had begun and a later one finds landing is not the later one's.
+void Core::note_applied(const Op& op) {
+  Image& im = *op.image;
+  if (op.type == wire::Type::kRepair || op.epoch != im.record.tenure.epoch) return;
+  im.last_applied = std::max(im.last_applied, op.sequence);
 }
 
 void Core::answer_applied(Op* op) {
@@ -397,7 +262,7 @@ void Core::answer_applied(Op* op) {
 
 void Core::issue_read(Op* op) {
   Image& im = *op->image;
-  if (im.attr->mirror == 0) return fail(op, Status(Code::kUnsupported, label(im) + " has `mirror = none`: its blocks are not kept here"));
+  if (im.attr->mirror == 0) return fail(op, no_mirror(im));
   uint64_t inside = 0;
   if (im.record.has_copy != 0 || im.copy) {
     if (Status s = ensure_copy(im); !s) return fail(op, s);
@@ -420,12 +285,12 @@ void Core::issue_read(Op* op) {
 void Core::issue_resize(Op* op) {
   Image& im = *op->image;
   wire::Attr& a = *im.attr;
-  if (op->offset > limits::kImageBytesMax) return fail(op, Status(Code::kInvalidArgument, label(im) + ": size over the limit"));
   // Said again after a lost answer.
   if (op->size_generation == a.size_generation && op->offset == a.size) return resized(op, Status::ok());
   if (op->size_generation <= a.size_generation) {
-    return fail(op, Status(Code::kInvalidArgument, label(im) + ": size generation " + std::to_string(op->size_generation.value) +
-                                                       " is not newer than " + std::to_string(a.size_generation.value)));
+    return fail(op, Status(Code::kInvalidArgument,
+                           label(im) + ": size generation " + std::to_string(op->size_generation.value) +
+                               " is not newer than " + std::to_string(a.size_generation.value)));
   }
   if (!im.copy) return resized(op, Status::ok());
   im.copy->resize(op->offset, op->size_generation, [this, op](Status status) { resized(op, std::move(status)); });
@@ -433,17 +298,23 @@ void Core::issue_resize(Op* op) {
 
 void Core::resized(Op* op, Status status) {
   Image& im = *op->image;
-  if (!status) return fail(op, status.with_context(label(im)));
+  if (!failed_) return finish(op);
+  if (!status) {
+    adopt_copy_size(im);
+    return fail(op, status.with_context(label(im)));
+  }
   im.attr->size = op->offset;
   im.attr->size_generation = op->size_generation;
   im.attr->mtime = im.attr->ctime = env_.wall();
   if (op->type == wire::Type::kResize) {
     op->coordinator = im.coordinator = im.coordinator.next();
-    im.last_applied = std::max(im.last_applied, op->sequence);
+    note_applied(*op);
   }
   kv::WriteBatch batch;
   put_node(batch, **names_->find(im.record.inode));
+  op->committing = true;
   commit(std::move(batch), [this, op] {
+    op->committing = false;
     Image& image = *op->image;
     Result<const Node*> node = names_->find(image.record.inode);
     if (node) notify_others(op->session.get(), {image.record.inode, (*node)->attr.parent, (*node)->name});
@@ -466,10 +337,21 @@ void Core::sync(Op* op) {
   start_sync(im, {op});
 }
 
+// The number up to which every write given one is on the copy.
+CoordinatorSequence Core::applied_up_to(const Image& im) const {
+  uint64_t up_to = im.coordinator.value;
+  if (im.write_ops == 0) return im.coordinator;
+  for (const std::unique_ptr<Op>& op : all_ops_) {
+    if (op->image == &im && op->exclusive && op->coordinator.value != 0)
+      up_to = std::min(up_to, op->coordinator.value - 1);
+  }
+  return CoordinatorSequence(up_to);
+}
+
 void Core::start_sync(Image& im, std::vector<Op*> joined) {
   im.syncing = true;
   io::IoMode mode = ops_ == joined.size() ? io::IoMode::kInline : io::IoMode::kQueued;
-  im.copy->sync(mode, [this, joined = std::move(joined), up_to = im.coordinator](Status status) mutable {
+  im.copy->sync(mode, [this, joined = std::move(joined), up_to = applied_up_to(im)](Status status) mutable {
     synced(std::move(joined), up_to, status);
   });
 }
@@ -496,7 +378,8 @@ void Core::synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Stat
 
 void Core::fail(Op* op, const Status& status) {
   if (status.code() == Code::kIoError || status.code() == Code::kCorruption || status.code() == Code::kOutOfSpace) {
-    kLog.warning("request_failed", {{"type", wire::type_name(op->type)}, {"host", op->session->host}, {"error", status}});
+    kLog.warning("request_failed",
+                 {{"type", wire::type_name(op->type)}, {"host", op->session->host}, {"error", status}});
   }
   op->peer->link->respond_failure(op->type, op->id, status);
   finish(op);

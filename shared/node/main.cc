@@ -64,7 +64,8 @@ void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
 // Opens everything; a message names the file and key to change.
 Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_ptr<node::SharedNode>& node) {
   auto identity = own_identity(config);
-  if (!identity) return daemon.config_error("tls", "certificate", identity.status(), "issue one with `tidemark pki issue`");
+  if (!identity)
+    return daemon.config_error("tls", "certificate", identity.status(), "issue one with `tidemark pki issue`");
   net::TlsFiles tls{config.tls.authority, config.tls.certificate, config.tls.key};
   auto marks = open_marks(daemon.env(), config, tls, identity->cluster);
   if (!marks) return marks.status();
@@ -80,7 +81,8 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
   auto opened = node::SharedNode::open(daemon.env(), std::move(options), std::move(*marks));
   if (!opened) {
     bool ours = opened.status().code() == Code::kInvalidArgument;
-    return ours ? daemon.config_error("storage", "bricks", opened.status(), "name directories of one storage group") : opened.status();
+    return ours ? daemon.config_error("storage", "bricks", opened.status(), "name directories of one storage group")
+                : opened.status();
   }
   auto address = net::Address::parse(config.listen.address);
   if (!address) return daemon.config_error("listen", "address", address.status(), "write HOST:PORT");
@@ -98,7 +100,8 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
 int main(int argc, char** argv) {
   using namespace tidemark;
   daemon::Arguments arguments;
-  if (auto code = daemon::parse_arguments(argc, argv, {"tidemark-shared", "The shared node of a Tidemark cluster"}, arguments)) {
+  if (auto code = daemon::parse_arguments(argc, argv, {"tidemark-shared", "The shared node of a Tidemark cluster"},
+                                          arguments)) {
     return *code;
   }
   auto config = config::load_shared(arguments.config);

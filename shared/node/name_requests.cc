@@ -1,6 +1,7 @@
 // The name space's requests: applied in memory one after another, answered once durable.
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "shared/base/limits.h"
@@ -61,7 +62,8 @@ void Core::name_request(const PeerPtr& peer, wire::Request& request) {
     case Type::kStatFs: return stat_fs(peer, request);
     case Type::kDrop: return drop_request(peer, request);
     default:
-      return peer->link->close(Status(Code::kCorruption, "a " + std::string(wire::type_name(request.type)) + " is no request of a host"));
+      return peer->link->close(
+          Status(Code::kCorruption, "a " + std::string(wire::type_name(request.type)) + " is no request of a host"));
   }
 }
 
@@ -85,26 +87,24 @@ void Core::mirror_request(const PeerPtr& peer, uint64_t id, const wire::SetXattr
 }
 
 // `mirror = none` gives the second copy's blocks up; that must not meet requests under way.
-Status Core::check_policy(const wire::SetAttr& m) {
+Status Core::check_policy(const wire::SetAttr& m) const {
   if ((m.mask & wire::kSetPolicy) == 0) return Status::ok();
   TM_ASSIGN_OR_RETURN(const Node* node, names_->find(m.inode));
   auto it = images_.find(node->attr.image);
   if (it == images_.end()) return Status::ok();   // no image: set_attr says so
-  Image& image = *it->second;
+  const Image& image = *it->second;
   if (image.ops > 0) return Status(Code::kBusy, label(image) + " is in use: its policy changes when it rests");
-  image.settled = false;
-  make_cold(image);
-  if (m.values.mirror != 0 || image.record.has_copy == 0) return Status::ok();
-  kLog.info("copy_given_up", {{"image", image.id}, {"path", names_->path(m.inode)}, {"reason", "mirror = none"}});
-  if (image.copy) --copies_open_;
-  image.copy.reset();
-  Status removed = group_->remove(image.id);
-  if (!removed && removed.code() != Code::kNotFound) return removed;
-  image.record.has_copy = 0;
-  kv::WriteBatch batch;
-  put_image(batch, image.id, image.record);
-  commit(std::move(batch), [] {});
   return Status::ok();
+}
+
+// The blocks of a copy that the catalogue has given up. Those that a crash leaves are swept by the next start, or
+// before a new copy is made.
+void Core::remove_given_up(const ImageId& id) {
+  auto it = images_.find(id);
+  if (it == images_.end() || it->second->record.has_copy != 0 || it->second->copy) return;
+  Status removed = group_->remove(id);
+  if (removed) kLog.info("copy_given_up", {{"image", id}, {"reason", "mirror = none"}});
+  else if (removed.code() != Code::kNotFound) kLog.warning("copy_not_removed", {{"image", id}, {"error", removed}});
 }
 
 void Core::answer_change(const PeerPtr& peer, wire::Type type, uint64_t id, Result<Change> change) {
@@ -135,6 +135,19 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
     it->second->record.nameless = 1;
     put_image(batch, id, it->second->record);
   }
+  std::optional<ImageId> given_up;
+  auto changed = images_.find(change.mark.node.image);
+  if (change.policy && changed != images_.end()) {
+    Image& image = *changed->second;
+    image.settled = false;
+    make_cold(image);
+    if (image.attr->mirror == 0 && image.record.has_copy != 0) {
+      close_copy(image);
+      image.record.has_copy = 0;
+      put_image(batch, image.id, image.record);
+      given_up = image.id;
+    }
+  }
   for (InodeNumber inode : change.touched) {
     Result<const Node*> node = names_->find(inode);
     if (node) put_node(batch, **node);
@@ -151,7 +164,9 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
   };
   complete(change.mark);
   for (wire::Mark& mark : change.others) complete(mark);
-  commit(std::move(batch), [this, change = std::move(change), number = by == nullptr ? 0 : by->number, then = std::move(then)]() mutable {
+  uint64_t number = by == nullptr ? 0 : by->number;
+  commit(std::move(batch), [this, change = std::move(change), number, given_up, then = std::move(then)]() mutable {
+    if (given_up) remove_given_up(*given_up);
     record_marks({change.mark});
     record_marks(change.others);
     auto session = sessions_.find(number);
@@ -181,7 +196,9 @@ wire::Attr Core::attr_of(const Node& node, bool fresh) {
 }
 
 void Core::answer_attr(const PeerPtr& peer, wire::Type type, uint64_t id, const Result<const Node*>& node) {
-  if (!node) return commit({}, [peer, type, id, status = node.status()] { peer->link->respond_failure(type, id, status); });
+  if (!node) {
+    return commit({}, [peer, type, id, status = node.status()] { peer->link->respond_failure(type, id, status); });
+  }
   commit({}, [peer, type, id, attr = attr_of(**node, true)] { peer->link->respond(type, id, attr); });
 }
 
@@ -221,7 +238,9 @@ void Core::dump(const PeerPtr& peer, wire::Request& request) {
     bytes += wire::encode(answer.entries.back()).size();
     return true;
   });
-  commit({}, [peer, id = request.id, answer = std::move(answer)] { peer->link->respond(wire::Type::kDump, id, answer); });
+  commit({}, [peer, id = request.id, answer = std::move(answer)] {
+    peer->link->respond(wire::Type::kDump, id, answer);
+  });
 }
 
 void Core::stat_fs(const PeerPtr& peer, const wire::Request& request) {
@@ -234,8 +253,7 @@ void Core::stat_fs(const PeerPtr& peer, const wire::Request& request) {
 
 void Core::drop_request(const PeerPtr& peer, wire::Request& request) {
   wire::Drop m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
+  Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   image->users.erase(peer->session->host);
   image->last_user = 0;
@@ -260,8 +278,7 @@ void Core::forget_users(const std::string& host, Incarnation newer) {
 // and the next start goes on from there.
 void Core::maybe_remove(Image& image) {
   if (image.record.nameless == 0 || image.ops > 0 || !image.users.empty() || env_.now() < image.kept_until) return;
-  if (image.copy) --copies_open_;
-  image.copy.reset();
+  close_copy(image);
   Status removed = group_->remove(image.id);
   if (!removed && removed.code() != Code::kNotFound) {
     kLog.warning("remove_failed", {{"image", image.id}, {"error", removed}, {"action", "tried again later"}});

@@ -53,8 +53,8 @@ Status NameSpace::finish_loading() {
     Node* parent = get(node.attr.parent);
     if (parent == nullptr || parent->attr.kind != NodeKind::kDirectory ||
         !parent->children.emplace(node.name, inode).second) {
-      return Status(Code::kCorruption, "catalogue: inode " + std::to_string(inode.value) + " has no place in its parent " +
-                                           std::to_string(node.attr.parent.value));
+      return Status(Code::kCorruption, "catalogue: inode " + std::to_string(inode.value) +
+                                           " has no place in its parent " + std::to_string(node.attr.parent.value));
     }
     if (inode >= next_inode_) {
       return Status(Code::kCorruption, "catalogue: inode " + std::to_string(inode.value) + " was never given out");
@@ -325,7 +325,8 @@ Result<Change> NameSpace::exchange(const wire::Rename& r, Node& a, Node& b, cons
 Result<Change> NameSpace::set_attr(const wire::SetAttr& r, const Origin& origin) {
   Node* node = get(r.inode);
   if (node == nullptr) return error(ENOENT, "inode " + std::to_string(r.inode.value));
-  if ((r.mask & wire::kSetPolicy) != 0 && node->attr.kind != NodeKind::kImage) return error(EINVAL, "policy of no image");
+  if ((r.mask & wire::kSetPolicy) != 0 && node->attr.kind != NodeKind::kImage)
+    return error(EINVAL, "policy of no image");
   Change change;
   touch(change, *node, origin.now, false);
   wire::Attr& a = node->attr;
@@ -335,7 +336,10 @@ Result<Change> NameSpace::set_attr(const wire::SetAttr& r, const Origin& origin)
   if ((r.mask & wire::kSetAtime) != 0) a.atime = r.values.atime;
   if ((r.mask & wire::kSetMtime) != 0) a.mtime = r.values.mtime;
   if ((r.mask & wire::kSetCtime) != 0) a.ctime = r.values.ctime;
-  if ((r.mask & wire::kSetPolicy) != 0) a.mirror = r.values.mirror != 0 ? 1 : 0;
+  if ((r.mask & wire::kSetPolicy) != 0) {
+    a.mirror = r.values.mirror != 0 ? 1 : 0;
+    change.policy = true;
+  }
   change.mark = new_mark(wire::MarkKind::kSetAttr, origin, *node);
   change.mark.name = node->name;
   change.invalid.push_back({r.inode, a.parent, node->name});

@@ -36,6 +36,7 @@ struct Change {
   std::vector<ImageId> nameless;          // images that lost their name
   struct Name { InodeNumber inode, parent; std::string name; };
   std::vector<Name> invalid;              // what other hosts must forget
+  bool policy = false;                    // the mirror policy was set
 };
 
 // Who asks, and when.
@@ -58,7 +59,8 @@ class NameSpace {
   Result<const Node*> lookup(InodeNumber parent, const std::string& name) const;
   Result<const Node*> find(InodeNumber inode) const;
   // Entries of a directory after `after`, in name order, as long as `take` says true.
-  Status read_directory(InodeNumber inode, const std::string& after, const std::function<bool(const Node&)>& take) const;
+  Status read_directory(InodeNumber inode, const std::string& after,
+                        const std::function<bool(const Node&)>& take) const;
   // All nodes after `after`, by inode.
   void walk(InodeNumber after, const std::function<bool(const Node&)>& take) const;
   // "/dir/name", or "" for a nameless image.

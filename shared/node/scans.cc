@@ -10,6 +10,7 @@ namespace tidemark::node {
 
 namespace {
 constexpr uint32_t kUnitMin = 4096, kUnitMax = limits::kFramePayloadBytesMax;
+constexpr uint32_t kPiecesMax = 1024;   // looked up for one ExtentList
 }
 
 // One Hash request: piece by piece, each in the order of overlapping requests. A piece is whole units.
@@ -25,8 +26,7 @@ struct Core::HashRun {
 
 void Core::hash_request(const PeerPtr& peer, wire::Request& request) {
   auto run = std::make_shared<HashRun>();   // shared along the chain of its completions
-  if (!peer->link->decode_or_close(request.type, request.body, run->ask)) return;
-  Image* image = find_image(*peer, request, run->ask.image);
+  Image* image = image_of(peer, request, run->ask);
   if (image == nullptr) return;
   const wire::Hash& ask = run->ask;
   auto refuse = [&](Status status) { peer->link->respond_failure(request.type, request.id, status); };
@@ -34,7 +34,7 @@ void Core::hash_request(const PeerPtr& peer, wire::Request& request) {
   if (!unit_ok || ask.extent.length > limits::kHashBytesMax || ask.extent.offset > limits::kImageBytesMax) {
     return refuse(Status(Code::kInvalidArgument, "hash of an extent or unit out of bounds"));
   }
-  if (image->attr->mirror == 0) return refuse(Status(Code::kUnsupported, label(*image) + " has `mirror = none`"));
+  if (image->attr->mirror == 0) return refuse(no_mirror(*image));
   if (image->record.has_copy != 0) {
     if (Status s = ensure_copy(*image); !s) return refuse(s);
   }
@@ -126,18 +126,22 @@ void Core::end_hash(Op* op) {
 
 void Core::extents_request(const PeerPtr& peer, wire::Request& request) {
   wire::Extents m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
+  Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   auto refuse = [&](Status status) { peer->link->respond_failure(request.type, request.id, status); };
-  if (image->attr->mirror == 0) return refuse(Status(Code::kUnsupported, label(*image) + " has `mirror = none`"));
+  if (image->attr->mirror == 0) return refuse(no_mirror(*image));
   wire::ExtentList answer;
   answer.next_offset = image->attr->size;
   if (image->record.has_copy != 0) {
     if (Status s = ensure_copy(*image); !s) return refuse(s);
     uint32_t count_max = std::min(m.count_max, limits::kExtentsMax);
     uint64_t at = m.offset;
-    while (at < image->copy->size()) {
+    // Pieces that join count too: on stripes a long extent is many, and the loop must not be held.
+    for (uint32_t pieces = 0; at < image->copy->size(); ++pieces) {
+      if (pieces == kPiecesMax) {
+        answer.next_offset = at;
+        break;
+      }
       Result<Extent> next = image->copy->next_data(at);
       if (!next) return refuse(next.status());
       if (next->length == 0) break;

@@ -39,9 +39,9 @@ void Core::accept(std::unique_ptr<net::Stream> stream) {
 void Core::on_request(const PeerPtr& peer, wire::Request request) {
   if (!failed_ || stopping_) return;
   if (request.type == wire::Type::kHello) return hello(peer, request);
-  if (!peer->session) return peer->link->close(Status(Code::kPermission, "a request came before the hello"));
   // Frames that were still unread when a newer session began are not begun.
-  if (peer->session->ended) return;
+  if (peer->session && peer->session->ended) return;
+  if (!peer->ready) return peer->link->close(Status(Code::kPermission, "a request came before the hello was answered"));
   dispatch(peer, std::move(request));
 }
 
@@ -80,29 +80,30 @@ Status Core::check_hello(const Peer& peer, const wire::Hello& hello) const {
   if (peer.greeted) return Status(Code::kInvalidArgument, "a second hello on one connection");
   if (hello.version == 0) return Status(Code::kUnsupported, "no common protocol version");
   if (hello.cluster != options_.cluster) {
-    return Status(Code::kPermission, "cluster " + hello.cluster.to_string() + " is not this cluster, " + options_.cluster.to_string());
+    return Status(Code::kPermission,
+                  "cluster " + hello.cluster.to_string() + " is not this cluster, " + options_.cluster.to_string());
   }
   if (identity.role != net::Role::kHost) {
-    return Status(Code::kPermission, "a certificate of role " + std::string(net::role_name(identity.role)) + " is no host's");
+    return Status(Code::kPermission,
+                  "a certificate of role " + std::string(net::role_name(identity.role)) + " is no host's");
   }
   if (hello.node != identity.node || hello.node.empty() || hello.node.size() > kHostNameMax) {
-    return Status(Code::kPermission, "node " + hello.node.substr(0, kHostNameMax) + " shows the certificate of " + identity.node);
+    return Status(Code::kPermission,
+                  "node " + hello.node.substr(0, kHostNameMax) + " shows the certificate of " + identity.node);
   }
   if (hello.digest_algorithm != kDigestXxh3) return Status(Code::kUnsupported, "unknown digest algorithm");
   if (hello.incarnation.value == 0) return Status(Code::kInvalidArgument, "incarnation 0");
   auto host = catalogue_->hosts.find(hello.node);
   if (host == catalogue_->hosts.end()) return Status::ok();
-  auto run = host->second.find(hello.incarnation);
-  if (run != host->second.end() && run->second.nonce != hello.nonce) {
-    return Status(Code::kPermission, "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node +
-                                         " is known with another nonce: the host's state was copied or restored; "
-                                         "give it a new journal above incarnation " +
-                                         std::to_string(host->second.rbegin()->first.value));
+  const HostRun& newest = host->second;
+  const std::string incarnation = "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node;
+  if (hello.incarnation == newest.incarnation && hello.nonce != newest.nonce) {
+    return Status(Code::kPermission, incarnation + " is known with another nonce: the host's state was copied or "
+                                                   "restored; give it a new journal above this incarnation");
   }
-  const HostRun& newest = host->second.rbegin()->second;
-  if (run == host->second.end() && hello.incarnation < newest.incarnation) {
-    return Status(Code::kPermission, "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node +
-                                         " is older than the known " + std::to_string(newest.incarnation.value));
+  if (hello.incarnation < newest.incarnation) {
+    return Status(Code::kPermission, incarnation + " is over: the known one is " +
+                                         std::to_string(newest.incarnation.value));
   }
   return Status::ok();
 }
@@ -115,7 +116,8 @@ void Core::refuse_hello(Peer& peer, uint64_t id, const Status& status) {
   // Closing drops what the host has not yet taken: it gets a moment to learn the reason.
   peer.greeted = true;
   env_.cancel(peer.hello_timer);
-  peer.hello_timer = env_.after(kRefusalTime, [weak = peer.weak_from_this(), reason = status.with_context("hello refused")] {
+  Status reason = status.with_context("hello refused");
+  peer.hello_timer = env_.after(kRefusalTime, [weak = peer.weak_from_this(), reason] {
     if (PeerPtr p = weak.lock()) p->link->close(reason);
   });
 }
@@ -125,8 +127,11 @@ void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   for (auto& [number, session] : sessions_) {
     if (session->host == hello.node) older.push_back(session);
   }
-  for (const SessionPtr& session : older) end_session(session, Status(Code::kUnavailable, "superseded by a new session"));
-  if (sessions_.size() >= limits::kSessionsMax) return refuse_hello(*peer, id, Status(Code::kUnavailable, "too many hosts"));
+  for (const SessionPtr& session : older)
+    end_session(session, Status(Code::kUnavailable, "superseded by a new session"));
+  if (sessions_.size() >= limits::kSessionsMax) {
+    return refuse_hello(*peer, id, Status(Code::kUnavailable, "too many hosts"));
+  }
 
   auto session = std::make_shared<Session>();
   session->number = ++next_session_;
@@ -139,8 +144,11 @@ void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   forget_users(hello.node, hello.incarnation);
 
   kv::WriteBatch batch;
-  auto [run, added] = catalogue_->hosts[hello.node].try_emplace(hello.incarnation, session->run);
-  if (added) put_host(batch, hello.node, session->run);
+  HostRun& newest = catalogue_->hosts[hello.node];
+  if (newest.incarnation != hello.incarnation) {
+    newest = session->run;
+    put_host(batch, hello.node, newest);
+  }
   commit(std::move(batch), [this, peer, id, hello] {
     // What older sessions had begun is finished before the host hears from us.
     when_drained(hello.node, [this, peer, id, hello] { answer_hello(peer, id, hello); });
@@ -151,7 +159,8 @@ void Core::when_drained(const std::string& host, UniqueFunction<void()> then) {
   std::erase_if(draining_, [](const SessionPtr& s) { return s->ops == 0; });
   for (const SessionPtr& session : draining_) {
     if (session->host != host) continue;
-    session->when_drained.push_back([this, host, then = std::move(then)]() mutable { when_drained(host, std::move(then)); });
+    session->when_drained.push_back(
+        [this, host, then = std::move(then)]() mutable { when_drained(host, std::move(then)); });
     return;
   }
   then();
@@ -161,7 +170,8 @@ void Core::join_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   auto it = sessions_.find(hello.session);
   if (it == sessions_.end() || it->second->host != hello.node || it->second->run.incarnation != hello.incarnation ||
       it->second->run.nonce != hello.nonce) {
-    return refuse_hello(*peer, id, Status(Code::kUnavailable, "session " + std::to_string(hello.session) + " has ended"));
+    return refuse_hello(*peer, id,
+                        Status(Code::kUnavailable, "session " + std::to_string(hello.session) + " has ended"));
   }
   Session& session = *it->second;
   if (session.peers.size() >= limits::kConnectionsPerSessionMax) {
@@ -175,6 +185,7 @@ void Core::join_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
 void Core::answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
   if (!peer->session || peer->session->ended) return;
   env_.cancel(std::exchange(peer->hello_timer, {}));
+  peer->ready = true;
   wire::HelloAnswer answer;
   answer.version = std::min(hello.version, wire::kProtocolVersion);
   answer.node = options_.name;

@@ -12,6 +12,9 @@ using nlohmann::json;
 namespace {
 constexpr double kNanosecondsPerSecond = 1e9;
 constexpr double kNanosecondsPerMicrosecond = 1e3;
+
+// Names may hold any bytes: those that are no UTF-8 are replaced rather than thrown at.
+std::string text(const json& j) { return j.dump(-1, ' ', false, json::error_handler_t::replace); }
 }  // namespace
 
 struct StatusWriter {
@@ -31,9 +34,9 @@ std::vector<std::string> Core::unhealthy_reasons() const {
 
 json StatusWriter::hosts() const {
   json hosts = json::array();
-  for (const auto& [host, runs] : core.catalogue_->hosts) {
+  for (const auto& [host, run] : core.catalogue_->hosts) {
     const Session* session = core.session_of(host);
-    json h = {{"host", host}, {"connected", session != nullptr}, {"incarnation", runs.rbegin()->first.value}};
+    json h = {{"host", host}, {"connected", session != nullptr}, {"incarnation", run.incarnation.value}};
     if (session != nullptr) {
       h["session"] = session->number;
       h["connections"] = session->peers.size();
@@ -56,11 +59,19 @@ json StatusWriter::image(Image& image) const {
   const fence::State& tenure = image.record.tenure;
   json waiting = json::array();
   for (const fence::Waiter& w : tenure.waiters) waiting.push_back(w.host);
-  return {{"path", core.names_->path(image.record.inode)}, {"uuid", image.id.to_string()}, {"size", attr.size},
-          {"allocated", attr.allocated}, {"epoch", tenure.epoch.value}, {"holder", tenure.holder},
-          {"holder_connected", !tenure.holder.empty() && core.session_of(tenure.holder) != nullptr}, {"waiting", std::move(waiting)},
-          {"coordinator", image.coordinator.value}, {"mirror", attr.mirror != 0 ? "sync" : "none"},
-          {"nameless", image.record.nameless != 0}, {"region_bytes", image.record.region_bytes}, {"behind_bytes", std::move(behind)}};
+  return {{"path", core.names_->path(image.record.inode)},
+          {"uuid", image.id.to_string()},
+          {"size", attr.size},
+          {"allocated", attr.allocated},
+          {"epoch", tenure.epoch.value},
+          {"holder", tenure.holder},
+          {"holder_connected", !tenure.holder.empty() && core.session_of(tenure.holder) != nullptr},
+          {"waiting", std::move(waiting)},
+          {"coordinator", image.coordinator.value},
+          {"mirror", attr.mirror != 0 ? "sync" : "none"},
+          {"nameless", image.record.nameless != 0},
+          {"region_bytes", image.record.region_bytes},
+          {"behind_bytes", std::move(behind)}};
 }
 
 std::string Core::status_json() {
@@ -69,30 +80,46 @@ std::string Core::status_json() {
   for (auto& [id, image] : images_) images.push_back(StatusWriter{*this}.image(*image));
   std::sort(images.begin(), images.end(), [](const json& a, const json& b) { return a["path"] < b["path"]; });
   MarkSink::Usage usage = marks_->usage();
-  json out = {{"node", options_.name}, {"role", "shared"}, {"version", "0.1.0"}, {"healthy", reasons.empty()}, {"reasons", reasons},
-              {"boot", catalogue_->boot.value}, {"loss_id", group_->loss_id().value}, {"event", names_->last_event().value},
-              {"storage", {{"group", group_->name()}, {"bricks", options_.storage.bricks}}}, {"hosts", StatusWriter{*this}.hosts()},
+  json journal = {{"marks_unsettled", marks_recorded_.value - marks_settled_.value},
+                  {"spool_bytes", usage.spool_bytes},
+                  {"spool_batches", usage.spool_batches},
+                  {"journal_bytes", usage.journal_bytes},
+                  {"shipping_paused", usage.shipping_paused},
+                  {"ship_error", usage.ship_error},
+                  {"replica_configured", usage.replica_configured},
+                  {"rpo_s", static_cast<double>(usage.rpo_ns) / kNanosecondsPerSecond}};
+  json out = {{"node", options_.name},
+              {"role", "shared"},
+              {"version", "0.1.0"},
+              {"healthy", reasons.empty()},
+              {"reasons", reasons},
+              {"boot", catalogue_->boot.value},
+              {"loss_id", group_->loss_id().value},
+              {"event", names_->last_event().value},
+              {"storage", {{"group", group_->name()}, {"bricks", options_.storage.bricks}}},
+              {"hosts", StatusWriter{*this}.hosts()},
               {"images", std::move(images)},
-              {"journal", {{"marks_unsettled", marks_recorded_.value - marks_settled_.value}, {"spool_bytes", usage.spool_bytes},
-                           {"spool_batches", usage.spool_batches}, {"journal_bytes", usage.journal_bytes},
-                           {"shipping_paused", usage.shipping_paused}, {"ship_error", usage.ship_error},
-                           {"replica_configured", usage.replica_configured},
-                           {"rpo_s", static_cast<double>(usage.rpo_ns) / kNanosecondsPerSecond}}}};
+              {"journal", std::move(journal)}};
   Result<io::FileSystem::Space> space = group_->space();
   if (space) {
     out["storage"]["total"] = space->total;
     out["storage"]["available"] = space->available;
   }
-  return out.dump();
+  return text(out);
 }
 
 std::string Core::journal_json() const {
   MarkSink::Usage u = marks_->usage();
-  json out = {{"incarnation", u.incarnation.value}, {"generation", u.generation.to_string()}, {"newest_closed", u.newest_closed.value},
-              {"newest_durable", u.newest_durable.value}, {"closed_batches", u.closed_batches}, {"spool_batches", u.spool_batches},
-              {"spool_bytes", u.spool_bytes}, {"records_unstaged", u.records_unstaged}, {"journal_bytes", u.journal_bytes},
-              {"last_finished", u.last_finished}};
-  return out.dump();
+  return text({{"incarnation", u.incarnation.value},
+               {"generation", u.generation.to_string()},
+               {"newest_closed", u.newest_closed.value},
+               {"newest_durable", u.newest_durable.value},
+               {"closed_batches", u.closed_batches},
+               {"spool_batches", u.spool_batches},
+               {"spool_bytes", u.spool_bytes},
+               {"records_unstaged", u.records_unstaged},
+               {"journal_bytes", u.journal_bytes},
+               {"last_finished", u.last_finished}});
 }
 
 void Core::set_policy(const std::string& name, const std::string& mirror, Callback<Result<std::string>> done) {
@@ -101,7 +128,8 @@ void Core::set_policy(const std::string& name, const std::string& mirror, Callba
   }
   Image* image = nullptr;
   for (auto& [id, i] : images_) {
-    if (id.to_string() == name || names_->path(i->record.inode) == (name.starts_with('/') ? name : "/" + name)) image = i.get();
+    if (id.to_string() == name || names_->path(i->record.inode) == (name.starts_with('/') ? name : "/" + name))
+      image = i.get();
   }
   if (image == nullptr) return done(Status(Code::kNotFound, "no image " + name));
   wire::SetAttr m;
@@ -114,14 +142,14 @@ void Core::set_policy(const std::string& name, const std::string& mirror, Callba
   apply_change(std::move(*change), nullptr, [this, id = image->id, done = std::move(done)](const Change&) mutable {
     auto it = images_.find(id);
     if (it == images_.end()) return done(Status(Code::kNotFound, "the image was removed meanwhile"));
-    done(StatusWriter{*this}.image(*it->second).dump());
+    done(text(StatusWriter{*this}.image(*it->second)));
   });
 }
 
 Result<Policy> parse_policy(std::string_view text) {
   json parsed = json::parse(text, nullptr, false);
-  bool ok = parsed.is_object() && parsed.contains("image") && parsed["image"].is_string() && parsed.contains("mirror") &&
-            parsed["mirror"].is_string();
+  bool ok = parsed.is_object() && parsed.contains("image") && parsed["image"].is_string() &&
+            parsed.contains("mirror") && parsed["mirror"].is_string();
   if (!ok) return Status(Code::kInvalidArgument, "the body must be {\"image\": ..., \"mirror\": \"none\" or \"sync\"}");
   return Policy{parsed["image"].get<std::string>(), parsed["mirror"].get<std::string>()};
 }

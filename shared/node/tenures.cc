@@ -13,12 +13,15 @@ using fence::Event;
 
 namespace {
 const log::Logger kLog("node.tenure");
+
+uint64_t regions_of(const Image& image) {
+  return (image.attr->size + image.record.region_bytes - 1) / image.record.region_bytes;
 }
+}  // namespace
 
 void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   wire::Acquire m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
+  Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   Session& session = *peer->session;
   note_user(*image, session);
@@ -33,7 +36,8 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
     return a.ticket == ticket && (a.kind == Action::Kind::kGrant || a.kind == Action::Kind::kBusy);
   });
   if (waits) {
-    std::chrono::milliseconds wait = std::min<std::chrono::milliseconds>(std::chrono::milliseconds(m.wait_ms), options_.tenure_wait);
+    std::chrono::milliseconds wait =
+        std::min<std::chrono::milliseconds>(std::chrono::milliseconds(m.wait_ms), options_.tenure_wait);
     waiting_[ticket].timer = env_.after(wait, [this, ticket] {
       auto it = waiting_.find(ticket);
       if (it == waiting_.end()) return;
@@ -46,8 +50,7 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
   wire::Resume m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
+  Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   note_user(*image, *peer->session);
   kv::WriteBatch batch;
@@ -61,11 +64,15 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
         [this, peer, id = request.id, image, m](bool accepted) {
           if (!accepted) {
             fenced_total_.add();
-            kLog.warning("resume_fenced", {{"image", image->id}, {"host", peer->session->host}, {"epoch", m.epoch},
-                                           {"newest", image->record.tenure.epoch}, {"holder", image->record.tenure.holder}});
+            kLog.warning("resume_fenced", {{"image", image->id},
+                                           {"host", peer->session->host},
+                                           {"epoch", m.epoch},
+                                           {"newest", image->record.tenure.epoch},
+                                           {"holder", image->record.tenure.holder}});
             return peer->link->respond_failure(
                 wire::Type::kResume, id,
-                Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over; the newest is " +
+                Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) +
+                                          " is over; the newest is " +
                                           std::to_string(image->record.tenure.epoch.value)));
           }
           if (m.size_generation <= image->attr->size_generation) return respond_resumed(*peer, id, *image);
@@ -93,8 +100,7 @@ void Core::respond_resumed(Peer& peer, uint64_t id, const Image& image) {
 
 void Core::yield_request(const PeerPtr& peer, wire::Request& request) {
   wire::Yield m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
+  Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   if (image->write_ops == 0) return yield_now(peer, request.id, *image, m);
   // Begun writes of this tenure end in it.
@@ -111,7 +117,8 @@ void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire:
         [this, peer, id, im](bool accepted) {
           if (accepted) return peer->link->respond(wire::Type::kYield, id, wire::Yielded{im->attr->event});
           fenced_total_.add();
-          peer->link->respond_failure(wire::Type::kYield, id, Status(Code::kFenced, label(*im) + ": this tenure is over"));
+          peer->link->respond_failure(wire::Type::kYield, id,
+                                      Status(Code::kFenced, label(*im) + ": this tenure is over"));
         });
 }
 
@@ -128,8 +135,13 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
     make_cold(image);
     if (action.kind == Action::Kind::kStarted) image.last_applied = {};
     kLog.info(action.kind == Action::Kind::kStarted ? "tenure_started" : "tenure_ended",
-              {{"image", image.id}, {"host", action.host}, {"epoch", action.epoch}, {"event", marks.back().number},
-               {"parent_epoch", action.parent.epoch}, {"parent", action.parent.source}, {"clean", action.parent.clean}});
+              {{"image", image.id},
+               {"host", action.host},
+               {"epoch", action.epoch},
+               {"event", marks.back().number},
+               {"parent_epoch", action.parent.epoch},
+               {"parent", action.parent.source},
+               {"clean", action.parent.clean}});
   }
   if (outcome.durable) put_image(batch, image.id, image.record);
   if (!marks.empty()) {
@@ -158,7 +170,8 @@ wire::Mark Core::tenure_mark(Image& image, const Action& action) {
   mark.origin = action.host;
   mark.label = env_.wall();
   mark.epoch = action.epoch;
-  mark.parent = {action.parent.epoch, action.parent.source, action.parent.last, static_cast<uint8_t>(action.parent.clean)};
+  mark.parent = {action.parent.epoch, action.parent.source, action.parent.last,
+                 static_cast<uint8_t>(action.parent.clean)};
   image.attr->event = mark.number;
   Result<const Node*> node = names_->find(image.record.inode);
   mark.node = *image.attr;
@@ -194,7 +207,8 @@ void Core::grant(fence::Ticket ticket, const Action& action) {
   --image.ops;
   wire::Grant answer = make_grant(image, action.host, waiting.copy_known);
   answer.epoch = action.epoch;
-  answer.parent = {action.parent.epoch, action.parent.source, action.parent.last, static_cast<uint8_t>(action.parent.clean)};
+  answer.parent = {action.parent.epoch, action.parent.source, action.parent.last,
+                   static_cast<uint8_t>(action.parent.clean)};
   grants_total_.add();
   waiting.peer->link->respond(wire::Type::kAcquire, waiting.request, answer);
 }
@@ -209,18 +223,23 @@ void Core::refuse_busy(fence::Ticket ticket, const Action& action) {
   --image.ops;
   busy_total_.add();
   bool connected = session_of(action.host) != nullptr;
-  kLog.warning("tenure_busy", {{"image", image.id}, {"path", names_->path(image.record.inode)}, {"wanted_by", waiting.session->host},
-                               {"holder", action.host}, {"holder_connected", connected ? "yes" : "no"}, {"epoch", action.epoch}});
-  waiting.peer->link->respond_failure(
-      wire::Type::kAcquire, waiting.request,
-      Status(Code::kBusy, label(image) + " is held by " + action.host + " (" + (connected ? "connected" : "not connected") +
-                              "), epoch " + std::to_string(action.epoch.value)));
+  kLog.warning("tenure_busy", {{"image", image.id},
+                               {"path", names_->path(image.record.inode)},
+                               {"wanted_by", waiting.session->host},
+                               {"holder", action.host},
+                               {"holder_connected", connected ? "yes" : "no"},
+                               {"epoch", action.epoch}});
+  waiting.peer->link->respond_failure(wire::Type::kAcquire, waiting.request,
+                                      Status(Code::kBusy, label(image) + " is held by " + action.host + " (" +
+                                                              (connected ? "connected" : "not connected") +
+                                                              "), epoch " + std::to_string(action.epoch.value)));
 }
 
 void Core::recall(Image& image, const Action& action) {
   Session* holder = session_of(action.host);
   if (holder == nullptr || holder->peers.empty()) return;   // asked again when it resumes
-  holder->peers.front()->link->notify(wire::Type::kRecallNotify, wire::RecallNotify{image.id, action.epoch, action.wanted_by});
+  holder->peers.front()->link->notify(wire::Type::kRecallNotify,
+                                      wire::RecallNotify{image.id, action.epoch, action.wanted_by});
 }
 
 wire::Grant Core::make_grant(Image& image, const std::string& host, bool copy_known) {
@@ -247,8 +266,9 @@ bool Core::register_host(Image& image, const std::string& host, bool copy_absent
   map.reset();
   map.known = true;
   // An image that nobody ever wrote is all zeros everywhere.
-  bool untouched = image.coordinator.value == 0 && !image.record.tenure.written && image.record.tenure.parent.epoch.value == 0;
-  uint64_t regions = untouched ? 0 : (image.attr->size + image.record.region_bytes - 1) / image.record.region_bytes;
+  const fence::State& tenure = image.record.tenure;
+  bool untouched = image.coordinator.value == 0 && !tenure.written && tenure.parent.epoch.value == 0;
+  uint64_t regions = untouched ? 0 : regions_of(image);
   for (uint64_t r = 0; r < regions; ++r) map.mark(static_cast<uint32_t>(r));
   put_copy(batch, image.id, host);
   put_all_behind(batch, image.id, host, map);
@@ -258,8 +278,7 @@ bool Core::register_host(Image& image, const std::string& host, bool copy_absent
 
 void Core::stale_map_request(const PeerPtr& peer, wire::Request& request) {
   wire::StaleMap m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
+  Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   note_user(*image, *peer->session);
   kv::WriteBatch batch;
@@ -273,8 +292,7 @@ void Core::stale_map_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::level_request(const PeerPtr& peer, wire::Request& request) {
   wire::Level m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-  Image* image = find_image(*peer, request, m.image);
+  Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   const std::string& host = peer->session->host;
   auto it = image->behind.find(host);
@@ -284,9 +302,12 @@ void Core::level_request(const PeerPtr& peer, wire::Request& request) {
   }
   kv::WriteBatch batch;
   if (m.stale != 0) {
-    for (size_t r = 0; r < m.regions.size() * 8; ++r) {
+    // Regions of a size that the image has outgrown cannot be told apart: all of them, then.
+    bool outgrown = !it->second.knows(m.map_cut);
+    uint64_t count = outgrown ? regions_of(*image) : m.regions.size() * 8;
+    for (uint64_t r = 0; r < count; ++r) {
       uint32_t region = static_cast<uint32_t>(r);
-      bool named = (m.regions[r / 8] >> r % 8 & 1) != 0;
+      bool named = outgrown || (m.regions[r / 8] >> r % 8 & 1) != 0;
       if (named && it->second.mark(region)) put_behind(batch, image->id, host, region, it->second.cut());
     }
   } else {

@@ -81,20 +81,23 @@ class HostClient {
     run([&] { return out.has_value(); });
     return *out;
   }
-  Result<wire::Applied> write(const ImageId& image, Epoch epoch, uint64_t offset, const Bytes& data, uint8_t flags = 0) {
+  Result<wire::Applied> write(const ImageId& image, Epoch epoch, uint64_t offset, const Bytes& data,
+                              uint8_t flags = 0) {
     std::optional<Result<wire::Applied>> out;
     send_write(image, epoch, offset, data, [&](Result<wire::Applied> a) { out.emplace(std::move(a)); }, flags);
     run([&] { return out.has_value(); });
     return *out;
   }
-  void send_write(const ImageId& image, Epoch epoch, uint64_t offset, const Bytes& data, Callback<Result<wire::Applied>> done,
-                  uint8_t flags = 0) {
+  void send_write(const ImageId& image, Epoch epoch, uint64_t offset, const Bytes& data,
+                  Callback<Result<wire::Applied>> done, uint8_t flags = 0) {
     counter = counter.next();
-    link->send_write({image, epoch, {hello.incarnation, counter}, offset, flags}, data, digest64(data), std::move(done));
+    link->send_write({image, epoch, {hello.incarnation, counter}, offset, flags}, data, digest64(data),
+                     std::move(done));
   }
   Status resize(const ImageId& image, Epoch epoch, uint64_t size, uint64_t generation) {
     counter = counter.next();
-    return ask<wire::Applied>(wire::Type::kResize, wire::Resize{image, epoch, {hello.incarnation, counter}, size, Generation(generation)})
+    return ask<wire::Applied>(wire::Type::kResize,
+                              wire::Resize{image, epoch, {hello.incarnation, counter}, size, Generation(generation)})
         .status();
   }
   Result<Bytes> read(const ImageId& image, uint64_t offset, uint32_t length) {
@@ -109,9 +112,10 @@ class HostClient {
   Status yield(const ImageId& image, Epoch epoch) {
     return ask<wire::Yielded>(wire::Type::kYield, wire::Yield{image, epoch, {hello.incarnation, counter}}).status();
   }
-  Result<wire::Attr> create(const std::string& name, InodeNumber parent = InodeNumber(1), wire::NodeKind kind = wire::NodeKind::kImage,
-                            uint8_t mirror = 1) {
-    Result<wire::Changed> c = ask<wire::Changed>(wire::Type::kCreate, wire::Create{parent, name, kind, 0644, 0, 0, "", mirror});
+  Result<wire::Attr> create(const std::string& name, InodeNumber parent = InodeNumber(1),
+                            wire::NodeKind kind = wire::NodeKind::kImage, uint8_t mirror = 1) {
+    Result<wire::Changed> c =
+        ask<wire::Changed>(wire::Type::kCreate, wire::Create{parent, name, kind, 0644, 0, 0, "", mirror});
     if (!c) return c.status();
     return c->mark.node;
   }
@@ -155,7 +159,8 @@ class NodeTest : public testing::Test {
     });
     cluster_.bytes[3] = 9;
     world_.add_node({.name = "shared", .cluster = cluster_, .role = net::Role::kShared});
-    for (const char* h : {"host1", "host2", "host3"}) world_.add_node({.name = h, .cluster = cluster_, .role = net::Role::kHost});
+    for (const char* h : {"host1", "host2", "host3"})
+      world_.add_node({.name = h, .cluster = cluster_, .role = net::Role::kHost});
     start_node();
   }
   ~NodeTest() override {

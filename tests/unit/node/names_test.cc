@@ -209,12 +209,15 @@ TEST_F(NamesTest, ARandomWalkKeepsTheTreeWhole) {
       switch (random() % 4) {
         case 0: case 1: {
           auto kind = static_cast<NodeKind>(1 + random() % 3);
-          change = names.create({any(), name(), kind, 0755, 0, 0, kind == NodeKind::kSymlink ? "t" : "", 1}, image(1), kOrigin);
+          change = names.create({any(), name(), kind, 0755, 0, 0, kind == NodeKind::kSymlink ? "t" : "", 1}, image(1),
+                                kOrigin);
           if (change) known.push_back(change->mark.node.inode);
           break;
         }
         case 2: change = names.unlink({any(), name(), static_cast<uint8_t>(random() % 2)}, kOrigin); break;
-        default: change = names.rename({any(), name(), any(), name(), static_cast<uint32_t>(random() % 3)}, kOrigin); break;
+        default:
+          change = names.rename({any(), name(), any(), name(), static_cast<uint32_t>(random() % 3)}, kOrigin);
+          break;
       }
       if (!change) continue;
       ASSERT_GT(change->mark.number, last);

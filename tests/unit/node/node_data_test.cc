@@ -118,7 +118,9 @@ TEST_F(NodeTest, ZeroDiscardAndAllocate) {
   ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(300000, 0xAA)));
   auto zero = [&](uint64_t offset, uint64_t length, uint8_t kind) {
     a->counter = a->counter.next();
-    return a->ask<wire::Applied>(Type::kZero, wire::Zero{held.image, held.epoch, {a->hello.incarnation, a->counter}, {offset, length}, kind})
+    return a
+        ->ask<wire::Applied>(
+            Type::kZero, wire::Zero{held.image, held.epoch, {a->hello.incarnation, a->counter}, {offset, length}, kind})
         .status();
   };
   EXPECT_TRUE(zero(1000, 5000, 0));
@@ -185,7 +187,8 @@ TEST_F(NodeTest, RepairWritesWithoutASequence) {
   Result<wire::Applied> after = a->write(held.image, held.epoch, 0, pattern(4096, 1));
   EXPECT_EQ(after->coordinator.value, before->coordinator.value + 1);
   auto b = host("host2");
-  EXPECT_EQ(b->tell(Type::kRepair, wire::encode(wire::Repair{held.image, held.epoch, {0, 4096}, 1})).code(), Code::kFenced);
+  EXPECT_EQ(b->tell(Type::kRepair, wire::encode(wire::Repair{held.image, held.epoch, {0, 4096}, 1})).code(),
+            Code::kFenced);
 }
 
 TEST_F(NodeTest, HashesRereadStorageAndNameHoles) {
@@ -242,7 +245,9 @@ TEST_F(NodeTest, RandomWritesMatchAModelOverRestarts) {
       uint64_t offset = granule * 4096 + random() % 2000;
       Bytes data(1 + random() % 2000, static_cast<uint8_t>(random()));
       std::copy(data.begin(), data.end(), model.begin() + static_cast<ptrdiff_t>(offset));
-      a->send_write(held.image, held.epoch, offset, data, [&](Result<wire::Applied> r) { answered += r ? 1 : 0; }, random() % 8 == 0);
+      a->send_write(
+          held.image, held.epoch, offset, data, [&](Result<wire::Applied> r) { answered += r ? 1 : 0; },
+          random() % 8 == 0);
       ++sent;
     }
     a->run([&] { return answered == sent; });
@@ -254,6 +259,81 @@ TEST_F(NodeTest, RandomWritesMatchAModelOverRestarts) {
     ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), 0}));
     EXPECT_EQ(*a->read(held.image, 0, 1u << 20), model) << "round " << round;
   }
+}
+
+
+TEST_F(NodeTest, ARefusedResizeChangesNothing) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  EXPECT_FALSE(a->resize(held.image, held.epoch, uint64_t{1} << 62, 2));
+  EXPECT_NE(node_->status_json().find("\"region_bytes\":1048576"), std::string::npos) << node_->status_json();
+}
+
+// The copy's side file counts: whoever asks learns the size that the copy has, or it would refuse what lies between.
+TEST_F(NodeTest, AHalfDoneShrinkIsToldAtTheNextResume) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(1u << 20, 1)));
+  sim::FileFault fault;
+  fault.operations = static_cast<uint16_t>(sim::FileOp::kTruncate);
+  world_.inject("shared", fault);
+  EXPECT_FALSE(a->resize(held.image, held.epoch, 4096, 2));
+  wire::Resume ask{held.image, held.epoch, 1u << 20, Generation(1), 0};
+  Result<wire::Resumed> r = a->ask<wire::Resumed>(Type::kResume, ask);
+  ASSERT_TRUE(r) << r.status().message();
+  EXPECT_EQ(r->size, 4096u);
+  EXPECT_EQ(r->size_generation, Generation(2));
+  EXPECT_TRUE(a->resize(held.image, held.epoch, 8192, 3));
+}
+
+// On striped storage each stripe unit is an extent of its own to the files: one answer walks a bounded number.
+TEST_F(NodeTest, OneExtentListWalksABoundedNumberOfStripes) {
+  auto a = host("host1");
+  constexpr uint64_t kSize = 80ull << 20, kPiecesMax = 1024;
+  Held held = held_image(*a, "disk.img", kSize);
+  a->counter = a->counter.next();
+  wire::Zero allocate{held.image, held.epoch, {a->hello.incarnation, a->counter}, {0, kSize}, 2};
+  ASSERT_TRUE(a->ask<wire::Applied>(Type::kZero, allocate));
+  uint64_t at = 0;
+  int asked = 0;
+  while (at < kSize && asked < 100) {
+    Result<wire::ExtentList> list = a->ask<wire::ExtentList>(Type::kExtents, wire::Extents{held.image, at, 256});
+    ASSERT_TRUE(list);
+    ASSERT_EQ(list->extents.size(), 1u);
+    EXPECT_EQ(list->extents[0].offset, at);
+    EXPECT_LE(list->extents[0].length, kPiecesMax * (64u << 10));
+    at = list->next_offset;
+    EXPECT_EQ(list->extents[0].end(), at);
+    ++asked;
+  }
+  EXPECT_EQ(at, kSize);
+}
+
+// A flush that is answered before a write says so by the number up to which it is durable.
+TEST_F(NodeTest, AFlushClaimsNoWriteThatItDidNotWaitFor) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 8u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  int overtaken = 0;
+  for (uint64_t i = 1; i <= 40; ++i) {
+    std::optional<CoordinatorSequence> flushed, written;
+    bool written_first = false;
+    a->send_write(held.image, held.epoch, i * 65536, Bytes(65536, 2), [&](Result<wire::Applied> r) {
+      ASSERT_TRUE(r);
+      written = r->coordinator;
+      written_first = !flushed;
+    });
+    wire::Flush flush{held.image, held.epoch};
+    a->link->request<wire::Flushed>(Type::kFlush, flush, [&](Result<wire::Flushed> r) {
+      ASSERT_TRUE(r);
+      flushed = r->durable_up_to;
+    });
+    a->run([&] { return flushed && written; });
+    if (written_first) continue;
+    ++overtaken;
+    EXPECT_LT(flushed->value, written->value);
+  }
+  EXPECT_GT(overtaken, 0);
 }
 
 }  // namespace

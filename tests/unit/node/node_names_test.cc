@@ -13,7 +13,9 @@ TEST_F(NodeTest, NamesSurviveEveryCrashOnceAnswered) {
   for (int i = 0; i < 20; ++i) {
     std::string name = "n" + std::to_string(i);
     ASSERT_TRUE(a->create(name, kRoot, i % 3 == 0 ? NodeKind::kDirectory : NodeKind::kImage));
-    if (i % 4 == 1) { ASSERT_TRUE(a->ask<wire::Changed>(Type::kRename, wire::Rename{kRoot, name, kRoot, name + "-moved", 0})); }
+    if (i % 4 == 1) {
+      ASSERT_TRUE(a->ask<wire::Changed>(Type::kRename, wire::Rename{kRoot, name, kRoot, name + "-moved", 0}));
+    }
     if (i % 5 == 4) {
       restart_node(i % 2 == 0 ? sim::Crash::kPowerLoss : sim::Crash::kKill);
       ASSERT_TRUE(a->connect(port_, cluster_));
@@ -168,6 +170,51 @@ TEST_F(NodeTest, StatFsTellsTheBricks) {
   ASSERT_TRUE(s);
   EXPECT_GT(s->total, 0u);
   EXPECT_GE(s->total, s->available);
+}
+
+
+// A kill at every commit and file operation of the change to `mirror = none`: the image is either mirrored with its
+// blocks, or not mirrored; a copy given up never shows its old blocks again.
+TEST_F(NodeTest, GivingTheSecondCopyUpIsOneStep) {
+  for (bool at_commits : {false, true}) {
+    for (uint64_t nth = 1; nth <= 8; ++nth) {
+      SCOPED_TRACE((at_commits ? "commit " : "operation ") + std::to_string(nth));
+      auto a = host("host1");
+      std::string name = "disk" + std::to_string(at_commits) + "-" + std::to_string(nth);
+      Held held = held_image(*a, name, 1u << 20);
+      ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+      ASSERT_TRUE(a->ask<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}));
+      sim::CrashPoint point;
+      point.nth = nth;
+      point.at_commits = at_commits;
+      point.kind = sim::Crash::kPowerLoss;
+      world_.inject("shared", point);
+      bool done = false;
+      node_->set_policy(name, "none", [&](Result<std::string>) { done = true; });
+      ASSERT_TRUE(world_.run_until([&] { return done || !world_.running("shared"); }, std::chrono::minutes(2)));
+      if (world_.running("shared")) world_.run_for(std::chrono::seconds(1));
+      world_.clear_faults("shared");
+      restart_node(sim::Crash::kPowerLoss);
+      ASSERT_TRUE(a->connect(port_, cluster_));
+      Result<wire::Attr> attr = a->lookup(name);
+      ASSERT_TRUE(attr);
+      if (attr->mirror != 0) {
+        Result<Bytes> kept = a->read(held.image, 0, 4096);
+        ASSERT_TRUE(kept) << kept.status().message();
+        EXPECT_EQ(*kept, Bytes(4096, 9));
+      } else {
+        std::optional<Status> set;
+        node_->set_policy(name, "sync", [&](Result<std::string> r) { set = r.status(); });
+        ASSERT_TRUE(world_.run_until([&] { return set.has_value(); }, std::chrono::seconds(10)));
+        ASSERT_TRUE(*set) << set->message();
+        ASSERT_TRUE(a->write(held.image, held.epoch, 8192, Bytes(4096, 1)));
+        Result<Bytes> anew = a->read(held.image, 0, 4096);
+        ASSERT_TRUE(anew) << anew.status().message();
+        EXPECT_EQ(*anew, Bytes(4096, 0));
+      }
+      world_.crash("host1", sim::Crash::kKill);
+    }
+  }
 }
 
 }  // namespace

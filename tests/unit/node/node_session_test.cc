@@ -119,7 +119,8 @@ TEST_F(NodeTest, ReadsOfAHostThatDoesNotListenAreBounded) {
   int answered = 0;
   world_.cut("shared", "host1");
   for (int i = 0; i < 200; ++i) {
-    a->link->send_request(Type::kRead, wire::Read{held.image, 0, 1u << 20}, {}, [&](Result<wire::Answer> r) { answered += r ? 1 : 0; });
+    a->link->send_request(Type::kRead, wire::Read{held.image, 0, 1u << 20}, {},
+                          [&](Result<wire::Answer> r) { answered += r ? 1 : 0; });
   }
   world_.run_for(std::chrono::seconds(2));
   EXPECT_EQ(answered, 0);
@@ -142,7 +143,8 @@ TEST_F(NodeTest, StatusShowsHostsImagesAndWhoIsBehind) {
 TEST_F(NodeTest, StopFinishesWhatWasBegun) {
   auto a = host("host1");
   Held held = held_image(*a, "disk.img", 1u << 20);
-  for (uint64_t i = 0; i < 20; ++i) a->send_write(held.image, held.epoch, i * 4096, Bytes(4096, 1), [](Result<wire::Applied>) {});
+  for (uint64_t i = 0; i < 20; ++i)
+    a->send_write(held.image, held.epoch, i * 4096, Bytes(4096, 1), [](Result<wire::Applied>) {});
   world_.run_for(std::chrono::milliseconds(1));
   bool stopped = false;
   node_->stop([&] { stopped = true; });
@@ -163,6 +165,54 @@ TEST_F(NodeTest, AFailedCatalogueIsFatalAndNothingIsAnswered) {
   restart_node(sim::Crash::kKill);
   ASSERT_TRUE(a->connect(port_, cluster_));
   EXPECT_EQ(errno_of(a->lookup("x").status()), ENOENT);
+}
+
+
+// A run that a newer one has followed is over: the two would take the tenures from each other.
+TEST_F(NodeTest, AnOlderIncarnationIsOverOnceANewerOneCame) {
+  auto a = host("host1");
+  a->hello.incarnation = Incarnation(5);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  a->hello.incarnation = Incarnation(1);
+  Status s = a->connect(port_, cluster_);
+  EXPECT_EQ(s.code(), Code::kPermission) << s.message();
+  a->hello.incarnation = Incarnation(5);
+  EXPECT_TRUE(a->connect(port_, cluster_));
+}
+
+TEST_F(NodeTest, NothingIsServedBeforeTheHelloWasAnswered) {
+  HostClient a(world_, "host1");
+  a.hello.cluster = cluster_;
+  ASSERT_TRUE(a.open_link(port_));
+  std::optional<Status> created;
+  a.link->request<wire::HelloAnswer>(Type::kHello, a.hello, [](Result<wire::HelloAnswer>) {});
+  wire::Create m{InodeNumber(1), "too-early", wire::NodeKind::kImage, 0644, 0, 0, "", 1};
+  a.link->request<wire::Changed>(Type::kCreate, m, [&](Result<wire::Changed> c) { created = c.status(); });
+  a.run([&] { return created.has_value(); });
+  EXPECT_FALSE(*created);
+  a.run([&] { return a.closed.has_value(); });
+  auto b = host("host2");
+  EXPECT_EQ(errno_of(b->lookup("too-early").status()), ENOENT);
+}
+
+// A file's name may hold any bytes; status is JSON, which may not.
+TEST_F(NodeTest, StatusStandsNamesThatAreNoUtf8) {
+  auto a = host("host1");
+  ASSERT_TRUE(a->create("caf\xe9.img"));
+  EXPECT_NE(node_->status_json().find("/caf"), std::string::npos);
+}
+
+TEST_F(NodeTest, AfterTheCatalogueFailedItStopsAtOnce) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  restart_node(sim::Crash::kKill);   // the next write is cold: it waits for a commit
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  world_.fail_next_commit("shared", Status::from_errno(EIO, "disk"));
+  a->send_write(held.image, held.epoch, 0, Bytes(4096, 1), [](Result<wire::Applied>) {});
+  a->run([&] { return !node_->unhealthy_reasons().empty(); });
+  bool stopped = false;
+  node_->stop([&] { stopped = true; });
+  EXPECT_TRUE(world_.run_until([&] { return stopped; }, std::chrono::seconds(5)));
 }
 
 }  // namespace

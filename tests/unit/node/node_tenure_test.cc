@@ -19,7 +19,8 @@ TEST_F(NodeTest, ATenureMovesByRecallAndYieldThirtyTimes) {
     HostClient& from = i % 2 == 0 ? *b : *a;
     std::optional<Result<wire::Grant>> granted;
     from.recalls.clear();
-    to.link->request<wire::Grant>(Type::kAcquire, wire::Acquire{attr->image, 5000}, [&](Result<wire::Grant> g) { granted.emplace(std::move(g)); });
+    to.link->request<wire::Grant>(Type::kAcquire, wire::Acquire{attr->image, 5000},
+                                  [&](Result<wire::Grant> g) { granted.emplace(std::move(g)); });
     if (i > 0) {
       from.run([&] { return !from.recalls.empty(); });
       EXPECT_FALSE(granted);
@@ -39,7 +40,8 @@ TEST_F(NodeTest, ATenureMovesByRecallAndYieldThirtyTimes) {
     }
     epoch = g.epoch.value;
     if (i == 0) { ASSERT_TRUE(to.resize(attr->image, g.epoch, 4 * kRegion, 1)); }
-    ASSERT_TRUE(to.write(attr->image, g.epoch, static_cast<uint64_t>(i) * 4096, Bytes(4096, static_cast<uint8_t>(i + 1))));
+    ASSERT_TRUE(
+        to.write(attr->image, g.epoch, static_cast<uint64_t>(i) * 4096, Bytes(4096, static_cast<uint8_t>(i + 1))));
     last = {to.hello.incarnation, to.counter};
     EXPECT_EQ(from.write(attr->image, Epoch(epoch - 1), 0, Bytes(512, 9)).status().code(), Code::kFenced);
     EXPECT_EQ(from.write(attr->image, Epoch(epoch), 0, Bytes(512, 9)).status().code(), Code::kFenced);
@@ -105,7 +107,9 @@ TEST_F(NodeTest, TenuresAndEpochsSurviveARestart) {
   restart_node(sim::Crash::kPowerLoss);
   ASSERT_TRUE(b->connect(port_, cluster_));
   EXPECT_EQ(b->acquire(held.image, 0).status().code(), Code::kBusy);
-  EXPECT_EQ(b->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0}).status().code(),
+  EXPECT_EQ(b->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0})
+                .status()
+                .code(),
             Code::kFenced);
   ASSERT_TRUE(a->connect(port_, cluster_));
   ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0}));
@@ -124,7 +128,8 @@ TEST_F(NodeTest, AWaitersRecallIsRepeatedWhenTheHolderReturns) {
   auto a = host("host1"), b = host("host2");
   Held held = held_image(*a, "disk.img", kRegion);
   std::optional<Result<wire::Grant>> granted;
-  b->link->request<wire::Grant>(Type::kAcquire, wire::Acquire{held.image, 5000}, [&](Result<wire::Grant> g) { granted.emplace(std::move(g)); });
+  b->link->request<wire::Grant>(Type::kAcquire, wire::Acquire{held.image, 5000},
+                                [&](Result<wire::Grant> g) { granted.emplace(std::move(g)); });
   a->run([&] { return a->recalls.size() == 1; });
   ASSERT_TRUE(a->connect(port_, cluster_));
   ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0}));
@@ -161,7 +166,8 @@ TEST_F(NodeTest, ABehindMapNamesWhatTheOtherWrote) {
   ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, fourth->map_cut, {0x04}, 1})));
   EXPECT_EQ(b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image})->stale_regions, (Bytes{0x04, 0x01}))
       << "a host may say what its own copy lost";
-  EXPECT_EQ(b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image, 1})->stale_regions, (Bytes{0xFF, 0xFF, 0x0F}));
+  EXPECT_EQ(b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image, 1})->stale_regions,
+            (Bytes{0xFF, 0xFF, 0x0F}));
 }
 
 TEST_F(NodeTest, ShrinksAreBehindToTheOldEnd) {
@@ -205,6 +211,24 @@ TEST_F(NodeTest, TheBehindMarkIsDurableBeforeTheCopyChanges) {
       world_.crash("host2", sim::Crash::kKill);
     }
   }
+}
+
+
+// What a host says is stale, it says by regions of the size that it was given; that size may have grown since.
+TEST_F(NodeTest, StaleRegionsOfAnOutgrownSizeMakeTheWholeMapStale) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", 16 * kRegion);
+  Result<wire::Grant> g = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+  ASSERT_TRUE(g);
+  ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, g->map_cut, g->stale_regions})));
+  ASSERT_TRUE(a->resize(held.image, held.epoch, 131072 * kRegion, 2));
+  ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, g->map_cut, {0x00, 0x01}, 1})));
+  Result<wire::Grant> after = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});
+  ASSERT_TRUE(after);
+  ASSERT_GT(after->region_bytes, kRegion);
+  uint64_t region = 8 * kRegion / after->region_bytes;   // holds what host2 named
+  ASSERT_GT(after->stale_regions.size(), region / 8);
+  EXPECT_NE(after->stale_regions[region / 8] >> region % 8 & 1, 0);
 }
 
 }  // namespace

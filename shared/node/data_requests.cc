@@ -1,0 +1,173 @@
+// Data requests of hosts, from messages to Ops; data.cc carries those out.
+#include <algorithm>
+#include <utility>
+
+#include "shared/base/limits.h"
+#include "shared/node/core.h"
+
+namespace tidemark::node {
+
+namespace {
+constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
+}  // namespace
+
+std::string Core::label(const Image& image) const {
+  std::string path = names_->path(image.record.inode);
+  return (path.empty() ? "nameless image" : path) + " (" + image.id.to_string() + ")";
+}
+
+Status Core::no_mirror(const Image& image) const {
+  return Status(Code::kUnsupported, label(image) + " has `mirror = none`: its blocks are not kept here");
+}
+
+Image* Core::find_image(Peer& peer, const wire::Request& request, const ImageId& id) {
+  auto it = images_.find(id);
+  if (it != images_.end()) return it->second.get();
+  peer.link->respond_failure(request.type, request.id, Status(Code::kNotFound, "no image " + id.to_string()));
+  return nullptr;
+}
+
+void Core::note_user(Image& im, Session& session) {
+  if (im.last_user == session.number) return;
+  im.last_user = session.number;
+  im.users[session.host] = session.run.incarnation;
+}
+
+io::IoMode Core::mode_for(const wire::Request& request) const {
+  return request.alone && ops_ == 0 ? io::IoMode::kInline : io::IoMode::kQueued;
+}
+
+Op* Core::new_op(const PeerPtr& peer, const wire::Request& request, Image& image) {
+  if (free_ops_.empty()) {
+    all_ops_.push_back(std::make_unique<Op>());
+    free_ops_.push_back(all_ops_.back().get());
+  }
+  Op* op = free_ops_.back();
+  free_ops_.pop_back();
+  op->mode = mode_for(request);
+  op->peer = peer;
+  op->session = peer->session;
+  op->image = &image;
+  op->type = request.type;
+  op->id = request.id;
+  ++ops_;
+  ++image.ops;
+  ++op->session->ops;
+  image.used_at = ++use_clock_;
+  return op;
+}
+
+// The op of a request that changes blocks. Null: there is no image, or the peer sends too much.
+Op* Core::changing_op(const PeerPtr& peer, wire::Request& request, Image* image, Epoch epoch) {
+  if (image == nullptr) return nullptr;
+  peer->payload_bytes += request.payload.size();
+  if (peer->payload_bytes > limits::kPeerPayloadBytesMax) {
+    peer->link->close(Status(Code::kInvalidArgument, "too many bytes sent without waiting for answers"));
+    return nullptr;
+  }
+  Op* op = new_op(peer, request, *image);
+  op->epoch = epoch;
+  op->payload = std::move(request.payload);
+  op->exclusive = true;
+  return op;
+}
+
+void Core::write_request(const PeerPtr& peer, wire::Request& request) {
+  Result<wire::Write> m = wire::decode_write(request.body);
+  if (!m) return peer->link->close(m.status());
+  Op* op = changing_op(peer, request, find_image(*peer, request, m->image), m->epoch);
+  if (op == nullptr) return;
+  op->sequence = m->sequence;
+  op->offset = m->offset;
+  op->length = op->payload.size();
+  op->kind = m->flags;
+  submit(op);
+}
+
+void Core::zero_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Zero m;
+  Image* image = image_of(peer, request, m);
+  Op* op = changing_op(peer, request, image, m.epoch);
+  if (op == nullptr) return;
+  op->sequence = m.sequence;
+  op->offset = m.extent.offset;
+  op->length = m.extent.length;
+  op->kind = m.kind;
+  submit(op);
+}
+
+void Core::repair_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Repair m;
+  Image* image = image_of(peer, request, m);
+  Op* op = changing_op(peer, request, image, m.epoch);
+  if (op == nullptr) return;
+  if (op->payload.size() != (m.hole != 0 ? 0 : m.extent.length)) {
+    peer->link->close(Status(Code::kCorruption, "a repair's payload has another length than its extent"));
+    return finish(op);
+  }
+  op->offset = m.extent.offset;
+  op->length = m.extent.length;
+  op->kind = m.hole;
+  submit(op);
+}
+
+void Core::resize_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Resize m;
+  Image* image = image_of(peer, request, m);
+  Op* op = changing_op(peer, request, image, m.epoch);
+  if (op == nullptr) return;
+  op->sequence = m.sequence;
+  op->offset = m.size;
+  op->size_generation = m.size_generation;
+  submit(op);
+}
+
+void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Flush m;
+  Image* image = image_of(peer, request, m);
+  if (image == nullptr) return;
+  Op* op = new_op(peer, request, *image);
+  op->epoch = m.epoch;
+  if (!fence::may_write(image->record.tenure, op->session->host, m.epoch)) {
+    fenced_total_.add();
+    return fail(op, Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over"));
+  }
+  if (image->record.has_copy == 0 && !image->copy) {   // nothing was ever written here
+    peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});
+    return finish(op);
+  }
+  if (Status s = ensure_copy(*image); !s) return fail(op, s);
+  sync(op);
+}
+
+void Core::read_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Read m;
+  Image* image = image_of(peer, request, m);
+  if (image == nullptr) return;
+  note_user(*image, *peer->session);
+  Op* op = new_op(peer, request, *image);
+  op->offset = m.offset;
+  op->length = m.length;
+  if (m.length > limits::kFramePayloadBytesMax) return fail(op, Status(Code::kInvalidArgument, "read over 1 MiB"));
+  peer->held_reads.push_back(op);
+  pump_reads(*peer);
+}
+
+// A host that does not take its answers must not fill this node's memory: its next reads wait.
+void Core::pump_reads(Peer& peer) {
+  while (!peer.held_reads.empty()) {
+    if (peer.read_bytes + peer.link->unsent_bytes() > limits::kReadBytesUnsentMax) break;
+    Op* op = peer.held_reads.front();
+    peer.held_reads.pop_front();
+    peer.read_bytes += op->length;
+    submit(op);
+  }
+  if (peer.held_reads.empty() || pump_timer_.value != 0) return;
+  pump_timer_ = env_.after(kPumpInterval, [this] {
+    pump_timer_ = {};
+    std::vector<PeerPtr> peers(peers_.begin(), peers_.end());
+    for (const PeerPtr& p : peers) pump_reads(*p);
+  });
+}
+
+}  // namespace tidemark::node
