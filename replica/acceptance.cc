@@ -39,16 +39,23 @@ Status check_incarnation(const SourceRecord& source, const journal::BatchHeader&
   return Status::ok();
 }
 
+// A name becomes part of a path at whoever restores a tree.
+bool is_name(const std::string& name) {
+  return name.size() <= limits::kNameBytesMax && name != "." && name != ".." &&
+         name.find_first_of(std::string_view("/\0", 2)) == std::string::npos;
+}
+
 Status check_extents(const journal::SegmentHead& head) {
   for (const auto& e : head.extents) {
     if (e.extent.end() > limits::kImageBytesMax) return refuse("an extent lies past the largest image");
   }
   for (const auto& m : head.marks) {
     const wire::Mark& mark = m.mark;
-    if (mark.name.size() > limits::kNameBytesMax || mark.old_name.size() > limits::kNameBytesMax ||
-        mark.name.find('\0') != std::string::npos || mark.old_name.find('\0') != std::string::npos) {
-      return refuse("a mark's name is too long or has a zero byte");
+    if (!is_name(mark.name) || !is_name(mark.old_name)) {
+      return refuse("a mark's name is too long, `.`, `..`, or has a slash or a zero byte");
     }
+    const bool binds_a_name = mark.kind == wire::MarkKind::kCreate || mark.kind == wire::MarkKind::kRename;
+    if (binds_a_name && mark.name.empty()) return refuse("a create's or rename's mark has no name");
   }
   return Status::ok();
 }

@@ -93,7 +93,11 @@ Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
   for (bool found = held->first(); found; found = held->next()) {
     TM_ASSIGN_OR_RETURN(HeldRecord record, wire::decode<HeldRecord>(held->value()));
     const BatchFacts& facts = record.facts;
-    out.held_keys_[{{facts.source, facts.generation}, facts.number}] = load_be64(held->key().data());
+    WallTime since;
+    if (auto stored = snapshot.get(kHeldSince, held->key()); stored && stored->size() == 8) {
+      since.ns = load_le<int64_t>(stored->data());
+    }
+    out.held_[{{facts.source, facts.generation}, facts.number}] = {load_be64(held->key().data()), since};
     for (ApplyAction& action : step(out.order, std::move(record.facts))) out.ready.push_back(std::move(action));
   }
   return Status::ok();
@@ -140,16 +144,24 @@ void Catalog::put_stream(const StreamId& id, const StreamRecord& record, kv::Wri
   put_record(out, kStreams, stream_key(id.first, id.second), record);
 }
 
-void Catalog::hold(const BatchFacts& facts, kv::WriteBatch& out) {
+void Catalog::hold(const BatchFacts& facts, WallTime since, kv::WriteBatch& out) {
   const uint64_t key = meta.next_held++;
-  held_keys_[{{facts.source, facts.generation}, facts.number}] = key;
+  held_[{{facts.source, facts.generation}, facts.number}] = {key, since};
   put_record(out, kHeld, kv::key_u64(key), HeldRecord{facts});
+  Bytes value;
+  Writer(value).i64(since.ns);
+  out.put(kHeldSince, kv::key_u64(key), value);
 }
 void Catalog::unhold(const BatchFacts& facts, kv::WriteBatch& out) {
-  auto it = held_keys_.find({{facts.source, facts.generation}, facts.number});
-  if (it == held_keys_.end()) return;   // applied as it arrived
-  out.erase(kHeld, kv::key_u64(it->second));
-  held_keys_.erase(it);
+  auto it = held_.find({{facts.source, facts.generation}, facts.number});
+  if (it == held_.end()) return;   // applied as it arrived
+  out.erase(kHeld, kv::key_u64(it->second.key));
+  out.erase(kHeldSince, kv::key_u64(it->second.key));
+  held_.erase(it);
+}
+WallTime Catalog::held_since(const BatchFacts& facts) const {
+  auto it = held_.find({{facts.source, facts.generation}, facts.number});
+  return it == held_.end() ? WallTime{} : it->second.since;
 }
 
 }  // namespace tidemark::replica

@@ -42,8 +42,10 @@ class Catalog {
   void put_meta(kv::WriteBatch& out) const;
   void put_source(const std::string& name, const SourceRecord& record, kv::WriteBatch& out);
   void put_stream(const StreamId& id, const StreamRecord& record, kv::WriteBatch& out);
-  void hold(const BatchFacts& facts, kv::WriteBatch& out);
+  void hold(const BatchFacts& facts, WallTime since, kv::WriteBatch& out);
   void unhold(const BatchFacts& facts, kv::WriteBatch& out);
+  // When a held batch was accepted. 0: unknown, or it is not held.
+  WallTime held_since(const BatchFacts& facts) const;
 
   MetaRecord meta;
   std::map<std::string, SourceRecord> sources;
@@ -57,7 +59,8 @@ class Catalog {
   static Result<Catalog> load_tables(kv::Snapshot& snapshot);
   static Status load_images(kv::Snapshot& snapshot, Catalog& out);
   static Status load_held(kv::Snapshot& snapshot, Catalog& out);
-  std::map<std::pair<StreamId, BatchNumber>, uint64_t> held_keys_;
+  struct Held { uint64_t key = 0; WallTime since; };
+  std::map<std::pair<StreamId, BatchNumber>, Held> held_;
 };
 
 }  // namespace tidemark::replica

@@ -51,14 +51,18 @@ Json damage_json(const std::vector<Damage>& damaged) {
   return list;
 }
 
-Json held_json(const OrderState& order, const std::string& source) {
+Json held_json(const Catalog& catalog, const std::string& source) {
+  const OrderState& order = catalog.order;
   Json held = Json::array();
   auto it = order.sources.find(source);
   if (it == order.sources.end()) return held;
   for (size_t i = 0; i < it->second.waiting.size() && i < kHeldShown; ++i) {
     Json waits = Json::array();
     for (const Wait& wait : waits_of(order, it->second, i)) waits.push_back(wait.to_string());
-    held.push_back({{"batch", it->second.waiting[i].number.value}, {"waits_for", std::move(waits)}});
+    const WallTime since = catalog.held_since(it->second.waiting[i]);
+    held.push_back({{"batch", it->second.waiting[i].number.value},
+                    {"since", since.ns == 0 ? Json(nullptr) : Json(since.to_string())},
+                    {"waits_for", std::move(waits)}});
   }
   return held;
 }
@@ -71,7 +75,8 @@ Json branches_json(Replica& replica) {
     auto r = wire::decode<BranchRecord>(cursor->value());
     if (!r) continue;
     list.push_back({{"image", r->image.to_string()}, {"epoch", r->epoch.value}, {"newer_epoch", r->newer.value},
-                    {"source", r->source}, {"batch", r->number.value}, {"point", r->point.value}});
+                    {"source", r->source}, {"generation", r->generation.to_string()}, {"batch", r->number.value},
+                    {"first", r->first.value}, {"last", r->last.value}, {"point", r->point.value}});
   }
   return list;
 }
@@ -93,7 +98,7 @@ Json sources_json(Replica& replica) {
          {"incarnation", source.incarnation.value},
          {"newest_label", source.newest_label.ns == 0 ? Json(nullptr) : Json(source.newest_label.to_string())},
          {"held_batches", held},
-         {"held", held_json(catalog.order, name)}});
+         {"held", held_json(catalog, name)}});
   }
   return sources;
 }
@@ -132,7 +137,7 @@ std::string source_json(Replica& replica, const std::string& source, const Uuid&
                {"parts", std::move(parts)},
                {"accepted", stream.accepted.value},
                {"applied", stream.applied.value},
-               {"held", held_json(replica.catalog().order, source)},
+               {"held", held_json(replica.catalog(), source)},
                {"store", replica.catalog().meta.store.to_string()}});
 }
 

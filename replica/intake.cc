@@ -20,6 +20,18 @@ SegmentRecord segment_record(const PartName& name, const journal::SegmentReader&
   return record;
 }
 
+// What is acknowledged must be readable: every chunk gives its bytes, or the part is refused.
+Status check_chunks(const journal::SegmentReader& reader, ByteSpan body) {
+  Bytes raw(journal::kSegmentChunkBytes);
+  for (uint32_t i = 0; i < reader.chunk_count(); ++i) {
+    auto place = reader.chunk(i);
+    ByteSpan stored = body.subspan(place.stored.offset, place.stored.length);
+    Status s = journal::decode_chunk(stored, place.checksum, MutableByteSpan(raw).first(place.raw_bytes));
+    if (!s) return s.with_context("chunk " + std::to_string(i));
+  }
+  return Status::ok();
+}
+
 bool is_complete(const BatchRecord& record) {
   return std::all_of(record.parts.begin(), record.parts.end(), [](const PartRecord& p) { return p.present != 0; });
 }
@@ -39,12 +51,13 @@ struct Intake::Upload {
 };
 
 Intake::Intake(io::Env& env, kv::Store& store, SegmentFiles& files, Catalog& catalog, std::string directory,
-               Alarm alarm)
+               size_t held_batches_max, Alarm alarm)
     : env_(env),
       store_(store),
       files_(files),
       catalog_(catalog),
       directory_(std::move(directory)),
+      held_batches_max_(held_batches_max),
       alarm_(std::move(alarm)) {}
 Intake::~Intake() = default;
 
@@ -74,6 +87,8 @@ void Intake::receive(const std::shared_ptr<Upload>& up) {
   auto work = [up] {
     up->digest = journal::sha256(up->body);
     up->reader.emplace(journal::SegmentReader::parse_whole(up->body));
+    if (!*up->reader) return;
+    if (Status s = check_chunks(**up->reader, up->body); !s) up->reader.emplace(std::move(s));
   };
   env_.offload(work, one_done);
   auto space = env_.files().space(directory_);
@@ -161,7 +176,6 @@ Task<PutAnswer> Intake::process(std::shared_ptr<Upload> up) {
   if (judgement.kind != Judgement::Kind::kNew) co_return answer_judgement(*up, judgement);
   Status checked = check_part(up->name, catalog_.meta.cluster, source, stream, *stored ? &**stored : nullptr, head);
   if (!checked) co_return refuse(*up, 422, "refused", checked.message());
-  if (catalog_.order.held() >= kHeldBatchesMax) co_return refuse(*up, 503, "held", "too many batches are held");
   co_return co_await accept(up, std::move(*stored));
 }
 
@@ -257,6 +271,10 @@ Task<PutAnswer> Intake::accept(std::shared_ptr<Upload> up, std::optional<BatchRe
       }
       co_return refuse(*up, 422, "refused", bound.message());
     }
+    // The batch that others wait for is taken however many those are.
+    if (catalog_.order.held() >= held_batches_max_ && would_wait(heads)) {
+      co_return refuse(*up, 503, "held", "too many batches are held");
+    }
   }
   Status kept = files_.keep(**up->incoming, segment);
   if (!kept)
@@ -323,13 +341,16 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   if (at_once) {
     s = co_await apply(std::move(actions[0]), std::move(heads), std::move(out));
   } else {
-    catalog_.hold(facts, out);
+    catalog_.hold(facts, env_.wall(), out);
     catalog_.put_meta(out);
     s = co_await commit(std::move(out));
   }
   if (s) s = co_await apply_ready();
   auto now_stored = stored_batch(name);
-  if (now_stored && *now_stored) {
+  // Of a commit that failed the record may show earlier parts, and not this one.
+  const bool there = now_stored && *now_stored &&
+                     judge_stored(name, up->digest, &**now_stored).kind == Judgement::Kind::kRepeated;
+  if (there) {
     if (!s) kLog.warning("apply_failed", {{"part", name.to_string()}, {"reason", s}});
     co_return answer_stored(name, **now_stored);
   }

@@ -24,7 +24,8 @@
 
 namespace tidemark::replica {
 
-inline constexpr size_t kHeldBatchesMax = 65536;              // more are answered 503 until some were applied
+// Held batches; a part that would make one more is answered 503 until some were applied.
+inline constexpr size_t kHeldBatchesMax = 65536;
 inline constexpr uint64_t kSpaceReserveBytes = 64ull << 20;   // parts are answered 507 when less would be left
 inline constexpr uint64_t kPointsInBlock = 1024;              // of kLabelBlocks
 
@@ -48,7 +49,8 @@ struct IntakeCounters {
 class Intake {
  public:
   using Alarm = std::function<void(const std::string& kind, const std::string& subject, const std::string& text)>;
-  Intake(io::Env& env, kv::Store& store, SegmentFiles& files, Catalog& catalog, std::string directory, Alarm alarm);
+  Intake(io::Env& env, kv::Store& store, SegmentFiles& files, Catalog& catalog, std::string directory,
+         size_t held_batches_max, Alarm alarm);
   ~Intake();
 
   // Applies what was ready when the store was opened.
@@ -86,6 +88,7 @@ class Intake {
   PutAnswer refuse(const Upload& up, int status, std::string error, std::string reason);
   void add_part(BatchRecord& record, const Upload& up, SegmentId id);
   Status check_bound(const std::vector<journal::SegmentHead>& heads, const std::string& source);
+  bool would_wait(const std::vector<journal::SegmentHead>& heads) const;
   void drop_batch(const PartName& name, const BatchRecord& record, kv::WriteBatch& out);
   void drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out);
   void finish_apply(const ApplyAction& action, BatchRecord record, ApplyOutput& built, kv::WriteBatch& out);
@@ -97,6 +100,7 @@ class Intake {
   SegmentFiles& files_;
   Catalog& catalog_;
   const std::string directory_;
+  const size_t held_batches_max_;
   const Alarm alarm_;
   std::deque<std::shared_ptr<Upload>> lane_;
   bool lane_running_ = false;

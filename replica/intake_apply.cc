@@ -46,6 +46,20 @@ Status Intake::check_bound(const std::vector<journal::SegmentHead>& heads, const
   return Status::ok();
 }
 
+// Whether the batch would be held if it were taken now.
+bool Intake::would_wait(const std::vector<journal::SegmentHead>& heads) const {
+  std::vector<const journal::SegmentHead*> parts;
+  for (const auto& head : heads) parts.push_back(&head);
+  const BatchFacts facts = facts_of(parts);
+  auto source = catalog_.order.sources.find(facts.source);
+  if (source != catalog_.order.sources.end() && !source->second.waiting.empty()) return true;
+  const std::vector<Wait> waits = waits_of(catalog_.order, facts);
+  return std::any_of(waits.begin(), waits.end(), [&](const Wait& wait) {
+    const bool own = std::find(facts.created.begin(), facts.created.end(), wait.image) != facts.created.end();
+    return wait.kind != Wait::Kind::kCreate || !own;
+  });
+}
+
 void Intake::drop_batch(const PartName& name, const BatchRecord& record, kv::WriteBatch& out) {
   for (uint32_t i = 0; i < record.parts.size(); ++i) {
     if (record.parts[i].present == 0) continue;

@@ -80,6 +80,12 @@ Result<ExtentPage> walk(kv::Snapshot& snapshot, const ReadTarget& target, uint64
 Reader::Reader(io::Env& env, kv::Store& store, SegmentFiles& files, const Catalog& catalog)
     : env_(env), store_(store), files_(files), catalog_(catalog) {}
 
+PointId Reader::newest() const {
+  auto snapshot = store_.snapshot();
+  auto cursor = snapshot->cursor(kPoints);
+  return cursor->last() ? point_of_key(cursor->key()) : PointId(0);
+}
+
 Result<Point> Reader::point(PointId id) {
   auto record = read_record<PointRecord>(*store_.snapshot(), kPoints, kv::key_u64(id.value));
   if (record) return Point{id, std::move(*record)};

@@ -64,7 +64,8 @@ class Reader {
  public:
   Reader(io::Env& env, kv::Store& store, SegmentFiles& files, const Catalog& catalog);
 
-  PointId newest() const { return PointId(catalog_.meta.next_point.value - 1); }
+  // Durable: a batch whose commit is under way does not count yet.
+  PointId newest() const;
   Result<Point> point(PointId id);
   // An id (decimal), `latest`, or a name (the newest point that bears it).
   Result<Point> resolve(const std::string& text);

@@ -24,7 +24,7 @@ inline constexpr uint32_t kStoreVersion = 1;
 // Indexes into table_names().
 enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
-  kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments,
+  kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
 };
 std::vector<std::string> table_names();
 

@@ -9,6 +9,7 @@ namespace tidemark::replica {
 namespace {
 const log::Logger kLog("replica");
 constexpr auto kDrainPoll = std::chrono::milliseconds(5);
+constexpr auto kHeldWatch = std::chrono::seconds(30);
 }
 
 Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
@@ -28,17 +29,19 @@ Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
       [alarm](const std::string& subject, const Status& s) { alarm("corruption", subject, s.to_string()); });
   replica->reader_ = std::make_unique<Reader>(env, *replica->store_, *replica->files_, replica->catalog_);
   replica->intake_ =
-      std::make_unique<Intake>(env, *replica->store_, *replica->files_, replica->catalog_, o.directory, alarm);
+      std::make_unique<Intake>(env, *replica->store_, *replica->files_, replica->catalog_, o.directory,
+                               o.held_batches_max, alarm);
   kLog.info("opened", {{"directory", o.directory},
                        {"store", replica->catalog_.meta.store},
                        {"points", replica->reader_->newest()},
                        {"held", replica->catalog_.order.held()},
                        {"ready", replica->catalog_.ready.size()}});
   replica->intake_->start();
+  replica->watch_held();
   return replica;
 }
 
-Replica::~Replica() = default;
+Replica::~Replica() { env_.cancel(watch_timer_); }
 
 void Replica::handle(net::HttpRequest request, Callback<net::HttpResponse> reply) {
   if (closing_) return reply(error_response(503, "unavailable", "the replica is stopping"));
@@ -101,12 +104,44 @@ std::vector<AlarmRecord> Replica::alarms(size_t count_max) {
   return all;
 }
 
+std::vector<Replica::Overdue> Replica::overdue() const {
+  std::vector<Overdue> out;
+  const int64_t now = env_.wall().ns;
+  for (const auto& [name, source] : catalog_.order.sources) {
+    if (source.waiting.empty()) continue;
+    const BatchFacts& batch = source.waiting.front();
+    const WallTime since = catalog_.held_since(batch);
+    if (since.ns == 0 || now - since.ns <= std::chrono::nanoseconds(options_.held_max).count()) continue;
+    std::string text =
+        "batch " + std::to_string(batch.number.value) + " of " + name + " waits since " + since.to_string();
+    const char* before = " for ";
+    for (const Wait& wait : waits_of(catalog_.order, source, 0)) {
+      text += before + wait.to_string();
+      before = ", ";
+    }
+    out.push_back(
+        {name + "/" + batch.generation.to_string() + "/" + std::to_string(batch.number.value), std::move(text)});
+  }
+  return out;
+}
+
+void Replica::watch_held() {
+  std::set<std::string> told;
+  for (const Overdue& o : overdue()) {
+    if (!overdue_told_.contains(o.batch)) raise_alarm("held_too_long", o.batch, o.text);
+    told.insert(o.batch);
+  }
+  overdue_told_ = std::move(told);
+  watch_timer_ = env_.after(kHeldWatch, [this] { watch_held(); });
+}
+
 std::string Replica::status_json() { return status_text(*this); }
 
 std::vector<std::string> Replica::health() {
   std::vector<std::string> reasons;
   if (!intake_->broken()) reasons.push_back("the store has failed: " + intake_->broken().to_string());
   if (closing_) reasons.push_back("the replica is stopping");
+  for (Overdue& o : overdue()) reasons.push_back(std::move(o.text));
   return reasons;
 }
 

@@ -7,8 +7,10 @@
 // Loop thread only. Close before destroying: files must not be in flight.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,6 +27,9 @@ struct Options {
   Uuid cluster;
   std::string node;
   uint64_t chunk_cache_bytes = 64ull << 20;
+  size_t held_batches_max = kHeldBatchesMax;
+  // A batch held longer is an alarm and makes the replica unhealthy.
+  std::chrono::seconds held_max{900};
 };
 
 class Replica {
@@ -53,6 +58,10 @@ class Replica {
  private:
   Replica(io::Env& env, Options options) : env_(env), options_(std::move(options)) {}
   void check_drained();
+  struct Overdue { std::string batch, text; };
+  // The first held batch of each source, where it has waited too long.
+  std::vector<Overdue> overdue() const;
+  void watch_held();
 
   io::Env& env_;
   const Options options_;
@@ -63,6 +72,8 @@ class Replica {
   std::unique_ptr<Intake> intake_;
   std::map<Bytes, AlarmRecord> unsaved_alarms_;   // their commits are under way
   uint64_t alarm_commits_ = 0;
+  std::set<std::string> overdue_told_;            // batches
+  io::TimerId watch_timer_;
   metrics::Counter alarms_total_;
   uint64_t requests_ = 0;                         // being answered
   bool closing_ = false;

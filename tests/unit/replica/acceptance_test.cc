@@ -311,5 +311,115 @@ TEST_F(Acceptance, FailedStoreRefusesAndIsUnhealthy) {
   EXPECT_FALSE(h.replica->health().empty());
 }
 
+
+TEST_F(Acceptance, FullStoreAtTheLastPartDoesNotCallItDurable) {
+  auto made = host1.make({{.image = kImage, .pieces = {{0, pattern(1, 8192)}, {65536, pattern(2, 8192)}}}},
+                         {create_mark(1, "host1", 2, kImage, "a.img")}, {}, 2);
+  ASSERT_EQ(h.put(host1, made, 0).status, 200);
+  h.world.fail_next_commit("replica", Status(Code::kOutOfSpace, "full"));
+  auto answer = h.put(host1, made, 1);
+  EXPECT_EQ(answer.status, 507) << answer.body;
+  auto source = h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host1",
+                      net::Role::kHost);
+  EXPECT_EQ(source.json()["parts"], Json::parse("[0]"));
+  EXPECT_EQ(h.put(host1, made, 1).json()["applied"], true);
+}
+
+// The bound on held batches must not refuse the one batch that would let them go.
+TEST_F(Acceptance, TheBatchThatHeldOnesWaitForIsTakenAtTheBound) {
+  h.held_batches_max = 2;
+  h.restart();
+  ASSERT_EQ(h.put(host1, first()).status, 200);
+  auto wanted = host1.make({slice(kImage, 2)});
+  SliceSpec later = slice(kImage, 3);
+  later.epoch = Epoch(2);
+  later.parent = {.epoch = Epoch(1), .source = "host1", .last = wanted.last};
+  EXPECT_EQ(h.put(host2, host2.make({later}, {open_mark("host2", 2, kImage)})).json()["applied"], false);
+  EXPECT_EQ(h.put(host2, host2.make({later})).json()["applied"], false);
+  auto third = host2.make({later});
+  auto refused = h.put(host2, third);
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_EQ(refused.json()["error"], "held");
+  EXPECT_EQ(h.put(host1, wanted).json()["applied"], true);
+  EXPECT_EQ(h.put(host2, third).json()["applied"], true);
+  EXPECT_EQ(status()["held_batches"], 0);
+}
+
+// What a batch's commit is still making durable is not there for readers; what was there before is.
+TEST_F(Acceptance, LatestIsAnsweredWhileABatchIsBeingCommitted) {
+  ASSERT_EQ(h.put(host1, first()).status, 200);
+  auto made = host1.make({slice(kImage, 2)});
+  net::HttpRequest put{.method = "PUT", .target = "/v1/batches/host1/" + host1.generation().to_string() + "/2/0"};
+  put.headers["x-tidemark-digest"] = to_hex(journal::sha256(made.parts[0]));
+  put.body = made.parts[0];
+  put.peer = {kTestCluster, net::Role::kHost, "host1"};
+  bool answered = false;
+  h.replica->handle(std::move(put), [&](net::HttpResponse) { answered = true; });
+  int asked = 0;
+  while (!answered) {
+    ASSERT_TRUE(h.world.step());
+    net::HttpRequest get{.method = "GET", .target = "/v1/points/latest"};
+    get.peer = {kTestCluster, net::Role::kOperator, "op"};
+    h.replica->handle(std::move(get), [&](net::HttpResponse r) {
+      ++asked;
+      EXPECT_EQ(r.status, 200) << as_text(r.body);
+    });
+  }
+  EXPECT_GT(asked, 3);
+  EXPECT_EQ(h.get("/v1/points/latest").json()["id"], 2);
+}
+
+// Names of marks become paths at whoever restores a tree.
+TEST_F(Acceptance, NamesThatAreNoNamesAreRefused) {
+  for (const std::string name : {"../etc", "a/b", "/", ".", "..", ""}) {
+    BatchMaker maker("host1");
+    auto made = maker.make({slice(kImage, 1)}, {create_mark(1, "host1", 2, kImage, name)});
+    EXPECT_EQ(h.put(maker, made).status, 422) << name;
+  }
+  expect_nothing_kept(host1.generation());
+}
+
+// A checksum over bytes that do not decompress: to accept them would be to lose what they were.
+TEST_F(Acceptance, AChunkThatDoesNotDecompressIsRefused) {
+  auto made = first();
+  auto head = journal::SegmentReader::parse_whole(made.parts[0])->head();
+  journal::SegmentWriter writer(head);
+  journal::StoredChunk chunk{.stored = pattern(5, 512), .raw_bytes = 8192};
+  chunk.checksum = digest64(chunk.stored);
+  writer.add_chunk(chunk);
+  auto bytes = writer.finish();
+  ASSERT_TRUE(bytes.is_ok()) << bytes.status().to_string();
+  bytes->insert(bytes->end(), chunk.stored.begin(), chunk.stored.end());
+  EXPECT_EQ(h.put_bytes("host1", host1.generation(), 1, 0, *bytes).status, 422);
+  expect_nothing_kept(host1.generation());
+}
+
+
+TEST_F(Acceptance, AHeldBatchSaysSinceWhenAndBecomesAnAlarm) {
+  ASSERT_EQ(h.put(host1, first()).status, 200);
+  auto wanted = host1.make({slice(kImage, 2)});
+  SliceSpec later = slice(kImage, 3);
+  later.epoch = Epoch(2);
+  later.parent = {.epoch = Epoch(1), .source = "host1", .last = wanted.last};
+  ASSERT_EQ(h.put(host2, host2.make({later}, {open_mark("host2", 2, kImage)})).json()["applied"], false);
+  const Json held = status()["sources"][1]["held"][0];
+  EXPECT_EQ(held["batch"], 1);
+  EXPECT_TRUE(held["since"].is_string()) << held.dump();
+  EXPECT_EQ(held["waits_for"].size(), 1u);
+  EXPECT_TRUE(h.replica->health().empty());
+  h.restart();
+  EXPECT_EQ(status()["sources"][1]["held"][0], held);
+  h.world.run_for(std::chrono::minutes(14));
+  EXPECT_TRUE(h.replica->health().empty());
+  EXPECT_FALSE(has_alarm("held_too_long"));
+  h.world.run_for(std::chrono::minutes(2));
+  ASSERT_EQ(h.replica->health().size(), 1u);
+  EXPECT_NE(h.replica->health()[0].find("host1 through write"), std::string::npos) << h.replica->health()[0];
+  EXPECT_TRUE(has_alarm("held_too_long"));
+  EXPECT_EQ(h.put(host1, wanted).json()["applied"], true);
+  h.world.run_until([&] { return h.replica->intake().idle(); }, std::chrono::seconds(10));
+  EXPECT_TRUE(h.replica->health().empty());
+}
+
 }  // namespace
 }  // namespace tidemark::replica

@@ -27,7 +27,9 @@ class Harness {
 
   void open() {
     env = &world.start("replica");
-    auto opened = Replica::open(*env, {.directory = "/state", .cluster = kTestCluster, .node = "replica"});
+    Options options{.directory = "/state", .cluster = kTestCluster, .node = "replica"};
+    options.held_batches_max = held_batches_max;
+    auto opened = Replica::open(*env, std::move(options));
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     replica = std::move(*opened);
   }
@@ -96,6 +98,7 @@ class Harness {
     return answer.body;
   }
 
+  size_t held_batches_max = kHeldBatchesMax;   // of the next open()
   sim::World world;
   sim::SimEnv* env = nullptr;
   std::unique_ptr<Replica> replica;
