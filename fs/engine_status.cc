@@ -122,7 +122,7 @@ std::string Engine::status_json() {
   }
   std::sort(out["images"].begin(), out["images"].end(),
             [](const json& a, const json& b) { return a["path"] < b["path"]; });
-  return out.dump();
+  return out.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 void Engine::register_metrics(metrics::Registry& registry) {
@@ -177,7 +177,7 @@ void Engine::mark(std::string name, bool wait, std::chrono::seconds timeout, Cal
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed, name);
   json out = {
       {"batch", point.batch.value}, {"label", point.label.to_string()}, {"name", point.name}, {"durable", false}};
-  if (!wait) return done(out.dump());
+  if (!wait) return done(out.dump(-1, ' ', false, json::error_handler_t::replace));
   auto once = std::make_shared<Callback<Result<std::string>>>(std::move(done));  // shared by the journal and the timer
   auto fire = [once](Result<std::string> r) {
     if (*once) std::exchange(*once, nullptr)(std::move(r));
@@ -188,7 +188,7 @@ void Engine::mark(std::string name, bool wait, std::chrono::seconds timeout, Cal
     out["durable"] = true;
     if (got.is_object() && got.contains("point")) out["point"] = got["point"];
     if (got.is_object() && got.contains("applied")) out["applied"] = got["applied"];
-    fire(out.dump());
+    fire(out.dump(-1, ' ', false, json::error_handler_t::replace));
   });
   env_.after(timeout, [fire, batch = point.batch] {
     fire(Status(Code::kUnavailable, "batch " + std::to_string(batch.value) + " is not durable at the replica yet"));

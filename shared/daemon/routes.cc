@@ -5,6 +5,9 @@
 namespace tidemark::daemon {
 namespace {
 
+// What a peer sent may hold bytes that are no UTF-8: they are replaced rather than thrown at.
+std::string text(const nlohmann::json& j) { return j.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace); }
+
 int hex_value(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -39,7 +42,7 @@ std::map<std::string, std::string> parse_query(std::string_view text) {
 }
 
 net::HttpResponse plain_error(int http_status, std::string_view error, const std::string& message) {
-  return net::HttpResponse::json(http_status, nlohmann::json{{"error", error}, {"message", message}}.dump());
+  return net::HttpResponse::json(http_status, text({{"error", error}, {"message", message}}));
 }
 
 }  // namespace
@@ -79,10 +82,8 @@ std::string percent_encode(std::string_view text) {
 }
 
 net::HttpResponse error_response(const Status& status) {
-  // A message may hold bytes of a peer that are no UTF-8: they must not throw here.
-  nlohmann::json body{{"error", code_name(status.code())}, {"message", status.message()}};
   return net::HttpResponse::json(http_status_of(status),
-                                 body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+                                 text({{"error", code_name(status.code())}, {"message", status.message()}}));
 }
 
 net::HttpResponse json_response(Result<std::string> result) {

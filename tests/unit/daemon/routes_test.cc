@@ -68,6 +68,14 @@ TEST(Routes, ErrorsHaveTheDocumentedShape) {
   EXPECT_NE(json["message"].get<std::string>().find("no image"), std::string::npos);
 }
 
+// The path goes into the message; whoever reaches the metrics port chooses it.
+TEST(Routes, APathThatIsNoUtf8IsAnsweredToo) {
+  Routes routes;
+  routes.post("/v1/mark", [](const Request&) -> Result<std::string> { return std::string("{}"); });
+  EXPECT_EQ(ask(routes, "GET", "/\xff\xfe").status, 404);
+  EXPECT_EQ(ask(routes, "\xff", "/v1/mark").status, 405);
+}
+
 TEST(Percent, EncodingComesBack) {
   std::string text = "a/b c%\xc3\xa4+:";
   EXPECT_EQ(percent_decode(percent_encode(text)), text);
