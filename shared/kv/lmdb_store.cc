@@ -1,7 +1,6 @@
 #include "shared/kv/lmdb_store.h"
 
 #include <fcntl.h>
-#include <lmdb.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -19,15 +18,18 @@
 
 #include "shared/base/log.h"
 #include "shared/io/file.h"
+#include "shared/kv/lmdb_read.h"
+#include "shared/kv/lmdb_write.h"
 
 namespace tidemark::kv {
 namespace {
+
+using namespace lmdb;  // this folder's own
 
 const log::Logger kLog("store");
 
 constexpr size_t kGroupBytesMax = 8u << 20;       // of batches joined in one transaction
 constexpr unsigned kReadersMax = 512;             // snapshots at once
-constexpr size_t kIdleReadersMax = 8;             // kept for the next snapshot
 constexpr uint64_t kReserveBytes = 4ull << 20;    // storage kept allocated ahead of the last page
 
 // Directories open in this process: LMDB's file locks break when one is opened twice.
@@ -52,232 +54,6 @@ class OpenGuard {
   const std::string name_;
 };
 
-MDB_val to_val(ByteSpan b) { return {b.size(), const_cast<uint8_t*>(b.data())}; }
-ByteSpan to_span(const MDB_val& v) { return {static_cast<const uint8_t*>(v.mv_data), v.mv_size}; }
-
-int compare(ByteSpan a, ByteSpan b) {
-  int order = std::memcmp(a.data(), b.data(), std::min(a.size(), b.size()));
-  if (order != 0) return order;
-  return a.size() < b.size() ? -1 : a.size() > b.size() ? 1 : 0;
-}
-
-Status to_status(int rc, const std::string& what) {
-  if (rc == 0) return Status::ok();
-  std::string text = what + ": " + mdb_strerror(rc);
-  switch (rc) {
-    case MDB_NOTFOUND: return Status(Code::kNotFound, text);
-    case MDB_MAP_FULL: return Status(Code::kOutOfSpace, text);
-    case MDB_BAD_VALSIZE: return Status(Code::kInvalidArgument, text);
-    case MDB_READERS_FULL: return Status(Code::kBusy, text);
-    case MDB_CORRUPTED: case MDB_PAGE_NOTFOUND: case MDB_INVALID: case MDB_VERSION_MISMATCH:
-      return Status(Code::kCorruption, text);
-    default: break;
-  }
-  if (rc > 0) return Status::from_errno(rc, what);
-  return Status(Code::kIoError, text);
-}
-
-struct CloseCursor { void operator()(MDB_cursor* c) const { mdb_cursor_close(c); } };
-using CursorHandle = std::unique_ptr<MDB_cursor, CloseCursor>;
-struct CloseEnv { void operator()(MDB_env* e) const { mdb_env_close(e); } };
-using EnvHandle = std::unique_ptr<MDB_env, CloseEnv>;
-
-// Read transactions ready for use again. Any thread.
-class ReaderPool {
- public:
-  explicit ReaderPool(MDB_env* env) : env_(env) {}
-  ~ReaderPool() { for (MDB_txn* txn : idle_) mdb_txn_abort(txn); }
-  Result<MDB_txn*> take() {
-    MDB_txn* txn = nullptr;
-    {
-      std::lock_guard lock(mutex_);
-      if (!idle_.empty()) { txn = idle_.back(); idle_.pop_back(); }
-    }
-    if (txn != nullptr) {
-      int rc = mdb_txn_renew(txn);
-      if (rc == 0) return txn;
-      mdb_txn_abort(txn);
-      return to_status(rc, "snapshot");
-    }
-    int rc = mdb_txn_begin(env_, nullptr, MDB_RDONLY, &txn);
-    if (rc != 0) return to_status(rc, "snapshot");
-    return txn;
-  }
-  void give_back(MDB_txn* txn) {
-    mdb_txn_reset(txn);
-    {
-      std::lock_guard lock(mutex_);
-      if (idle_.size() < kIdleReadersMax) { idle_.push_back(txn); return; }
-    }
-    mdb_txn_abort(txn);
-  }
-
- private:
-  MDB_env* const env_;
-  std::mutex mutex_;
-  std::vector<MDB_txn*> idle_;   // guarded by mutex_
-};
-
-class LmdbCursor final : public Cursor {
- public:
-  explicit LmdbCursor(CursorHandle cursor) : cursor_(std::move(cursor)) {}
-  bool seek(ByteSpan key) override {
-    if (key.empty()) return first();   // LMDB refuses an empty key
-    key_ = to_val(key);
-    return move(MDB_SET_RANGE);
-  }
-  bool seek_before(ByteSpan key) override {
-    if (key.empty()) return valid_ = false;
-    return seek(key) ? previous() : last();
-  }
-  bool first() override { return move(MDB_FIRST); }
-  bool last() override { return move(MDB_LAST); }
-  bool next() override { return valid_ && move(MDB_NEXT); }
-  bool previous() override { return valid_ && move(MDB_PREV); }
-  ByteSpan key() const override { return to_span(key_); }
-  ByteSpan value() const override { return to_span(value_); }
-
- private:
-  bool move(MDB_cursor_op op) {
-    int rc = mdb_cursor_get(cursor_.get(), &key_, &value_, op);
-    TM_CHECK(rc == 0 || rc == MDB_NOTFOUND, "a store's page is damaged");
-    return valid_ = rc == 0;
-  }
-  CursorHandle cursor_;
-  MDB_val key_{}, value_{};
-  bool valid_ = false;
-};
-
-class LmdbSnapshot final : public Snapshot {
- public:
-  LmdbSnapshot(ReaderPool& pool, MDB_txn* txn, const std::vector<MDB_dbi>& tables)
-      : pool_(pool), txn_(txn), tables_(tables) {}
-  ~LmdbSnapshot() override { pool_.give_back(txn_); }
-
-  Result<Bytes> get(Table table, ByteSpan key) override {
-    if (key.empty() || key.size() > kKeyBytesMax) return Status(Code::kNotFound, "no such key");
-    MDB_val k = to_val(key), v{};
-    int rc = mdb_get(txn_, tables_.at(table), &k, &v);
-    if (rc != 0) return to_status(rc, "get");
-    ByteSpan span = to_span(v);
-    return Bytes(span.begin(), span.end());
-  }
-  std::unique_ptr<Cursor> cursor(Table table) override {
-    MDB_cursor* cursor = nullptr;
-    int rc = mdb_cursor_open(txn_, tables_.at(table), &cursor);
-    TM_CHECK(rc == 0, "no memory for a cursor");
-    return std::make_unique<LmdbCursor>(CursorHandle(cursor));
-  }
-
- private:
-  ReaderPool& pool_;
-  MDB_txn* const txn_;
-  const std::vector<MDB_dbi>& tables_;
-};
-
-// One write transaction being filled.
-class Transaction {
- public:
-  Transaction(MDB_txn* txn, const std::vector<MDB_dbi>& tables) : txn_(txn), tables_(tables), tails_(tables.size()) {}
-  ~Transaction() { if (txn_ != nullptr) mdb_txn_abort(txn_); }
-
-  int apply(const WriteBatch& batch) {
-    for (const auto& op : batch.ops()) {
-      int rc = 0;
-      switch (op.kind) {
-        case WriteBatch::Op::Kind::kPut: rc = put(op); break;
-        case WriteBatch::Op::Kind::kErase: rc = erase(op); break;
-        case WriteBatch::Op::Kind::kEraseRange: rc = erase_range(op); break;
-      }
-      if (rc != 0) return rc;
-    }
-    return 0;
-  }
-  int commit() { return mdb_txn_commit(std::exchange(txn_, nullptr)); }
-
- private:
-  // The last key of a table as far as this transaction knows: growing keys are appended, which
-  // fills pages instead of splitting them in halves.
-  struct Tail {
-    bool known = false;
-    bool empty = false;
-    Bytes key;
-  };
-
-  int put(const WriteBatch::Op& op) {
-    MDB_dbi dbi = tables_.at(op.table);
-    Tail& tail = tails_[op.table];
-    if (!tail.known) {
-      if (int rc = learn_tail(dbi, tail); rc != 0) return rc;
-    }
-    bool append = tail.empty || compare(op.key, tail.key) > 0;
-    MDB_val k = to_val(op.key), v = to_val(op.value);
-    int rc = mdb_put(txn_, dbi, &k, &v, append ? MDB_APPEND : 0);
-    if (rc == 0 && append) {
-      tail.empty = false;
-      tail.key = op.key;
-    }
-    return rc;
-  }
-
-  int learn_tail(MDB_dbi dbi, Tail& tail) {
-    MDB_cursor* raw = nullptr;
-    if (int rc = mdb_cursor_open(txn_, dbi, &raw); rc != 0) return rc;
-    CursorHandle cursor(raw);
-    MDB_val k{}, v{};
-    int rc = mdb_cursor_get(raw, &k, &v, MDB_LAST);
-    if (rc != 0 && rc != MDB_NOTFOUND) return rc;
-    tail.known = true;
-    tail.empty = rc == MDB_NOTFOUND;
-    ByteSpan key = to_span(k);
-    if (!tail.empty) tail.key.assign(key.begin(), key.end());
-    return 0;
-  }
-
-  int erase(const WriteBatch::Op& op) {
-    MDB_val k = to_val(op.key);
-    tails_[op.table].known = false;
-    int rc = mdb_del(txn_, tables_.at(op.table), &k, nullptr);
-    return rc == MDB_NOTFOUND ? 0 : rc;
-  }
-
-  int erase_range(const WriteBatch::Op& op) {
-    MDB_dbi dbi = tables_.at(op.table);
-    tails_[op.table].known = false;
-    if (op.key.empty() && op.value.empty()) return mdb_drop(txn_, dbi, 0);
-    MDB_cursor* raw = nullptr;
-    if (int rc = mdb_cursor_open(txn_, dbi, &raw); rc != 0) return rc;
-    CursorHandle cursor(raw);
-    MDB_val k = to_val(op.key), v{};
-    int rc = mdb_cursor_get(raw, &k, &v, op.key.empty() ? MDB_FIRST : MDB_SET_RANGE);
-    while (rc == 0 && (op.value.empty() || compare(to_span(k), op.value) < 0)) {
-      rc = mdb_cursor_del(raw, 0);
-      // After a deletion the cursor stands before the successor: NEXT gives that one.
-      if (rc == 0) rc = mdb_cursor_get(raw, &k, &v, MDB_NEXT);
-    }
-    return rc == MDB_NOTFOUND ? 0 : rc;
-  }
-
-  MDB_txn* txn_;
-  const std::vector<MDB_dbi>& tables_;
-  std::vector<Tail> tails_;
-};
-
-bool keys_fit(const WriteBatch& batch) {
-  for (const auto& op : batch.ops()) {
-    bool range = op.kind == WriteBatch::Op::Kind::kEraseRange;
-    if (op.key.size() > kKeyBytesMax || (!range && op.key.empty())) return false;
-  }
-  return true;
-}
-
-bool only_erases(const WriteBatch& batch) {
-  for (const auto& op : batch.ops()) {
-    if (op.kind == WriteBatch::Op::Kind::kPut) return false;
-  }
-  return true;
-}
-
 class LmdbStore final : public Store {
  public:
   LmdbStore(io::Env& env, std::string path, bool read_only, std::unique_ptr<OpenGuard> guard, EnvHandle handle,
@@ -300,7 +76,7 @@ class LmdbStore final : public Store {
   std::unique_ptr<Snapshot> snapshot() override {
     Result<MDB_txn*> txn = readers_.take();
     TM_CHECK(txn.is_ok(), "too many snapshots at once, or the store's lock file is gone");
-    return std::make_unique<LmdbSnapshot>(readers_, *txn, tables_);
+    return make_snapshot(readers_, *txn, tables_);
   }
 
   void commit(WriteBatch batch, Callback<Status> done) override {
@@ -340,7 +116,8 @@ class LmdbStore final : public Store {
     readers_.give_back(*txn);
     if (rc != 0) return to_status(rc, path_ + ": free list");
     uint64_t pages = info.me_last_pgno + 1;
-    return Usage{static_cast<uint64_t>(st.st_size), (pages - std::min(pages, free_pages)) * page.ms_psize, info.me_mapsize};
+    uint64_t used = (pages - std::min(pages, free_pages)) * page.ms_psize;
+    return Usage{static_cast<uint64_t>(st.st_size), used, info.me_mapsize};
   }
 
  private:
@@ -427,7 +204,8 @@ class LmdbStore final : public Store {
       erasing = erasing && only_erases(pending.batch);
     }
     // Erasing is let through on a full disk: it makes room, and mostly runs on free pages.
-    if (Status reserved = reserve(bytes); !reserved && !(erasing && reserved.code() == Code::kOutOfSpace)) return reserved;
+    Status reserved = reserve(bytes);
+    if (!reserved && !(erasing && reserved.code() == Code::kOutOfSpace)) return reserved;
     MDB_txn* raw = nullptr;
     int rc = mdb_txn_begin(handle_.get(), nullptr, 0, &raw);
     if (rc == 0) {

@@ -1,0 +1,44 @@
+// One LMDB write transaction that takes batches. The writer thread's.
+#pragma once
+
+#include <vector>
+
+#include "shared/kv/lmdb_handles.h"
+#include "shared/kv/store.h"
+
+namespace tidemark::kv::lmdb {
+
+// Every key has a length that LMDB takes.
+bool keys_fit(const WriteBatch& batch);
+bool only_erases(const WriteBatch& batch);
+
+// Takes `txn`; aborts it when destroyed uncommitted. The functions answer LMDB's return codes.
+class Transaction {
+ public:
+  Transaction(MDB_txn* txn, const std::vector<MDB_dbi>& tables) : txn_(txn), tables_(tables), tails_(tables.size()) {}
+  ~Transaction() { if (txn_ != nullptr) mdb_txn_abort(txn_); }
+  Transaction(const Transaction&) = delete;
+  Transaction& operator=(const Transaction&) = delete;
+
+  int apply(const WriteBatch& batch);
+  int commit();
+
+ private:
+  // The last key of a table as far as this transaction knows: growing keys are appended, which
+  // fills pages instead of splitting them in halves.
+  struct Tail {
+    bool known = false;
+    bool empty = false;
+    Bytes key;
+  };
+  int put(const WriteBatch::Op& op);
+  int learn_tail(MDB_dbi dbi, Tail& tail);
+  int erase(const WriteBatch::Op& op);
+  int erase_range(const WriteBatch::Op& op);
+
+  MDB_txn* txn_;
+  const std::vector<MDB_dbi>& tables_;
+  std::vector<Tail> tails_;
+};
+
+}  // namespace tidemark::kv::lmdb
