@@ -67,7 +67,9 @@ class Stepper {
       case Event::Kind::kYield: yield(event); break;
       case Event::Kind::kResume: resume(event); break;
       case Event::Kind::kFirstWrite: first_write(event); break;
-      case Event::Kind::kHostGone: std::erase_if(s().waiters, [&](const Waiter& w) { return w.host == event.host; }); break;
+      case Event::Kind::kHostGone:
+        std::erase_if(s().waiters, [&](const Waiter& w) { return w.host == event.host; });
+        break;
       case Event::Kind::kPreempt: preempt(event); break;
     }
     return std::move(out_);

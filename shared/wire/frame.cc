@@ -111,7 +111,8 @@ Result<FrameHeader> decode_frame_header(ByteSpan b) {
 
 Status check_frame_body(const FrameHeader& header, ByteSpan bytes, ByteSpan body) {
   if (header_digest(bytes.data(), body) != header.digest) {
-    return corrupt("checksum of the header and body of a " + std::string(type_name(header.type)) + " frame does not match");
+    return corrupt("checksum of the header and body of a " + std::string(type_name(header.type)) +
+                   " frame does not match");
   }
   return Status::ok();
 }

@@ -82,7 +82,8 @@ TEST(Tenure, WaitersAreServedInOrderAndTheNextRecalls) {
        {Event::acquire("b", 2, true), "recall:a->b", false},
        {Event::acquire("c", 3, true), "recall:a->b", false},
        {Event::acquire("b", 4, true), "recall:a->b", false},
-       {Event::yield("a", Epoch(1), at(1, 7)), "ended:a@1 accepted started:b@2<1a(1,7) grant#2 grant#4 recall:b->c", true},
+       {Event::yield("a", Epoch(1), at(1, 7)), "ended:a@1 accepted started:b@2<1a(1,7) grant#2 grant#4 recall:b->c",
+        true},
        {Event::yield("b", Epoch(2), at(4, 9)), "ended:b@2 accepted started:c@3<2b(4,9) grant#3", true}});
 }
 

@@ -160,7 +160,8 @@ TEST_F(LmdbStoreTest, AcknowledgedCommitSurvivesAKill) {
   }
   ::close(pipe[1]);
   uint64_t acknowledged = 0;
-  while (acknowledged < 100) ASSERT_EQ(::read(pipe[0], &acknowledged, sizeof acknowledged), ssize_t{sizeof acknowledged});
+  while (acknowledged < 100)
+    ASSERT_EQ(::read(pipe[0], &acknowledged, sizeof acknowledged), ssize_t{sizeof acknowledged});
   ASSERT_EQ(::kill(child, SIGKILL), 0);
   while (::read(pipe[0], &acknowledged, sizeof acknowledged) == sizeof acknowledged) {}
   int status = 0;

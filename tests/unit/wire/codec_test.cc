@@ -64,7 +64,12 @@ void for_each_message(F&& fn) {
 #define TM_MESSAGE(M) fn.template operator()<M>(#M)
   TM_MESSAGE(Hello); TM_MESSAGE(HelloAnswer); TM_MESSAGE(Ping);
   TM_MESSAGE(Write); TM_MESSAGE(Zero); TM_MESSAGE(Resize); TM_MESSAGE(Applied); TM_MESSAGE(Flush); TM_MESSAGE(Flushed);
-  TM_MESSAGE(Read); TM_MESSAGE(Hash); TM_MESSAGE(Hashes); TM_MESSAGE(Extents); TM_MESSAGE(ExtentList); TM_MESSAGE(Repair);
+  TM_MESSAGE(Read);
+  TM_MESSAGE(Hash);
+  TM_MESSAGE(Hashes);
+  TM_MESSAGE(Extents);
+  TM_MESSAGE(ExtentList);
+  TM_MESSAGE(Repair);
   TM_MESSAGE(TenureParent); TM_MESSAGE(Acquire); TM_MESSAGE(Grant); TM_MESSAGE(Resume); TM_MESSAGE(Resumed);
   TM_MESSAGE(Yield); TM_MESSAGE(Yielded); TM_MESSAGE(RecallNotify); TM_MESSAGE(StaleMap); TM_MESSAGE(Level);
   TM_MESSAGE(Attr); TM_MESSAGE(Mark); TM_MESSAGE(Lookup); TM_MESSAGE(GetAttr); TM_MESSAGE(SetAttr); TM_MESSAGE(Create);
@@ -87,7 +92,8 @@ TEST(Codec, EveryMessageHasItsGoldenBytes) {
   size_t count = 0;
   for_each_message([&]<class M>(const std::string& name) {
     ++count;
-    EXPECT_EQ(golden[name], to_hex(encode(filled<M>()))) << "golden line: " << name << ' ' << to_hex(encode(filled<M>()));
+    EXPECT_EQ(golden[name], to_hex(encode(filled<M>())))
+        << "golden line: " << name << ' ' << to_hex(encode(filled<M>()));
   });
   EXPECT_EQ(golden.size(), count);
 }

@@ -16,7 +16,8 @@ namespace {
 class ConnectionTest : public testing::Test {
  protected:
   ConnectionTest() {
-    log::set_sink_for_testing([this](log::Level, std::string_view, std::string_view line) { log_ += std::string(line) + "\n"; });
+    log::set_sink_for_testing(
+        [this](log::Level, std::string_view, std::string_view line) { log_ += std::string(line) + "\n"; });
     connect();
   }
   ~ConnectionTest() override { log::set_sink_for_testing(nullptr); }
@@ -64,7 +65,8 @@ TEST_F(ConnectionTest, AWriteIsAnsweredByItsId) {
   size_t frame = kFrameHeaderBytes + kWriteBodyBytes + data.size();
   ASSERT_EQ(wire_->sent.size(), 3 * frame);
   EXPECT_EQ(ByteSpan(wire_->sent).first(frame).size(), frame);
-  EXPECT_EQ(encode_frame(Type::kWrite, 0, sent_id(), encode(some_write()), data), Bytes(wire_->sent.begin(), wire_->sent.begin() + static_cast<ptrdiff_t>(frame)));
+  EXPECT_EQ(encode_frame(Type::kWrite, 0, sent_id(), encode(some_write()), data),
+            Bytes(wire_->sent.begin(), wire_->sent.begin() + static_cast<ptrdiff_t>(frame)));
   for (size_t i : {2, 0, 1}) answer(Type::kWrite, sent_id(i * frame), Applied{CoordinatorSequence(i), LossId(1)});
   EXPECT_EQ(answers, (std::vector<uint64_t>{2, 0, 1}));
   EXPECT_EQ(link_->requests_unanswered(), 0u);
@@ -75,7 +77,8 @@ TEST_F(ConnectionTest, FramesArriveInPiecesOfAnySize) {
   for (size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<uint8_t>(i * 7);
   Bytes stream;
   for (uint64_t id = 1; id <= 4; ++id) {
-    Bytes frame = encode_frame(Type::kWrite, 0, id, encode(some_write()), ByteSpan(payload).first(id == 3 ? 0 : 2500 * id));
+    Bytes frame =
+        encode_frame(Type::kWrite, 0, id, encode(some_write()), ByteSpan(payload).first(id == 3 ? 0 : 2500 * id));
     stream.insert(stream.end(), frame.begin(), frame.end());
   }
   for (size_t piece : {1u, 39u, 40u, 41u, 100u, 4096u, 100000u}) {
@@ -174,7 +177,8 @@ TEST_F(ConnectionTest, GarbageClosesAndNamesThePeer) {
 
 TEST_F(ConnectionTest, NothingOfADamagedFrameIsApplied) {
   Bytes good = encode_frame(Type::kWrite, 0, 7, encode(some_write()), Bytes(5000, 1));
-  for (size_t at : {size_t{0}, size_t{9}, size_t{17}, size_t{21}, size_t{25}, size_t{33}, size_t{44}, size_t{90}, good.size() - 1}) {
+  for (size_t at : {size_t{0}, size_t{9}, size_t{17}, size_t{21}, size_t{25}, size_t{33}, size_t{44}, size_t{90},
+                    good.size() - 1}) {
     connect();
     requests_.clear();
     Bytes bad = good;
