@@ -70,7 +70,9 @@ code=$(status_of "$D/kept/segment" "$expected")
 code=$(status_of "$D/kept/segment" "$expected")
 [ "$code" = 200 ] || die "the same batch again: $code $(cat "$D/answer")"
 cp "$D/kept/segment" "$D/kept/other"
-printf '\x5a' | dd of="$D/kept/other" bs=1 seek=$(($(stat -c %s "$D/kept/other") - 9)) conv=notrunc status=none
+at=$(($(stat -c %s "$D/kept/other") - 9))
+byte=$(od -An -tu1 -j "$at" -N 1 "$D/kept/other")
+printf "\\x$(printf %02x $((byte ^ 0x5a)))" | dd of="$D/kept/other" bs=1 seek="$at" conv=notrunc status=none
 code=$(status_of "$D/kept/other" "$expected")
 [ "$code" = 409 ] || [ "$code" = 422 ] || die "the same number with other bytes: $code $(cat "$D/answer")"
 [ "$code" != 409 ] || jq -e '.have != .got and (.have | length) == 64' "$D/answer" > "$D/log/jq" || die "409 does not name both digests: $(cat "$D/answer")"
