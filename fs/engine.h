@@ -132,6 +132,7 @@ class Engine final : public journal::BlockSource {
   bool gate(Op* op);
   void park(Op* op);
   void in_order(Op* op);
+  bool follows_filling(const Op& op) const;
   void prepare(Op* op);
   void issue(Op* op);
   void issue_remote(Op* op);
@@ -197,7 +198,8 @@ class Engine final : public journal::BlockSource {
   Task<Status> fill_region(Image& image, uint64_t region);
   Task<Status> fill_unit(Image& image, Extent unit);
   Task<void> fill_before(Op* op);
-  Task<Status> level(Image& image, std::vector<uint64_t> regions);
+  Task<Status> fill_for(Op& op);
+  Task<Status> level(Image& image, uint64_t map_cut, std::vector<uint64_t> regions);
   // ---- engine_resync.cc
   Task<void> resync(Image& image);
   Task<Status> make_equal(Image& image, bool host_wins, std::vector<RegionIndex> regions, uint64_t region_bytes,

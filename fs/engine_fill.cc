@@ -67,13 +67,13 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
 }
 
 // Tells the shared node which regions of this copy are level and durable now.
-Task<Status> Engine::level(Image& im, std::vector<uint64_t> regions) {
+Task<Status> Engine::level(Image& im, uint64_t map_cut, std::vector<uint64_t> regions) {
   if (!im.local()) co_return Status(Code::kCancelled, "the own copy failed");
   Status synced =
       co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
   // A failed sync is not tried again: what it was to cover may be gone.
   if (!synced) co_return own_copy_failed(im, synced) ? Status(Code::kCancelled, "the own copy failed") : synced;
-  wire::Level message{im.id, im.map_cut, {}};
+  wire::Level message{im.id, map_cut, {}};
   for (uint64_t r : regions) {
     if (message.regions.size() <= r / 8) message.regions.resize(r / 8 + 1);
     message.regions[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
@@ -93,6 +93,7 @@ Task<void> Engine::fill(Image& im) {
   Status status;
   uint64_t at = 0;
   Epoch epoch = im.epoch;
+  uint64_t map_cut = im.map_cut;      // of the map that this run fills by: a later tenure's says more
   std::vector<uint64_t> before;
   for (uint64_t r = im.stale.next(0); r != UINT64_MAX; r = im.stale.next(r + 1)) before.push_back(r);
   for (uint64_t region : before) {
@@ -104,7 +105,7 @@ Task<void> Engine::fill(Image& im) {
     regions.push_back(region);
     if (regions.size() - at >= kRegionsPerLevel) {
       std::vector<uint64_t> batch(regions.begin() + static_cast<ptrdiff_t>(at), regions.end());
-      status = co_await level(im, std::move(batch));
+      status = co_await level(im, map_cut, std::move(batch));
       if (!status) break;
       at = regions.size();
     }
@@ -112,7 +113,7 @@ Task<void> Engine::fill(Image& im) {
   bool still = im.held && im.epoch == epoch && im.local();
   if (status.is_ok() && still && im.stale.none()) {
     // All of it once more: a region filled for a write between two batches may be in none of them.
-    status = co_await level(im, before);
+    status = co_await level(im, map_cut, before);
     if (status.is_ok() && im.stale.none() && im.held && im.epoch == epoch) {
       status = set_flag(im, kFlagBehind, false);
       if (status.is_ok()) {
@@ -132,28 +133,47 @@ Task<void> Engine::fill(Image& im) {
   }
 }
 
-// A write into a stale region: the region is made level first, then the write takes its place in the order again.
+// A write into a stale region: the region is made level first, then the write takes its place in the order again. One
+// after another, so that writes that overlap keep their order of arrival.
 Task<void> Engine::fill_before(Op* op) {
   Image& im = *op->image;
-  Extent range = op->extent;
-  if (op->kind == OpKind::kResize) {
-    uint64_t to = std::min(op->extent.offset, im.size);
-    range = {to, im.size - to};
-    if (range.length == 0) range = {im.size - 1, 1};
-  }
-  uint64_t bytes = im.stale.region_bytes();
-  Status status;
-  for (uint64_t r = range.offset / bytes; status.is_ok() && r <= (range.end() - 1) / bytes; ++r)
-    if (im.stale.region_stale(r)) status = co_await fill_region(im, r);
-  if (!status) {
+  im.filling.push_back(op);
+  if (im.filling_runs) co_return;           // it goes on with this one
+  im.filling_runs = true;
+  while (!im.filling.empty()) {
+    Op* next = im.filling.front();
+    Status status = co_await fill_for(*next);
+    im.filling.pop_front();
+    next->filled = true;
     bool wait = status.code() == Code::kUnavailable || status.code() == Code::kCancelled;
-    if (!wait) co_return finish_op(op, status);
-    step_back(op);
-    if (mirror_->up()) unpark_later(im);
-    co_return;
+    if (wait) {
+      step_back(next);
+      if (mirror_->up()) unpark_later(im);
+    } else if (!status) {
+      finish_op(next, status);
+    } else if (im.order.acquire(next->hold)) {
+      prepare(next);
+    } else {
+      next->hold.granted = [this, next] { prepare(next); };
+    }
   }
-  if (im.order.acquire(op->hold)) co_return prepare(op);
-  op->hold.granted = [this, op] { prepare(op); };
+  im.filling_runs = false;
+}
+
+Task<Status> Engine::fill_for(Op& op) {
+  Image& im = *op.image;
+  Extent range = op.extent;
+  if (op.kind == OpKind::kResize) {
+    uint64_t to = std::min(op.extent.offset, im.size);
+    range = {to, im.size - to};
+    if (range.length == 0 && im.size != 0) range = {im.size - 1, 1};
+  }
+  Status status;
+  if (range.length == 0) co_return status;
+  uint64_t bytes = im.stale.region_bytes();
+  for (uint64_t r = range.offset / bytes; status.is_ok() && r <= (range.end() - 1) / bytes; ++r)
+    if (im.local() && im.stale.region_stale(r)) status = co_await fill_region(im, r);
+  co_return status;
 }
 
 }  // namespace tidemark::fs

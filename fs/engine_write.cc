@@ -42,7 +42,7 @@ Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
   op->image = &image;
   op->kind = kind;
   op->mode = mode;
-  op->begun = op->at_least = op->within = op->own = false;
+  op->begun = op->at_least = op->within = op->own = op->filled = false;
   op->pending = 0;
   op->local = op->remote = Status::ok();
   op->coordinator = CoordinatorSequence(0);
@@ -120,6 +120,17 @@ void Engine::in_order(Op* op) {
   prepare(op);
 }
 
+// An earlier write that overlaps is still waiting for its regions: this one must not overtake it.
+bool Engine::follows_filling(const Op& op) const {
+  auto touches = [&](const Op* other) {
+    if (op.kind == OpKind::kResize || other->kind == OpKind::kResize) return true;
+    constexpr uint64_t kGranule = limits::kOrderGranule;
+    return op.extent.offset / kGranule <= (other->extent.end() - 1) / kGranule &&
+           other->extent.offset / kGranule <= (op.extent.end() - 1) / kGranule;
+  };
+  return std::any_of(op.image->filling.begin(), op.image->filling.end(), touches);
+}
+
 // Called again after each thing that had to be waited for; the place in the order is held throughout.
 void Engine::prepare(Op* op) {
   Image& im = *op->image;
@@ -136,7 +147,8 @@ void Engine::prepare(Op* op) {
     if (op->extent.length == 0) return finish_op(op, Status::ok());
   }
   Extent range = touched(*op, im.size);
-  if (im.local() && !im.stale.none() && im.stale.stale(range)) {
+  bool stale = im.local() && !im.stale.none() && im.stale.stale(range);
+  if (stale || (!im.filling.empty() && !op->filled && follows_filling(*op))) {
     im.order.release(op->hold);
     return tasks_.spawn(fill_before(op));
   }

@@ -1,6 +1,7 @@
 // What the engine keeps of one image, and of one request on it. Engine-private; loop thread only.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,6 +40,7 @@ struct Op {
   bool at_least = false;               // kResize: the image grows to that size, if it is smaller
   bool within = false;                 // clipped to the image's size when it is carried out
   bool own = false;                    // kFlush: the engine's, not a guest's
+  bool filled = false;                 // its regions were filled for it: it goes before those that came later
   uint8_t pending = 0;                 // copies that have not answered
   bool local_asked = false, remote_asked = false;
   Status local, remote;
@@ -98,6 +100,8 @@ struct Image {
   std::vector<Op*> parked;             // wait before the gate
   std::vector<Op*> unknown;            // their mirror write has no known outcome
   std::vector<Op*> flushes;            // wait for the copies to be level, or for going alone
+  std::deque<Op*> filling;             // writes that wait for their regions to be filled, in order of arrival
+  bool filling_runs = false;
   std::vector<Op*> untold;             // their own copy failed: wait until the shared node has noted that
   bool telling = false, reopening = false;
   io::BootTime reopen_at;              // a failed copy is not tried again before

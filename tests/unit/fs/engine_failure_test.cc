@@ -15,15 +15,18 @@ class FailureTest : public EngineTest {
 
 TEST_F(FailureTest, AWriteIntoAStaleRegionOfABrokenCopyIsServedByTheSharedOne) {
   start();
-  File theirs = create(2, "a.img", 8 * kMiB);
-  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(write_now(theirs, i * kMiB, 0x11, kMiB));
+  File theirs = create(2, "a.img", 64 * kMiB);
+  for (uint64_t i = 0; i < 64; ++i) ASSERT_TRUE(write_now(theirs, i * kMiB, 0x11, kMiB));
   close(theirs);
+  world_->set_latency("shared1", "host1", {milliseconds(100), milliseconds(120)});
   File f = open(1, "a.img");
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+  ASSERT_EQ(mirror(f), "filling");
   fail_local(sim::FileOp::kWrite, 1000);
-  EXPECT_TRUE(write_now(f, 3 * kMiB, 0x22, 4096));
-  EXPECT_EQ(byte_at(f, 3 * kMiB, 4096), 0x22);
-  EXPECT_EQ(byte_at(f, 3 * kMiB + 4096, 4096), 0x11);
-  EXPECT_EQ(byte_at(open(2, "a.img"), 3 * kMiB, 4096), 0x22);
+  EXPECT_TRUE(write_now(f, 60 * kMiB, 0x22, 4096));
+  EXPECT_EQ(byte_at(f, 60 * kMiB, 4096), 0x22);
+  EXPECT_EQ(byte_at(f, 60 * kMiB + 4096, 4096), 0x11);
+  EXPECT_EQ(byte_at(open(2, "a.img"), 60 * kMiB, 4096), 0x22);
 }
 
 // Should this host forget all it knows, its copy is still not taken for level: the shared node was told before the
@@ -141,9 +144,8 @@ TEST_F(FailureTest, ACopyThatCannotBeReadAfterACrashIsLeftToTheSharedOne) {
   File f = create(1, "a.img", 8 * kMiB);
   ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
   crash_host(1, sim::Crash::kKill);
-  ASSERT_TRUE(open_host(1));
+  start_host(1);
   fail_local(sim::FileOp::kRead, 100000);
-  engine(1).start();
   f = open(1, "a.img");
   EXPECT_EQ(byte_at(f, 0, kMiB), 0x11);
   EXPECT_TRUE(write_now(f, kMiB, 0x22, kMiB));

@@ -71,10 +71,13 @@ TEST_F(LinkTest, AReadThatIsParkedDoesNotKeepAHandOverWaitingForEver) {
   close(f);
   f = open(1, "a.img");
   ASSERT_EQ(mirror(f), "filling");
-  Pending far = read(f, 63 * kMiB, kMiB);      // not filled yet: from the shared node
   theirs = open(2, "a.img");
-  Pending wanted = write(theirs, kMiB, 0x33, 4096);
-  ASSERT_TRUE(until([&] { return logged("recalled"); }));
+  log_.clear();
+  Pending far, wanted = write(theirs, kMiB, 0x33, 4096);
+  ASSERT_TRUE(until([&] {
+    if (!far || far->answer) far = read(f, 63 * kMiB, kMiB);   // not filled yet: from the shared node
+    return logged("recalled");
+  }));
   ASSERT_FALSE(far->answer);
   lose_link(1);
   heal_link(1);
@@ -82,6 +85,31 @@ TEST_F(LinkTest, AReadThatIsParkedDoesNotKeepAHandOverWaitingForEver) {
   EXPECT_EQ(byte_at(f, 63 * kMiB, kMiB), 0x11);
   ASSERT_TRUE(until([&] { return wanted->answer.has_value(); }));   // it may have waited too long; the next must not
   EXPECT_TRUE(write_now(theirs, kMiB, 0x33, 4096));
+}
+
+// Two overlapping writes wait for regions of another host's to be filled, the first for more of them: the second does
+// not overtake it.
+TEST_F(LinkTest, OverlappingWritesKeepTheirOrderWhileRegionsAreFilledForThem) {
+  start();
+  File theirs = create(2, "a.img", 32 * kMiB);
+  for (uint64_t i = 0; i < 32; ++i) ASSERT_TRUE(write_now(theirs, i * kMiB, 0x11, kMiB));
+  close(theirs);
+  world_->set_latency("shared1", "host1", {milliseconds(30), milliseconds(60)});
+  File f = open(1, "a.img");
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+  for (uint64_t at = 12; at < 32; at += 4) {
+    if (mirror(f) != "filling") break;
+    // Over a region's end, and the part before it.
+    Pending first = write(f, at * kMiB - 8192, 0x33, 16384), second = write(f, at * kMiB - 8192, 0x44, 4096);
+    Pending third;
+    ASSERT_TRUE(until([&] {
+      if (!third) third = write(f, at * kMiB + 4096, 0x55, 4096);
+      return first->answer && second->answer && third->answer;
+    }));
+    EXPECT_EQ(byte_at(f, at * kMiB - 8192, 4096), 0x44) << at;
+    EXPECT_EQ(byte_at(f, at * kMiB - 4096, 4096), 0x33) << at;
+    EXPECT_EQ(byte_at(f, at * kMiB + 4096, 4096), 0x55) << at;
+  }
 }
 
 TEST_F(LinkTest, ReadsNeverFallBackOnASharedCopyThatLacksWrites) {
@@ -94,8 +122,10 @@ TEST_F(LinkTest, ReadsNeverFallBackOnASharedCopyThatLacksWrites) {
   world_->set_latency("shared1", "host1", {milliseconds(150), milliseconds(170)});
   heal_link(1);
   ASSERT_TRUE(await_mirror(f, "resyncing"));
-  world_->inject("host1", sim::FileFault{.operations = bit(sim::FileOp::kRead), .path_contains = "objects"});
+  world_->inject(
+      "host1", sim::FileFault{.times = 1000, .operations = bit(sim::FileOp::kRead), .path_contains = "objects"});
   EXPECT_NE(byte_at(f, 0, kMiB), 0x11) << "the shared copy's old bytes";
+  world_->clear_faults("host1");
   ASSERT_TRUE(await_mirror(f, "mirrored"));
   EXPECT_EQ(byte_at(f, 0, kMiB), 0x22);
 }
@@ -147,13 +177,17 @@ TEST_F(LinkTest, HolesAreNotToldBeforeACrashIsReconciled) {
   ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
   ASSERT_TRUE(wait(flush(f)));
   crash_host(1, sim::Crash::kKill);
-  world_->set_latency("shared1", "host1", {milliseconds(200), milliseconds(220)});
   heal_link(1);
   start_host(1);
+  // It takes its time: the copy cannot be read at the moment.
+  world_->inject(
+      "host1", sim::FileFault{.times = 1000, .operations = bit(sim::FileOp::kRead), .path_contains = "objects"});
   f = open(1, "a.img");
   Pending at = seek(f, 0, true);
   ASSERT_TRUE(wait(at)) << at->answer->to_string();
   EXPECT_EQ(at->number, 0u) << "the host's copy has data at 0";
+  world_->clear_faults("host1");
+  EXPECT_EQ(byte_at(f, 0, kMiB), 0x11);
 }
 
 TEST_F(LinkTest, ALocalSyncThatFailsAtAHandOverLeavesTheCopyMarked) {
