@@ -28,12 +28,14 @@ Status probe_ports(const Options& o) {
   } else if (o.node.role == "replica") {
     if (auto c = config::load_replica(o.config_file)) listen = c->listen.address;
   }
-  for (const auto& [section, key, text] : {std::tuple{"listen", "address", listen}, {"metrics", "listen", o.metrics.address}}) {
+  for (const auto& [section, key, text] :
+       {std::tuple{"listen", "address", listen}, {"metrics", "listen", o.metrics.address}}) {
     auto address = net::Address::parse(text);
     if (text.empty() || !address) continue;   // the listener itself says what is wrong with it
     Status s = probe_address(address->host, address->port);
     if (s) continue;
-    return {Code::kInvalidArgument, config::locate(o.config_file, section, key) + ": " + s.message() + ": choose a free port, or 0 for any"};
+    return {Code::kInvalidArgument,
+            config::locate(o.config_file, section, key) + ": " + s.message() + ": choose a free port, or 0 for any"};
   }
   return {};
 }
@@ -154,19 +156,22 @@ Status Daemon::publish_address(const std::string& name, const net::Address& addr
 Status Daemon::State::serve(Daemon& daemon) {
   net::HttpServerOptions control_options;
   control_options.unix_socket = options.node.control_socket();
-  auto r = env->network().serve_http(control_options, [this](net::HttpRequest request, Callback<net::HttpResponse> done) {
-    routes.dispatch(std::move(request), std::move(done));
-  });
-  if (!r) return daemon.config_error("node", "run_dir", r.status(), "choose a directory with a shorter path or more room");
+  auto r =
+      env->network().serve_http(control_options, [this](net::HttpRequest request, Callback<net::HttpResponse> done) {
+        routes.dispatch(std::move(request), std::move(done));
+      });
+  if (!r)
+    return daemon.config_error("node", "run_dir", r.status(), "choose a directory with a shorter path or more room");
   control = std::move(*r);
   if (options.metrics.address.empty()) return {};
   net::HttpServerOptions metrics_options;
   auto address = net::Address::parse(options.metrics.address);
   if (!address) return daemon.config_error("metrics", "listen", address.status(), "write host:port");
   metrics_options.address = *address;
-  auto m = env->network().serve_http(metrics_options, [this](net::HttpRequest request, Callback<net::HttpResponse> done) {
-    metrics_routes.dispatch(std::move(request), std::move(done));
-  });
+  auto m =
+      env->network().serve_http(metrics_options, [this](net::HttpRequest request, Callback<net::HttpResponse> done) {
+        metrics_routes.dispatch(std::move(request), std::move(done));
+      });
   if (!m) return daemon.config_error("metrics", "listen", m.status(), "choose a free port, or 0 for any");
   metrics_server = std::move(*m);
   address->port = metrics_server->port();

@@ -6,12 +6,14 @@
 //     if (auto code = daemon::parse_arguments(argc, argv, {"tidemark-shared", "..."}, arguments)) return *code;
 //     auto config = config::load_shared(arguments.config);
 //     if (!config) return daemon::fail("tidemark-shared", config.status());
-//     auto d = daemon::Daemon::create({.program = "tidemark-shared", .config_file = arguments.config, .node = config->node,
-//                                      .log = config->log, .metrics = config->metrics, .background = arguments.background});
+//     auto d = daemon::Daemon::create({.program = "tidemark-shared", .config_file = arguments.config,
+//                                      .node = config->node, .log = config->log, .metrics = config->metrics,
+//                                      .background = arguments.background});
 //     if (!d) return daemon::fail("tidemark-shared", d.status());
 //     Node node((*d)->env(), *config);                       // destroyed before the daemon
 //     (*d)->routes().get("/v1/status", ...);
-//     return (*d)->run([&](auto ready) { node.start(std::move(ready)); }, [&](auto done) { node.stop(std::move(done)); });
+//     return (*d)->run([&](auto ready) { node.start(std::move(ready)); },
+//                      [&](auto done) { node.stop(std::move(done)); });
 //   }
 //
 // Exit codes: 0 stopped as asked, 2 wrong usage or configuration, 1 anything else.

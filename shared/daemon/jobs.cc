@@ -41,7 +41,8 @@ void Jobs::finish(const std::string& id, Result<std::string> result_json) {
 
 Result<std::string> Jobs::json(const std::string& id) const {
   auto at = std::find_if(jobs_.begin(), jobs_.end(), [&](const Job& j) { return j.id == id; });
-  if (at == jobs_.end()) return Status(Code::kNotFound, "no job " + id + ": it ended long ago or the daemon was restarted");
+  if (at == jobs_.end())
+    return Status(Code::kNotFound, "no job " + id + ": it ended long ago or the daemon was restarted");
   static const char* const kStates[] = {"running", "done", "failed"};
   nlohmann::json out{{"id", at->id},
                      {"kind", at->kind},

@@ -123,8 +123,8 @@ Status probe_address(const std::string& host, uint16_t port) {
   int on = 1;
   Status out;
   if (fd < 0) out = Status::from_errno(errno, where);
-  else if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 || bind(fd, found->ai_addr, found->ai_addrlen) != 0 ||
-           listen(fd, 1) != 0) {
+  else if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+           bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0) {
     out = Status::from_errno(errno, where);
   }
   if (fd >= 0) close(fd);

@@ -74,7 +74,8 @@ struct Ring::State {
       case Kind::kWrite: io_uring_prep_write(sqe, r.fd, r.data, static_cast<unsigned>(r.length), r.offset); break;
       case Kind::kDataSync: io_uring_prep_fsync(sqe, r.fd, IORING_FSYNC_DATASYNC); break;
       case Kind::kFallocate:
-        io_uring_prep_fallocate(sqe, r.fd, r.fallocate_mode, static_cast<off_t>(r.offset), static_cast<off_t>(r.length));
+        io_uring_prep_fallocate(sqe, r.fd, r.fallocate_mode, static_cast<off_t>(r.offset),
+                                static_cast<off_t>(r.length));
         break;
     }
     io_uring_sqe_set_data(sqe, op);

@@ -95,7 +95,11 @@ class KeyBuilder {
   KeyBuilder& u64(uint64_t v) { auto k = key_u64(v); key_.insert(key_.end(), k.begin(), k.end()); return *this; }
   KeyBuilder& u32(uint32_t v) { uint8_t k[4]; store_be32(k, v); key_.insert(key_.end(), k, k + 4); return *this; }
   KeyBuilder& uuid(const Uuid& v) { key_.insert(key_.end(), v.bytes.begin(), v.bytes.end()); return *this; }
-  KeyBuilder& text(std::string_view s) { ByteSpan b = as_bytes(s); key_.insert(key_.end(), b.begin(), b.end()); return *this; }
+  KeyBuilder& text(std::string_view s) {
+    ByteSpan b = as_bytes(s);
+    key_.insert(key_.end(), b.begin(), b.end());
+    return *this;
+  }
   KeyBuilder& u8(uint8_t v) { key_.push_back(v); return *this; }
   operator ByteSpan() const { return key_; }  // NOLINT: implicit by design
   const Bytes& bytes() const { return key_; }

@@ -43,7 +43,9 @@ struct Hello {                    // first frame of every connection, host to sh
   Uuid journal_generation;
   uint8_t digest_algorithm = kDigestXxh3;
   uint64_t session = 0;                  // 0 opens a new session; else joins that one as a further connection
-  template <class A> void fields(A& a) { a(version, features, cluster, node, incarnation, nonce, journal_generation, digest_algorithm, session); }
+  template <class A> void fields(A& a) {
+    a(version, features, cluster, node, incarnation, nonce, journal_generation, digest_algorithm, session);
+  }
 };
 struct HelloAnswer {
   uint16_t version = kProtocolVersion;
@@ -59,7 +61,7 @@ struct HelloAnswer {
 struct Ping { uint64_t token = 0; template <class A> void fields(A& a) { a(token); } };
 
 // ---- data path ----------------------------------------------------------------------------------
-struct Write {                    // payload: the bytes. Nothing overlapping (4 KiB granule) is in flight on any connection.
+struct Write {  // payload: the bytes. Nothing overlapping (4 KiB granule) is in flight on any connection.
   ImageId image;
   Epoch epoch;
   WriteSequence sequence;
@@ -89,7 +91,11 @@ struct Applied {                  // answer of Write, Zero, Resize
   template <class A> void fields(A& a) { a(coordinator, loss_id); }
 };
 struct Flush { ImageId image; Epoch epoch; template <class A> void fields(A& a) { a(image, epoch); } };
-struct Flushed { LossId loss_id; CoordinatorSequence durable_up_to; template <class A> void fields(A& a) { a(loss_id, durable_up_to); } };
+struct Flushed {
+  LossId loss_id;
+  CoordinatorSequence durable_up_to;
+  template <class A> void fields(A& a) { a(loss_id, durable_up_to); }
+};
 struct Read {                     // answer: empty body, payload of `length` bytes (zero-filled past the end)
   ImageId image;
   uint64_t offset = 0;
@@ -108,7 +114,12 @@ struct Hashes {
   std::vector<uint8_t> holes;            // one a unit: 1 if nothing is allocated there
   template <class A> void fields(A& a) { a(digests, holes); }
 };
-struct Extents { ImageId image; uint64_t offset = 0; uint32_t count_max = 0; template <class A> void fields(A& a) { a(image, offset, count_max); } };
+struct Extents {
+  ImageId image;
+  uint64_t offset = 0;
+  uint32_t count_max = 0;
+  template <class A> void fields(A& a) { a(image, offset, count_max); }
+};
 struct ExtentList {               // allocated extents from `offset` on, in order
   std::vector<Extent> extents;
   uint64_t next_offset = 0;              // ask on from here; the image's size at the end
@@ -152,7 +163,10 @@ struct Grant {
   uint64_t region_bytes = 0;
   uint64_t map_cut = 0;
   Bytes stale_regions;                   // bitmap, bit i of byte i/8 is region i
-  template <class A> void fields(A& a) { a(epoch, parent, coordinator, size, size_generation, loss_id, event, copy_known, region_bytes, map_cut, stale_regions); }
+  template <class A> void fields(A& a) {
+    a(epoch, parent, coordinator, size, size_generation, loss_id, event, copy_known, region_bytes, map_cut,
+      stale_regions);
+  }
 };
 // After a reconnect, for a tenure held: kFenced if it has moved.
 struct Resume {
@@ -170,7 +184,7 @@ struct Resumed {
   Generation size_generation;
   template <class A> void fields(A& a) { a(loss_id, coordinator, size, size_generation); }
 };
-struct Yield {                    // the holder gives the tenure back (recalled, or clean stop); all is applied on both copies
+struct Yield {  // the holder gives the tenure back (recalled, or clean stop); all is applied on both copies
   ImageId image;
   Epoch epoch;
   WriteSequence last;                    // last write of this tenure
@@ -188,7 +202,7 @@ struct StaleMap {                 // answer: Grant with epoch 0
   uint8_t copy_absent = 0;               // as in Acquire
   template <class A> void fields(A& a) { a(image, copy_absent); }
 };
-struct Level {                    // these regions of this host's copy are level and durable; the answer has an empty body
+struct Level {  // these regions of this host's copy are level and durable; the answer has an empty body
   ImageId image;
   uint64_t map_cut = 0;                  // regions marked again since are kept
   Bytes regions;                         // of the region size that came with that cut
@@ -240,12 +254,23 @@ struct Mark {
   InodeNumber replaced_inode;
   Epoch epoch;                           // tenure marks
   TenureParent parent;                   // tenure start
-  template <class A> void fields(A& a) { a(kind, number, origin, label, node, old_parent, old_name, name, replaced, replaced_inode, epoch, parent); }
+  template <class A> void fields(A& a) {
+    a(kind, number, origin, label, node, old_parent, old_name, name, replaced, replaced_inode, epoch, parent);
+  }
 };
 
-struct Lookup { InodeNumber parent; std::string name; template <class A> void fields(A& a) { a(parent, name); } };  // answer Attr
-struct GetAttr { InodeNumber inode; template <class A> void fields(A& a) { a(inode); } };                            // answer Attr
-enum SetAttrMask : uint32_t { kSetMode = 1, kSetUid = 2, kSetGid = 4, kSetAtime = 8, kSetMtime = 16, kSetCtime = 32, kSetPolicy = 64 };
+struct Lookup {                   // answer Attr
+  InodeNumber parent;
+  std::string name;
+  template <class A> void fields(A& a) { a(parent, name); }
+};
+struct GetAttr {                  // answer Attr
+  InodeNumber inode;
+  template <class A> void fields(A& a) { a(inode); }
+};
+enum SetAttrMask : uint32_t {
+  kSetMode = 1, kSetUid = 2, kSetGid = 4, kSetAtime = 8, kSetMtime = 16, kSetCtime = 32, kSetPolicy = 64,
+};
 struct SetAttr {
   InodeNumber inode;
   uint32_t mask = 0;
@@ -261,7 +286,12 @@ struct Create {                   // image, directory or symlink
   uint8_t mirror = 1;
   template <class A> void fields(A& a) { a(parent, name, kind, mode, uid, gid, symlink_target, mirror); }
 };
-struct Unlink { InodeNumber parent; std::string name; uint8_t directory = 0; template <class A> void fields(A& a) { a(parent, name, directory); } };
+struct Unlink {
+  InodeNumber parent;
+  std::string name;
+  uint8_t directory = 0;
+  template <class A> void fields(A& a) { a(parent, name, directory); }
+};
 struct Rename {
   InodeNumber parent;
   std::string name;
@@ -274,7 +304,12 @@ struct Rename {
 // An unlinked or replaced image keeps its blocks until every host that has it open sent Drop.
 // `others`: of a rename with exchange, the mark of the other name (its old_parent is 0: nothing was vacated).
 struct Changed { Mark mark; std::vector<Mark> others; template <class A> void fields(A& a) { a(mark, others); } };
-struct ReadDir { InodeNumber inode; std::string after; uint32_t count_max = 512; template <class A> void fields(A& a) { a(inode, after, count_max); } };
+struct ReadDir {
+  InodeNumber inode;
+  std::string after;
+  uint32_t count_max = 512;
+  template <class A> void fields(A& a) { a(inode, after, count_max); }
+};
 struct DirEntry { std::string name; Attr attr; template <class A> void fields(A& a) { a(name, attr); } };
 struct DirEntries {               // in name order, after `after`
   std::vector<DirEntry> entries;
@@ -290,9 +325,19 @@ struct SetXattr {
   template <class A> void fields(A& a) { a(inode, name, value, remove, flags); }
 };
 struct StatFs { uint8_t unused = 0; template <class A> void fields(A& a) { a(unused); } };
-struct StatFsAnswer { uint64_t total = 0, available = 0, files = 0; template <class A> void fields(A& a) { a(total, available, files); } };
-struct Drop { ImageId image; template <class A> void fields(A& a) { a(image); } };   // no handle here uses the nameless image any more
-struct Dump { InodeNumber after; uint32_t count_max = 512; template <class A> void fields(A& a) { a(after, count_max); } };  // answer DirEntries over all nodes, by inode; name = last component
+struct StatFsAnswer {
+  uint64_t total = 0, available = 0, files = 0;
+  template <class A> void fields(A& a) { a(total, available, files); }
+};
+struct Drop {                     // no handle here uses the nameless image any more
+  ImageId image;
+  template <class A> void fields(A& a) { a(image); }
+};
+struct Dump {                     // answer DirEntries over all nodes, by inode; name = last component
+  InodeNumber after;
+  uint32_t count_max = 512;
+  template <class A> void fields(A& a) { a(after, count_max); }
+};
 struct InvalidateNotify {         // shared node to hosts: another host changed this node or directory
   InodeNumber inode;
   InodeNumber parent;

@@ -40,7 +40,8 @@ TEST_F(DaemonTest, ServesControlSocketUntilTheSignal) {
   auto d = Daemon::create(options());
   ASSERT_TRUE(d) << d.status().to_string();
   Daemon& daemon = **d;
-  daemon.routes().get("/v1/status", [](const Request&) -> Result<std::string> { return std::string(R"({"node":"n"})"); });
+  daemon.routes().get("/v1/status",
+                      [](const Request&) -> Result<std::string> { return std::string(R"({"node":"n"})"); });
   std::vector<std::string> reasons;
   daemon.set_health([&] { return reasons; });
   std::unique_ptr<net::HttpClient> client;

@@ -26,7 +26,8 @@ TEST(Routes, GivesPathParametersAndQueryDecoded) {
     seen.query = r.query;
     return std::string("{}");
   });
-  EXPECT_EQ(ask(routes, "GET", "/v1/points/a%20b%2Fc/images/u+1?at=2026-11-21T10%3A00%3A05Z&name=x+y&flag").status, 200);
+  EXPECT_EQ(ask(routes, "GET", "/v1/points/a%20b%2Fc/images/u+1?at=2026-11-21T10%3A00%3A05Z&name=x+y&flag").status,
+            200);
   EXPECT_EQ(seen.parameter("point"), "a b/c");
   EXPECT_EQ(seen.parameter("uuid"), "u+1");
   EXPECT_EQ(seen.query["at"], "2026-11-21T10:00:05Z");
