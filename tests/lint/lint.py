@@ -76,7 +76,12 @@ BANNED = {
 CORE = ("shared/", "fs/", "journal/", "replica/")
 FILE_LINES_NOTED = 500
 FILE_LINES_MAX = 750
-LINE_COLUMNS_MAX = 200   # 120 is the rule (counted in a note); past this no screen shows it
+LINE_COLUMNS_RULE = 120
+LINE_COLUMNS_MAX = 200   # where older lines are still over the rule (counted in a note); past this no screen shows it
+# Folders where every line keeps the rule, and is to go on doing so. Others join as they are mended.
+KEPT_SHORT = ("fs/", "replica/") + tuple(f"shared/{f}/" for f in (
+    "daemon", "fence", "image", "io", "kv", "net", "node", "wire")) + tuple(f"tests/unit/{f}/" for f in (
+    "daemon", "fence", "image", "io", "kv", "net", "node", "replica", "wire"))
 
 
 def strip(text):
@@ -160,8 +165,9 @@ def check_text(path, raw, out, notes):
             if "#pragma once" not in raw:
                 out.append(f"{path}:1: no #pragma once: add it")
     for number, line in enumerate(lines, 1):
-        if path.endswith((".h", ".cc")) and len(line) > LINE_COLUMNS_MAX:
-            out.append(f"{path}:{number}: {len(line)} columns: break it at 120")
+        bound = LINE_COLUMNS_RULE if path.startswith(KEPT_SHORT) else LINE_COLUMNS_MAX
+        if path.endswith((".h", ".cc")) and len(line) > bound:
+            out.append(f"{path}:{number}: {len(line)} columns: break it at {LINE_COLUMNS_RULE}")
         if re.search(r"(?<![\w./-])/work/|\.\./shared/(DESIGN|STYLE|FACTS)", line) and not path.startswith("tests/lint/"):
             out.append(f"{path}:{number}: names a place outside the tree: write what is needed into shared/docs")
 
@@ -233,7 +239,7 @@ def tree(root):
 
 def lint(sources, documents, files):
     out, notes = [], []
-    over = sum(len(line) > 120 for path, raw in sources.items() for line in raw.split("\n"))
+    over = sum(len(line) > LINE_COLUMNS_RULE for path, raw in sources.items() for line in raw.split("\n"))
     notes.append(f"{over} lines are longer than 120 columns")
     for path, raw in sources.items():
         check_includes(path, raw, out)
@@ -266,9 +272,12 @@ def self_test():
         "sprintf": ("fs/x.h", 'sprintf(b, "x");'),
         "assert": ("fs/x.h", "assert(x);"),
         "relative include": ("fs/x.h", '#include "engine.h"'),
-        "long line": ("fs/x.h", "x" * 201),
+        "long line": ("journal/x.h", "x" * 201),
+        "line over the rule": ("fs/x.h", "x" * 121),
     }
     good = {
+        "line within the rule": ("fs/x.h", "x" * 120),
+        "older line": ("journal/x.h", "x" * 200),
         "snprintf": ("fs/x.h", 'std::snprintf(b, 1, "x");'),
         "comment": ("fs/x.h", "// rand() and sleep() are banned"),
         "string": ("fs/x.h", 'auto s = "time(nullptr)";'),
