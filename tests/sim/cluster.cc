@@ -4,24 +4,13 @@
 
 #include <cstdio>
 
-#include "shared/node/journal_marks.h"
+#include "tests/sim/nodes.h"
 
 namespace tidemark::sim {
 namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
-
-constexpr uint16_t kSharedPort = 7400, kReplicaPort = 7443;
-const char* const kReplicaUrl = "https://replica1:7443";
-
-config::Node node_config(const std::string& name, const std::string& role) {
-  config::Node node;
-  node.name = name;
-  node.role = role;
-  node.state_dir = node.run_dir = "/state";
-  return node;
-}
 
 }  // namespace
 
@@ -40,13 +29,20 @@ Cluster::Cluster(uint64_t seed, const Scenario& scenario)
   }
   world_.add_node({.name = "reader", .cluster = cluster_, .role = net::Role::kOperator});
   hosts_.resize(2);
+  bool strict = scenario.relay_images == 0 && scenario.brick_failures == 0;   // no copy is ever filled
   for (size_t h = 0; h < hosts_.size(); ++h) {
     hosts_[h].name = "host" + std::to_string(h + 1);
     for (uint32_t i = 0; i < scenario.images_per_host; ++i) {
       hosts_[h].images.push_back(models_.size());
       names_.push_back(hosts_[h].name + "-" + std::to_string(i) + ".img");
-      models_.push_back(std::make_unique<ImageModel>(models_.size() + 1, scenario.image_bytes));
+      models_.push_back(std::make_unique<ImageModel>(models_.size() + 1, scenario.image_bytes, strict));
     }
+  }
+  for (uint32_t i = 0; i < scenario.relay_images; ++i) {
+    relays_.push_back(std::make_unique<Relay>());
+    relays_.back()->model = models_.size();
+    names_.push_back("relay-" + std::to_string(i) + ".img");
+    models_.push_back(std::make_unique<ImageModel>(models_.size() + 1, scenario.image_bytes, strict));
   }
 }
 
@@ -55,6 +51,7 @@ Cluster::~Cluster() {
   for (const char* name : {"host1", "host2", "shared1", "replica1", "reader"}) {
     if (world_.running(name)) world_.crash(name, Crash::kKill);
   }
+  for (auto& relay : relays_) relay->guest.reset();
   for (Host& host : hosts_) host.guests.clear(), host.engine.reset();
   reader_.reset();
   shared_.reset();
@@ -74,30 +71,10 @@ void Cluster::fail(const std::string& what) {
 
 void Cluster::start_shared() {
   SimEnv& env = world_.start("shared1");
-  node::NodeOptions options;
-  options.name = "shared1";
-  options.cluster = cluster_;
-  options.state_dir = "/state";
-  options.storage.bricks = {"/brick1", "/brick2"};
-  options.storage.stripe_count = 2;
-  options.storage.stripe_unit = 64 << 10;
-  options.on_fatal = [this](const Status& s) { fail("shared node: " + s.to_string()); };
-  node::JournalMarksOptions marks;
-  marks.directory = "/state/marks";
-  marks.source = "shared1";
-  marks.cluster = cluster_;
-  auto client = env.network().http_client({.url = kReplicaUrl, .tls = net::TlsFiles{}});
-  if (!client) return fail("marks: " + client.status().to_string());
-  marks.replica = std::move(*client);
-  auto sink = node::JournalMarks::open(env, std::move(marks));
-  if (!sink) return fail("marks: " + sink.status().to_string());
-  for (const auto& brick : options.storage.bricks) {
-    if (Status s = env.files().make_directories(brick); !s) return fail(s.to_string());
-  }
-  auto node = node::SharedNode::open(env, std::move(options), std::move(*sink));
+  auto node = open_shared(env, {.cluster = cluster_, .region_bytes = scenario_.region_bytes, .ships = true,
+                                .on_fatal = [this](const Status& s) { fail("shared node: " + s.to_string()); }});
   if (!node) return fail("shared node: " + node.status().to_string());
   shared_ = std::move(*node);
-  if (Status s = shared_->listen({"shared1", kSharedPort}, {}); !s) fail("listen: " + s.to_string());
 }
 
 void Cluster::start_replica() {
@@ -117,16 +94,9 @@ void Cluster::start_replica() {
 }
 
 void Cluster::start_host(Host& host, bool first) {
+  world_.clear_faults(host.name);               // whoever starts it has repaired its brick
   SimEnv& env = world_.start(host.name);
-  fs::EngineOptions options;
-  options.cluster = cluster_;
-  options.config.node = node_config(host.name, "host");
-  options.config.storage.bricks = {"/brick1"};
-  options.config.shared = config::SharedLink{"shared1:" + std::to_string(kSharedPort), "shared1", 2};
-  options.config.replica = config::ReplicaLink{kReplicaUrl, "replica1"};
-  options.config.journal.region_bytes = 4 << 20;
-  if (Status s = env.files().make_directories("/brick1"); !s) return fail(s.to_string());
-  auto engine = fs::Engine::open(env, std::move(options));
+  auto engine = open_host(env, {.cluster = cluster_, .region_bytes = scenario_.region_bytes, .ships = true});
   if (!engine) return fail(host.name + ": " + engine.status().to_string());
   host.engine = std::move(*engine);
   host.engine->start();
@@ -145,12 +115,56 @@ void Cluster::start_guests(Host& host, bool first) {
   }
 }
 
+// Where hosts and the shared node lose their power, unflushed writes may be gone from both copies.
+void Cluster::lost_power() {
+  if (scenario_.host_power_losses == 0 || scenario_.shared_power_losses == 0) return;
+  for (auto& model : models_) model->lose_unflushed();
+}
+
 void Cluster::crash_host(Host& host, Crash kind) {
   if (!world_.running(host.name)) return;
+  if (kind == Crash::kPowerLoss) lost_power();
   for (auto& guest : host.guests) acknowledged_ += guest->acknowledged(), guest->lost();
+  for (auto& relay : relays_) {
+    if (relay->host != &host) continue;
+    acknowledged_ += relay->guest->acknowledged();
+    relay->guest->lost();
+    next_turn(*relay, milliseconds(100));       // the VM is started anew, there or on the other host
+  }
   world_.crash(host.name, kind);
   host.engine.reset();
   host.guests.clear();
+}
+
+// ---- images that move -----------------------------------------------------------------------------
+
+void Cluster::next_turn(Relay& relay, Duration pause) {
+  relay.host = nullptr;
+  uint64_t turn = ++relay.turns;
+  world_.at(pause, [this, &relay, turn] {
+    if (failure_.empty() && relay.turns == turn && !relay.ended) begin_turn(relay);
+  });
+}
+
+void Cluster::begin_turn(Relay& relay) {
+  Host& host = hosts_[world_.random().below(2)];
+  if (!world_.running(host.name)) return next_turn(relay, milliseconds(100));
+  relay.host = &host;
+  GuestOptions options = scenario_.guest;
+  options.turn_requests = static_cast<uint32_t>(1 + world_.random().below(world_.random().coin() ? 12 : 150));
+  relay.guest = std::make_unique<Guest>(world_, *models_[relay.model], names_[relay.model], options);
+  relay.guest->start(*host.engine, *world_.process(host.name), !relay.created, [this](const std::string& what) { fail(what); });
+  watch_turn(relay);
+}
+
+void Cluster::watch_turn(Relay& relay) {
+  world_.at(milliseconds(5), [this, &relay, turn = relay.turns] {
+    if (!failure_.empty() || relay.turns != turn || relay.host == nullptr) return;
+    if (relay.guest->has_tenure()) relay.created = true;
+    if (!relay.guest->idle()) return watch_turn(relay);
+    acknowledged_ += relay.guest->acknowledged();
+    next_turn(relay, world_.random().in({Duration(0), milliseconds(400)}));
+  });
 }
 
 // ---- what is done to them -------------------------------------------------------------------------
@@ -187,6 +201,7 @@ void Cluster::plan() {
   auto shared_down = [](Crash kind) {
     return [kind](Cluster& c) {
       if (!c.world_.running("shared1")) return;
+      if (kind == Crash::kPowerLoss) c.lost_power();
       c.world_.crash("shared1", kind);
       c.shared_.reset();
       c.world_.at(c.world_.random().in({milliseconds(50), seconds(3)}), [&c] { c.start_shared(); });
@@ -204,6 +219,14 @@ void Cluster::plan() {
   };
   schedule(scenario_.host_kills, host_down(Crash::kKill));
   schedule(scenario_.host_power_losses, host_down(Crash::kPowerLoss));
+  schedule(scenario_.host_isolations, [](Cluster& c) {
+    std::string host = c.hosts_[c.world_.random().below(2)].name;
+    for (const char* other : {"shared1", "replica1"}) c.world_.partition(host, other);
+    c.world_.at(c.world_.random().in({milliseconds(100), seconds(30)}), [&c, host] {
+      for (const char* other : {"shared1", "replica1"}) c.world_.heal(host, other), c.world_.heal(other, host);
+    });
+  });
+  schedule(scenario_.brick_failures, [](Cluster& c) { c.fail_brick(c.hosts_[c.world_.random().below(2)]); });
   schedule(scenario_.clock_jumps, [](Cluster& c) {
     const char* nodes[] = {"host1", "host2", "shared1", "replica1"};
     int64_t jump = static_cast<int64_t>(c.world_.random().below(200'000'000)) - 100'000'000;
@@ -211,15 +234,33 @@ void Cluster::plan() {
   });
 }
 
+// The brick answers EIO to what the seed chooses, until its machine is started again or the run settles.
+void Cluster::fail_brick(Host& host) {
+  Random& random = world_.random();
+  FileFault fault;
+  fault.path_contains = "/brick1";
+  fault.nth = 1 + random.below(20);
+  fault.times = random.coin() ? 1 + random.below(3) : UINT64_MAX;
+  constexpr auto kRead = static_cast<uint16_t>(FileOp::kRead), kWrite = static_cast<uint16_t>(FileOp::kWrite),
+                 kSync = static_cast<uint16_t>(FileOp::kSync);
+  constexpr uint16_t kChoices[] = {kRead, kWrite, kSync, kRead | kWrite, kMutatingFileOps, kMutatingFileOps | kRead};
+  fault.operations = kChoices[random.below(std::size(kChoices))];
+  fault.error = random.chance(1, 4) ? 28 : 5;
+  world_.inject(host.name, fault);
+}
+
 void Cluster::mark(Host& host) {
   if (!world_.running(host.name)) return;
+  Relay* relay = nullptr;      // only while its tenure is this host's is its state at the cut known
+  for (auto& r : relays_) if (r->host == &host && r->guest->has_tenure()) relay = r.get();
+  if (relay == nullptr && host.images.empty()) return;
   auto& m = *marks_.emplace_back(std::make_unique<Marked>());
   m.name = "mark-" + std::to_string(marks_.size());
-  m.model = host.images[0];
+  m.model = relay != nullptr ? relay->model : host.images[0];
   m.image = names_[m.model];
   m.before = models_[m.model]->view();
-  host.engine->mark(m.name, false, seconds(60), [this, &m](Result<std::string> answer) {
-    if (!answer) return;
+  host.engine->mark(m.name, false, seconds(60), [this, &m, relay, turn = relay ? relay->turns : 0](Result<std::string> answer) {
+    if (!answer || (relay != nullptr && relay->turns != turn)) return;
     m.after = ImageModel::merge(m.before, models_[m.model]->view());
     m.complete = true;
   });
@@ -227,28 +268,48 @@ void Cluster::mark(Host& host) {
 
 // ---- the end --------------------------------------------------------------------------------------
 
+// Looks now and then: what is waited for may be dear to look at.
 bool Cluster::wait(const std::string& what, UniqueFunction<bool()> done, Duration limit) {
-  bool ok = world_.run_until([this, done = std::move(done)]() mutable { return !failure_.empty() || done(); }, limit);
-  if (!ok) fail("never came about: " + what);
+  for (Duration end = world_.elapsed() + limit; failure_.empty() && !done(); world_.run_for(milliseconds(20))) {
+    if (world_.elapsed() > end) fail("never came about: " + what);
+  }
   return failure_.empty();
 }
 
 bool Cluster::settle() {
   world_.heal_all();
   world_.set_network_faults(0, 0, 0);
+  for (Host& host : hosts_) {
+    world_.clear_faults(host.name);
+    // A copy that failed serves again after the next start.
+    if (scenario_.brick_failures == 0 || !world_.running(host.name)) continue;
+    crash_host(host, Crash::kKill);
+    start_host(host, false);
+  }
   if (!wait("everything is up again", [this] {
         for (Host& h : hosts_) if (!world_.running(h.name)) return false;
         return world_.running("shared1") && world_.running("replica1");
       })) return false;
   for (Host& host : hosts_) for (auto& guest : host.guests) guest->stop();
+  for (auto& relay : relays_) {
+    relay->ended = true;
+    if (relay->host != nullptr) relay->guest->stop();
+  }
   if (!wait("the guests' last answers", [this] {
         for (Host& h : hosts_) for (auto& g : h.guests) if (!g->idle()) return false;
+        for (auto& r : relays_) if (r->host != nullptr && !r->guest->idle()) return false;
         return true;
       })) return false;
+  return final_turns() && level();
+}
+
+bool Cluster::level() {
   return wait("every image is mirrored", [this] {
     for (Host& host : hosts_) {
       auto status = nlohmann::json::parse(host.engine->status_json());
+      if (!status["shared"]["connected"]) return false;
       for (const auto& image : status["images"]) {
+        if (image["recovering"]) return false;
         if (image["writer"] != host.name) continue;
         if (image["mirror"] != "mirrored" || image["stale_bytes"] != 0) return false;
       }
@@ -257,18 +318,61 @@ bool Cluster::settle() {
   });
 }
 
-bool Cluster::verify(Host& host) {
-  std::vector<std::string> images;
-  for (size_t image : host.images) images.push_back(names_[image]);
+// Each host writes once more to what moved, and reads all of it.
+bool Cluster::final_turns() {
+  for (auto& relay : relays_) {
+    for (Host& host : hosts_) {
+      GuestOptions options;
+      options.turn_requests = 1;
+      Guest guest(world_, *models_[relay->model], names_[relay->model], options);
+      guest.start(*host.engine, *world_.process(host.name), !relay->created, [this](const std::string& what) { fail(what); });
+      relay->created = true;
+      if (!wait(host.name + " has its last turn on " + names_[relay->model], [&] { return guest.idle(); })) return false;
+      if (!level() || !read_whole(host, relay->model) || !verify(host, {names_[relay->model]})) return false;
+    }
+  }
+  return true;
+}
+
+bool Cluster::read_whole(Host& host, size_t model) {
+  Bytes bytes(models_[model]->size());
   bool answered = false;
-  host.engine->verify(images, [](uint64_t, uint64_t) {}, [&](Result<std::string> result) {
-    answered = true;
-    if (!result) return fail(host.name + " verify: " + result.status().to_string());
-    auto json = nlohmann::json::parse(*result);
-    if (json["equal"] != true) fail(host.name + " verify: " + *result);
-    if (json["images"].size() != images.size()) fail(host.name + " verify left images out: " + *result);
+  host.engine->lookup(InodeNumber(1), names_[model], [&](Result<wire::Attr> attr) {
+    if (!attr) return fail("lookup: " + attr.status().to_string());
+    host.engine->open_image(attr->inode, [&](Result<fs::HandleId> handle) {
+      if (!handle) return fail("open: " + handle.status().to_string());
+      host.engine->read(*handle, 0, bytes, io::IoMode::kQueued, [&, h = *handle](Result<size_t> n) {
+        host.engine->release(h);
+        answered = true;
+        std::string wrong = !n ? n.status().to_string() : *n != bytes.size() ? "short" : models_[model]->check_now(0, bytes);
+        if (!wrong.empty()) fail(host.name + " reads " + names_[model] + ": " + wrong);
+      });
+    });
   });
-  return wait(host.name + " verify", [&] { return answered; });
+  return wait(host.name + " reads " + names_[model], [&] { return answered; });
+}
+
+// Until the replica has what it waits for: batches of the other host may still be on their way.
+bool Cluster::verify(Host& host, const std::vector<std::string>& images) {
+  std::string not_level;
+  for (int i = 0; i < 60 && failure_.empty(); ++i, world_.run_for(seconds(1))) {
+    bool answered = false;
+    not_level.clear();
+    host.engine->verify(images, [](uint64_t, uint64_t) {}, [&](Result<std::string> result) {
+      answered = true;
+      if (!result) return fail(host.name + " verify: " + result.status().to_string());
+      auto json = nlohmann::json::parse(*result);
+      if (json["equal"] != true) fail(host.name + " verify: " + *result);
+      if (json["images"].size() != images.size()) fail(host.name + " verify left images out: " + *result);
+      for (const auto& image : json["images"]) {
+        for (const char* copy : {"host", "shared", "replica"}) if (image["copies"][copy] != "level") not_level = *result;
+      }
+    });
+    if (!wait(host.name + " verify", [&] { return answered; })) return false;
+    if (not_level.empty()) return true;
+  }
+  fail(host.name + " verify: a copy does not become level: " + not_level);
+  return false;
 }
 
 Result<net::HttpResponse> Cluster::get(const std::string& target) {
@@ -317,7 +421,8 @@ bool Cluster::check_points() {
     if (!m->complete || !failure_.empty()) continue;
     auto resolved = get("/v1/points/resolve?name=" + m->name);
     // A host that died before staging it has lost the mark, and has said so in its log.
-    if (resolved && resolved->status == 404 && (scenario_.host_kills || scenario_.host_power_losses)) continue;
+    bool may_be_lost = scenario_.host_kills + scenario_.host_power_losses + scenario_.brick_failures != 0;
+    if (resolved && resolved->status == 404 && may_be_lost) continue;
     Bytes bytes;
     std::string wrong = read_point(m->name, m->image, &bytes);
     if (wrong.empty() && bytes.size() != models_[m->model]->size()) wrong = "size " + std::to_string(bytes.size());
@@ -337,12 +442,17 @@ std::string Cluster::run() {
   start_shared();
   start_replica();
   for (Host& host : hosts_) start_host(host, true);
+  for (auto& relay : relays_) next_turn(*relay, milliseconds(50));
   world_.run_for(milliseconds(500));
   plan();
   world_.run_until([this] { return !failure_.empty(); }, scenario_.length);
   if (!failure_.empty()) return failure_;
   if (!settle()) return failure_;
-  for (Host& host : hosts_) if (!verify(host)) return failure_;
+  for (Host& host : hosts_) {
+    std::vector<std::string> images;
+    for (size_t image : host.images) images.push_back(names_[image]);
+    if (!images.empty() && !verify(host, images)) return failure_;
+  }
   check_points();
   return failure_;
 }

@@ -20,7 +20,9 @@ struct Scenario {
   std::string name;
   Duration length = std::chrono::seconds(20);
   uint32_t images_per_host = 1;
+  uint32_t relay_images = 0;        // written by both hosts in turn
   uint64_t image_bytes = 1 << 20;
+  uint64_t region_bytes = 128 << 10;
   GuestOptions guest;
   uint32_t marks = 3;
   uint32_t link_cuts = 0;           // host to shared node, healed after a while
@@ -28,6 +30,8 @@ struct Scenario {
   uint32_t replica_outages = 0;     // killed, started again
   uint32_t shared_kills = 0, shared_power_losses = 0;
   uint32_t host_kills = 0, host_power_losses = 0;
+  uint32_t host_isolations = 0;     // a host sees nobody for a while
+  uint32_t brick_failures = 0;      // a host's brick answers EIO from some operation on, for a while or for good
   uint32_t clock_jumps = 0;
   uint32_t http_faults_per_million = 0, reset_per_million = 0;
 };
@@ -51,6 +55,15 @@ class Cluster {
     std::vector<std::unique_ptr<Guest>> guests;
     std::vector<size_t> images;                 // its own, indices into models_
   };
+  // An image whose VM moves: one turn after another, each on a host of the seed's choice.
+  struct Relay {
+    size_t model = 0;
+    uint64_t turns = 0;
+    Host* host = nullptr;                       // of the turn under way
+    bool created = false;
+    bool ended = false;                         // no further turns
+    std::unique_ptr<Guest> guest;
+  };
   struct Marked {
     std::string name, image;
     size_t model = 0;
@@ -63,13 +76,21 @@ class Cluster {
   void start_host(Host& host, bool first);
   void start_guests(Host& host, bool first);
   void crash_host(Host& host, Crash kind);
+  void lost_power();
+  void begin_turn(Relay& relay);
+  void next_turn(Relay& relay, Duration pause);
+  void watch_turn(Relay& relay);
+  bool final_turns();
+  bool read_whole(Host& host, size_t model);
   void plan();
   template <class F> void schedule(uint32_t times, F&& fn);
+  void fail_brick(Host& host);
   void mark(Host& host);
   void fail(const std::string& what);
   bool wait(const std::string& what, UniqueFunction<bool()> done, Duration limit = std::chrono::seconds(180));
   bool settle();
-  bool verify(Host& host);
+  bool level();
+  bool verify(Host& host, const std::vector<std::string>& images);
   bool check_points();
   std::string read_point(const std::string& point, const std::string& image, Bytes* out);
   Result<net::HttpResponse> get(const std::string& target);
@@ -82,6 +103,7 @@ class Cluster {
   std::unique_ptr<replica::Replica> replica_;
   std::unique_ptr<net::HttpServer> replica_server_;
   std::vector<Host> hosts_;
+  std::vector<std::unique_ptr<Relay>> relays_;
   std::vector<std::unique_ptr<ImageModel>> models_;
   std::vector<std::string> names_;              // of the images, by model
   std::vector<std::unique_ptr<Marked>> marks_;

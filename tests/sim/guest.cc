@@ -1,11 +1,13 @@
 #include "tests/sim/guest.h"
 
 #include <algorithm>
+#include <cerrno>
 
 namespace tidemark::sim {
 namespace {
 constexpr InodeNumber kRoot{1};
 constexpr uint64_t kExtentSectorsMax = 40;
+constexpr std::chrono::milliseconds kNamesRetry{200}, kBusyRetry{300};
 }  // namespace
 
 void Guest::start(fs::Engine& engine, SimEnv& env, bool create, std::function<void(const std::string&)> failed) {
@@ -13,46 +15,78 @@ void Guest::start(fs::Engine& engine, SimEnv& env, bool create, std::function<vo
   env_ = &env;
   failed_ = std::move(failed);
   running_ = true;
-  stopping_ = false;
-  uint64_t life = ++life_;
-  auto found = [this, life, create](Result<wire::Attr> attr) {
+  stopping_ = taken_ = false;
+  begun_ = 0;
+  ++life_;
+  look_up(create);
+}
+
+// Names need the shared node: while it is away they are asked for again.
+template <class F>
+void Guest::again(const Status& why, const std::string& what, F&& fn) {
+  bool unreachable = why.code() == Code::kUnavailable || why.sys_errno() == EHOSTUNREACH;
+  if (!unreachable) return wrong(what + ": " + why.to_string());
+  env_->after(kNamesRetry, [this, life = life_, fn = std::forward<F>(fn)] {
+    if (life == life_) fn();
+  });
+}
+
+void Guest::look_up(bool create) {
+  auto found = [this, life = life_, create](Result<wire::Attr> attr) {
     if (life != life_) return;
-    if (!attr) return wrong("cannot find the image: " + attr.status().to_string());
-    InodeNumber inode = attr->inode;
-    engine_->open_image(inode, [this, life, create, inode](Result<fs::HandleId> handle) {
+    // A create whose answer was lost has made the image.
+    bool there = !attr && create && attr.status().code() == Code::kAlreadyExists;
+    if (there) return engine_->lookup(kRoot, name_, [this, life, create](Result<wire::Attr> known) {
       if (life != life_) return;
-      if (!handle) return wrong("open: " + handle.status().to_string());
-      if (!create) return opened(*handle);
-      fs::SetAttr grow;
-      grow.set_size = true;
-      grow.size = model_.size();
-      engine_->setattr(inode, grow, [this, life, h = *handle](Result<wire::Attr> attr) {
-        if (life != life_) return;
-        if (!attr) return wrong("resize: " + attr.status().to_string());
-        opened(h);
-      });
+      if (!known) return again(known.status(), "cannot find the image", [this, create] { look_up(create); });
+      open(known->inode, create);
     });
+    if (!attr) return again(attr.status(), "cannot find the image", [this, create] { look_up(create); });
+    open(attr->inode, create);
   };
-  if (create) {
-    wire::Create request;
-    request.parent = kRoot;
-    request.name = name_;
-    request.mode = 0600;
-    engine.create(std::move(request), std::move(found));
-  } else {
-    engine.lookup(kRoot, name_, std::move(found));
-  }
+  if (!create) return engine_->lookup(kRoot, name_, std::move(found));
+  wire::Create request;
+  request.parent = kRoot;
+  request.name = name_;
+  request.mode = 0600;
+  engine_->create(std::move(request), std::move(found));
+}
+
+void Guest::open(InodeNumber inode, bool create) {
+  engine_->open_image(inode, [this, life = life_, create, inode](Result<fs::HandleId> handle) {
+    if (life != life_) return;
+    if (!handle) return again(handle.status(), "open", [this, inode, create] { open(inode, create); });
+    if (!create) return opened(*handle);
+    fs::SetAttr grow;
+    grow.set_size = true;
+    grow.size = model_.size();
+    engine_->setattr(inode, grow, [this, life, h = *handle](Result<wire::Attr> attr) {
+      if (life != life_) return;
+      if (!attr) return wrong("resize: " + attr.status().to_string());
+      opened(h);
+    });
+  });
 }
 
 void Guest::opened(fs::HandleId handle) {
   handle_ = handle;
+  loops_ = 1;
+  if (options_.turn_requests != 0) return take_tenure();
+  taken_ = true;
+  loops_ = options_.depth;
   for (uint32_t i = 0; i < options_.depth; ++i) later();
+}
+
+void Guest::take_tenure() {
+  if (stopping_) return next();
+  do_write();
 }
 
 void Guest::lost() {
   ++life_;
   running_ = false;
-  requests_.clear();   // never answered: their stamps stay possible
+  for (const Request& r : requests_) if (r.stamp != 0) model_.abandon(r.stamp);   // stays possible
+  requests_.clear();
 }
 
 void Guest::later() {
@@ -63,11 +97,12 @@ void Guest::later() {
 }
 
 void Guest::next() {
+  if (options_.turn_requests != 0 && begun_ >= options_.turn_requests) stopping_ = true;
+  ++begun_;
   if (stopping_) {
-    if (requests_.empty() && running_) {
-      running_ = false;
-      engine_->release(handle_);
-    }
+    if (--loops_ > 0) return;
+    running_ = false;
+    engine_->release(handle_);
     return;
   }
   uint64_t dice = world_.random().below(100);
@@ -130,8 +165,18 @@ void Guest::do_write() {
   io::IoMode mode = world_.random().coin() ? io::IoMode::kInline : io::IoMode::kQueued;
   engine_->write(handle_, r->extent.offset, r->bytes, mode, [this, life, r](Result<size_t> n) {
     if (life != life_) return;
+    if (!n && n.status().code() == Code::kBusy && !taken_) {
+      model_.refuse(r->extent, r->stamp);
+      requests_.erase(r);
+      env_->after(kBusyRetry, [this, life] {
+        if (life == life_) take_tenure();
+      });
+      return;
+    }
     if (!n) wrong("write: " + n.status().to_string());
     else model_.acknowledge(r->extent, r->stamp), ++acknowledged_;
+    bool first = !std::exchange(taken_, true);
+    for (; first && loops_ < options_.depth; ++loops_) later();
     answered(r);
   });
 }
@@ -159,9 +204,11 @@ void Guest::do_zero() {
 void Guest::do_flush() {
   auto r = requests_.emplace(requests_.end());
   uint64_t life = life_;
-  engine_->flush(handle_, io::IoMode::kQueued, [this, life, r](Status s) {
+  auto covered = std::make_shared<ImageModel::Flush>(model_.flush_asked());   // shared with the answer that may never come
+  engine_->flush(handle_, io::IoMode::kQueued, [this, life, r, covered](Status s) {
     if (life != life_) return;
     if (!s) wrong("flush: " + s.to_string());
+    else model_.flush_acknowledged(*covered);
     answered(r);
   });
 }

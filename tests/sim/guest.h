@@ -1,5 +1,6 @@
 // A simulated VM: random overlapping reads, writes, zeroes, discards and flushes on one image through a host's
-// engine, at a depth, each answer held against the model.
+// engine, at a depth, each answer held against the model. Only names may
+// be unreachable: the guest asks again.
 #pragma once
 
 #include <functional>
@@ -17,7 +18,10 @@ namespace tidemark::sim {
 struct GuestOptions {
   uint32_t depth = 4;
   uint32_t read_percent = 25, zero_percent = 8, flush_percent = 8;
-  Duration think_max = std::chrono::milliseconds(5);
+  Duration think_max = std::chrono::milliseconds(20);
+  // Above 0: a VM that moves from host to host. It begins with a write, which takes the tenure (EBUSY: tried again),
+  // and ends after so many requests.
+  uint32_t turn_requests = 0;
 };
 
 class Guest {
@@ -30,6 +34,7 @@ class Guest {
   // No new requests; `idle()` once all were answered and the handle was released.
   void stop() { stopping_ = true; }
   bool idle() const { return !running_; }
+  bool has_tenure() const { return running_ && taken_; }
   // The host died: answers will not come. What was in flight stays possible in the model.
   void lost();
   uint64_t acknowledged() const { return acknowledged_; }
@@ -42,7 +47,11 @@ class Guest {
     Bytes memory;
     MutableByteSpan bytes;                 // aligned part of memory
   };
+  void look_up(bool create);
+  void open(InodeNumber inode, bool create);
   void opened(fs::HandleId handle);
+  void take_tenure();
+  template <class F> void again(const Status& why, const std::string& what, F&& fn);
   void next();
   void later();
   Extent random_extent();
@@ -64,6 +73,9 @@ class Guest {
   std::list<Request> requests_;            // in flight; addresses are stable
   uint64_t life_ = 0;                      // grows with each start and loss: stale events find out
   bool running_ = false, stopping_ = false;
+  bool taken_ = false;                     // a write was acknowledged
+  uint32_t begun_ = 0;                     // requests of this turn
+  uint32_t loops_ = 0;                     // each has a request in flight or a timer running
   uint64_t acknowledged_ = 0;
 };
 

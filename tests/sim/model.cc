@@ -1,23 +1,74 @@
 #include "tests/sim/model.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tidemark::sim {
 
 ImageModel::Stamp ImageModel::issue(Extent extent, bool zero) {
   Stamp stamp = ++next_;
   if (zero) zeros_.insert(stamp);
+  live_.insert(stamp);
   for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) sectors_[s].possible.insert(stamp);
   return stamp;
 }
 
-// Overlapping writes are applied in the order of their issue, so older stamps are gone with a newer one's answer.
+bool ImageModel::precedes(Stamp before, Stamp stamp) const {
+  if (before > stamp) return false;
+  if (strict_) return true;
+  auto ended = ended_.find(before);
+  return before == 0 || (ended != ended_.end() && ended->second < stamp);
+}
+
 void ImageModel::acknowledge(Extent extent, Stamp stamp) {
+  end(stamp);
   for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) {
     Sector& sector = sectors_[s];
-    if (sector.certain > stamp) continue;
-    sector.certain = stamp;
-    sector.possible.erase(sector.possible.begin(), sector.possible.upper_bound(stamp));
+    sector.torn = false;
+    if (sector.certain > stamp) {
+      if (strict_) sector.possible.erase(stamp);
+      continue;
+    }
+    sector.possible.insert(std::exchange(sector.certain, stamp));
+    sector.possible.erase(stamp);
+    for (auto at = sector.possible.begin(); at != sector.possible.end() && *at < stamp;) {
+      sector.overwritten.insert(*at);
+      at = precedes(*at, stamp) ? sector.possible.erase(at) : std::next(at);
+    }
+  }
+}
+
+void ImageModel::refuse(Extent extent, Stamp stamp) {
+  end(stamp);
+  for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) sectors_[s].possible.erase(stamp);
+}
+
+ImageModel::Flush ImageModel::flush_asked() const {
+  Flush flush;
+  flush.certain.reserve(sectors_.size());
+  for (const Sector& sector : sectors_) flush.certain.push_back(sector.torn ? 0 : sector.certain);
+  return flush;
+}
+
+void ImageModel::flush_acknowledged(const Flush& flush) {
+  for (size_t i = 0; i < sectors_.size(); ++i) {
+    Sector& sector = sectors_[i];
+    sector.durable = std::max(sector.durable, flush.certain[i]);
+    sector.overwritten.erase(sector.overwritten.begin(), sector.overwritten.lower_bound(sector.durable));
+    if (sector.certain >= sector.durable) continue;
+    sector.certain = sector.durable;             // power was lost while it was under way, and it covers this all the same
+    sector.possible.erase(sector.possible.begin(), sector.possible.upper_bound(sector.durable));
+  }
+}
+
+void ImageModel::lose_unflushed() {
+  for (Sector& sector : sectors_) {
+    if (sector.certain == sector.durable && sector.possible.empty()) continue;
+    sector.possible.insert(sector.overwritten.begin(), sector.overwritten.end());
+    sector.possible.insert(sector.certain);
+    sector.certain = sector.durable;
+    sector.overwritten.clear();
+    sector.torn = true;
   }
 }
 
@@ -39,6 +90,7 @@ ImageModel::View ImageModel::view(Extent extent) const {
   for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) {
     std::set<Stamp> allowed{shown(sectors_[s].certain)};
     for (Stamp stamp : sectors_[s].possible) allowed.insert(shown(stamp));
+    if (sectors_[s].torn) allowed.insert(kTorn);
     view.allowed.push_back(std::move(allowed));
   }
   return view;
@@ -65,7 +117,7 @@ ImageModel::Stamp ImageModel::stamp_of(uint64_t sector, ByteSpan bytes, bool* wh
 std::string ImageModel::check_sector(const std::set<Stamp>& allowed, uint64_t sector, ByteSpan bytes) const {
   bool whole = false;
   Stamp stamp = stamp_of(sector, bytes, &whole);
-  if (whole && allowed.contains(stamp)) return {};
+  if (allowed.contains(whole ? stamp : kTorn)) return {};
   std::string text = "image " + std::to_string(number_) + " sector " + std::to_string(sector) + " holds " +
                      (whole ? std::to_string(stamp) : "a torn or foreign sector") + ", allowed:";
   for (Stamp s : allowed) text += " " + std::to_string(s);

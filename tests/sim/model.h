@@ -21,12 +21,23 @@ inline constexpr uint64_t kModelSector = 512;
 class ImageModel {
  public:
   using Stamp = uint64_t;                      // 0: zeros
-  ImageModel(uint64_t number, uint64_t size) : number_(number), sectors_(size / kModelSector) {}
+  // `strict`: overlapping writes in flight are applied in the order of their issue. Not so where one may wait for its
+  // region to be filled: then either may be the last.
+  ImageModel(uint64_t number, uint64_t size, bool strict) : number_(number), strict_(strict), sectors_(size / kModelSector) {}
 
   uint64_t size() const { return sectors_.size() * kModelSector; }
   // A new stamp; the range may hold it from now on. `zero` marks a write of zeros (stamp is not in the bytes).
   Stamp issue(Extent extent, bool zero);
   void acknowledge(Extent extent, Stamp stamp);
+  void refuse(Extent extent, Stamp stamp);     // answered with an error that says that nothing was changed
+  void abandon(Stamp stamp) { end(stamp); }    // its host died: it was applied by now, or never will be
+  // A flush covers what was acknowledged when it was asked for.
+  struct Flush { std::vector<Stamp> certain; };
+  Flush flush_asked() const;
+  void flush_acknowledged(const Flush& flush);
+  // Both machines may have lost their power before what was acknowledged since the last flush was made level again:
+  // of each sector any such state may come back, or a torn one.
+  void lose_unflushed();
   void fill(Extent extent, Stamp stamp, MutableByteSpan out) const;
   // What may be there, at this moment.
   struct View { std::vector<std::set<Stamp>> allowed; };   // by sector of a range; zero stamps stand as 0
@@ -39,16 +50,26 @@ class ImageModel {
   std::string check_now(uint64_t offset, ByteSpan bytes) const;
 
  private:
+  static constexpr Stamp kTorn = UINT64_MAX;   // in a set of what is allowed: any mixture
   struct Sector {
-    Stamp certain = 0;
+    Stamp certain = 0, durable = 0;            // acknowledged; and flushed
     std::set<Stamp> possible;                  // unanswered or of unknown outcome
+    std::set<Stamp> overwritten;               // what it may have held since `durable`, before `certain`
+    bool torn = false;
   };
   Stamp shown(Stamp stamp) const { return zeros_.contains(stamp) ? 0 : stamp; }
   std::string check_sector(const std::set<Stamp>& allowed, uint64_t sector, ByteSpan bytes) const;
   Stamp stamp_of(uint64_t sector, ByteSpan bytes, bool* whole) const;
 
+  void end(Stamp stamp) { live_.erase(stamp), ended_[stamp] = next_; }
+  // `before` had ended when `stamp` was issued.
+  bool precedes(Stamp before, Stamp stamp) const;
+
   uint64_t number_;
+  bool strict_;
   Stamp next_ = 0;
+  std::set<Stamp> live_;                       // in flight
+  std::map<Stamp, Stamp> ended_;               // the newest stamp issued by then
   std::set<Stamp> zeros_;
   std::vector<Sector> sectors_;
 };

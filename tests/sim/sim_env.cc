@@ -236,6 +236,37 @@ void World::fail_next_commit(const std::string& node, Status status) {
 }
 void World::set_disk_bytes(const std::string& node, uint64_t bytes) { state_->machine(node).disk.set_capacity(bytes); }
 
+namespace {
+void collect(const Disk& disk, const std::string& directory, std::map<std::string, Bytes>& out) {
+  auto names = disk.list(directory);
+  if (!names) return;
+  for (const std::string& name : *names) {
+    std::string path = directory + "/" + name;
+    auto inode = disk.find(path);
+    if (!inode) continue;
+    if ((*inode)->is_directory) { collect(disk, path, out); continue; }
+    Bytes bytes((*inode)->size());
+    (*inode)->read(0, bytes);
+    out.emplace(path, std::move(bytes));
+  }
+}
+}  // namespace
+
+std::map<std::string, Bytes> World::files(const std::string& node, const std::string& directory) const {
+  std::map<std::string, Bytes> out;
+  collect(state_->machine(node).disk, directory, out);
+  return out;
+}
+
+std::map<Bytes, Bytes> World::committed(const std::string& node, const std::string& store,
+                                        const std::string& table) const {
+  return committed_table(state_->machine(node), store, table);
+}
+
+void World::answer_commits_early(const std::string& node, const std::string& path_contains) {
+  state_->machine(node).commits_answered_early = path_contains;
+}
+
 Status World::flip_byte(const std::string& node, const std::string& path, uint64_t offset) {
   TM_ASSIGN_OR_RETURN(auto inode, state_->machine(node).disk.find(path));
   inode->flip_byte(offset);

@@ -23,6 +23,7 @@
 // was synced). A key-value commit is there whole or not at all, and for certain once acknowledged.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -129,6 +130,12 @@ class World {
   // Fails the next commit of every store of the node: kOutOfSpace leaves it usable, others do not.
   void fail_next_commit(const std::string& node, Status status);
   void set_disk_bytes(const std::string& node, uint64_t bytes);
+  // What the oracle sees without the daemons' code: files below a directory as a read would show them, and a store's
+  // table as it was last committed.
+  std::map<std::string, Bytes> files(const std::string& node, const std::string& directory) const;
+  std::map<Bytes, Bytes> committed(const std::string& node, const std::string& store, const std::string& table) const;
+  // A planted fault: commits of stores whose path contains this are answered before they are durable.
+  void answer_commits_early(const std::string& node, const std::string& path_contains);
   // Changes one byte behind the daemon's back, durably.
   Status flip_byte(const std::string& node, const std::string& path, uint64_t offset);
 

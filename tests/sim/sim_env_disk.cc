@@ -50,6 +50,10 @@ Inode::Sector Inode::sector(uint64_t number) const {
 void Inode::touch(uint64_t number) {
   auto [it, fresh] = unsynced_.try_emplace(number);
   if (fresh) it->second.durable = sector(number);
+  for (auto& weak : syncs_) {
+    auto sync = weak.lock();
+    if (!fresh && !it->second.in_doubt && sync && it->second.version <= sync->version) sync->kept.try_emplace(number, sector(number));
+  }
   it->second.version = ++version_;
   it->second.in_doubt = false;
 }
@@ -144,24 +148,27 @@ Extent Inode::next_data(uint64_t offset) const {
   return {begin, std::min(size_, next * kPageBytes) - begin};
 }
 
-Inode::SyncPoint Inode::begin_sync() const {
-  SyncPoint point;
-  point.size = size_;
-  for (const auto& [number, unsynced] : unsynced_) {
-    if (!unsynced.in_doubt) point.sectors[number] = {unsynced.version, sector(number)};
-  }
+std::shared_ptr<Inode::SyncPoint> Inode::begin_sync() {
+  auto point = std::make_shared<SyncPoint>(SyncPoint{version_, size_, {}});
+  std::erase_if(syncs_, [](const auto& sync) { return sync.expired(); });
+  syncs_.push_back(point);
   return point;
 }
 
 void Inode::end_sync(const SyncPoint& point, bool ok) {
   if (ok) durable_size_ = point.size;
-  for (const auto& [number, saved] : point.sectors) {
-    auto it = unsynced_.find(number);
-    if (it == unsynced_.end()) continue;
-    bool untouched = it->second.version == saved.first;
-    if (!ok) it->second.in_doubt = it->second.in_doubt || untouched;
-    else if (untouched) unsynced_.erase(it);
-    else it->second.durable = saved.second;
+  for (auto it = unsynced_.begin(); it != unsynced_.end();) {
+    Unsynced& unsynced = it->second;
+    bool untouched = unsynced.version <= point.version;
+    if (!ok) {
+      unsynced.in_doubt = unsynced.in_doubt || untouched;
+    } else if (untouched && !unsynced.in_doubt) {
+      it = unsynced_.erase(it);
+      continue;
+    } else if (auto kept = point.kept.find(it->first); !untouched && kept != point.kept.end()) {
+      unsynced.durable = kept->second;
+    }
+    ++it;
   }
 }
 

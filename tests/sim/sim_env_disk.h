@@ -37,10 +37,10 @@ class Inode {
   // What a sync covers is fixed when it is called; it is durable when it ends well. A failed one
   // leaves its sectors in doubt: no later sync covers them unless they are written again.
   struct SyncPoint {
-    std::map<uint64_t, std::pair<uint64_t, Sector>> sectors;   // number -> version, content
-    uint64_t size = 0;
+    uint64_t version = 0, size = 0;
+    std::map<uint64_t, Sector> kept;   // what it covers of sectors that were changed since
   };
-  SyncPoint begin_sync() const;
+  std::shared_ptr<SyncPoint> begin_sync();   // shared: the inode looks at it as long as somebody holds it
   void end_sync(const SyncPoint& point, bool ok);
   void sync_all();
   void flip_byte(uint64_t offset);   // in what is there and in what is durable
@@ -63,6 +63,7 @@ class Inode {
   uint64_t version_ = 0;
   std::map<uint64_t, std::array<uint8_t, kPageBytes>> pages_;   // absent: a hole
   std::map<uint64_t, Unsynced> unsynced_;
+  std::vector<std::weak_ptr<SyncPoint>> syncs_;                 // under way
 };
 
 // Paths are absolute. "/" is there from the start.

@@ -51,7 +51,7 @@ class SimFile final : public io::File {
   void sync(IoMode mode, Callback<Status> done) override {
     Operation op(env_, FileOp::kSync, path_);
     if (op.dead()) return;
-    auto point = std::make_unique<Inode::SyncPoint>(inode_->begin_sync());
+    auto point = inode_->begin_sync();
     Status status = op.fault().value_or(Status::ok());
     complete(mode, world().options.sync_latency, 1, [this, point = std::move(point), status] {
       inode_->end_sync(*point, status.is_ok());
@@ -204,7 +204,7 @@ class SimFileSystem final : public io::FileSystem {
       return Status::ok();
     }));
     TM_RETURN_IF_ERROR(change(FileOp::kSync, temporary, [&] {
-      inode->end_sync(inode->begin_sync(), true);
+      inode->end_sync(*inode->begin_sync(), true);
       return Status::ok();
     }));
     TM_RETURN_IF_ERROR(rename(temporary, path));

@@ -94,6 +94,7 @@ struct Machine {
   std::list<FileFault> file_faults;
   std::optional<CrashPoint> crash_point;
   std::optional<Status> commit_fault;
+  std::string commits_answered_early;          // path part; empty: none
   uint64_t file_operations = 0;
   uint64_t commits = 0;
 
@@ -155,6 +156,7 @@ std::unique_ptr<io::FileSystem> make_files(SimEnv& env);
 std::unique_ptr<net::Network> make_network(SimEnv& env);
 Result<std::unique_ptr<kv::Store>> open_sim_store(SimEnv& env, const std::string& path, const kv::StoreOptions& options);
 void crash_stores(Machine& machine, Random& random);
+std::map<Bytes, Bytes> committed_table(Machine& machine, const std::string& store, const std::string& table);
 void crash_connections(World::State& world, SimEnv& process, Crash kind);
 void crash_exchanges(Machine& machine, Crash kind);
 void resume_connections(World::State& world);   // after a link healed

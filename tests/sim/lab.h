@@ -1,0 +1,120 @@
+// A shared node and two hosts for directed tests: each call runs the world until it is answered.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "tests/sim/nodes.h"
+
+namespace tidemark::sim {
+
+class Lab {
+ public:
+  static constexpr uint64_t kRegion = 64 << 10, kImageBytes = 4 * kRegion;
+
+  explicit Lab(uint64_t seed) : world({.seed = seed}) {
+    std::array<uint8_t, 16> id;
+    world.random().fill(id);
+    cluster_ = Uuid::from_random(id);
+    world.add_node({.name = "shared1", .cluster = cluster_, .role = net::Role::kShared});
+    for (const char* host : {"host1", "host2"}) world.add_node({.name = host, .cluster = cluster_, .role = net::Role::kHost});
+    for (const char* node : {"shared1", "host1", "host2"}) start(node);
+  }
+  ~Lab() {
+    for (const char* node : {"shared1", "host1", "host2"}) if (world.running(node)) world.crash(node, Crash::kKill);
+    engines_.clear();
+    shared_.reset();
+  }
+
+  void start(const std::string& node) {
+    SimEnv& env = world.start(node);
+    if (node == "shared1") {
+      auto opened = open_shared(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false,
+                                      .on_fatal = [](const Status& s) { ADD_FAILURE() << s.to_string(); }});
+      ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+      shared_ = std::move(*opened);
+      return;
+    }
+    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false});
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    engines_[node] = std::move(*opened);
+    engines_[node]->start();
+  }
+  void crash(const std::string& node, Crash kind) {
+    world.crash(node, kind);
+    if (node == "shared1") shared_.reset();
+    else engines_.erase(node);
+  }
+  fs::Engine& engine(const std::string& host) { return *engines_.at(host); }
+
+  template <class T, class F>
+  T wait(F&& begin, Duration limit = std::chrono::seconds(120)) {
+    auto result = std::make_shared<std::optional<T>>();   // shared with an answer that may come too late
+    begin([result](T value) { result->emplace(std::move(value)); });
+    world.run_until([&] { return result->has_value(); }, limit);
+    if (!result->has_value()) return T(Status(Code::kCancelled, "no answer in time"));
+    return std::move(**result);
+  }
+
+  Result<fs::HandleId> open(const std::string& host, bool create = false) {
+    auto attr = wait<Result<wire::Attr>>([&](auto done) {
+      if (!create) return engine(host).lookup(InodeNumber(1), "disk.img", std::move(done));
+      wire::Create request;
+      request.parent = InodeNumber(1);
+      request.name = "disk.img";
+      request.mode = 0600;
+      engine(host).create(std::move(request), std::move(done));
+    });
+    if (!attr) return attr.status();
+    if (create) {
+      fs::SetAttr grow;
+      grow.set_size = true;
+      grow.size = kImageBytes;
+      auto sized = wait<Result<wire::Attr>>([&](auto done) { engine(host).setattr(attr->inode, grow, std::move(done)); });
+      if (!sized) return sized.status();
+    }
+    return wait<Result<fs::HandleId>>([&](auto done) { engine(host).open_image(attr->inode, std::move(done)); });
+  }
+  Status write(const std::string& host, fs::HandleId handle, uint64_t offset, uint8_t byte, uint64_t length = 4096) {
+    auto data = std::make_shared<Bytes>(length, byte);    // shared: it must outlive an answer that comes too late
+    kept_.push_back(data);
+    auto n = wait<Result<size_t>>([&](auto done) { engine(host).write(handle, offset, *data, io::IoMode::kQueued, std::move(done)); });
+    return n ? Status::ok() : n.status();
+  }
+  Status flush(const std::string& host, fs::HandleId handle) {
+    return wait<Status>([&](auto done) { engine(host).flush(handle, io::IoMode::kQueued, std::move(done)); });
+  }
+  // The byte that fills the range, if one does.
+  Result<uint8_t> read(const std::string& host, fs::HandleId handle, uint64_t offset, uint64_t length = 4096) {
+    auto data = std::make_shared<Bytes>(length);
+    kept_.push_back(data);
+    auto n = wait<Result<size_t>>([&](auto done) { engine(host).read(handle, offset, *data, io::IoMode::kQueued, std::move(done)); });
+    if (!n) return n.status();
+    for (uint8_t b : *data) if (b != data->front()) return Status(Code::kCorruption, "mixed bytes");
+    return data->front();
+  }
+  bool healthy(const std::string& host, Duration limit = std::chrono::seconds(120)) {
+    return world.run_until([&] { return engine(host).healthy(); }, limit);
+  }
+  std::string verify(const std::string& host) {
+    auto r = wait<Result<std::string>>([&](auto done) { engine(host).verify({}, [](uint64_t, uint64_t) {}, std::move(done)); });
+    if (!r) return r.status().to_string();
+    bool level = r->starts_with("{\"equal\":true") && r->find("\"host\":\"level\"") != std::string::npos &&
+                 r->find("\"shared\":\"level\"") != std::string::npos;
+    return level ? "" : *r;
+  }
+
+  World world;
+
+ private:
+  Uuid cluster_;
+  std::unique_ptr<node::SharedNode> shared_;
+  std::map<std::string, std::unique_ptr<fs::Engine>> engines_;
+  std::vector<std::shared_ptr<Bytes>> kept_;
+};
+
+}  // namespace tidemark::sim

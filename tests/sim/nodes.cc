@@ -1,0 +1,46 @@
+#include "tests/sim/nodes.h"
+
+#include "shared/node/journal_marks.h"
+
+namespace tidemark::sim {
+
+Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup setup) {
+  node::NodeOptions options;
+  options.name = env.node();
+  options.cluster = setup.cluster;
+  options.state_dir = "/state";
+  options.storage.bricks = {"/brick1", "/brick2"};
+  options.storage.stripe_count = 2;
+  options.storage.stripe_unit = 64 << 10;
+  options.region_bytes = setup.region_bytes;
+  options.on_fatal = std::move(setup.on_fatal);
+  std::unique_ptr<node::MarkSink> sink = std::make_unique<node::NoMarks>();
+  if (setup.ships) {
+    node::JournalMarksOptions marks;
+    marks.directory = "/state/marks";
+    marks.source = env.node();
+    marks.cluster = setup.cluster;
+    TM_ASSIGN_OR_RETURN(marks.replica, env.network().http_client({.url = kReplicaUrl, .tls = net::TlsFiles{}}));
+    TM_ASSIGN_OR_RETURN(sink, node::JournalMarks::open(env, std::move(marks)));
+  }
+  for (const auto& brick : options.storage.bricks) TM_RETURN_IF_ERROR(env.files().make_directories(brick));
+  TM_ASSIGN_OR_RETURN(auto node, node::SharedNode::open(env, std::move(options), std::move(sink)));
+  TM_RETURN_IF_ERROR(node->listen({env.node(), kSharedPort}, {}));
+  return node;
+}
+
+Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setup) {
+  fs::EngineOptions options;
+  options.cluster = setup.cluster;
+  options.config.node.name = env.node();
+  options.config.node.role = "host";
+  options.config.node.state_dir = options.config.node.run_dir = "/state";
+  options.config.storage.bricks = {"/brick1"};
+  options.config.shared = config::SharedLink{"shared1:" + std::to_string(kSharedPort), "shared1", 2};
+  if (setup.ships) options.config.replica = config::ReplicaLink{kReplicaUrl, "replica1"};
+  options.config.journal.region_bytes = setup.region_bytes;
+  TM_RETURN_IF_ERROR(env.files().make_directories("/brick1"));
+  return fs::Engine::open(env, std::move(options));
+}
+
+}  // namespace tidemark::sim

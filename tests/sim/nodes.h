@@ -1,0 +1,33 @@
+// The cluster's daemons as a simulation starts them: same options everywhere, small regions and two bricks on the
+// shared node, so that little data crosses many boundaries.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "fs/engine.h"
+#include "shared/node/node.h"
+#include "tests/sim/sim_env.h"
+
+namespace tidemark::sim {
+
+inline constexpr uint16_t kSharedPort = 7400, kReplicaPort = 7443;
+inline constexpr const char* kReplicaUrl = "https://replica1:7443";
+
+struct SharedSetup {
+  Uuid cluster;
+  uint64_t region_bytes = 4 << 20;
+  bool ships = true;                              // its time marks, to the replica
+  std::function<void(const Status&)> on_fatal;
+};
+Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup setup);
+
+struct HostSetup {
+  Uuid cluster;
+  uint64_t region_bytes = 4 << 20;
+  bool ships = true;
+};
+Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setup);
+
+}  // namespace tidemark::sim
