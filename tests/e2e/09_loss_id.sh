@@ -21,6 +21,7 @@ mount_media() {
 }
 medium "$brick" brick; medium "$state" state
 mount_media
+let_go() { [ -z "$(losetup -j "$D/medium.brick")$(losetup -j "$D/medium.state")" ]; }
 power_cut() {
   kill9 shared1
   python3 - "$brick" "$state" <<'PYTHON'
@@ -31,7 +32,10 @@ for directory in sys.argv[1:]:
     fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
     os.close(fd)
 PYTHON
-  umount "$brick" "$state"
+  wait_for 10 "the brick to be unmounted" umount "$brick"
+  wait_for 10 "the catalogue to be unmounted" umount "$state"
+  # umount may return while something still holds the dead file system for a moment: a mount would get it back.
+  wait_for 10 "both media to be let go" let_go
   mount_media
 }
 for node in shared1 replica1 host1; do start "$node"; done
