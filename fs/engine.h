@@ -191,6 +191,8 @@ class Engine final : public journal::BlockSource {
   void try_yield(Image& image);
   void yield_later(Image& image);
   Task<void> yield(Image& image);
+  void tenure_ended(Image& image);
+  Task<void> give_back(ImageId id);
   Task<Status> flush_both(Image& image);
   wire::Mark mark_of(Image& image, wire::MarkKind kind);
   // ---- engine_fill.cc
@@ -278,6 +280,7 @@ class Engine final : public journal::BlockSource {
   std::unique_ptr<journal::Journal> journal_;
   std::unordered_map<ImageId, uint8_t> flags_;
   std::unordered_map<ImageId, std::unique_ptr<Image>> images_;
+  std::set<ImageId> giving_back_;                  // recalled tenures that this run knows nothing of
   std::vector<Handle> handles_;
   std::vector<uint32_t> free_handles_;
   std::vector<std::unique_ptr<Op>> op_pool_;

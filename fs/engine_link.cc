@@ -65,7 +65,10 @@ Task<void> Engine::resume(Image& im) {
     mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
   });
   if (!answer) {
-    if (answer.status().code() == Code::kFenced) co_return fence(im);
+    if (answer.status().code() == Code::kFenced) {
+      if (im.yield_unknown) co_return tenure_ended(im);  // the yield had been taken
+      co_return fence(im);
+    }
     if (answer.status().code() == Code::kNotFound) {
       kLog.warning("image_gone", {{"image", im.id}, {"error", answer.status()}});
       co_return fence(im);
@@ -83,6 +86,7 @@ Task<void> Engine::resume(Image& im) {
       kLog.warning("size_not_adopted", {{"image", im.id}, {"error", s}});
   }
   im.facts.handshaken = true;
+  im.yield_unknown = false;
   // Requests under way may have been applied under the old loss id without counting as unflushed yet.
   bool unflushed = im.unsynced.any() || im.active != 0;
   bool other = im.apart || (answer->loss_id != im.shared_loss && unflushed);

@@ -1,6 +1,8 @@
 // Tenures: asked for at the first write (or, if free, at the first read), kept until another host asks.
 #include "fs/engine.h"
 
+#include <algorithm>
+
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 
@@ -14,6 +16,7 @@ constexpr std::chrono::milliseconds kYieldRetry{200};
 // `wait`: a write needs it. Else only if it is free, so that reads become local.
 void Engine::want_tenure(Image& im, bool wait) {
   if (im.held || im.acquiring || im.recovering || stopping_) return;  // a recovery acquires for itself
+  if (giving_back_.contains(im.id)) return;
   if (!wait) {
     if (!mirror_->up() || im.recovering || im.yielding || im.attr.mirror == 0 || env_.now() < im.try_again) return;
     im.try_again = env_.now() + kOpportunityInterval;
@@ -191,8 +194,9 @@ wire::Mark Engine::mark_of(Image& im, wire::MarkKind kind) {
 
 void Engine::recalled(const wire::RecallNotify& message) {
   Image* im = find(message.image);
-  if (im == nullptr) {
+  if (im == nullptr || (!im->held && !im->acquiring && !im->recovering)) {
     kLog.info("recall_unknown", {{"image", message.image}, {"wanted_by", message.wanted_by}});
+    if (giving_back_.insert(message.image).second) tasks_.spawn(give_back(message.image));
     return;
   }
   im->recall_wanted = true;
@@ -265,6 +269,9 @@ Task<void> Engine::yield(Image& im) {
     }
     if (im.open_marked) journal_->mark(mark_of(im, wire::MarkKind::kClose));
     im.open_marked = false;
+    // From here to the answer this host may hold nothing any more: it must not go on alone.
+    im.yield_unknown = true;
+    im.facts.handshaken = false;
     journal_->mark(mark_of(im, wire::MarkKind::kTenureEnd));
     journal::Point point = journal_->cut(journal::Journal::CutReason::kHandover);
     using Answer = Result<wire::Yielded>;
@@ -278,21 +285,68 @@ Task<void> Engine::yield(Image& im) {
     status = Status(Code::kUnavailable, "the copies are not level any more");
   }
   im.yielding = false;
-  if (status.is_ok()) {
-    kLog.info("tenure_ended", {{"image", im.id}, {"epoch", im.epoch}, {"for", im.recall_by}});
-    im.held = false;
-    im.recall_wanted = false;
-    im.attr.holder.clear();
-    im.attr.size = im.size;
-    im.attr.size_generation = im.size_generation;
-    im.try_again = env_.now() + kOpportunityInterval;
-    apply(im, MirrorEvent::kYielded);
+  bool ended_before = im.yield_unknown && status.code() == Code::kFenced;  // by a yield whose answer was lost
+  if (status.is_ok() || ended_before) {
+    tenure_ended(im);
   } else {
+    if (im.yield_unknown && status.code() != Code::kUnavailable) {
+      im.yield_unknown = false;
+      im.facts.handshaken = true;
+    }
     if (status.code() == Code::kFenced) fence(im);
     else kLog.warning("yield_failed", {{"image", im.id}, {"error", status}});
     if (im.held && !stopping_) yield_later(im);
   }
   unpark(im);
+}
+
+void Engine::tenure_ended(Image& im) {
+  kLog.info("tenure_ended", {{"image", im.id}, {"epoch", im.epoch}, {"for", im.recall_by}});
+  im.held = false;
+  im.yield_unknown = false;
+  im.recall_wanted = false;
+  im.attr.holder.clear();
+  im.attr.size = im.size;
+  im.attr.size_generation = im.size_generation;
+  im.try_again = env_.now() + kOpportunityInterval;
+  apply(im, MirrorEvent::kYielded);
+}
+
+// A tenure of an earlier run, all of it level, or one whose grant got lost: taken anew, so that the shared node names
+// its parent, and given back at once. Requests of this host wait meanwhile (want_tenure).
+Task<void> Engine::give_back(ImageId id) {
+  const auto& dirty = journal_->dirty_after_crash();
+  auto same = [&](const journal::DirtyImage& d) { return d.image == id; };
+  bool recovers = recovering_ != 0 && std::any_of(dirty.begin(), dirty.end(), same);  // that gives it back itself
+  auto attr = names_->by_image(id);
+  auto flags = flags_.find(id);
+  if (attr && attr->mirror != 0 && flags != flags_.end() && (flags->second & kFlagHostOnly) != 0) {
+    giving_back_.erase(id);  // its data are here alone yet: taken, copied, and then yielded
+    auto im = image_of(*attr);
+    if (!im) co_return;
+    (*im)->recall_wanted = true;
+    want_tenure(**im, true);
+    co_return;
+  }
+  if (attr && attr->mirror != 0 && !recovers) {  // with `mirror = none` its data are here alone
+    using Granted = Result<wire::Grant>;
+    wire::Acquire ask{id, 0, 0};
+    auto grant = co_await async<Granted>([&](Callback<Granted> done) {
+      mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
+    });
+    using Answer = Result<wire::Yielded>;
+    Status status = grant.status();
+    if (grant) {
+      wire::Yield give{id, grant->epoch, {journal_->incarnation(), Counter(0)}};
+      auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
+        mirror_->request<wire::Yielded>(wire::Type::kYield, give, std::move(done));
+      });
+      status = yielded.status();
+    }
+    kLog.info("gave_back", {{"image", id}, {"status", status}});
+  }
+  giving_back_.erase(id);
+  if (Image* im = find(id)) unpark(*im);
 }
 
 }  // namespace tidemark::fs

@@ -348,7 +348,7 @@ void Engine::step_back(Op* op) {
 
 void Engine::read_in_order(Op* op) {
   Image& im = *op->image;
-  bool own_data = im.held || im.facts.policy_none;
+  bool own_data = (im.held && !im.yield_unknown) || im.facts.policy_none;
   if (!own_data) want_tenure(im, false);
   uint64_t size = im.size_now();
   if (op->extent.offset >= size) {

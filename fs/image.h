@@ -70,6 +70,7 @@ struct Image {
   bool acquiring = false;
   bool yielding = false;
   bool recall_wanted = false;
+  bool yield_unknown = false;          // a yield was sent and not answered: the tenure may be another host's already
   std::string recall_by;
   io::BootTime try_again;              // no opportunistic Acquire before this
   bool recovering = false;             // dirty after a crash; nothing is served until reconciled

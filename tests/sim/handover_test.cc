@@ -1,0 +1,67 @@
+// Handovers of a tenure, and a host's brick, each in the one situation that once went wrong or that must be shown.
+#include "tests/sim/lab.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// A host that crashed with every region clean does not touch the image when it is back: it must still give it back.
+TEST(Handover, ARestartedHostGivesBackATenureThatItDoesNotKnow) {
+  Lab lab(1);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  ASSERT_TRUE(lab.world.run_until([&] { return lab.world.committed("host1", "/state/drl", "regions").empty(); }, seconds(60)));
+  lab.crash("host1", Crash::kPowerLoss);
+  lab.start("host1");
+  ASSERT_TRUE(lab.healthy("host1"));
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  Status wrote = lab.write("host2", *second, 4096, 'b');
+  EXPECT_TRUE(wrote.is_ok()) << wrote.to_string();
+  auto byte = lab.read("host2", *second, 0);
+  ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+  EXPECT_EQ(*byte, 'a');
+}
+
+// The shared node has taken the yield, its answer is lost: the host may hold nothing any more, so it must neither go on
+// alone nor be stuck as fenced.
+TEST(Handover, AYieldWithoutAnAnswerLeavesNoSecondWriter) {
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    Lab lab(seed);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    // host2 asks for the tenure; what the shared node says to host1 is held back from a random moment on.
+    Bytes data(4096, 'b');
+    std::optional<Result<size_t>> wrote;
+    lab.engine("host2").write(*second, 0, data, io::IoMode::kQueued, [&](Result<size_t> n) { wrote = std::move(n); });
+    lab.world.run_for(lab.world.random().in({Duration(0), milliseconds(12)}));
+    lab.world.cut("shared1", "host1");
+    lab.world.run_for(seconds(3));
+    std::optional<Result<size_t>> other;
+    Bytes mine(4096, 'c');
+    lab.engine("host1").write(*again, 0, mine, io::IoMode::kQueued, [&](Result<size_t> n) { other = std::move(n); });
+    lab.world.run_for(seconds(60));
+    bool both = wrote && wrote->is_ok() && other && other->is_ok();
+    EXPECT_FALSE(both) << "seed " << seed << ": two hosts got writes acknowledged";
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.world.run_until([&] { return wrote && other; }, seconds(120))) << "seed " << seed;
+    // host2 releases: host1 is given the tenure, and not stuck.
+    lab.engine("host2").release(*second);
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    Status last = lab.write("host1", *again, 8192, 'd');
+    EXPECT_TRUE(last.is_ok()) << "seed " << seed << ": " << last.to_string();
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::sim
