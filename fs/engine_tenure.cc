@@ -320,9 +320,17 @@ Task<void> Engine::give_back(ImageId id) {
   bool recovers = recovering_ != 0 && std::any_of(dirty.begin(), dirty.end(), same);  // that gives it back itself
   auto attr = names_->by_image(id);
   auto flags = flags_.find(id);
-  if (attr && attr->mirror != 0 && flags != flags_.end() && (flags->second & kFlagHostOnly) != 0) {
-    giving_back_.erase(id);  // its data are here alone yet: taken, copied, and then yielded
-    auto im = image_of(*attr);
+  if (attr && flags != flags_.end() && (flags->second & kFlagHostOnly) != 0) {
+    // Its data were here alone when this host last looked: taken, copied, and then yielded, unless they still are.
+    giving_back_.erase(id);
+    using Known = Result<wire::Attr>;
+    wire::GetAttr ask{attr->inode};
+    auto known = co_await async<Known>([&](Callback<Known> done) {
+      mirror_->request<wire::Attr>(wire::Type::kGetAttr, ask, std::move(done));
+    });
+    if (!known || known->mirror == 0) co_return;
+    names_->put(*known);
+    auto im = image_of(*known);
     if (!im) co_return;
     (*im)->recall_wanted = true;
     want_tenure(**im, true);

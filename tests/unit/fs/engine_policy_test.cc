@@ -48,6 +48,29 @@ TEST_F(PolicyTest, ACrashBetweenNoneAndSyncLosesNothing) {
   }
 }
 
+// It has done nothing with the image since its crash when another host wants it: all is copied first.
+TEST_F(PolicyTest, AnImageThatWasNoneIsNotGivenAwayBeforeItIsCopied) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(wait(set_mirror(f, "none")));
+  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(write_now(f, i * kMiB, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  world_->run_for(seconds(30));
+  crash_host(1, sim::Crash::kKill);
+  ASSERT_TRUE(wait(set_mirror(open(2, "a.img"), "sync")));
+  start_host(1);
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  File theirs = open(2, "a.img");
+  Pending wanted;
+  ASSERT_TRUE(until([&] {
+    if (!wanted || (wanted->answer && !*wanted->answer)) wanted = write(theirs, 0, 0x22, 4096);
+    return wanted->answer && *wanted->answer;
+  }));
+  EXPECT_EQ(byte_at(theirs, 0, 4096), 0x22);
+  EXPECT_EQ(byte_at(theirs, 4096, 4096), 0x11);
+  EXPECT_EQ(byte_at(theirs, 7 * kMiB, kMiB), 0x11);
+}
+
 TEST_F(PolicyTest, NoneIsRefusedWhereThisHostsCopyIsNotWhole) {
   start();
   File theirs = create(2, "a.img", 8 * kMiB);
