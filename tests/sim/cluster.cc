@@ -15,7 +15,7 @@ using std::chrono::seconds;
 }  // namespace
 
 Cluster::Cluster(uint64_t seed, const Scenario& scenario)
-    : seed_(seed), scenario_(scenario), world_({.seed = seed, .reset_per_million = scenario.reset_per_million,
+    : scenario_(scenario), world_({.seed = seed, .reset_per_million = scenario.reset_per_million,
                                                 .http_request_lost_per_million = scenario.http_faults_per_million,
                                                 .http_answer_lost_per_million = scenario.http_faults_per_million}) {
   std::array<uint8_t, 16> id;

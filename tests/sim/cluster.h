@@ -95,7 +95,6 @@ class Cluster {
   std::string read_point(const std::string& point, const std::string& image, Bytes* out);
   Result<net::HttpResponse> get(const std::string& target);
 
-  const uint64_t seed_;
   const Scenario scenario_;
   World world_;
   Uuid cluster_;
