@@ -70,6 +70,7 @@ void Inode::set_sector(uint64_t number, const Sector& content) {
 }
 
 void Inode::read(uint64_t offset, MutableByteSpan out) const {
+  if (out.empty()) return;
   std::memset(out.data(), 0, out.size());
   for (uint64_t at = 0; at < out.size();) {
     uint64_t position = offset + at;

@@ -225,7 +225,7 @@ TEST_F(HttpServerTest, StreamedAnswerOf100MiBTakesLittleMemory) {
   EXPECT_EQ(at, kSize);
   EXPECT_EQ(wrong, 0u);
   EXPECT_LE(asked_max, 1u << 20);
-#ifdef __SANITIZE_ADDRESS__
+#ifdef TIDEMARK_ADDRESS_SANITIZER
   before += 200u << 20;  // freed memory rests in quarantine
 #endif
   EXPECT_LT(peak, before + (30u << 20));
