@@ -420,6 +420,11 @@ Status check_paths(const std::string& file, const Tls& tls, const Storage* stora
     if (fs::is_regular_file(*path, error)) continue;
     return {Code::kInvalidArgument, locate(file, "tls", key) + ": " + *path + " is missing: make it with tidemark pki issue"};
   }
+  constexpr fs::perms kOthers = fs::perms::group_all | fs::perms::others_all;
+  if ((fs::status(tls.key, error).permissions() & kOthers) != fs::perms::none) {
+    return {Code::kInvalidArgument,
+            locate(file, "tls", "key") + ": " + tls.key + " may be read by others than its owner: chmod 600 it"};
+  }
   if (storage == nullptr) return {};
   for (const std::string& brick : storage->bricks) {
     if (fs::is_directory(brick, error)) continue;

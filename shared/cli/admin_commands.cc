@@ -1,8 +1,12 @@
 // pki and config: what needs no running daemon.
 
+#include <chrono>
+#include <filesystem>
+
 #include "shared/cli/commands.h"
 #include "shared/cli/output.h"
 #include "shared/net/pki.h"
+#include "shared/net/tls_context.h"
 
 namespace tidemark::cli {
 namespace {
@@ -36,18 +40,69 @@ std::string text_of(const Json& j) {
   return out + "  SHA-256 " + text(j, "fingerprint") + "\n";
 }
 
+WallTime wall_now() {
+  return {std::chrono::nanoseconds(std::chrono::system_clock::now().time_since_epoch()).count()};
+}
+
+// What a peer would refuse, found before the daemon starts: another node's or cluster's certificate, one that is not
+// valid now, a key that is not its own.
+Status check_certificates(const std::string& file, const config::Node& node, const config::Tls& tls) {
+  auto wrong = [&](const char* key, const std::string& what, const std::string& remedy) {
+    return Status(Code::kInvalidArgument, config::locate(file, "tls", key) + ": " + what + ": " + remedy);
+  };
+  const std::string issue = "make one with tidemark pki issue " + node.name + " --role " + node.role;
+  auto authority = net::pki::inspect(tls.authority);
+  const std::string copy = "copy the cluster's ca.pem there";
+  if (!authority) return wrong("authority", authority.status().message(), copy);
+  if (!authority->is_authority) return wrong("authority", tls.authority + " is no authority", copy);
+  auto own = net::pki::inspect(tls.certificate);
+  if (!own) return wrong("certificate", own.status().message(), issue);
+  if (!own->identity || own->identity->node != node.name || net::role_name(own->identity->role) != node.role) {
+    std::string whose = "no node's";
+    if (own->identity) whose = std::string(net::role_name(own->identity->role)) + " " + own->identity->node + "'s";
+    std::string what = tls.certificate + " is " + whose + ", not " + node.role + " " + node.name + "'s";
+    return wrong("certificate", what, issue);
+  }
+  if (own->cluster != authority->cluster) {
+    std::string what = tls.certificate + " is of cluster " + own->cluster.to_string() + ", the authority of cluster " +
+                       authority->cluster.to_string();
+    return wrong("certificate", what, "issue it with this cluster's authority");
+  }
+  for (const auto& [key, info] : {std::pair{"authority", &*authority}, {"certificate", &*own}}) {
+    WallTime now = wall_now();
+    const std::string& path = info == &*own ? tls.certificate : tls.authority;
+    const std::string clock = "; this machine's clock says " + now.to_string();
+    if (info->not_after < now) return wrong(key, path + " expired at " + info->not_after.to_string() + clock, issue);
+    if (now < info->not_before) {
+      std::string what = path + " is not valid before " + info->not_before.to_string() + clock;
+      return wrong(key, what, "set the clock, or " + issue);
+    }
+  }
+  auto pair = net::TlsContext::load({tls.authority, tls.certificate, tls.key});
+  return pair ? Status() : wrong("key", pair.status().message(), "copy NODE.pem and NODE.key of one issue");
+}
+
 Status check_file(const std::string& file, std::string& role) {
   TM_ASSIGN_OR_RETURN(role, config::role_of(file));
   if (role == "host") {
     TM_ASSIGN_OR_RETURN(config::Host c, config::load_host(file));
-    return config::check_paths(file, c.tls, &c.storage);
+    TM_RETURN_IF_ERROR(config::check_paths(file, c.tls, &c.storage));
+    std::error_code error;   // a mount whose daemon is gone is there as well
+    auto there = std::filesystem::status(c.mount.path, error).type();
+    if (!c.mount.path.empty() && there == std::filesystem::file_type::not_found) {
+      return {Code::kInvalidArgument, config::locate(file, "mount", "path") + ": " + c.mount.path +
+                                          " is missing: create the directory"};
+    }
+    return check_certificates(file, c.node, c.tls);
   }
   if (role == "shared") {
     TM_ASSIGN_OR_RETURN(config::Shared c, config::load_shared(file));
-    return config::check_paths(file, c.tls, &c.storage);
+    TM_RETURN_IF_ERROR(config::check_paths(file, c.tls, &c.storage));
+    return check_certificates(file, c.node, c.tls);
   }
   TM_ASSIGN_OR_RETURN(config::Replica c, config::load_replica(file));
-  return config::check_paths(file, c.tls, nullptr);
+  TM_RETURN_IF_ERROR(config::check_paths(file, c.tls, nullptr));
+  return check_certificates(file, c.node, c.tls);
 }
 
 }  // namespace
@@ -107,8 +162,10 @@ Outcome pki_show(Context& context, const std::vector<std::string>& files) {
 
 Outcome config_check(Context& context, const std::vector<std::string>& asked) {
   std::vector<std::string> files = asked;
-  if (files.empty() && !context.global().config_file.empty()) files.push_back(context.global().config_file);
-  if (files.empty()) return Status(Code::kInvalidArgument, "no configuration: name the files to check");
+  if (files.empty()) {
+    TM_ASSIGN_OR_RETURN(std::string file, context.config_file());
+    files.push_back(std::move(file));
+  }
   Json list = Json::array();
   std::string out;
   int code = 0;

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <string_view>
 
 #include "shared/base/log.h"
 #include "shared/base/version.h"
@@ -71,7 +72,7 @@ void add_image_verbs(CLI::App& app, Words& w) {
   CLI::App& image = *noun(app, "image", "Images in the mount");
   auto* create = verb(image, w, "create", "Make an empty image", [&w](Context& c) { return image_create(c, w.create); });
   create->add_option("NAME", w.create.name, "path in the mount; .vhd makes a fixed VHD, anything else a raw disk")->required();
-  create->add_option("SIZE", w.create.size, "size of the disk, such as 10GiB")->required();
+  create->add_option("SIZE", w.create.size, "size of the disk, such as 10GiB (K, KB and KiB are all 1024)")->required();
   create->add_option("--format", w.create.format, "raw, fixed or dynamic instead");
   verb(image, w, "list", "List the images", [](Context& c) { return image_list(c); });
   auto* info = verb(image, w, "info", "Show an image file's format and sizes", [&w](Context& c) { return image_info(c, w.info_image); });
@@ -90,7 +91,7 @@ void add_image_verbs(CLI::App& app, Words& w) {
   auto* ex = verb(image, w, "export", "Copy an image of the mount to a file", [&w](Context& c) { return image_export(c, w.export_image); });
   ex->add_option("IMAGE", w.export_image.image, "image")->required();
   ex->add_option("-o,--output", w.export_image.output, "file to write")->required();
-  ex->add_option("--format", w.export_image.format, "raw, fixed or dynamic")->capture_default_str();
+  ex->add_option("--format", w.export_image.format, "raw, fixed or dynamic; left out: by the file's name");
   ex->add_flag("--force", w.export_image.force, "replace the file");
   auto* remove = verb(image, w, "remove", "Remove an image from every copy; the replica's points keep it",
                       [&w](Context& c) { return image_remove(c, w.remove); });
@@ -158,14 +159,33 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   });
 }
 
-int report(const Words& w, const Status& status) {
-  if (w.global.json) {
+int report(bool json, const Status& status) {
+  if (json) {
     Json j{{"error", std::string(code_name(status.code()))}, {"message", status.message()}};
     std::fprintf(stderr, "%s\n", dump(j, -1).c_str());
   } else {
     std::fprintf(stderr, "tidemark: %s\n", printable(status.message()).c_str());
   }
   return exit_code_of(status);
+}
+
+// What is wrong with the words, and which help says more.
+Status wrong_usage(const CLI::App& app, const CLI::ParseError& e) {
+  const CLI::App* at = &app;
+  std::string where = "tidemark";
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    where += " " + at->get_name();
+  }
+  std::string what = e.what();
+  const auto verbs = at->get_subcommands([](const CLI::App*) { return true; });
+  if (!verbs.empty()) {
+    std::string known;
+    for (const CLI::App* v : verbs) known += (known.empty() ? "" : ", ") + v->get_name();
+    const auto unknown = app.remaining(true);
+    what = (unknown.empty() ? "a command is missing" : "unknown command " + unknown.front()) + ": one of " + known;
+  }
+  return {Code::kInvalidArgument, what + ": see " + where + " --help"};
 }
 
 }  // namespace
@@ -178,7 +198,8 @@ int run(int argc, char** argv) {
   Words w;
   app.require_subcommand(1);
   app.footer(kFooter);
-  app.add_option("-c,--config", w.global.config_file, "configuration of a node of the cluster")->envname("TIDEMARK_CONFIG");
+  app.add_option("-c,--config", w.global.config_file, "configuration of a node; left out: /etc/tidemark/host.toml")
+      ->envname("TIDEMARK_CONFIG")->type_name("FILE");
   app.add_flag("--json", w.global.json, "print one JSON document");
   app.add_flag("-q,--quiet", w.global.quiet, "no progress and no notes");
   app.set_version_flag("-V,--version", "tidemark " + std::string(version()));
@@ -190,12 +211,13 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);
-    std::fprintf(stderr, "tidemark: %s: see tidemark --help\n", e.what());
-    return 2;
+    bool json = false;   // the words were not all understood, but this one is
+    for (int i = 1; i < argc; ++i) json = json || std::string_view(argv[i]) == "--json";
+    return report(json, wrong_usage(app, e));
   }
   Context context(w.global);
   Outcome outcome = w.chosen(context);
-  return outcome ? *outcome : report(w, outcome.status());
+  return outcome ? *outcome : report(w.global.json, outcome.status());
 }
 
 }  // namespace tidemark::cli

@@ -37,7 +37,7 @@ struct ResizeOptions { std::string image, size; bool shrink = false; };
 Outcome image_resize(Context& context, const ResizeOptions& options);
 struct ImportOptions { std::string file, name, input_format = "auto", format; bool force = false; };
 Outcome image_import(Context& context, const ImportOptions& options);
-struct ExportOptions { std::string image, output, format = "raw"; bool force = false; };
+struct ExportOptions { std::string image, output, format; bool force = false; };
 Outcome image_export(Context& context, const ExportOptions& options);
 struct RemoveOptions { std::string image; bool dry_run = false; };
 Outcome image_remove(Context& context, const RemoveOptions& options);

@@ -1,7 +1,9 @@
 #include "shared/cli/context.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -32,15 +34,16 @@ Result<NodeConfig> load_any(const std::string& file) {
   return NodeConfig{file, c.node, c.tls, std::nullopt, ""};
 }
 
+Result<std::string> Context::config_file() const {
+  if (!global_.config_file.empty()) return global_.config_file;
+  if (access(kDefaultConfig, R_OK) == 0) return std::string(kDefaultConfig);
+  return Status(Code::kInvalidArgument, "no configuration: " + std::string(kDefaultConfig) +
+                                            " cannot be read: give --config FILE or set TIDEMARK_CONFIG");
+}
+
 Result<const NodeConfig*> Context::config() {
   if (config_) return &*config_;
-  std::string file = global_.config_file;
-  if (file.empty()) {
-    if (access(kDefaultConfig, R_OK) != 0) {
-      return Status(Code::kInvalidArgument, "no configuration: give --config FILE or set TIDEMARK_CONFIG");
-    }
-    file = kDefaultConfig;
-  }
+  TM_ASSIGN_OR_RETURN(std::string file, config_file());
   TM_ASSIGN_OR_RETURN(config_, load_any(file));
   return &*config_;
 }
@@ -95,6 +98,22 @@ Result<std::string> Context::mount() {
   return *mount_;
 }
 
+Result<std::string> Context::live_mount() {
+  TM_ASSIGN_OR_RETURN(std::string path, mount());
+  struct stat inside {}, above {};
+  if (stat(path.c_str(), &inside) != 0) {
+    if (errno == ENOTCONN) {
+      return Status(Code::kUnavailable, path + ": its tidemark-fs is gone: umount it, then start tidemark-fs");
+    }
+    std::string why = Status::from_errno(errno, "the directory").message();
+    return Status(Code::kUnavailable, path + " is not mounted (" + why + "): start tidemark-fs first");
+  }
+  if (stat((path + "/..").c_str(), &above) == 0 && inside.st_dev == above.st_dev) {
+    return Status(Code::kUnavailable, path + " is not mounted: start tidemark-fs first");
+  }
+  return path;
+}
+
 void Context::print(const std::string& text) const {
   std::fwrite(text.data(), 1, text.size(), stdout);
   if (text.empty() || text.back() != '\n') std::fputc('\n', stdout);
@@ -146,7 +165,7 @@ Result<Json> image_entry(Context& context, const ImageName& name, const std::str
 
 Result<std::string> image_path(Context& context, const std::string& text_in) {
   TM_ASSIGN_OR_RETURN(ImageName name, name_image(context, text_in));
-  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+  TM_ASSIGN_OR_RETURN(std::string mount, context.live_mount());
   if (!name.uuid) return mount + "/" + name.path;
   TM_ASSIGN_OR_RETURN(Json entry, image_entry(context, name, text_in));
   if (text(entry, "path").empty()) return Status(Code::kNotFound, "image " + text_in + " has no name any more");

@@ -40,6 +40,8 @@ class Context {
   bool json() const { return global_.json; }
   bool progress_wanted() const { return !global_.json && !global_.quiet; }
 
+  // The file that --config, TIDEMARK_CONFIG or the default name.
+  Result<std::string> config_file() const;
   Result<const NodeConfig*> config();
   // The control socket's answer. kUnavailable, with the remedy, when the daemon is not running.
   Result<Json> control_get(const std::string& target);
@@ -48,6 +50,8 @@ class Context {
 
   // The mounted directory: that of the running daemon, else that of the configuration.
   Result<std::string> mount();
+  // The same, or kUnavailable: without a live mount a command would see, or fill, the directory below it.
+  Result<std::string> live_mount();
 
   void print(const std::string& text) const;          // to standard output, ended by a line feed
   void note(const std::string& text) const;           // to standard error; not under --quiet
@@ -70,7 +74,7 @@ struct ImageName {
 };
 // A UUID, an absolute path in the mount, or a path relative to it. Looks nothing up but the mount.
 Result<ImageName> name_image(Context& context, const std::string& text);
-// Its absolute path in the mount. A UUID is looked up in the daemon's status; kNotFound says what is near.
+// Its absolute path in the live mount. A UUID is looked up in the daemon's status; kNotFound says what is near.
 Result<std::string> image_path(Context& context, const std::string& text);
 // Its UUID, from the daemon's status.
 Result<Uuid> image_uuid(Context& context, const std::string& text);

@@ -23,6 +23,18 @@ Code code_of_http(int status) {
   }
 }
 
+// Names the server once, and says in words what a TLS alert means.
+Status failure(const Status& status, const std::string& name, const net::HttpClientOptions& options) {
+  const std::string& what = status.message();
+  if (options.tls && what.find(" alert ") != std::string::npos) {
+    size_t alert = what.find(" alert ") + 7;
+    std::string word = what.substr(alert, what.find(',', alert) - alert);
+    return {status.code(), name + ": the server refuses " + options.tls->certificate + " (" + word +
+                               "): check it with tidemark pki show and tidemark config check"};
+  }
+  return what.rfind(name, 0) == 0 ? status : status.with_context(name);
+}
+
 }  // namespace
 
 std::string percent_encode(std::string_view text) {
@@ -74,7 +86,7 @@ Result<Json> Http::ask(net::HttpRequest request, int timeout_s) {
   net::HttpClientOptions options = options_;
   options.stall_timeout = std::chrono::seconds(timeout_s);
   auto answer = net::call(options, std::move(request));
-  if (!answer) return answer.status().with_context(name_);
+  if (!answer) return failure(answer.status(), name_, options_);
   std::string_view body = as_text(answer->body);
   if (answer->status < 200 || answer->status > 299) return status_of_answer(answer->status, body, name_);
   if (body.empty()) return Json::object();
@@ -112,7 +124,7 @@ Status Http::read_range(const std::string& target, uint64_t offset, MutableByteS
     return {};
   };
   auto answer = net::download(options_, std::move(request), std::move(download));
-  if (!answer) return answer.status().with_context(name_);
+  if (!answer) return failure(answer.status(), name_, options_);
   if (answer->status < 200 || answer->status > 299) return status_of_answer(answer->status, as_text(answer->body), name_);
   if (filled != out.size()) return {Code::kUnavailable, name_ + ": the answer ended early: try again"};
   return {};

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 
 #include "shared/cli/commands.h"
 #include "shared/cli/output.h"
@@ -24,17 +25,41 @@ Result<image::OutputFormat> output_format(const std::string& word, const std::st
   return *format;
 }
 
-// The mounted path for a new image; the mount must be live, or the file would land in the directory below it.
-Result<std::string> new_image_path(Context& context, const std::string& name) {
+// A file that is about to be made: its name is free, or may be replaced, and its directory is there.
+Status check_new_file(const std::string& path, bool overwrite, const std::string& remedy) {
+  struct stat s {};
+  if (!overwrite && lstat(path.c_str(), &s) == 0) return {Code::kAlreadyExists, path + " exists already: " + remedy};
+  std::string directory = fs::path(path).parent_path().string();
+  if (directory.empty() || stat(directory.c_str(), &s) == 0) return {};
+  return Status::from_errno(errno, "directory " + directory).code() == Code::kNotFound
+             ? Status(Code::kNotFound, "directory " + directory + " does not exist: make it with mkdir first")
+             : Status::from_errno(errno, "directory " + directory);
+}
+
+// The mounted path for a new image.
+Result<std::string> new_image_path(Context& context, const std::string& name, bool overwrite,
+                                   const std::string& remedy) {
   TM_ASSIGN_OR_RETURN(ImageName image, name_image(context, name));
   if (image.uuid) return Status(Code::kInvalidArgument, name + " is a UUID: give a new image a path in the mount");
-  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
-  struct stat inside {}, above {};
-  if (stat(mount.c_str(), &inside) != 0) return Status::from_errno(errno, mount);
-  if (stat((mount + "/..").c_str(), &above) == 0 && inside.st_dev == above.st_dev) {
-    return Status(Code::kUnavailable, mount + " is not mounted: start tidemark-fs first");
+  TM_ASSIGN_OR_RETURN(std::string mount, context.live_mount());
+  std::string path = mount + "/" + image.path;
+  TM_RETURN_IF_ERROR(check_new_file(path, overwrite, remedy));
+  return path;
+}
+
+// The format's name when a file begins as a disk image that only QEMU reads: as a raw disk it would hold no guest's
+// data, and nobody would be told.
+std::string foreign_format(const std::string& file) {
+  static constexpr std::pair<std::string_view, const char*> kMagic[] = {
+      {"QFI\xfb", "qcow2"}, {"KDMV", "vmdk"}, {"# Disk DescriptorFile", "vmdk"}, {"vhdxfile", "vhdx"}, {"QED", "qed"}};
+  std::ifstream in(file, std::ios::binary);
+  char begin[32] = {};
+  in.read(begin, sizeof begin);
+  std::string_view read(begin, static_cast<size_t>(in.gcount()));
+  for (const auto& [magic, name] : kMagic) {
+    if (read.substr(0, magic.size()) == magic) return name;
   }
-  return mount + "/" + image.path;
+  return "";
 }
 
 std::string attribute(const std::string& path, const char* name) {
@@ -101,7 +126,8 @@ image::Progress progress_of(ProgressBar& bar) {
 
 Outcome image_create(Context& context, const CreateOptions& o) {
   TM_ASSIGN_OR_RETURN(uint64_t size, config::parse_size(o.size));
-  TM_ASSIGN_OR_RETURN(std::string path, new_image_path(context, o.name));
+  TM_ASSIGN_OR_RETURN(std::string path,
+                      new_image_path(context, o.name, false, "choose another name, or remove it first"));
   image::WriteOptions options;
   TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, path));
   TM_RETURN_IF_ERROR(image::create_image_file(path, size, options));
@@ -133,7 +159,7 @@ Result<Json> mounted_images(const std::string& mount) {
 }
 
 Outcome image_list(Context& context) {
-  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+  TM_ASSIGN_OR_RETURN(std::string mount, context.live_mount());
   TM_ASSIGN_OR_RETURN(Json images, mounted_images(mount));
   Table table({"IMAGE", "SIZE", "ALLOCATED", "MIRROR", "UUID"});
   table.right({1, 2});
@@ -182,7 +208,13 @@ Outcome image_import(Context& context, const ImportOptions& o) {
   auto input = image::parse_input_format(o.input_format);
   if (!input) return Status(Code::kInvalidArgument, "bad format \"" + o.input_format + "\": write auto, raw or vpc");
   std::string name = o.name.empty() ? fs::path(o.file).filename().string() : o.name;
-  TM_ASSIGN_OR_RETURN(std::string path, new_image_path(context, name));
+  if (std::string foreign = foreign_format(o.file); *input == image::InputFormat::kAuto && !foreign.empty()) {
+    return Status(Code::kInvalidArgument,
+                  o.file + " is a " + foreign + " image: convert it with qemu-img convert -O raw " + o.file +
+                      " MOUNT/NAME (or give --input-format raw to take it byte for byte)");
+  }
+  TM_ASSIGN_OR_RETURN(std::string path,
+                      new_image_path(context, name, o.force, "name another, or give --force to replace it"));
   image::WriteOptions options;
   TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, path));
   TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(o.file, *input));
@@ -200,6 +232,7 @@ Outcome image_export(Context& context, const ExportOptions& o) {
   TM_ASSIGN_OR_RETURN(std::string path, image_path(context, o.image));
   image::WriteOptions options;
   TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, o.output));
+  TM_RETURN_IF_ERROR(check_new_file(o.output, o.force, "name another, or give --force to replace it"));
   TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(path));
   ProgressBar bar("export " + fs::path(path).filename().string(), context.progress_wanted());
   options.overwrite = o.force;

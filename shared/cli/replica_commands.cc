@@ -188,7 +188,7 @@ Outcome replica_restore(Context& context, const RestoreOptions& o) {
   }
   TM_ASSIGN_OR_RETURN(ImageName target, name_image(context, name));
   if (target.uuid) return Status(Code::kInvalidArgument, name + " is a UUID: give a path in the mount");
-  TM_ASSIGN_OR_RETURN(std::string mount, context.mount());
+  TM_ASSIGN_OR_RETURN(std::string mount, context.live_mount());
   std::string path = mount + "/" + target.path;
   struct stat s {};
   bool replaces = lstat(path.c_str(), &s) == 0;

@@ -133,6 +133,10 @@ TEST_F(ConfigTest, MissingBrickAndCertificateAreOneLineWithARemedy) {
                                                                     "/ca.pem is missing: make it with tidemark pki issue");
   std::ofstream(directory_ + "/ca.pem") << "x";
   r->tls.certificate = r->tls.key = r->tls.authority;
+  std::filesystem::permissions(r->tls.key, std::filesystem::perms(0640));
+  EXPECT_EQ(check_paths(file_, r->tls, &r->storage).message(),
+            file_ + ":9: [tls] key: " + r->tls.key + " may be read by others than its owner: chmod 600 it");
+  std::filesystem::permissions(r->tls.key, std::filesystem::perms(0600));
   EXPECT_EQ(check_paths(file_, r->tls, &r->storage).message(),
             file_ + ":11: [storage] bricks: brick " + directory_ + "/brick1 is missing: mount or create the directory");
 }

@@ -1,5 +1,7 @@
 // The whole program, as a user calls it, where no daemon is needed.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -47,6 +49,22 @@ TEST_F(AppTest, WrongUsageIsExitCodeTwoAndOneLine) {
   EXPECT_EQ(tidemark({"status"}).code, 2);
 }
 
+TEST_F(AppTest, WrongUsageNamesTheWordAndTheHelpThatSaysMore) {
+  EXPECT_EQ(tidemark({"image", "creat", "a.img", "1GiB"}).error,
+            "tidemark: unknown command creat: one of create, list, info, resize, import, export, remove: "
+            "see tidemark image --help\n");
+  EXPECT_EQ(tidemark({"image", "create", "a.img"}).error,
+            "tidemark: SIZE is required: see tidemark image create --help\n");
+  EXPECT_EQ(Json::parse(tidemark({"image", "create", "--json"}).error)["error"], "invalid_argument");
+}
+
+TEST_F(AppTest, ConfigCheckWithoutAFileLooksForTheDefaultOne) {
+  if (access("/etc/tidemark/host.toml", R_OK) == 0) GTEST_SKIP() << "this machine is a host";
+  Ran r = tidemark({"config", "check"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.error.find("/etc/tidemark/host.toml cannot be read"), std::string::npos) << r.error;
+}
+
 TEST_F(AppTest, HelpNamesTheExitCodes) {
   Ran r = tidemark({"--help"});
   EXPECT_EQ(r.code, 0);
@@ -81,10 +99,68 @@ TEST_F(AppTest, CertificatesAreMadeShownAndNotOverwritten) {
   EXPECT_EQ(tidemark({"pki", "issue", "x", "--role", "king", "--dir", directory_ + "/pki"}).code, 2);
 }
 
-TEST_F(AppTest, NothingIsWrittenIntoAMountThatIsNotMounted) {
-  Ran r = tidemark({"--config", config_, "image", "create", "a.img", "1MiB"});
-  EXPECT_EQ(r.code, 5) << r.error;
-  EXPECT_TRUE(std::filesystem::is_empty(directory_ + "/mnt"));
+TEST_F(AppTest, ConfigCheckFindsWhatAPeerWouldRefuse) {
+  std::filesystem::create_directories(directory_ + "/brick");
+  auto issue = [&](std::vector<std::string> more, const std::string& authority = "/pki") {
+    std::vector<std::string> words{"pki", "issue", "host1", "--force", "--dir", directory_ + authority, "--out"};
+    words.push_back(directory_ + "/pki");
+    words.insert(words.end(), more.begin(), more.end());
+    Ran r = tidemark(words);
+    ASSERT_EQ(r.code, 0) << r.error;
+  };
+  auto check = [&] { return tidemark({"config", "check", config_}); };
+  ASSERT_EQ(tidemark({"pki", "init", directory_ + "/pki"}).code, 0);
+  ASSERT_EQ(tidemark({"pki", "init", directory_ + "/other"}).code, 0);
+  std::filesystem::create_symlink("pki/ca.pem", directory_ + "/ca.pem");
+  std::filesystem::create_symlink("pki/host1.pem", directory_ + "/a");
+  std::filesystem::create_symlink("pki/host1.key", directory_ + "/b");
+  issue({});
+  EXPECT_EQ(check().out, config_ + ": good (host)\n");
+  struct Case { std::vector<std::string> options; std::string authority, line, what; };
+  for (const Case& c : std::vector<Case>{
+           {{"--role", "operator"}, "/pki", ":7: [tls] certificate: ", "is operator host1's, not host host1's: make"},
+           {{"--not-before", "2020-01-01T00:00:00Z", "--not-after", "2020-02-01T00:00:00Z"},
+            "/pki", ":7: [tls] certificate: ", "expired at 2020-02-01T00:00:00"},
+           {{}, "/other", ":7: [tls] certificate: ", "issue it with this cluster's authority"}}) {
+    issue(c.options, c.authority);
+    Ran r = check();
+    EXPECT_EQ(r.code, 2);
+    EXPECT_EQ(r.out.rfind(config_ + c.line, 0), 0u) << r.out;
+    EXPECT_NE(r.out.find(c.what), std::string::npos) << r.out;
+  }
+  issue({});
+  std::filesystem::copy(directory_ + "/pki/host1.key", directory_ + "/former.key");
+  issue({});
+  std::filesystem::rename(directory_ + "/former.key", directory_ + "/pki/host1.key");
+  EXPECT_NE(check().out.find(":8: [tls] key: key "), std::string::npos) << check().out;
+  issue({});
+  std::filesystem::permissions(directory_ + "/pki/host1.key", std::filesystem::perms(0644));
+  EXPECT_NE(check().out.find("may be read by others than its owner: chmod 600 it"), std::string::npos) << check().out;
+  std::filesystem::permissions(directory_ + "/pki/host1.key", std::filesystem::perms(0600));
+  std::filesystem::remove(directory_ + "/mnt");
+  EXPECT_NE(check().out.find("[mount] path: " + directory_ + "/mnt is missing: create"), std::string::npos);
+}
+
+// Without a live mount the directory below it would be listed as empty, or be filled.
+TEST_F(AppTest, AMountThatIsNotMountedIsUnavailableForEveryVerb) {
+  std::ofstream(directory_ + "/mnt/below.img") << "x";
+  for (auto words : std::vector<std::vector<std::string>>{{"create", "a.img", "1MiB"}, {"list"}, {"info", "below.img"},
+                                                          {"resize", "below.img", "1MiB"}, {"remove", "below.img"},
+                                                          {"export", "below.img", "-o", directory_ + "/out.img"}}) {
+    words.insert(words.begin(), {"--config", config_, "image"});
+    Ran r = tidemark(words);
+    EXPECT_EQ(r.code, 5) << words[3] << ": " << r.error;
+    EXPECT_NE(r.error.find("/mnt is not mounted: start tidemark-fs first"), std::string::npos) << r.error;
+  }
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_ + "/mnt"), {}), 1);
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/out.img"));
+}
+
+TEST_F(AppTest, AForeignImageIsNotTakenForARawDisk) {
+  std::ofstream(directory_ + "/disk.qcow2") << "QFI\xfb" << std::string(4096, '\0');
+  Ran r = tidemark({"--config", config_, "image", "import", directory_ + "/disk.qcow2", "a.img"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.error.find("is a qcow2 image: convert it with qemu-img convert -O raw"), std::string::npos) << r.error;
 }
 
 TEST_F(AppTest, ImageInfoLooksAtAnyFile) {
@@ -92,7 +168,7 @@ TEST_F(AppTest, ImageInfoLooksAtAnyFile) {
   Ran r = tidemark({"image", "info", directory_ + "/x.img", "--json"});
   ASSERT_EQ(r.code, 0) << r.error;
   EXPECT_EQ(Json::parse(r.out)["virtual_size"], 1000);
-  EXPECT_EQ(tidemark({"--config", config_, "image", "info", "none.img"}).code, 3);
+  EXPECT_EQ(tidemark({"--config", config_, "image", "info", "none.img"}).code, 5);   // nothing is mounted
 }
 
 TEST_F(AppTest, NamesStayWithinTheMount) {
@@ -104,15 +180,61 @@ TEST_F(AppTest, NamesStayWithinTheMount) {
   EXPECT_TRUE(name_image(context, "11111111-2222-4333-8444-555555555555")->uuid.has_value());
 }
 
-TEST_F(AppTest, RemoveDryRunRemovesNothing) {
-  std::ofstream(directory_ + "/mnt/a.img") << "x";
-  Ran r = tidemark({"--config", config_, "image", "remove", "a.img", "--dry-run"});
+// Some file system that is mounted stands for Tidemark's own.
+class MountedTest : public AppTest {
+ protected:
+  void SetUp() override {
+    AppTest::SetUp();
+    struct stat inside {}, above {};
+    if (stat("/dev/shm", &inside) != 0 || stat("/dev", &above) != 0 || inside.st_dev == above.st_dev) {
+      GTEST_SKIP() << "/dev/shm is no mount here";
+    }
+    std::string text;
+    {
+      std::ifstream in(config_);
+      text.assign(std::istreambuf_iterator<char>(in), {});
+    }
+    text.replace(text.find("\"mnt\""), 5, "\"/dev/shm\"");
+    std::ofstream(config_) << text;
+    name_ = std::filesystem::path(directory_).filename().string();   // unlike any other in that mount
+  }
+  void TearDown() override {
+    if (!name_.empty()) std::filesystem::remove_all("/dev/shm/" + name_);
+    AppTest::TearDown();
+  }
+  Ran image(std::vector<std::string> words) {
+    words.insert(words.begin(), {"--config", config_, "image"});
+    return tidemark(words);
+  }
+  std::string name_;
+};
+
+TEST_F(MountedTest, RemoveDryRunRemovesNothing) {
+  std::ofstream("/dev/shm/" + name_) << "x";
+  Ran r = image({"remove", name_, "--dry-run"});
   EXPECT_EQ(r.code, 0) << r.error;
   EXPECT_NE(r.out.find("would remove"), std::string::npos);
-  EXPECT_TRUE(std::filesystem::exists(directory_ + "/mnt/a.img"));
-  EXPECT_EQ(tidemark({"--config", config_, "image", "remove", "a.img"}).code, 0);
-  EXPECT_FALSE(std::filesystem::exists(directory_ + "/mnt/a.img"));
-  EXPECT_EQ(tidemark({"--config", config_, "image", "remove", "a.img"}).code, 3);
+  EXPECT_TRUE(std::filesystem::exists("/dev/shm/" + name_));
+  EXPECT_EQ(image({"remove", name_}).code, 0);
+  EXPECT_FALSE(std::filesystem::exists("/dev/shm/" + name_));
+  EXPECT_EQ(image({"remove", name_}).code, 3);
+}
+
+TEST_F(MountedTest, ANameThatIsTakenOrHasNoDirectorySaysWhatToDo) {
+  EXPECT_EQ(image({"create", name_ + "/a.img", "1MiB"}).error,
+            "tidemark: directory /dev/shm/" + name_ + " does not exist: make it with mkdir first\n");
+  std::filesystem::create_directories("/dev/shm/" + name_);
+  EXPECT_EQ(image({"create", name_ + "/a.img", "1MiB"}).code, 0);
+  EXPECT_EQ(image({"create", name_ + "/a.img", "1MiB"}).error,
+            "tidemark: /dev/shm/" + name_ + "/a.img exists already: choose another name, or remove it first\n");
+}
+
+TEST_F(MountedTest, AnExportedNameInVhdIsAVhd) {
+  std::filesystem::create_directories("/dev/shm/" + name_);
+  ASSERT_EQ(image({"create", name_ + "/a.img", "1MiB"}).code, 0);
+  Ran r = image({"export", name_ + "/a.img", "-o", directory_ + "/a.vhd"});
+  ASSERT_EQ(r.code, 0) << r.error;
+  EXPECT_NE(r.out.find("vhd-fixed"), std::string::npos) << r.out;
 }
 
 }  // namespace
