@@ -122,6 +122,7 @@ void JournalImpl::give_up_from(size_t index, const char* why) {
     kLog.warning("batch_given_up", {{"batch", batch->number}, {"reason", why}, {"name", batch->name},
                                     {"into", open_batch().number}});
     merge_given_up(*batch);
+    answer_staged(batch->number, batch->number, Status(Code::kCancelled, std::string("the cut was given up: ") + why));
     auto [first, end] = waiters_.equal_range(batch->number);
     std::vector<Callback<Result<std::string>>> waiting;
     for (auto it = first; it != end; ++it) waiting.push_back(std::move(it->second));

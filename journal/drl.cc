@@ -306,22 +306,31 @@ void DirtyLog::clean(uint64_t committed_serial, uint32_t now_seconds, uint32_t i
   // One commit at a time carries the cleared bits; the next pass takes the rest.
   if (in_flight_ || scheduled_) return;
   for (uint32_t slot = 0; slot < images_.size(); ++slot) {
-    Image& image = at(slot);
-    if (!image.level || !image.attached) continue;
-    std::vector<uint64_t> idle;
-    for_bits(image.dirty, [&](uint64_t i) {
-      const Region& r = region(image, i);
-      if (r.in_flight == 0 && r.counter <= image.durable_counter && r.serial <= committed_serial &&
-          now_seconds - r.seconds >= idle_seconds) {
-        idle.push_back(i);
-      }
-    });
-    for (uint64_t i : idle) {
-      clear_bit(image.wanted, i);
-      changed_pages_.emplace(slot, i / kDrlPageRegions);
-    }
+    clear_regions(slot, committed_serial, [&](const Region& r) { return now_seconds - r.seconds >= idle_seconds; });
   }
   if (!changed_pages_.empty()) schedule();
+}
+
+void DirtyLog::clean_slot(uint32_t slot, uint64_t committed_serial) {
+  if (in_flight_ || scheduled_) return;     // the lazy pass takes them
+  clear_regions(slot, committed_serial, [](const Region&) { return true; });
+  if (!changed_pages_.empty()) schedule();
+}
+
+// Those that are level, durable, recorded and `chosen`.
+template <typename Fn>
+void DirtyLog::clear_regions(uint32_t slot, uint64_t committed_serial, Fn chosen) {
+  Image& image = at(slot);
+  if (!image.level || !image.attached) return;
+  std::vector<uint64_t> over;
+  for_bits(image.dirty, [&](uint64_t i) {
+    const Region& r = region(image, i);
+    if (r.in_flight == 0 && r.counter <= image.durable_counter && r.serial <= committed_serial && chosen(r)) over.push_back(i);
+  });
+  for (uint64_t i : over) {
+    clear_bit(image.wanted, i);
+    changed_pages_.emplace(slot, i / kDrlPageRegions);
+  }
 }
 
 void DirtyLog::clean_all(Callback<Status> done) {

@@ -41,6 +41,8 @@ class DirtyLog {
   void note_durable(uint32_t slot, uint64_t counter);
   // Cleans what has been idle; `committed`: records up to this serial are durable.
   void clean(uint64_t committed, uint32_t now_seconds, uint32_t idle_seconds);
+  // The same for one image at once, however lately its regions were written.
+  void clean_slot(uint32_t slot, uint64_t committed);
   // At a clean stop: every region of level images, committed before `done`.
   void clean_all(Callback<Status> done);
 
@@ -73,6 +75,8 @@ class DirtyLog {
   Image& at(uint32_t slot) { return *images_[slot]; }
   const Image& at(uint32_t slot) const { return *images_[slot]; }
   Region& region(Image& image, uint64_t index);
+  template <typename Fn>
+  void clear_regions(uint32_t slot, uint64_t committed, Fn chosen);
   void put_image(uint32_t slot);
   void put_page(uint32_t slot, uint64_t page);
   void schedule();

@@ -150,6 +150,12 @@ class Journal {
   enum class CutReason : uint8_t { kTime, kSize, kNamed, kHandover, kStop };
   // Closes the open batch now. Named and handover cuts always make a point, even an empty one.
   virtual Point cut(CutReason reason, std::string name = {}) = 0;
+  // OK once all up to this cut survives a power cut of this machine as immutable segments, to be shipped under these
+  // numbers whatever happens; asked at a handover, before the tenure is given away, and done even while shipping is
+  // paused. kCancelled: the batch was given up, cut again; kUnavailable: nothing can be staged now.
+  virtual void when_staged(BatchNumber batch, Callback<Status> done) = 0;
+  // The image's tenure was given back with all of it staged and durable on both copies: its regions are clean now.
+  virtual void tenure_over(Slot slot) = 0;
   // `done` gets the replica's answer (JSON text of the batch's receipt) once the batch is durable
   // there; kUnavailable if shipping is paused, not configured or the journal closes first.
   virtual void when_shipped(BatchNumber batch, Callback<Result<std::string>> done) = 0;

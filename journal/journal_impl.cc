@@ -372,6 +372,10 @@ void JournalImpl::fail(const Status& status, const char* what) {
   condition_ = status.with_context("journal");
 }
 
+void JournalImpl::tenure_over(Slot slot) {
+  if (!hold_regions_ && condition_) drl_->clean_slot(slot.index, committed_serial_);
+}
+
 void JournalImpl::tick() {
   refresh_clock();
   if (!hold_regions_ && condition_) drl_->clean(committed_serial_, now_seconds_, kCleanAfterSeconds);

@@ -72,6 +72,8 @@ class JournalImpl final : public Journal {
   void mark(const wire::Mark& mark) override;
 
   Point cut(CutReason reason, std::string name) override;
+  void when_staged(BatchNumber batch, Callback<Status> done) override;
+  void tenure_over(Slot slot) override;
   void when_shipped(BatchNumber batch, Callback<Result<std::string>> done) override;
   void start_shipping(std::unique_ptr<net::HttpClient> client) override;
   void pause_shipping(bool paused) override;
@@ -174,6 +176,7 @@ class JournalImpl final : public Journal {
   SegmentHead part_head(const Batch& batch, const StagePlan& plan, uint32_t index) const;
   bool can_stage() const;
   void kick_stager();
+  void answer_staged(BatchNumber first, BatchNumber last, const Status& status);
   void ended_shipping(const StagedBatch& batch, const std::string& receipt);
   void forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done);
   void fail_waiters(const Status& status);
@@ -221,12 +224,13 @@ class JournalImpl final : public Journal {
   BatchNumber last_staged_;
   std::map<BatchNumber, std::vector<SlotBytes>> staged_bytes_;
   std::multimap<BatchNumber, Callback<Result<std::string>>> waiters_;
+  std::multimap<BatchNumber, Callback<Status>> staged_waiters_;
   std::map<BatchNumber, std::string> receipts_;  // the newest few
   BatchNumber newest_closed_;
   bool cut_due_ = false;                         // a time cut was put off
   bool paused_ = false, closing_ = false, staging_ = false, spool_full_ = false;
   std::string stage_error_, no_space_;
-  UniqueFunction<void()> stage_wake_, idle_wake_;
+  UniqueFunction<void()> stage_wake_, retry_wake_, idle_wake_;
 
   io::TimerId commit_timer_, cut_timer_, clean_timer_, close_timer_, stage_timer_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by completions of I/O

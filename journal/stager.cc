@@ -19,6 +19,7 @@ constexpr uint64_t kReadBytes = 256u << 10;
 constexpr uint32_t kReadsInFlightMax = 32;
 constexpr uint64_t kReadBytesInFlightMax = 2u << 20;
 constexpr size_t kWritePieceBytes = 1u << 20;
+constexpr uint64_t kHandoverReserve = 8;          // one part in so many of the spool, above its limit
 constexpr io::Duration kRetryMin = std::chrono::seconds(1), kRetryMax = std::chrono::seconds(30);
 
 }  // namespace
@@ -111,20 +112,51 @@ void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& s
 }
 
 bool JournalImpl::can_stage() const {
-  return !paused_ && unreconciled_.empty() && condition_ &&
-         shipper_->queued_bytes() < options_.settings.spool_bytes_max;
+  if (!unreconciled_.empty() || !condition_) return false;
+  uint64_t room = options_.settings.spool_bytes_max;
+  // A handover waits for it: the pause does not hold it up, and a full spool has a reserve for it.
+  if (!staged_waiters_.empty()) return shipper_->queued_bytes() < room + room / kHandoverReserve;
+  return !paused_ && shipper_->queued_bytes() < room;
+}
+
+void JournalImpl::when_staged(BatchNumber batch, Callback<Status> done) {
+  if (batch <= last_staged_) return done(Status::ok());
+  bool closed = std::any_of(batches_.begin(), batches_.end() - 1, [&](const BatchPtr& b) { return b->number == batch; });
+  if (!closed) return done(Status(Code::kCancelled, "batch " + std::to_string(batch.value) + " is not closed, or given up"));
+  auto waiter = staged_waiters_.emplace(batch, std::move(done));
+  if (can_stage()) return kick_stager();
+  done = std::move(waiter->second);
+  staged_waiters_.erase(waiter);
+  done(Status(Code::kUnavailable, "the journal can stage nothing now"));
+}
+
+void JournalImpl::answer_staged(BatchNumber first, BatchNumber last, const Status& status) {
+  auto begin = staged_waiters_.lower_bound(first), end = staged_waiters_.upper_bound(last);
+  std::vector<Callback<Status>> ready;
+  for (auto it = begin; it != end; ++it) ready.push_back(std::move(it->second));
+  staged_waiters_.erase(begin, end);
+  for (auto& done : ready) {
+    // Posted: whoever waits may cut again.
+    auto call = [done = std::move(done), status]() mutable { done(status); };
+    env_.post(std::move(call));
+  }
 }
 
 void JournalImpl::kick_stager() {
-  if (!stage_wake_) return;
-  env_.post([this, alive = std::weak_ptr<bool>(alive_)] {
-    if (!alive.expired() && stage_wake_) std::exchange(stage_wake_, {})();
+  bool hurry = retry_wake_ && !staged_waiters_.empty();   // a handover does not wait for the next try
+  if (!stage_wake_ && !hurry) return;
+  env_.post([this, hurry, alive = std::weak_ptr<bool>(alive_)] {
+    if (alive.expired()) return;
+    if (hurry) env_.cancel(stage_timer_);
+    if (hurry && retry_wake_) std::exchange(retry_wake_, {})();
+    else if (stage_wake_) std::exchange(stage_wake_, {})();
   });
 }
 
 Task<void> JournalImpl::wait_for_batch() {
   while (closed_count() == 0 || !can_stage()) {
     if (idle_wake_ && closed_count() == 0) std::exchange(idle_wake_, {})();
+    answer_staged(BatchNumber(0), BatchNumber(UINT64_MAX), Status(Code::kUnavailable, "the journal can stage nothing now"));
     co_await async<bool>([this](Callback<bool> done) {
       stage_wake_ = [done = std::move(done)]() mutable { done(true); };
     });
@@ -152,7 +184,8 @@ Task<void> JournalImpl::stage_loop() {
       give_up_from(0, "staging failed");
     }
     co_await async<bool>([&](Callback<bool> done) {
-      stage_timer_ = env_.after(retry, [done = std::move(done)]() mutable { done(true); });
+      retry_wake_ = [done = std::move(done)]() mutable { done(true); };
+      stage_timer_ = env_.after(retry, [this] { if (retry_wake_) std::exchange(retry_wake_, {})(); });
     });
     retry = std::min(kRetryMax, retry * 2);
   }
@@ -383,6 +416,7 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   }
   staged_bytes_[batch->number] = std::move(bytes);
   batches_.pop_front();
+  answer_staged(BatchNumber(0), batch->number, Status::ok());
   // The resync batch that took over what a crash left is safe now.
   if (condition_) hold_regions_ = false;
   kLog.debug("staged", {{"batch", batch->number}, {"parts", row.parts.size()}, {"first", row.first.value}, {"last", row.last.value}});

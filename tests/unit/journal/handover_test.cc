@@ -1,0 +1,100 @@
+// Handovers: a cut that is staged before the tenure is given away, and the regions that are clean after it.
+#include <gtest/gtest.h>
+
+#include "shared/base/limits.h"
+#include "tests/unit/journal/journal_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+constexpr uint64_t kG = limits::kOrderGranule;
+
+// What a handover relies on: from the answer on, a power cut changes neither the batch nor what it holds.
+TEST_F(JournalTest, AStagedHandoverCutSurvivesAPowerCutAndIsShippedAsItWas) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  journal_->pause_shipping(true);
+  run_load(100, 8);
+  Point point = journal_->cut(Journal::CutReason::kHandover, {});
+  Status staged(Code::kBusy, "not yet");
+  journal_->when_staged(point.batch, [&](Status s) { staged = std::move(s); });
+  ASSERT_TRUE(settle([&] { return staged.code() != Code::kBusy; })) << "shipping that is paused does not hold it up";
+  ASSERT_TRUE(staged) << staged.to_string();
+  Images at_cut = copy_.images;
+  Incarnation incarnation = journal_->incarnation();
+  size_t before = replica_->points.size();
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  wait_shipped();
+  ASSERT_GT(replica_->points.size(), before);
+  const auto& first = replica_->points[before];
+  EXPECT_EQ(first.number, point.batch);
+  EXPECT_EQ(first.kind, BatchKind::kNormal);
+  EXPECT_EQ(first.incarnation, incarnation);
+  EXPECT_EQ(first.last, point.counter);
+  EXPECT_EQ(first.images, at_cut);
+  expect_points_right();
+}
+
+TEST_F(JournalTest, WhoWaitsForStagingHearsThatItsCutWasGivenUpOrCannotBeStaged) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(50, 8);
+  Status staged(Code::kBusy, "not yet");
+  auto wait_for = [&](BatchNumber batch) {
+    staged = Status(Code::kBusy, "not yet");
+    journal_->when_staged(batch, [&](Status s) { staged = std::move(s); });
+    return settle([&] { return staged.code() != Code::kBusy; });
+  };
+  Point open{BatchNumber(journal_->usage().newest_closed.value + 1), {}, {}, {}};
+  ASSERT_TRUE(wait_for(open.batch));
+  EXPECT_EQ(staged.code(), Code::kCancelled) << "it is open";
+  copy_.fail_reads = 1;
+  Point point = journal_->cut(Journal::CutReason::kHandover, {});
+  ASSERT_TRUE(wait_for(point.batch));
+  EXPECT_EQ(staged.code(), Code::kCancelled);
+  // What was given up is in the next cut, which need not wait for the stager's next try.
+  auto begun = world_.elapsed();
+  point = journal_->cut(Journal::CutReason::kHandover, {});
+  ASSERT_TRUE(wait_for(point.batch));
+  EXPECT_TRUE(staged) << staged.to_string();
+  EXPECT_LT(world_.elapsed() - begun, std::chrono::milliseconds(500));
+  wait_shipped();
+  EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
+  // Nothing is cut before a crash's regions are reconciled, so nothing can be handed over.
+  run_load(20, 8);
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  ASSERT_FALSE(journal_->dirty_after_crash().empty());
+  ASSERT_TRUE(wait_for(journal_->cut(Journal::CutReason::kHandover, {}).batch));
+  EXPECT_FALSE(staged);
+}
+
+TEST_F(JournalTest, ATenureGivenBackLeavesNoRegionOfItsImageDirty) {
+  for (int i = 0; i < 2; ++i) add_image(i, 128 * kG);
+  open_journal();
+  run_load(60, 8);
+  Slot over = slot(image_id(0)), kept = slot(image_id(1));
+  journal_->tenure_over(over);
+  world_.run_for(std::chrono::milliseconds(100));
+  EXPECT_FALSE(journal_->dirty_regions(over).empty()) << "nobody said that it is durable";
+  Point point = journal_->cut(Journal::CutReason::kHandover, {});
+  Status staged(Code::kBusy, "not yet");
+  journal_->when_staged(point.batch, [&](Status s) { staged = std::move(s); });
+  ASSERT_TRUE(settle([&] { return staged.is_ok(); }));
+  journal_->note_durable(over, point.counter);
+  journal_->tenure_over(over);
+  world_.run_for(std::chrono::milliseconds(100));
+  EXPECT_TRUE(journal_->dirty_regions(over).empty());
+  EXPECT_FALSE(journal_->dirty_regions(kept).empty());
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  ASSERT_EQ(journal_->dirty_after_crash().size(), 1u);
+  EXPECT_EQ(journal_->dirty_after_crash().front().image, image_id(1));
+}
+
+}  // namespace
+}  // namespace tidemark::journal
