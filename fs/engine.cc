@@ -142,6 +142,7 @@ void Engine::tick() {
   }
   clean_idle_images();
   try_failed_copies();
+  take_up_tenures();
   reap();
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }

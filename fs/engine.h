@@ -185,14 +185,19 @@ class Engine final : public journal::BlockSource {
   Task<void> acquire(Image& image, uint32_t wait_ms);
   uint8_t copy_absent(const Image& image) const;
   Task<Status> take_grant(Image& image, wire::Grant grant);
-  Status adopt_size(Image& image, uint64_t size, Generation generation);
+  Task<Status> adopt_size(Image& image, uint64_t size, Generation generation);
   void fail_parked(Image& image, const Status& status);
   void recalled(const wire::RecallNotify& message);
+  void take_up_tenures();
   void try_yield(Image& image);
   void yield_later(Image& image);
+  struct HandoverCut { Counter counter; bool staged = false; };
+  Task<HandoverCut> handover_cut();
   Task<void> yield(Image& image);
   void tenure_ended(Image& image);
   Task<void> give_back(ImageId id);
+  Task<Status> take_and_yield(wire::Attr attr);
+  Task<void> give_back_copied(wire::Attr attr);
   Task<Status> flush_both(Image& image);
   wire::Mark mark_of(Image& image, wire::MarkKind kind);
   // ---- engine_fill.cc
@@ -255,6 +260,8 @@ class Engine final : public journal::BlockSource {
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
   // ---- engine_status.cc
   uint64_t stale_bytes(Image& image);
+  bool writes_alone(const Image& image) const;
+  std::string writer_of(const wire::Attr& attr) const;
   // ---- engine.cc
   void tick();
   Task<void> stop_task(io::Duration timeout, Done done);

@@ -102,7 +102,7 @@ Task<void> Engine::reopen_copy(Image& im) {
   if (status.is_ok() && !stands) status = Status(Code::kCancelled, "the tenure or the link changed");
   if (status.is_ok()) {
     im.broken = false;  // behind it stays, until it was filled
-    status = adopt_size(im, im.size, im.size_generation);
+    status = co_await adopt_size(im, im.size, im.size_generation);
     if (!status) im.broken = true;
   }
   im.reopening = false;

@@ -82,8 +82,9 @@ Task<void> Engine::resume(Image& im) {
   }
   if (!im.held || sends_mirror(im.state)) co_return;
   if (answer->size_generation > im.size_generation) {
-    if (Status s = adopt_size(im, answer->size, answer->size_generation); !s)
-      kLog.warning("size_not_adopted", {{"image", im.id}, {"error", s}});
+    Status adopted = co_await adopt_size(im, answer->size, answer->size_generation);
+    if (!adopted) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", adopted}});
+    if (!mirror_->up() || !im.held || sends_mirror(im.state)) co_return;
   }
   im.facts.handshaken = true;
   im.yield_unknown = false;

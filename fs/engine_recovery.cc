@@ -122,13 +122,16 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       co_return dirty.alone ? keep_tail(im, dirty) : Status::ok();
     }
     if (!grant) co_return grant.status();
-    // Another host wrote since: its line is the main one.
-    if (grant->parent.epoch > dirty.epoch && dirty.epoch.value != 0) {
+    // Another host wrote since: its line is the main one. (Of this host's own name: a recovery that was cut short.)
+    bool moved = grant->parent.epoch > dirty.epoch && grant->parent.source != options_.config.node.name;
+    if (moved && dirty.epoch.value != 0) {
       wire::Yield back{im.id, grant->epoch, {journal_->incarnation(), Counter(0)}};
       auto yielded = co_await async<Result<wire::Yielded>>([&](Callback<Result<wire::Yielded>> done) {
         mirror_->request<wire::Yielded>(wire::Type::kYield, back, std::move(done));
       });
-      co_return yielded ? keep_tail(im, dirty) : yielded.status();
+      if (!yielded) co_return yielded.status();
+      // As above: if it had not gone on alone, it had given the tenure back, with all flushed on both copies.
+      co_return dirty.alone ? keep_tail(im, dirty) : Status::ok();
     }
     im.facts.alone = false;  // the direction is decided here, not by a resync of its own
     Status taken = co_await take_grant(im, std::move(*grant));

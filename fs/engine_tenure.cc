@@ -11,6 +11,7 @@ namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kOpportunityInterval{1};
 constexpr std::chrono::milliseconds kYieldRetry{200};
+constexpr std::chrono::seconds kStageTries{3};   // while staging fails
 }  // namespace
 
 // `wait`: a write needs it. Else only if it is free, so that reads become local.
@@ -23,6 +24,14 @@ void Engine::want_tenure(Image& im, bool wait) {
   }
   im.acquiring = true;
   tasks_.spawn(acquire(im, wait ? static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000 : 0));
+}
+
+// Held according to the shared node, but not here: granted to an earlier run, or to a request whose answer got lost.
+// Taken anew, if it is still so: another host is told to wait for this one, and must not do so for nothing.
+void Engine::take_up_tenures() {
+  for (auto& [id, image] : images_) {
+    if (!image->held && image->attr.holder == options_.config.node.name) want_tenure(*image, false);
+  }
 }
 
 // Of an unfilled or failed copy the shared node's map may say too little: it starts anew, all stale.
@@ -50,6 +59,7 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
   }
   im.acquiring = false;
   if (!failed) {
+    if (failed.code() == Code::kBusy && im.attr.holder == options_.config.node.name) im.attr.holder.clear();
     if (failed.code() == Code::kBusy)
       kLog.info("image_held_elsewhere", {{"image", im.id}, {"waited_ms", wait_ms}, {"reason", failed.message()}});
     else if (wait_ms != 0) kLog.warning("tenure_refused", {{"image", im.id}, {"error", failed}});
@@ -105,7 +115,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     co_await preserve(im, {grant.size, im.copy->size() - grant.size});
   im.size = grant.size;
   im.size_generation = grant.size_generation;
-  if (Status s = adopt_size(im, grant.size, grant.size_generation); !s && !own_copy_failed(im, s)) co_return s;
+  Status adopted = co_await adopt_size(im, grant.size, grant.size_generation);
+  if (!adopted && !own_copy_failed(im, adopted)) co_return adopted;
   journal_->set_tenure(im.slot, grant.epoch, grant.parent);
 
   if (im.broken || im.behind || grant.copy_known == 0) {
@@ -165,16 +176,14 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
 }
 
 // The own copy takes the size that the shared node has, if that is newer.
-Status Engine::adopt_size(Image& im, uint64_t size, Generation generation) {
+Task<Status> Engine::adopt_size(Image& im, uint64_t size, Generation generation) {
   if (im.held) {
     im.size = size;
     im.size_generation = generation;
   }
   if (im.attached) journal_->set_size(im.slot, size);
-  if (!im.local() || im.copy->size_generation() >= generation) return Status::ok();
-  Status result(Code::kUnavailable, "resize did not complete");
-  im.copy->resize(size, generation, [&result](Status s) { result = std::move(s); });  // blocks, so it has run by now
-  return result;
+  if (!im.local() || im.copy->size_generation() >= generation) co_return Status::ok();
+  co_return co_await async<Status>([&](Callback<Status> done) { im.copy->resize(size, generation, std::move(done)); });
 }
 
 wire::Mark Engine::mark_of(Image& im, wire::MarkKind kind) {
@@ -221,7 +230,8 @@ void Engine::try_yield(Image& im) {
     return;
   }
   bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
-  if (!level || im.resync_running || im.recovering) {
+  // While other images recover nothing can be cut, so nothing could be handed over whole.
+  if (!level || im.resync_running || im.recovering || recovering_ != 0) {
     yield_later(im);
     return;
   }
@@ -256,11 +266,33 @@ Task<Status> Engine::flush_both(Image& im) {
   co_return Status::ok();
 }
 
+// A cut that survives the loss of this host's power: what is in it will be shipped as it is, so that the next tenure's
+// writes can be ordered after it. Should it be impossible, the handover goes on all the same: then a crash of this host
+// before it has shipped makes those writes a branch at the replica.
+Task<Engine::HandoverCut> Engine::handover_cut() {
+  const io::BootTime until = env_.now() + kStageTries;
+  for (;;) {
+    journal::Point point = journal_->cut(journal::Journal::CutReason::kHandover);
+    Status staged = co_await async<Status>(
+        [&](Callback<Status> done) { journal_->when_staged(point.batch, std::move(done)); });
+    if (staged.is_ok()) co_return HandoverCut{point.counter, true};
+    if (staged.code() != Code::kCancelled || env_.now() >= until) {
+      kLog.warning("handover_unstaged",
+                   {{"batch", point.batch}, {"reason", staged},
+                    {"effect", "should this host crash before it ships, these writes are a branch at the replica"}});
+      co_return HandoverCut{point.counter, false};
+    }
+    co_await sleep(kYieldRetry);   // given up: its blocks are in the open batch
+  }
+}
+
 Task<void> Engine::yield(Image& im) {
   im.yielding = true;
   co_await wait_idle(im);
   Status status = co_await flush_both(im);
-  if (status.is_ok() && (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling)) {
+  HandoverCut cut;
+  bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
+  if (status.is_ok() && level) {
     if (!im.mtime_pushed) {
       wire::Attr times = im.attr;
       times.mtime = times.ctime = im.mtime;
@@ -269,13 +301,16 @@ Task<void> Engine::yield(Image& im) {
     }
     if (im.open_marked) journal_->mark(mark_of(im, wire::MarkKind::kClose));
     im.open_marked = false;
+    journal_->mark(mark_of(im, wire::MarkKind::kTenureEnd));
+    cut = co_await handover_cut();
+    level = mirror_->up() && (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling);
+  }
+  if (status.is_ok() && level) {
     // From here to the answer this host may hold nothing any more: it must not go on alone.
     im.yield_unknown = true;
     im.facts.handshaken = false;
-    journal_->mark(mark_of(im, wire::MarkKind::kTenureEnd));
-    journal::Point point = journal_->cut(journal::Journal::CutReason::kHandover);
     using Answer = Result<wire::Yielded>;
-    wire::Yield ask{im.id, im.epoch, {journal_->incarnation(), point.counter}};
+    wire::Yield ask{im.id, im.epoch, {journal_->incarnation(), cut.counter}};
     auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Yielded>(wire::Type::kYield, ask, std::move(done));
     });
@@ -287,6 +322,10 @@ Task<void> Engine::yield(Image& im) {
   im.yielding = false;
   bool ended_before = im.yield_unknown && status.code() == Code::kFenced;  // by a yield whose answer was lost
   if (status.is_ok() || ended_before) {
+    if (cut.staged) {               // and flushed, with none of its writes under way
+      journal_->note_durable(im.slot, cut.counter);
+      journal_->tenure_over(im.slot);
+    }
     tenure_ended(im);
   } else {
     if (im.yield_unknown && status.code() != Code::kUnavailable) {
@@ -315,46 +354,66 @@ void Engine::tenure_ended(Image& im) {
 // A tenure of an earlier run, all of it level, or one whose grant got lost: taken anew, so that the shared node names
 // its parent, and given back at once. Requests of this host wait meanwhile (want_tenure).
 Task<void> Engine::give_back(ImageId id) {
-  const auto& dirty = journal_->dirty_after_crash();
-  auto same = [&](const journal::DirtyImage& d) { return d.image == id; };
-  bool recovers = recovering_ != 0 && std::any_of(dirty.begin(), dirty.end(), same);  // that gives it back itself
+  // Writes of the earlier run that have not been shipped are in the resync batch, which is cut when all is reconciled.
+  while (recovering_ != 0) co_await sleep(kYieldRetry);
+  Image* known = find(id);
+  bool held = known != nullptr && (known->held || known->acquiring || known->recovering);   // by its recovery
   auto attr = names_->by_image(id);
   auto flags = flags_.find(id);
-  if (attr && flags != flags_.end() && (flags->second & kFlagHostOnly) != 0) {
-    // Its data were here alone when this host last looked: taken, copied, and then yielded, unless they still are.
+  bool host_only = flags != flags_.end() && (flags->second & kFlagHostOnly) != 0;
+  if (held) {
+    known->recall_wanted = true;
+  } else if (attr && host_only) {
     giving_back_.erase(id);
-    using Known = Result<wire::Attr>;
-    wire::GetAttr ask{attr->inode};
-    auto known = co_await async<Known>([&](Callback<Known> done) {
-      mirror_->request<wire::Attr>(wire::Type::kGetAttr, ask, std::move(done));
-    });
-    if (!known || known->mirror == 0) co_return;
-    names_->put(*known);
-    auto im = image_of(*known);
-    if (!im) co_return;
-    (*im)->recall_wanted = true;
-    want_tenure(**im, true);
-    co_return;
-  }
-  if (attr && attr->mirror != 0 && !recovers) {  // with `mirror = none` its data are here alone
-    using Granted = Result<wire::Grant>;
-    wire::Acquire ask{id, 0, 0};
-    auto grant = co_await async<Granted>([&](Callback<Granted> done) {
-      mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
-    });
-    using Answer = Result<wire::Yielded>;
-    Status status = grant.status();
-    if (grant) {
-      wire::Yield give{id, grant->epoch, {journal_->incarnation(), Counter(0)}};
-      auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
-        mirror_->request<wire::Yielded>(wire::Type::kYield, give, std::move(done));
-      });
-      status = yielded.status();
-    }
+    co_return co_await give_back_copied(*attr);
+  } else if (attr && attr->mirror != 0) {  // with `mirror = none` its data are here alone
+    Status status = co_await take_and_yield(*attr);
     kLog.info("gave_back", {{"image", id}, {"status", status}});
   }
   giving_back_.erase(id);
-  if (Image* im = find(id)) unpark(*im);
+  known = find(id);
+  if (known == nullptr) co_return;
+  unpark(*known);
+  if (known->recall_wanted) try_yield(*known);
+}
+
+// The replica must be able to tell what the earlier run left behind, so the yield names a cut after all of it.
+Task<Status> Engine::take_and_yield(wire::Attr attr) {
+  using Granted = Result<wire::Grant>;
+  wire::Acquire ask{attr.image, 0, 0};
+  auto grant = co_await async<Granted>([&](Callback<Granted> done) {
+    mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
+  });
+  if (!grant) co_return grant.status();
+  wire::Mark mark;
+  mark.kind = wire::MarkKind::kTenureEnd;
+  mark.origin = options_.config.node.name;
+  mark.label = env_.wall();
+  mark.node = attr;
+  mark.epoch = grant->epoch;
+  journal_->mark(mark);
+  HandoverCut cut = co_await handover_cut();
+  using Answer = Result<wire::Yielded>;
+  wire::Yield give{attr.image, grant->epoch, {journal_->incarnation(), cut.counter}};
+  auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Yielded>(wire::Type::kYield, give, std::move(done));
+  });
+  co_return yielded.status();
+}
+
+// Its data were here alone when this host last looked: taken, copied, and then yielded, unless they still are.
+Task<void> Engine::give_back_copied(wire::Attr attr) {
+  using Known = Result<wire::Attr>;
+  wire::GetAttr ask{attr.inode};
+  auto known = co_await async<Known>([&](Callback<Known> done) {
+    mirror_->request<wire::Attr>(wire::Type::kGetAttr, ask, std::move(done));
+  });
+  if (!known || known->mirror == 0) co_return;
+  names_->put(*known);
+  auto im = image_of(*known);
+  if (!im) co_return;
+  (*im)->recall_wanted = true;
+  want_tenure(**im, true);
 }
 
 }  // namespace tidemark::fs

@@ -85,7 +85,7 @@ Scenario swarm(uint64_t seed) {
   return s;
 }
 
-class ClusterTest : public testing::TestWithParam<const char*> {
+class ClusterTest : public testing::Test {
  protected:
   void SetUp() override {
     log::set_sink_for_testing([this](log::Level level, std::string_view, std::string_view line) {
@@ -97,7 +97,9 @@ class ClusterTest : public testing::TestWithParam<const char*> {
   std::vector<std::string> errors_;
 };
 
-TEST_P(ClusterTest, CopiesAndPointsAreRightAfterIt) {
+class ScenarioTest : public ClusterTest, public testing::WithParamInterface<const char*> {};
+
+TEST_P(ScenarioTest, CopiesAndPointsAreRightAfterIt) {
   bool mixed = std::string_view(GetParam()) == "swarm";
   uint64_t first = number("TIDEMARK_SIM_FIRST", 1), count = number("TIDEMARK_SIM_SEEDS", mixed ? 10 : 2);
   auto begun = std::chrono::steady_clock::now();
@@ -113,11 +115,29 @@ TEST_P(ClusterTest, CopiesAndPointsAreRightAfterIt) {
   std::printf("%s: %llu seeds, %.1f a second\n", GetParam(), static_cast<unsigned long long>(count), static_cast<double>(count) / took);
 }
 
-INSTANTIATE_TEST_SUITE_P(Scenarios, ClusterTest,
+INSTANTIATE_TEST_SUITE_P(Scenarios, ScenarioTest,
                          testing::Values("calm", "delays_and_disconnects", "shared_node_dies", "hosts_die", "replica_dies",
                                          "clocks_jump", "handovers", "handovers_and_disconnects", "handovers_and_dying_hosts",
                                          "handovers_and_a_dying_shared_node", "local_bricks_fail", "swarm"),
                          [](const auto& info) { return std::string(info.param); });
+
+// Seeds of the swarm that once failed, each by the name of what it found.
+struct Found { const char* name; uint64_t seed; };
+class SwarmRegression : public ClusterTest, public testing::WithParamInterface<Found> {};
+
+TEST_P(SwarmRegression, StaysMended) {
+  Cluster cluster(GetParam().seed, swarm(GetParam().seed));
+  EXPECT_EQ(cluster.run(), "");
+  EXPECT_TRUE(errors_.empty()) << "logged: " << errors_.front();
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, SwarmRegression,
+                         testing::Values(Found{"a_tenure_given_back_is_no_divergence", 20},
+                                         Found{"the_power_goes_after_a_yield", 93},
+                                         Found{"a_failed_brick_merges_no_batches_across_a_yield", 61},
+                                         Found{"dying_hosts_merge_no_batches_across_a_yield", 129},
+                                         Found{"a_grant_to_a_run_that_died_is_taken_up", 241}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 TEST(ClusterReplay, ASeedReplayedGivesTheSameTrace) {
   std::set<uint64_t> traces;

@@ -1,4 +1,5 @@
 // Handovers of a tenure, and a host's brick, each in the one situation that once went wrong or that must be shown.
+#include "journal/records.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -6,6 +7,69 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+// What a host durably knows of its tenure of the one image.
+Result<journal::TenureRow> tenure_of(Lab& lab, const std::string& host) {
+  auto rows = lab.world.committed(host, "/state/journal", "images");
+  if (rows.size() != 1) return Status(Code::kNotFound, std::to_string(rows.size()) + " rows");
+  return journal::decode_tenure(rows.begin()->second);
+}
+
+// Whether all of the host's writes up to this one are on its disk as segments, which a restart ships as they are.
+bool staged(Lab& lab, const std::string& host, const WriteSequence& through) {
+  for (const auto& [key, value] : lab.world.committed(host, "/state/journal", "batches")) {
+    auto row = journal::decode_batch_row(value);
+    if (row && row->state == journal::BatchState::kStaged && WriteSequence{row->incarnation, row->last} >= through) return true;
+  }
+  return false;
+}
+
+// The next tenure's batches wait at the replica for what the old holder wrote: a power cut must not take that away.
+TEST(Handover, WhatTheNextTenureNamesAsItsParentSurvivesAPowerCutOfTheOldHolder) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Lab lab(seed);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.engine("host1").set_shipping_paused(true);     // nothing is staged for any other reason
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 4096, 'b').is_ok());
+    lab.crash("host1", Crash::kPowerLoss);
+    auto tenure = tenure_of(lab, "host2");
+    ASSERT_TRUE(tenure.is_ok()) << tenure.status().to_string();
+    EXPECT_EQ(tenure->parent.source, "host1");
+    EXPECT_GT(tenure->parent.last.counter.value, 0u);
+    EXPECT_TRUE(staged(lab, "host1", tenure->parent.last)) << "seed " << seed;
+  }
+}
+
+// Writes that a crash left unstaged are in the resync batch; the tenure that is given back must name it, though the
+// shared node was restarted and does not remember how far that host had written.
+TEST(Handover, ATenureGivenBackAfterACrashNamesWhatTheEarlierRunWrote) {
+  Lab lab(1);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  lab.engine("host1").set_shipping_paused(true);
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  ASSERT_TRUE(lab.world.run_until([&] { return lab.world.committed("host1", "/state/drl", "regions").empty(); }, seconds(60)));
+  lab.crash("host1", Crash::kPowerLoss);
+  lab.crash("shared1", Crash::kKill);
+  lab.start("shared1");
+  lab.start("host1");
+  ASSERT_TRUE(lab.healthy("host1") && lab.healthy("host2"));
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  Status wrote = lab.write("host2", *second, 4096, 'b');
+  ASSERT_TRUE(wrote.is_ok()) << wrote.to_string();
+  auto tenure = tenure_of(lab, "host2");
+  ASSERT_TRUE(tenure.is_ok()) << tenure.status().to_string();
+  EXPECT_EQ(tenure->parent.source, "host1");
+  EXPECT_GT(tenure->parent.last.counter.value, 0u);
+  EXPECT_TRUE(staged(lab, "host1", tenure->parent.last));
+}
 
 // A host that crashed with every region clean does not touch the image when it is back: it must still give it back.
 TEST(Handover, ARestartedHostGivesBackATenureThatItDoesNotKnow) {
