@@ -49,7 +49,8 @@ Result<Newer> newer_points(ReplicaClient& replica, const Uuid& image, const Poin
 std::string loss_text(const Newer& newer, const Point& point) {
   if (newer.count == 0) return "nothing newer than point " + point.to_string() + " is known: no later change is left out\n";
   std::string out = "what came after point " + point.to_string() + " is not in the result: " + std::to_string(newer.count) +
-                    " newer points, from " + newer.first.label + " to " + newer.last.label;
+                    (newer.count == 1 ? " newer point, " : " newer points, from ") + newer.first.label;
+  if (newer.count > 1) out += " to " + newer.last.label;
   for (size_t i = 0; i < newer.names.size(); ++i) out += (i == 0 ? ", named " : ", ") + printable(newer.names[i]);
   return out + "; they stay readable at the replica\n";
 }
