@@ -40,6 +40,17 @@ Status probe_ports(const Options& o) {
   return {};
 }
 
+// A missing certificate or an open key is the configuration's fault, whichever part of the daemon would meet it first.
+Status check_tls_files(const Options& o) {
+  std::optional<config::Tls> tls;
+  if (o.node.role == "shared") {
+    if (auto c = config::load_shared(o.config_file)) tls = c->tls;
+  } else if (o.node.role == "replica") {
+    if (auto c = config::load_replica(o.config_file)) tls = c->tls;
+  }
+  return tls ? config::check_paths(o.config_file, *tls, nullptr) : Status();
+}
+
 }  // namespace
 
 struct Daemon::State {
@@ -92,6 +103,7 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Options options) {
     return {Code::kInvalidArgument, config::locate(o.config_file, "node", key) + ": " + s.message() +
                                         ": choose a directory that this user can write"};
   };
+  TM_RETURN_IF_ERROR(check_tls_files(o));
   TM_RETURN_IF_ERROR(usable("state_dir", o.node.state_dir));
   TM_RETURN_IF_ERROR(usable(o.node.run_dir == o.node.state_dir ? "state_dir" : "run_dir", o.node.run_dir));
   if (o.background) {

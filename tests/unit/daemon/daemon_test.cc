@@ -91,6 +91,21 @@ TEST_F(DaemonTest, ServesControlSocketUntilTheSignal) {
   EXPECT_FALSE(std::filesystem::exists(directory_ + "/run/n.pid"));
 }
 
+TEST_F(DaemonTest, AKeyThatOthersMayReadIsRefusedBeforeAnythingIsMade) {
+  for (const char* name : {"ca.pem", "n.pem", "n.key"}) std::ofstream(directory_ + "/" + name) << "x";
+  std::filesystem::permissions(directory_ + "/n.key", std::filesystem::perms(0644));
+  std::ofstream(file_) << "[node]\nname = \"n\"\nrole = \"shared\"\nstate_dir = \"state\"\n"
+                       << "[tls]\nauthority = \"ca.pem\"\ncertificate = \"n.pem\"\nkey = \"n.key\"\n"
+                       << "[storage]\nbricks = [\"brick\"]\n"
+                       << "[listen]\naddress = \"127.0.0.1:0\"\n";
+  auto d = Daemon::create(options());
+  ASSERT_FALSE(d);
+  EXPECT_EQ(d.status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(d.status().message(),
+            file_ + ":8: [tls] key: " + directory_ + "/n.key may be read by others than its owner: chmod 600 it");
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/state"));
+}
+
 TEST_F(DaemonTest, AUsedPortIsOneLineThatNamesFileLineAndRemedy) {
   int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
