@@ -208,6 +208,11 @@ void Intake::put_point(PointId id, const ApplyAction& action, const BatchRecord&
 void Intake::report(const ApplyAction& action, const ApplyOutput& built) {
   const BatchFacts& batch = action.batch;
   kLog.debug("batch_applied", {{"source", batch.source}, {"number", batch.number}, {"leaves", built.leaves}});
+  for (const Wait& wait : action.given_up) {
+    alarm_("circular_wait", batch.source + "/" + std::to_string(batch.number.value),
+           "applied before " + wait.to_string() + ", which waits for it: a host gave up batches across a handover; the "
+           "points in between are not exact");
+  }
   for (const BranchRecord& branch : built.branches) {
     ++counters_.branches;
     alarm_("branch", branch.image.to_string() + "/" + std::to_string(branch.epoch.value) + "/" + branch.source,

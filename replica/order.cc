@@ -1,5 +1,8 @@
 #include "replica/order.h"
 
+#include <algorithm>
+#include <set>
+
 namespace tidemark::replica {
 namespace {
 
@@ -23,6 +26,62 @@ ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   // A batch without records says "up to counter 0" of its incarnation: never move backwards.
   source.applied = std::max(source.applied, action.batch.last);
   return action;
+}
+
+// Whether all that stands in the way of the batch has come, and is only held itself.
+bool waits_for_held_alone(const OrderState& state, const std::vector<Wait>& waits) {
+  return !waits.empty() && std::all_of(waits.begin(), waits.end(), [&](const Wait& wait) {
+    if (wait.kind != Wait::Kind::kParent) return false;
+    auto it = state.sources.find(wait.source);
+    if (it == state.sources.end()) return false;
+    return std::any_of(it->second.waiting.rbegin(), it->second.waiting.rend(),
+                       [&](const BatchFacts& b) { return b.last >= wait.through; });
+  });
+}
+
+// Of the batch's images, those of which another held batch has an older epoch: that one would become a branch.
+size_t overtaken(const OrderState& state, const BatchFacts& batch) {
+  size_t count = 0;
+  for (const SliceFacts& slice : batch.slices) {
+    auto older = [&](const SliceFacts& s) { return s.image == slice.image && s.epoch < slice.epoch; };
+    for (const auto& [name, source] : state.sources) {
+      for (const BatchFacts& other : source.waiting) count += std::any_of(other.slices.begin(), other.slices.end(), older);
+    }
+  }
+  return count;
+}
+
+// The source whose held batch goes first, where batches wait for each other in a circle. Null: none do.
+OrderState::Source* break_circle(OrderState& state) {
+  // Only batches that wait for held ones alone: whatever waits for one that may yet come is left waiting.
+  std::map<std::string, std::vector<Wait>> waiting;
+  for (const auto& [name, source] : state.sources) {
+    if (source.waiting.empty()) continue;
+    std::vector<Wait> waits = waits_of(state, source.waiting.front());
+    if (waits_for_held_alone(state, waits)) waiting.emplace(name, std::move(waits));
+  }
+  // What waits for a batch outside of the set is not in a circle that can be decided here; nor is what nobody waits for.
+  for (bool changed = true; changed;) {
+    std::set<std::string> waited_for;
+    for (const auto& [name, waits] : waiting) {
+      for (const Wait& wait : waits) waited_for.insert(wait.source);
+    }
+    changed = std::erase_if(waiting, [&](const auto& entry) {
+      return !waited_for.contains(entry.first) ||
+             std::any_of(entry.second.begin(), entry.second.end(),
+                         [&](const Wait& wait) { return !waiting.contains(wait.source); });
+    }) != 0;
+  }
+  OrderState::Source* first = nullptr;
+  size_t least = 0;
+  for (const auto& [name, waits] : waiting) {
+    OrderState::Source& source = state.sources.at(name);
+    const size_t count = overtaken(state, source.waiting.front());
+    if (first != nullptr && count >= least) continue;
+    first = &source;
+    least = count;
+  }
+  return first;
 }
 
 }  // namespace
@@ -81,6 +140,13 @@ std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived) {
   for (bool moved = true; moved;) {
     moved = false;
     for (auto& [name, source] : state.sources) moved = apply_ready(source) || moved;
+    if (moved) continue;
+    OrderState::Source* first = break_circle(state);
+    if (first == nullptr) break;
+    std::vector<Wait> given_up = waits_of(state, first->waiting.front());
+    actions.push_back(apply_head(state, *first));
+    actions.back().given_up = std::move(given_up);
+    moved = true;
   }
   return actions;
 }

@@ -11,7 +11,11 @@
 //   arrived --(waits empty, all earlier of its source applied)--> applied
 //           --(else)--> held --(another batch was applied or arrived)--> applied
 //
-// Wall clocks are not looked at. Yields cut the journals, so the waits of honest sources are acyclic.
+//   - batches that wait for each other in a circle, all of them here, would wait for ever: then the one goes first that
+//     overtakes the fewest images' older epochs, and the action says which waits were given up.
+//
+// Wall clocks are not looked at. Yields cut the journals, so waits are circular only where a host had to give up batches
+// across a handover (no room to stage them): the later one then holds the earlier one's blocks too.
 #pragma once
 
 #include <deque>
@@ -68,6 +72,7 @@ struct ApplyAction {
   BatchFacts batch;
   std::vector<ImageId> branched;  // of its images, those that go to a branch
   std::vector<Epoch> newer;       // for each of those, the epoch that was applied already
+  std::vector<Wait> given_up;     // waits for batches that in turn wait for this one
 };
 
 // Takes a batch that was accepted and says what is to be applied now, in this order.

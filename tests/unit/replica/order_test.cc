@@ -220,6 +220,53 @@ TEST(Order, TheCreateThatABatchWaitedForIsAppliedBeforeIt) {
   EXPECT_EQ(actions[1].batch.source, "host1");
 }
 
+// A host without room to stage gave up what it had handed over into a later batch: that waits for what waits for it.
+TEST(Order, BatchesThatWaitForEachOtherAreAppliedOldestEpochFirst) {
+  const ImageId a = test_uuid(1);
+  auto parent = [](uint64_t epoch, std::string source, uint64_t counter) {
+    return wire::TenureParent{.epoch = Epoch(epoch), .source = std::move(source), .last = {Incarnation(1), Counter(counter)}};
+  };
+  const BatchFacts created{.source = "host1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .created = {a}};
+  const BatchFacts middle{.source = "host1", .number = BatchNumber(2), .last = {Incarnation(1), Counter(20)},
+                          .slices = {{a, Epoch(3), parent(2, "host2", 10)}}};
+  // Of epochs 2 and 4 together, under the newer one.
+  const BatchFacts merged{.source = "host2", .number = BatchNumber(3), .last = {Incarnation(1), Counter(30)},
+                          .slices = {{a, Epoch(4), parent(3, "host1", 20)}}};
+  for (bool merged_first : {true, false}) {
+    OrderState state;
+    EXPECT_EQ(step(state, created).size(), 1u);
+    EXPECT_TRUE(step(state, merged_first ? merged : middle).empty()) << "the other may yet come";
+    const auto actions = step(state, merged_first ? middle : merged);
+    ASSERT_EQ(actions.size(), 2u);
+    EXPECT_EQ(actions[0].batch.source, "host1");
+    ASSERT_EQ(actions[0].given_up.size(), 1u);
+    EXPECT_EQ(actions[0].given_up[0].source, "host2");
+    EXPECT_EQ(actions[1].batch.source, "host2");
+    EXPECT_TRUE(actions[1].given_up.empty());
+    for (const ApplyAction& action : actions) EXPECT_TRUE(action.branched.empty());
+    EXPECT_EQ(state.held(), 0u);
+  }
+}
+
+// As long as something that is waited for has not come, nothing is decided.
+TEST(Order, ACircleWithAMissingBatchInItIsLeftWaiting) {
+  const ImageId a = test_uuid(1), b = test_uuid(2);
+  auto last = [](uint64_t counter) { return WriteSequence{Incarnation(1), Counter(counter)}; };
+  OrderState state;
+  step(state, {.source = "host1", .number = BatchNumber(1), .last = last(1), .created = {a, b}});
+  const BatchFacts one{.source = "host1", .number = BatchNumber(2), .last = last(20),
+                       .slices = {{a, Epoch(3), {.epoch = Epoch(2), .source = "host2", .last = last(10)}},
+                                  {b, Epoch(5), {.epoch = Epoch(4), .source = "host3", .last = last(7)}}}};
+  const BatchFacts two{.source = "host2", .number = BatchNumber(3), .last = last(30),
+                       .slices = {{a, Epoch(4), {.epoch = Epoch(3), .source = "host1", .last = last(20)}}}};
+  EXPECT_TRUE(step(state, one).empty());
+  EXPECT_TRUE(step(state, two).empty());
+  EXPECT_EQ(state.held(), 2u);
+  const BatchFacts three{.source = "host3", .number = BatchNumber(1), .last = last(7), .slices = {{b, Epoch(4), {}}}};
+  EXPECT_EQ(step(state, three).size(), 3u);
+  EXPECT_EQ(state.held(), 0u);
+}
+
 TEST(Order, OlderEpochIsBranchedAndTheRestGoesOn) {
   OrderState state;
   const ImageId a = test_uuid(1), b = test_uuid(2);
