@@ -282,8 +282,9 @@ Task<void> Engine::unit_worker(std::shared_ptr<UnitRun> run) {
   if (--run->running == 0) run->done(true);
 }
 
-// Staging reads what this host wrote: always from its own copy where there is one, even when that is behind by now
-// (what another host wrote since belongs to that host's batches).
+// Staging reads what this host wrote: from its own copy where there is one, even when that is behind by now (what
+// another host wrote since belongs to that host's batches). But a copy that failed and was opened anew lacks this
+// host's own writes until it is filled: there only the shared copy has them.
 void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) {
   Image* im = find(image);
   if (im == nullptr) {
@@ -292,7 +293,7 @@ void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out
     if (!opened) return done(opened.status());
     im = *opened;
   }
-  if (im->local()) {
+  if (im->local() && !(im->refilling && im->stale.stale(extent))) {
     uint64_t size = im->copy->size();
     uint64_t within = extent.offset >= size ? 0 : std::min(extent.length, size - extent.offset);
     std::fill(out.begin() + static_cast<ptrdiff_t>(within), out.begin() + static_cast<ptrdiff_t>(extent.length), 0);

@@ -30,6 +30,7 @@ bool Engine::own_copy_failed(Image& im, const Status& why) {
   }
   im.broken = true;
   im.behind = true;
+  im.refilling = true;
   im.reopen_at = env_.now() + kReopenInterval;
   im.facts.copy_whole = false;
   im.stale.set_all(im.size, journal_->region_bytes(im.slot));

@@ -117,7 +117,7 @@ Task<void> Engine::fill(Image& im) {
     if (status.is_ok() && im.stale.none() && im.held && im.epoch == epoch) {
       status = set_flag(im, kFlagBehind, false);
       if (status.is_ok()) {
-        im.behind = false;
+        im.behind = im.refilling = false;
         im.facts.copy_whole = true;
         kLog.info("filled", {{"image", im.id}, {"epoch", im.epoch}, {"regions", before.size()}});
       }

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# A host's brick is full under load: no guest error, the shared copy serves. Once there is room again the own copy is
+# filled while the load goes on, and what the replica was sent meanwhile is what the guest wrote, not what the unfilled
+# copy held.
+source "$(dirname "$0")/lib.sh"
+BRICKS=1
+configure host1
+image="$D/mnt/host1/vm.img"
+brick="$D/host1/brick1"
+truncate -s 96M "$D/medium"
+mkfs.ext4 -q -m0 "$D/medium"
+mount -o loop "$D/medium" "$brick"
+AT_END+=("mountpoint -q '$brick' && umount '$brick'")
+for node in shared1 replica1 host1; do start "$node"; done
+
+truncate -s 16M "$image"
+"$T/ack_writer" "$image" "$D/acks" 1 & writer=$!
+synced() { [ "$(stat -c %s "$D/acks")" -gt "$1" ]; }
+mirror_is() { [ "$(image_field host1 vm.img mirror)" = "$1" ]; }
+wait_for 20 "acknowledged writes" test -s "$D/acks"
+if dd if=/dev/zero of="$brick/hog" bs=64k status=none 2> /dev/null; then die "the brick is not full"; fi
+wait_for 20 "the own copy to be left" mirror_is filling
+before=$(stat -c %s "$D/acks")
+wait_for 20 "writes without the own copy" synced $((before + 4096))
+rm "$brick/hog"
+wait_for 60 "the copy to be filled and level" mirrored host1 vm.img
+before=$(stat -c %s "$D/acks")
+wait_for 20 "writes to both copies" synced $((before + 4096))
+kill -0 $writer || die "the writer saw an error"
+kill $writer; wait $writer || true
+expect "every synced write is there" "$T/ack_writer" --check "$image" "$D/acks"
+verify_equal host1
+point=$(mark host1)
+export_point host1 vm.img "$point" "$D/out"
+expect "the replica has what the guest wrote" cmp "$D/out" "$image"
+no_error_lines
