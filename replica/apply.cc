@@ -69,6 +69,8 @@ class Builder {
 
   Status marks() {
     NameWriter names(snapshot_, in_.point, batch_.source, in_.is_shared_node);
+    for (const journal::SegmentImage& slice : in_.heads.front().images)
+      TM_RETURN_IF_ERROR(names.name_written(slice.image));
     for (const auto& head : in_.heads) {
       for (const auto& m : head.marks) {
         TM_RETURN_IF_ERROR(names.apply(m.mark));

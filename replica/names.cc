@@ -53,7 +53,37 @@ NameWriter::NameWriter(kv::Snapshot& snapshot, PointId point, std::string source
 Status NameWriter::apply(const wire::Mark& mark) {
   if (mark.number.value == 0) return Status::ok();  // the host's own: changes no name
   TM_ASSIGN_OR_RETURN(bool first_here, corroborate(mark));
-  if (!first_here || mark.origin != source_ || !changes_node(mark.kind)) return Status::ok();
+  if (!first_here || !changes_node(mark.kind)) return Status::ok();
+  if (mark.origin != source_) return keep_create(mark);
+  if (mark.kind == wire::MarkKind::kCreate && !mark.node.image.is_nil()) unnamed_[mark.node.image].reset();
+  return bind(mark);
+}
+
+// The shared node's record of a host's create: of use until that host's own has come.
+Status NameWriter::keep_create(const wire::Mark& mark) {
+  const ImageId& image = mark.node.image;
+  if (mark.kind != wire::MarkKind::kCreate || image.is_nil()) return Status::ok();
+  if (events_[mark.number.value].from_origin != 0) return Status::ok();
+  auto record = read_record<ImageRecord>(snapshot_, kImages, image.bytes);
+  if (record) {
+    auto version = image_at(snapshot_, record->index, point_);
+    if (version) return bind(mark);
+    if (version.status().code() != Code::kNotFound) return version.status();
+  } else if (record.status().code() != Code::kNotFound) {
+    return record.status();
+  }
+  unnamed_[image] = mark;
+  return Status::ok();
+}
+
+Status NameWriter::name_written(const ImageId& image) {
+  auto kept = read_record<wire::Mark>(snapshot_, kUnnamed, image.bytes);
+  if (!kept) return kept.status().code() == Code::kNotFound ? Status::ok() : kept.status();
+  unnamed_[image].reset();
+  return bind(*kept);
+}
+
+Status NameWriter::bind(const wire::Mark& mark) {
   using wire::MarkKind;
   if (mark.kind == MarkKind::kRename || mark.kind == MarkKind::kUnlink) {
     TM_RETURN_IF_ERROR(set_entry(mark.old_parent, mark.old_name, mark.number, InodeNumber(0)));
@@ -114,6 +144,10 @@ void NameWriter::finish(kv::WriteBatch& out) {
   }
   for (const auto& [inode, version] : nodes_) put_record(out, kNodes, node_key(InodeNumber(inode), point_), version);
   for (const auto& [number, record] : events_) put_record(out, kEvents, kv::key_u64(number), record);
+  for (const auto& [image, mark] : unnamed_) {
+    if (mark) put_record(out, kUnnamed, image.bytes, *mark);
+    else out.erase(kUnnamed, image.bytes);
+  }
 }
 
 Result<ImageVersion> image_at(kv::Snapshot& snapshot, ImageIndex image, PointId point) {

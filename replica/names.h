@@ -2,7 +2,8 @@
 //
 // Directory entries are last-writer-wins by event number per (parent inode, name); node attributes
 // by event number per inode. A host's marks become visible in that host's own batch; the shared
-// node's records of the same events serve corroboration, and apply only where it is their origin.
+// node's records of the same events serve corroboration, and apply only where it is their origin; but its record of a
+// create names an image that another host has written before the creator's own record came (which may never come).
 // So the result does not depend on the order in which sources arrive. Reads through a kv::Snapshot.
 #pragma once
 
@@ -26,12 +27,16 @@ class NameWriter {
  public:
   NameWriter(kv::Snapshot& snapshot, PointId point, std::string source, bool is_shared_node);
   Status apply(const wire::Mark& mark);
+  // The image has contents at this point: it gets the name that the shared node told of, if it has none yet.
+  Status name_written(const ImageId& image);
   // Puts what changed.
   void finish(kv::WriteBatch& out);
   const std::vector<EventMismatch>& mismatches() const { return mismatches_; }
 
  private:
   Result<bool> corroborate(const wire::Mark& mark);
+  Status keep_create(const wire::Mark& mark);
+  Status bind(const wire::Mark& mark);
   Status set_entry(InodeNumber parent, const std::string& name, EventNumber event, InodeNumber inode);
   Status set_node(EventNumber event, const wire::Attr& attr);
 
@@ -42,6 +47,7 @@ class NameWriter {
   std::map<std::pair<uint64_t, std::string>, EntryVersion> entries_;
   std::map<uint64_t, NodeVersion> nodes_;
   std::map<uint64_t, EventRecord> events_;
+  std::map<ImageId, std::optional<wire::Mark>> unnamed_;   // none: the row goes
   std::vector<EventMismatch> mismatches_;
 };
 

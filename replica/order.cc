@@ -45,7 +45,8 @@ size_t overtaken(const OrderState& state, const BatchFacts& batch) {
   for (const SliceFacts& slice : batch.slices) {
     auto older = [&](const SliceFacts& s) { return s.image == slice.image && s.epoch < slice.epoch; };
     for (const auto& [name, source] : state.sources) {
-      for (const BatchFacts& other : source.waiting) count += std::any_of(other.slices.begin(), other.slices.end(), older);
+      for (const BatchFacts& other : source.waiting)
+        count += std::any_of(other.slices.begin(), other.slices.end(), older);
     }
   }
   return count;
@@ -60,7 +61,7 @@ OrderState::Source* break_circle(OrderState& state) {
     std::vector<Wait> waits = waits_of(state, source.waiting.front());
     if (waits_for_held_alone(state, waits)) waiting.emplace(name, std::move(waits));
   }
-  // What waits for a batch outside of the set is not in a circle that can be decided here; nor is what nobody waits for.
+  // What waits for a batch outside of the set is in no circle that can be decided here; nor is what nobody waits for.
   for (bool changed = true; changed;) {
     std::set<std::string> waited_for;
     for (const auto& [name, waits] : waiting) {

@@ -14,8 +14,8 @@
 //   - batches that wait for each other in a circle, all of them here, would wait for ever: then the one goes first that
 //     overtakes the fewest images' older epochs, and the action says which waits were given up.
 //
-// Wall clocks are not looked at. Yields cut the journals, so waits are circular only where a host had to give up batches
-// across a handover (no room to stage them): the later one then holds the earlier one's blocks too.
+// Wall clocks are not looked at. Yields cut the journals, so waits are circular only where a host had to give up
+// batches across a handover (no room to stage them): the later one then holds the earlier one's blocks too.
 #pragma once
 
 #include <deque>

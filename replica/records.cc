@@ -5,7 +5,7 @@ namespace tidemark::replica {
 std::vector<std::string> table_names() {
   return {"meta",         "sources", "streams",        "batches",  "held",    "points",  "point_names",
           "label_blocks", "images",  "image_versions", "leaves",   "wides",   "entries", "nodes",
-          "events",       "marked",  "alarms",         "branches", "segments", "held_since"};
+          "events",       "marked",  "alarms",         "branches", "segments", "held_since", "unnamed"};
 }
 
 Bytes stream_key(const std::string& source, const Uuid& generation) {

@@ -25,6 +25,7 @@ inline constexpr uint32_t kStoreVersion = 1;
 enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
+  kUnnamed,
 };
 std::vector<std::string> table_names();
 

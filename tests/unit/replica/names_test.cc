@@ -69,7 +69,9 @@ TEST(Names, SharedNodesRecordGivesExistenceAndCorroborates) {
   EXPECT_EQ(h.put(host2, host2.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}}, {open_mark("host2", 2, kA)}))
                 .json()["applied"],
             true);
-  EXPECT_EQ(tree(h, "latest"), (Names{{"(" + kA.to_string() + ")", "nameless"}}));
+  // The creator may have died before it shipped: what was written since is not left without a name.
+  EXPECT_EQ(tree(h, "latest"), (Names{{"a.img", kA.to_string()}}));
+  h.restart();
   h.put(host1, host1.make({}, {create}));
   EXPECT_EQ(tree(h, "latest"), (Names{{"a.img", kA.to_string()}}));
   EXPECT_EQ(h.get("/v1/status").json()["alarms"].size(), 0u);

@@ -224,9 +224,11 @@ TEST(Order, TheCreateThatABatchWaitedForIsAppliedBeforeIt) {
 TEST(Order, BatchesThatWaitForEachOtherAreAppliedOldestEpochFirst) {
   const ImageId a = test_uuid(1);
   auto parent = [](uint64_t epoch, std::string source, uint64_t counter) {
-    return wire::TenureParent{.epoch = Epoch(epoch), .source = std::move(source), .last = {Incarnation(1), Counter(counter)}};
+    return wire::TenureParent{
+        .epoch = Epoch(epoch), .source = std::move(source), .last = {Incarnation(1), Counter(counter)}};
   };
-  const BatchFacts created{.source = "host1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .created = {a}};
+  const BatchFacts created{
+      .source = "host1", .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)}, .created = {a}};
   const BatchFacts middle{.source = "host1", .number = BatchNumber(2), .last = {Incarnation(1), Counter(20)},
                           .slices = {{a, Epoch(3), parent(2, "host2", 10)}}};
   // Of epochs 2 and 4 together, under the newer one.
