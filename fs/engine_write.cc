@@ -28,7 +28,9 @@ Extent touched(const Op& op, uint64_t size) {
   if (op.kind != OpKind::kResize) return op.extent;
   uint64_t to = op.extent.offset;
   if (to < size) return {to, size - to};
-  return {size, size % limits::kOrderGranule == 0 ? 0u : 1u};  // a grow zero-fills the last granule only
+  // A grow zero-fills the last granule only. Its region is dirty all the same: should this host crash before the record
+  // is durable, the replica still learns of the new size.
+  return {size, 1};
 }
 }  // namespace
 
