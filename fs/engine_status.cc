@@ -25,6 +25,21 @@ uint64_t Engine::stale_bytes(Image& im) {
   return std::min(stale, im.size_now());
 }
 
+// Whether this host may hold acknowledged writes that the shared copy lacks: from the note of it (which may just be on
+// its way) until the resync or the recovery that undoes it.
+bool Engine::writes_alone(const Image& im) const {
+  if (im.facts.alone || im.noting_alone) return true;
+  if (!im.recovering) return false;
+  const auto& dirty = journal_->dirty_after_crash();
+  return std::any_of(dirty.begin(), dirty.end(), [&](const auto& d) { return d.image == im.id && d.alone; });
+}
+
+// A tenure that this run does not hold is not its own, whatever the shared node said when it was last asked: it was an
+// earlier run's, and another host's since, perhaps.
+std::string Engine::writer_of(const wire::Attr& attr) const {
+  return attr.holder == options_.config.node.name ? "" : attr.holder;
+}
+
 bool Engine::healthy(std::vector<std::string>* reasons) {
   std::vector<std::string> why;
   if (!mirror_->up()) why.push_back("shared node unreachable: " + mirror_->last_error().message());
@@ -93,8 +108,9 @@ std::string Engine::status_json() {
                              {"size", im.size_now()},
                              {"allocated", attr.allocated},
                              {"epoch", im.epoch.value != 0 ? im.epoch.value : attr.epoch.value},
-                             {"writer", im.held ? config.node.name : attr.holder},
+                             {"writer", im.held ? config.node.name : writer_of(attr)},
                              {"mirror", im.facts.policy_none ? "none" : std::string(mirror_state_name(im.state))},
+                             {"alone", writes_alone(im)},
                              {"stale_bytes", stale_bytes(im)},
                              {"dirty_bytes", counters.dirty_bytes},
                              {"unshipped_bytes", counters.unshipped_bytes},
@@ -111,8 +127,9 @@ std::string Engine::status_json() {
          {"size", attr.size},
          {"allocated", attr.allocated},
          {"epoch", attr.epoch.value},
-         {"writer", attr.holder},
+         {"writer", writer_of(attr)},
          {"mirror", attr.mirror == 0 ? "none" : std::string(mirror_state_name(MirrorState::kReadingShared))},
+         {"alone", false},
          {"stale_bytes", 0},
          {"dirty_bytes", 0},
          {"unshipped_bytes", 0},

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "shared/base/log.h"
 #include "tests/sim/nodes.h"
 
 namespace tidemark::sim {
@@ -11,6 +12,11 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+const log::Logger kLog("sim");   // what is done to the cluster stands among the daemons' own lines
+
+std::string_view kind_name(Crash kind) { return kind == Crash::kPowerLoss ? "power loss" : "kill"; }
+int64_t ms_in(const World& world) { return world.elapsed().count() / 1'000'000; }
 
 }  // namespace
 
@@ -121,9 +127,19 @@ void Cluster::lost_power() {
   for (auto& model : models_) model->lose_unflushed();
 }
 
+// Of an image whose writes this host acknowledged alone it has the only copy: what no flush covered may be gone.
+void Cluster::lost_power_alone(Host& host) {
+  auto status = nlohmann::json::parse(host.engine->status_json());
+  for (const auto& image : status["images"]) {
+    if (!image["alone"]) continue;
+    for (size_t i = 0; i < names_.size(); ++i) if (names_[i] == image["path"]) models_[i]->lose_unflushed();
+  }
+}
+
 void Cluster::crash_host(Host& host, Crash kind) {
   if (!world_.running(host.name)) return;
-  if (kind == Crash::kPowerLoss) lost_power();
+  kLog.info("crash", {{"node", host.name}, {"kind", kind_name(kind)}, {"at_ms", ms_in(world_)}});
+  if (kind == Crash::kPowerLoss) lost_power(), lost_power_alone(host);
   for (auto& guest : host.guests) acknowledged_ += guest->acknowledged(), guest->lost();
   for (auto& relay : relays_) {
     if (relay->host != &host) continue;
@@ -201,6 +217,7 @@ void Cluster::plan() {
   auto shared_down = [](Crash kind) {
     return [kind](Cluster& c) {
       if (!c.world_.running("shared1")) return;
+      kLog.info("crash", {{"node", "shared1"}, {"kind", kind_name(kind)}, {"at_ms", ms_in(c.world_)}});
       if (kind == Crash::kPowerLoss) c.lost_power();
       c.world_.crash("shared1", kind);
       c.shared_.reset();
@@ -304,11 +321,14 @@ bool Cluster::settle() {
 }
 
 bool Cluster::level() {
-  return wait("every image is mirrored", [this] {
+  std::string last;
+  bool came = wait("every image is mirrored", [&] {
     for (Host& host : hosts_) {
       auto status = nlohmann::json::parse(host.engine->status_json());
+      last = host.name + ": not connected";
       if (!status["shared"]["connected"]) return false;
       for (const auto& image : status["images"]) {
+        last = host.name + ": " + image.dump();
         if (image["recovering"]) return false;
         if (image["writer"] != host.name) continue;
         if (image["mirror"] != "mirrored" || image["stale_bytes"] != 0) return false;
@@ -316,6 +336,8 @@ bool Cluster::level() {
     }
     return true;
   });
+  if (!came) failure_ += "; " + last;
+  return came;
 }
 
 // Each host writes once more to what moved, and reads all of it.

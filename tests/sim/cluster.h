@@ -77,6 +77,7 @@ class Cluster {
   void start_guests(Host& host, bool first);
   void crash_host(Host& host, Crash kind);
   void lost_power();
+  void lost_power_alone(Host& host);
   void begin_turn(Relay& relay);
   void next_turn(Relay& relay, Duration pause);
   void watch_turn(Relay& relay);

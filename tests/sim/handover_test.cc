@@ -127,5 +127,26 @@ TEST(Handover, AYieldWithoutAnAnswerLeavesNoSecondWriter) {
   }
 }
 
+// What the shared node said before a restart is not what is: status names no writer that it cannot know of.
+TEST(Handover, ARestartedHostDoesNotCallItselfTheWriterOfWhatItDoesNotHold) {
+  Lab lab(1);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  auto again = lab.open("host1");                  // what is cached of it now names this host
+  ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+  EXPECT_NE(lab.engine("host1").status_json().find("\"writer\":\"host1\""), std::string::npos);
+  lab.engine("host1").release(*first);
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  ASSERT_TRUE(lab.write("host2", *second, 4096, 'b').is_ok());
+  lab.crash("host1", Crash::kKill);
+  lab.start("host1");
+  ASSERT_TRUE(lab.healthy("host1"));
+  std::string status = lab.engine("host1").status_json();
+  EXPECT_NE(status.find("disk.img"), std::string::npos) << status;
+  EXPECT_EQ(status.find("\"writer\":\"host1\""), std::string::npos) << status;
+}
+
 }  // namespace
 }  // namespace tidemark::sim
