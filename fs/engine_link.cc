@@ -60,7 +60,10 @@ void Engine::apply(Image& im, MirrorEvent event) {
 Task<void> Engine::resume(Image& im) {
   Pin pin(im);
   using Answer = Result<wire::Resumed>;
-  wire::Resume ask{im.id, im.epoch, im.size, im.size_generation, static_cast<uint8_t>(im.facts.alone ? 1 : 0)};
+  // Where the shared copy may lack something it must not be read by others before the resync that follows.
+  bool lost = im.apart || (mirror_->hello().loss_id != im.shared_loss && (im.unsynced.any() || im.active != 0));
+  uint8_t ahead = im.facts.alone || im.noting_alone || lost ? 1 : 0;
+  wire::Resume ask{im.id, im.epoch, im.size, im.size_generation, ahead};
   auto answer = co_await async<Answer>([&](Callback<Answer> done) {
     mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
   });

@@ -71,6 +71,9 @@ struct Image {
   CoordinatorSequence reserved_durable;
   bool reserving = false;
   WriteSequence last_applied;                 // of this epoch
+  uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
+  // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
+  enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite } holder_ahead = Ahead::kNo;
   uint32_t ops = 0, write_ops = 0;            // begun or waiting
   std::vector<UniqueFunction<void()>> when_written;   // run when write_ops is 0
   std::map<std::string, Incarnation> users;   // hosts that may have it open
@@ -93,6 +96,7 @@ struct Op {
   bool exclusive = false;                     // changes blocks
   bool ordered = false;                       // is in the image's OrderTable
   bool committing = false;                    // waits for the catalogue
+  io::BootTime waits_until;                   // Read: for a holder that may be ahead; 0: it has not waited
   io::IoMode mode = io::IoMode::kQueued;
   wire::Payload payload;
   Epoch epoch;
@@ -184,6 +188,9 @@ class Core {
   bool is_ready(const Image& image, const Op& op) const;
   void prepare(Op* op);
   void issue(Op* op);
+  bool may_be_old(const Image& image, const Op& op) const;
+  void submit_read(Op* op);
+  void wait_for_holder(Op* op);
   void issue_read(Op* op);
   void issue_resize(Op* op);
   void applied(Op* op, Status status);
@@ -226,6 +233,7 @@ class Core {
     uint64_t request = 0;
     Image* image = nullptr;
     bool copy_known = false;
+    bool held_before = false;                 // by this very host, which has lost what it knew of it
     io::TimerId timer;
   };
   void acquire_request(const PeerPtr& peer, wire::Request& request);

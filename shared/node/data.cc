@@ -252,6 +252,7 @@ void Core::note_applied(const Op& op) {
   Image& im = *op.image;
   if (op.type == wire::Type::kRepair || op.epoch != im.record.tenure.epoch) return;
   im.last_applied = std::max(im.last_applied, op.sequence);
+  if (im.holder_ahead == Image::Ahead::kUntilWrite) im.holder_ahead = Image::Ahead::kNo;
 }
 
 void Core::answer_applied(Op* op) {
@@ -263,6 +264,8 @@ void Core::answer_applied(Op* op) {
 void Core::issue_read(Op* op) {
   Image& im = *op->image;
   if (im.attr->mirror == 0) return fail(op, no_mirror(im));
+  // Since it took its place in the order. The host asks again.
+  if (may_be_old(im, *op)) return fail(op, Status(Code::kUnavailable, label(im) + ": its holder was lost"));
   uint64_t inside = 0;
   if (im.record.has_copy != 0 || im.copy) {
     if (Status s = ensure_copy(im); !s) return fail(op, s);
@@ -369,6 +372,7 @@ void Core::synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Stat
   for (Op* op : joined) {
     if (!status) { fail(op, status.with_context(label(*op->image))); continue; }
     if (op->type == wire::Type::kWrite) { answer_applied(op); continue; }
+    if (op->epoch == im.record.tenure.epoch) im.holder_ahead = Image::Ahead::kNo;
     op->peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), up_to});
     finish(op);
   }

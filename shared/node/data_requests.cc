@@ -1,5 +1,6 @@
 // Data requests of hosts, from messages to Ops; data.cc carries those out.
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "shared/base/limits.h"
@@ -9,6 +10,9 @@ namespace tidemark::node {
 
 namespace {
 constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
+constexpr io::Duration kHolderPoll = std::chrono::milliseconds(50);
+// A host pings every second, and goes on alone no sooner than after five of silence.
+constexpr io::Duration kHolderSilenceMax = std::chrono::seconds(3);
 }  // namespace
 
 std::string Core::label(const Image& image) const {
@@ -133,6 +137,7 @@ void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
     return fail(op, Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over"));
   }
   if (image->record.has_copy == 0 && !image->copy) {   // nothing was ever written here
+    image->holder_ahead = Image::Ahead::kNo;
     peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});
     return finish(op);
   }
@@ -159,14 +164,54 @@ void Core::pump_reads(Peer& peer) {
     if (peer.read_bytes + peer.link->unsent_bytes() > limits::kReadBytesUnsentMax) break;
     Op* op = peer.held_reads.front();
     peer.held_reads.pop_front();
-    peer.read_bytes += op->length;
-    submit(op);
+    submit_read(op);
   }
   if (peer.held_reads.empty() || pump_timer_.value != 0) return;
   pump_timer_ = env_.after(kPumpInterval, [this] {
     pump_timer_ = {};
     std::vector<PeerPtr> peers(peers_.begin(), peers_.end());
     for (const PeerPtr& p : peers) pump_reads(*p);
+  });
+}
+
+// Another host's read of an image whose holder may have acknowledged writes that are not here: it is away and may go
+// on alone, or is back and has not made the copies equal yet.
+bool Core::may_be_old(const Image& im, const Op& op) const {
+  const std::string& holder = im.record.tenure.holder;
+  if (holder.empty() || holder == op.session->host) return false;
+  auto session = sessions_.find(im.holder_session);
+  if (im.holder_ahead != Image::Ahead::kNo || session == sessions_.end()) return true;
+  const auto& peers = session->second->peers;
+  return std::any_of(peers.begin(), peers.end(),
+                     [](const PeerPtr& p) { return p->link->silence() > kHolderSilenceMax; });
+}
+
+void Core::submit_read(Op* op) {
+  if (op->session->ended || !failed_) return finish(op);
+  if (may_be_old(*op->image, *op)) return wait_for_holder(op);
+  op->peer->read_bytes += op->length;
+  submit(op);
+}
+
+// It is not in the order yet: what makes the copies equal must not wait for it.
+void Core::wait_for_holder(Op* op) {
+  Image& im = *op->image;
+  const std::string& holder = im.record.tenure.holder;
+  if (op->waits_until == io::BootTime{}) {
+    op->waits_until = env_.now() + options_.tenure_wait;
+    fence::Action ask;   // one that has nothing to write gives the tenure back
+    ask.host = holder;
+    ask.epoch = im.record.tenure.epoch;
+    ask.wanted_by = op->session->host;
+    recall(im, ask);
+  }
+  if (env_.now() >= op->waits_until) {
+    const char* is = session_of(holder) != nullptr ? " alone, which is not level or silent" : " alone, which is away";
+    return fail(op, Status::from_errno(EIO, label(im) + ": its newest writes may be with " + holder + is));
+  }
+  op->mode = io::IoMode::kQueued;
+  env_.after(kHolderPoll, [this, self = self_, op] {
+    if (*self != nullptr) submit_read(op);
   });
 }
 

@@ -28,7 +28,8 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   kv::WriteBatch batch;
   bool known = register_host(*image, session.host, m.copy_absent != 0, batch);
   fence::Ticket ticket = ++next_ticket_;
-  waiting_[ticket] = {peer, peer->session, request.id, image, known, {}};
+  bool held_before = image->record.tenure.holder == session.host;
+  waiting_[ticket] = {peer, peer->session, request.id, image, known, held_before, {}};
   ++image->ops;   // keeps the image while the request waits
   fence::Outcome outcome =
       fence::step(image->record.tenure, Event::acquire(session.host, ticket, m.wait_ms > 0, image->last_applied));
@@ -75,6 +76,8 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
                                           " is over; the newest is " +
                                           std::to_string(image->record.tenure.epoch.value)));
           }
+          image->holder_session = peer->session->number;
+          image->holder_ahead = m.alone != 0 ? Image::Ahead::kUntilFlush : Image::Ahead::kNo;
           if (m.size_generation <= image->attr->size_generation) return respond_resumed(*peer, id, *image);
           // The host changed the size while it was alone: its newer one counts.
           wire::Request again;
@@ -210,6 +213,8 @@ void Core::grant(fence::Ticket ticket, const Action& action) {
   answer.parent = {action.parent.epoch, action.parent.source, action.parent.last,
                    static_cast<uint8_t>(action.parent.clean)};
   grants_total_.add();
+  image.holder_session = waiting.session->number;
+  image.holder_ahead = waiting.held_before ? Image::Ahead::kUntilWrite : Image::Ahead::kNo;
   waiting.peer->link->respond(wire::Type::kAcquire, waiting.request, answer);
 }
 

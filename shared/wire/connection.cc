@@ -331,6 +331,8 @@ void Connection::keep_alive(io::Duration interval, io::Duration silence_max) {
   state_->keep_alive_tick();
 }
 
+io::Duration Connection::silence() const { return state_->env.now() - state_->last_received; }
+
 void Connection::send_request(Type type, ByteSpan body, ByteSpan payload, Callback<Result<Answer>> done) {
   if (!state_->open) return done(Status(Code::kUnavailable, "link to " + peer_name() + " is down"));
   Slot* slot = state_->slots.take(type);

@@ -60,6 +60,8 @@ class Connection {
   // Pings every `interval`; closes when nothing at all came from the peer for `silence_max` while a ping
   // was unanswered. Keeps round_trip() fresh.
   void keep_alive(io::Duration interval, io::Duration silence_max);
+  // Since something last came from the peer.
+  io::Duration silence() const;
 
   // ---- asking ---------------------------------------------------------------------------------
   // At most limits::kFrameRequestsMax are unanswered; more fail with kUnavailable at once. After the

@@ -174,7 +174,7 @@ struct Resume {
   Epoch epoch;
   uint64_t size = 0;
   Generation size_generation;            // the newer one is adopted on both sides
-  uint8_t alone = 0;                     // 1: writes were acknowledged without the shared copy
+  uint8_t alone = 0;                     // 1: the shared copy may lack acknowledged writes: not read before a Flush
   template <class A> void fields(A& a) { a(image, epoch, size, size_generation, alone); }
 };
 struct Resumed {

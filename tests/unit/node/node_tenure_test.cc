@@ -200,7 +200,9 @@ TEST_F(NodeTest, TheBehindMarkIsDurableBeforeTheCopyChanges) {
       world_.clear_faults("shared");
       restart_node(sim::Crash::kPowerLoss);
       ASSERT_TRUE(b->connect(port_, cluster_));
-      Result<Bytes> bytes = b->read(held.image, 2 * kRegion, 4096);
+      ASSERT_TRUE(a->connect(port_, cluster_));
+      // By its holder: others may not read it before that one has resumed.
+      Result<Bytes> bytes = a->read(held.image, 2 * kRegion, 4096);
       ASSERT_TRUE(bytes) << bytes.status().message();
       bool changed = *bytes != Bytes(4096, 0);
       Result<wire::Grant> map = b->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held.image});

@@ -1,0 +1,96 @@
+// A host without the tenure reads the shared copy: never one that lacks what the holder acknowledged.
+#include <cerrno>
+
+#include "tests/sim/lab.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::seconds;
+
+struct OtherReader : testing::Test {
+  // host1 holds the image with 'a' in it, flushed, and has it open; host2 has it open for reading.
+  void begin(Lab& lab) {
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    writer = *first;
+    ASSERT_TRUE(lab.write("host1", writer, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", writer).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    reader = *second;
+    auto r = lab.read("host2", reader, 0);
+    ASSERT_TRUE(r.is_ok()) << r.status().to_string();
+    ASSERT_EQ(*r, 'a');
+  }
+  void go_alone(Lab& lab) {
+    lab.world.partition("host1", "shared1");
+    Status wrote = lab.write("host1", writer, 0, 'b');
+    ASSERT_TRUE(wrote.is_ok()) << wrote.to_string();
+  }
+  void heal(Lab& lab) { lab.world.heal("host1", "shared1"), lab.world.heal("shared1", "host1"); }
+  void expect_new(Lab& lab) {
+    auto r = lab.read("host2", reader, 0);
+    ASSERT_TRUE(r.is_ok()) << r.status().to_string();
+    EXPECT_EQ(*r, 'b');
+  }
+  fs::HandleId writer, reader;
+};
+
+TEST_F(OtherReader, GetsAnErrorWhileTheHolderIsAloneAndItsWritesOnceItIsBack) {
+  Lab lab(1);
+  begin(lab);
+  go_alone(lab);
+  auto r = lab.read("host2", reader, 0);
+  ASSERT_FALSE(r.is_ok()) << "old bytes: " << *r;
+  EXPECT_EQ(r.status().sys_errno(), EIO) << r.status().to_string();
+  heal(lab);
+  expect_new(lab);
+}
+
+TEST_F(OtherReader, WaitsForTheRecoveryOfAHolderThatWasAlone) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    go_alone(lab);
+    lab.crash("host1", Crash::kKill);
+    heal(lab);
+    lab.start("host1");
+    for (int i = 0; i < 3 && !lab.engine("host1").healthy(); ++i) {
+      auto r = lab.read("host2", reader, 0);
+      EXPECT_TRUE(!r || *r == 'b') << "seed " << seed;
+    }
+    ASSERT_TRUE(lab.healthy("host1"));
+    expect_new(lab);
+  }
+}
+
+TEST_F(OtherReader, ReadsWhatAHolderThatCrashedAndIsIdleHadWritten) {
+  Lab lab(1);
+  begin(lab);
+  ASSERT_TRUE(lab.write("host1", writer, 0, 'b').is_ok());
+  ASSERT_TRUE(lab.flush("host1", writer).is_ok());
+  lab.crash("host1", Crash::kKill);
+  lab.start("host1");
+  ASSERT_TRUE(lab.healthy("host1"));
+  expect_new(lab);
+}
+
+TEST_F(OtherReader, SeesNothingOldAfterThePowerCutOfTheSharedNode) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    ASSERT_TRUE(lab.write("host1", writer, 0, 'b').is_ok());
+    lab.crash("shared1", Crash::kPowerLoss);
+    lab.start("shared1");
+    for (int i = 0; i < 4; ++i) {
+      auto r = lab.read("host2", reader, 0);
+      EXPECT_TRUE(!r || *r == 'b') << "seed " << seed;
+    }
+    ASSERT_TRUE(lab.healthy("host1"));
+    expect_new(lab);
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::sim
