@@ -393,6 +393,8 @@ Task<Status> Engine::take_and_yield(wire::Attr attr) {
   mark.epoch = grant->epoch;
   journal_->mark(mark);
   HandoverCut cut = co_await handover_cut();
+  // Where another host wrote last, the next tenure follows that one's writes: nothing of this host's comes after them.
+  if (grant->parent.source != options_.config.node.name) cut.counter = Counter(0);
   using Answer = Result<wire::Yielded>;
   wire::Yield give{attr.image, grant->epoch, {journal_->incarnation(), cut.counter}};
   auto yielded = co_await async<Answer>([&](Callback<Answer> done) {

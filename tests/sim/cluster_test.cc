@@ -136,7 +136,8 @@ INSTANTIATE_TEST_SUITE_P(Seeds, SwarmRegression,
                                          Found{"the_power_goes_after_a_yield", 93},
                                          Found{"a_failed_brick_merges_no_batches_across_a_yield", 61},
                                          Found{"dying_hosts_merge_no_batches_across_a_yield", 129},
-                                         Found{"a_grant_to_a_run_that_died_is_taken_up", 241}),
+                                         Found{"a_grant_to_a_run_that_died_is_taken_up", 241},
+                                         Found{"a_recovered_tenure_still_follows_the_one_before", 109}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(ClusterReplay, ASeedReplayedGivesTheSameTrace) {

@@ -1,6 +1,7 @@
 // Handovers: a cut that is staged before the tenure is given away, and the regions that are clean after it.
 #include <gtest/gtest.h>
 
+#include "journal/records.h"
 #include "shared/base/limits.h"
 #include "tests/unit/journal/journal_harness.h"
 
@@ -94,6 +95,30 @@ TEST_F(JournalTest, ATenureGivenBackLeavesNoRegionOfItsImageDirty) {
   open_journal();
   ASSERT_EQ(journal_->dirty_after_crash().size(), 1u);
   EXPECT_EQ(journal_->dirty_after_crash().front().image, image_id(1));
+}
+
+// Another host's epoch 2, this host's 3 and 4, as after a crash: what of 3 is in one batch with 4 still follows epoch 2.
+TEST_F(JournalTest, ATenureAfterAnOwnOneStillNamesTheOtherHostsBeforeIt) {
+  add_image(0, 128 * kG);
+  open_journal();
+  wire::TenureParent other{.epoch = Epoch(2), .source = "host2", .last = {Incarnation(7), Counter(9)}};
+  journal_->set_tenure(slot(image_id(0)), Epoch(3), other);
+  run_load(20, 4);
+  wire::TenureParent own{.epoch = Epoch(3), .source = options_.source, .last = {Incarnation(1), Counter(1)}};
+  journal_->set_tenure(slot(image_id(0)), Epoch(4), own);
+  world_.run_for(std::chrono::seconds(1));
+  auto stored = [&] {
+    auto rows = world_.committed("host1", options_.directory + "/journal", "images");
+    return decode_tenure(rows.begin()->second);
+  };
+  ASSERT_TRUE(stored().is_ok());
+  EXPECT_EQ(stored()->epoch, Epoch(4));
+  EXPECT_EQ(stored()->parent.source, "host2");
+  EXPECT_EQ(stored()->parent.last, other.last);
+  wire::TenureParent newer{.epoch = Epoch(5), .source = "host3", .last = {Incarnation(2), Counter(3)}};
+  journal_->set_tenure(slot(image_id(0)), Epoch(6), newer);
+  world_.run_for(std::chrono::seconds(1));
+  EXPECT_EQ(stored()->parent.source, "host3");
 }
 
 }  // namespace
