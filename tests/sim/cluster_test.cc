@@ -137,7 +137,9 @@ INSTANTIATE_TEST_SUITE_P(Seeds, SwarmRegression,
                                          Found{"a_failed_brick_merges_no_batches_across_a_yield", 61},
                                          Found{"dying_hosts_merge_no_batches_across_a_yield", 129},
                                          Found{"a_grant_to_a_run_that_died_is_taken_up", 241},
-                                         Found{"a_recovered_tenure_still_follows_the_one_before", 109}),
+                                         Found{"a_recovered_tenure_still_follows_the_one_before", 109},
+                                         Found{"a_host_alone_loses_power_before_a_flush", 111},
+                                         Found{"a_host_alone_loses_power_before_its_first_flush", 112}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(ClusterReplay, ASeedReplayedGivesTheSameTrace) {
