@@ -93,6 +93,14 @@ Status Core::check_hello(const Peer& peer, const wire::Hello& hello) const {
   }
   if (hello.digest_algorithm != kDigestXxh3) return Status(Code::kUnsupported, "unknown digest algorithm");
   if (hello.incarnation.value == 0) return Status(Code::kInvalidArgument, "incarnation 0");
+  // A copied configuration or a wrong state_dir: the newcomer must not end the run that serves guests. A host whose
+  // journal was really lost is let in once its old connections have ended.
+  for (const auto& [number, session] : sessions_) {
+    if (session->host == hello.node && session->run.journal_generation != hello.journal_generation) {
+      return Status(Code::kBusy, "another tidemark-fs with another state_dir is connected as " + hello.node +
+                                     ": stop it, or give this one a name and a certificate of its own");
+    }
+  }
   auto host = catalogue_->hosts.find(hello.node);
   if (host == catalogue_->hosts.end()) return Status::ok();
   const HostRun& newest = host->second;

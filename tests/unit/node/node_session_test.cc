@@ -167,6 +167,31 @@ TEST_F(NodeTest, AFailedCatalogueIsFatalAndNothingIsAnswered) {
   EXPECT_EQ(errno_of(a->lookup("x").status()), ENOENT);
 }
 
+// A second daemon with a copy of the configuration, and a journal of its own, whose incarnations begin far above.
+TEST_F(NodeTest, ASecondHostOfALiveNameIsRefusedUntilTheFirstHasGone) {
+  auto a = host("host1");
+  ASSERT_TRUE(a->create("x"));
+  std::unique_ptr<wire::Connection> live = std::move(a->link);
+  const wire::Hello first = a->hello;
+  a->hello.journal_generation.bytes[3] = 9;
+  a->hello.incarnation = Incarnation(1'800'000'000);
+  a->hello.nonce.bytes[0] = 2;
+  Status refused = a->connect(port_, cluster_);
+  EXPECT_EQ(refused.code(), Code::kBusy);
+  EXPECT_NE(refused.message().find("certificate of its own"), std::string::npos) << refused.message();
+  // The first one is not harmed: not by the attempt, and not when it connects anew.
+  a->hello = first;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_TRUE(a->lookup("x"));
+  // A journal that was really lost: its successor is let in when the old connections have ended.
+  a->link->close(Status(Code::kUnavailable, "gone"));
+  live->close(Status(Code::kUnavailable, "gone"));
+  world_.run_for(std::chrono::seconds(1));
+  a->hello.journal_generation.bytes[3] = 9;
+  a->hello.incarnation = Incarnation(1'800'000'000);
+  a->hello.nonce.bytes[0] = 2;
+  EXPECT_TRUE(a->connect(port_, cluster_));
+}
 
 // A run that a newer one has followed is over: the two would take the tenures from each other.
 TEST_F(NodeTest, AnOlderIncarnationIsOverOnceANewerOneCame) {
