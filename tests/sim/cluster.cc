@@ -131,8 +131,9 @@ void Cluster::lost_power() {
 void Cluster::lost_power_alone(Host& host) {
   auto status = nlohmann::json::parse(host.engine->status_json());
   for (const auto& image : status["images"]) {
-    if (!image["alone"]) continue;
-    for (size_t i = 0; i < names_.size(); ++i) if (names_[i] == image["path"]) models_[i]->lose_unflushed();
+    if (!image["alone"].get<bool>()) continue;
+    const auto path = image["path"].get<std::string>();
+    for (size_t i = 0; i < names_.size(); ++i) if (names_[i] == path) models_[i]->lose_unflushed();
   }
 }
 
