@@ -141,6 +141,7 @@ void Cluster::crash_host(Host& host, Crash kind) {
   if (!world_.running(host.name)) return;
   kLog.info("crash", {{"node", host.name}, {"kind", kind_name(kind)}, {"at_ms", ms_in(world_)}});
   if (kind == Crash::kPowerLoss) lost_power(), lost_power_alone(host);
+  world_.crash(host.name, kind);       // what was in flight lands, or not, out of the guests' memory
   for (auto& guest : host.guests) acknowledged_ += guest->acknowledged(), guest->lost();
   for (auto& relay : relays_) {
     if (relay->host != &host) continue;
@@ -148,7 +149,6 @@ void Cluster::crash_host(Host& host, Crash kind) {
     relay->guest->lost();
     next_turn(*relay, milliseconds(100));       // the VM is started anew, there or on the other host
   }
-  world_.crash(host.name, kind);
   host.engine.reset();
   host.guests.clear();
 }
