@@ -8,7 +8,15 @@ const log::Logger kLog("fs");
 constexpr std::chrono::seconds kRefusedRetry{5};
 }  // namespace
 
-void Engine::link_up(const wire::HelloAnswer&) {
+void Engine::link_up(const wire::HelloAnswer& hello) {
+  // The answers to what an earlier session or run had asked for may be lost: the replica takes those events from the
+  // shared node's stream.
+  wire::Mark session;
+  session.kind = wire::MarkKind::kSession;
+  session.origin = options_.config.node.name;
+  session.label = env_.wall();
+  session.node.event = hello.event;
+  journal_->mark(session);
   std::vector<UniqueFunction<void()>> waiters;
   waiters.swap(link_waiters_);
   for (auto& fn : waiters) fn();

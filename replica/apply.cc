@@ -77,6 +77,7 @@ class Builder {
         if (m.mark.kind == wire::MarkKind::kCreate && m.mark.origin == batch_.source) created(m.mark);
       }
     }
+    for (const wire::Mark& mark : names.late_creates()) TM_RETURN_IF_ERROR(created_late(mark));
     names.finish(out_.changes);
     out_.mismatches = names.mismatches();
     return Status::ok();
@@ -90,6 +91,27 @@ class Builder {
       if (id == mark.node.image) return;
     }
     put_version(mark.node.image, known->second.index, {.size = mark.node.size, .source = batch_.source});
+  }
+
+  // Likewise, of a create that only the shared node has told of.
+  Status created_late(const wire::Mark& mark) {
+    const ImageId& image = mark.node.image;
+    for (const auto& [id, version] : out_.versions) {
+      if (id == image) return Status::ok();
+    }
+    ImageIndex index;
+    auto known = in_.images.find(image);   // those of this batch's own marks
+    if (known != in_.images.end()) {
+      index = known->second.index;
+    } else {
+      TM_ASSIGN_OR_RETURN(ImageRecord record, read_record<ImageRecord>(snapshot_, kImages, image.bytes));
+      index = record.index;
+    }
+    auto version = image_at(snapshot_, index, in_.point);
+    if (version) return Status::ok();
+    if (version.status().code() != Code::kNotFound) return version.status();
+    put_version(image, index, {.size = mark.node.size, .source = mark.origin});
+    return Status::ok();
   }
 
   const ApplyInput& in_;

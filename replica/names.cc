@@ -29,6 +29,10 @@ uint64_t event_digest(const wire::Mark& m) {
   return digest64(b);
 }
 
+Bytes untold_key(const std::string& origin, EventNumber event) {
+  return kv::KeyBuilder().text(origin).u8(0).u64(event.value).bytes();
+}
+
 bool changes_node(wire::MarkKind kind) {
   using wire::MarkKind;
   return kind == MarkKind::kCreate || kind == MarkKind::kRename || kind == MarkKind::kSetAttr ||
@@ -51,19 +55,60 @@ NameWriter::NameWriter(kv::Snapshot& snapshot, PointId point, std::string source
     : snapshot_(snapshot), point_(point), source_(std::move(source)), is_shared_node_(is_shared_node) {}
 
 Status NameWriter::apply(const wire::Mark& mark) {
+  if (mark.kind == wire::MarkKind::kSession) return session_began(mark);
   if (mark.number.value == 0) return Status::ok();  // the host's own: changes no name
   TM_ASSIGN_OR_RETURN(bool first_here, corroborate(mark));
   if (!first_here || !changes_node(mark.kind)) return Status::ok();
-  if (mark.origin != source_) return keep_create(mark);
-  if (mark.kind == wire::MarkKind::kCreate && !mark.node.image.is_nil()) unnamed_[mark.node.image].reset();
+  if (mark.origin != source_) return from_shared(mark);
+  if (events_[mark.number.value].from_shared != 0) untold_[{mark.origin, mark.number.value}].reset();
   return bind(mark);
+}
+
+// The shared node's record of a host's event: it waits for the host's own, unless that can no longer come.
+Status NameWriter::from_shared(const wire::Mark& mark) {
+  if (events_[mark.number.value].from_origin != 0) return Status::ok();
+  TM_ASSIGN_OR_RETURN(EventNumber told, told_up_to(mark.origin));
+  if (mark.number <= told) return bind_late(mark);
+  untold_[{mark.origin, mark.number.value}] = mark;
+  return keep_create(mark);
+}
+
+// What the shared node has told of the host's events, and the host itself never will, applies now.
+Status NameWriter::session_began(const wire::Mark& mark) {
+  if (mark.origin != source_) return Status::ok();
+  TM_ASSIGN_OR_RETURN(EventNumber told, told_up_to(source_));
+  if (mark.node.event <= told) return Status::ok();
+  session_ = SessionRecord{mark.node.event};
+  auto cursor = snapshot_.cursor(kUntold);
+  const Bytes first = untold_key(source_, EventNumber(0)), end = untold_key(source_, mark.node.event.next());
+  for (bool found = cursor->seek(first); found; found = cursor->next()) {
+    const ByteSpan key = cursor->key();
+    if (!std::lexicographical_compare(key.begin(), key.end(), end.begin(), end.end())) break;
+    TM_ASSIGN_OR_RETURN(wire::Mark kept, wire::decode<wire::Mark>(cursor->value()));
+    untold_[{source_, kept.number.value}].reset();
+    TM_ASSIGN_OR_RETURN(EventRecord* record, event(kept.number));
+    if (record->from_origin == 0) TM_RETURN_IF_ERROR(bind_late(kept));
+  }
+  return Status::ok();
+}
+
+Status NameWriter::bind_late(const wire::Mark& mark) {
+  if (mark.kind == wire::MarkKind::kCreate && !mark.node.image.is_nil()) late_creates_.push_back(mark);
+  return bind(mark);
+}
+
+Result<EventNumber> NameWriter::told_up_to(const std::string& origin) {
+  if (session_ && origin == source_) return session_->event;
+  auto stored = read_record<SessionRecord>(snapshot_, kSessions, as_bytes(origin));
+  if (stored) return stored->event;
+  if (stored.status().code() != Code::kNotFound) return stored.status();
+  return EventNumber(0);
 }
 
 // The shared node's record of a host's create: of use until that host's own has come.
 Status NameWriter::keep_create(const wire::Mark& mark) {
   const ImageId& image = mark.node.image;
   if (mark.kind != wire::MarkKind::kCreate || image.is_nil()) return Status::ok();
-  if (events_[mark.number.value].from_origin != 0) return Status::ok();
   auto record = read_record<ImageRecord>(snapshot_, kImages, image.bytes);
   if (record) {
     auto version = image_at(snapshot_, record->index, point_);
@@ -79,12 +124,12 @@ Status NameWriter::keep_create(const wire::Mark& mark) {
 Status NameWriter::name_written(const ImageId& image) {
   auto kept = read_record<wire::Mark>(snapshot_, kUnnamed, image.bytes);
   if (!kept) return kept.status().code() == Code::kNotFound ? Status::ok() : kept.status();
-  unnamed_[image].reset();
   return bind(*kept);
 }
 
 Status NameWriter::bind(const wire::Mark& mark) {
   using wire::MarkKind;
+  if (mark.kind == MarkKind::kCreate && !mark.node.image.is_nil()) unnamed_[mark.node.image].reset();
   if (mark.kind == MarkKind::kRename || mark.kind == MarkKind::kUnlink) {
     TM_RETURN_IF_ERROR(set_entry(mark.old_parent, mark.old_name, mark.number, InodeNumber(0)));
   }
@@ -94,15 +139,20 @@ Status NameWriter::bind(const wire::Mark& mark) {
   return set_node(mark.number, mark.node);
 }
 
-// False if this side's record of the event was seen before.
-Result<bool> NameWriter::corroborate(const wire::Mark& mark) {
-  auto [it, added] = events_.try_emplace(mark.number.value);
-  EventRecord& record = it->second;
+Result<EventRecord*> NameWriter::event(EventNumber number) {
+  auto [it, added] = events_.try_emplace(number.value);
   if (added) {
-    auto stored = read_record<EventRecord>(snapshot_, kEvents, kv::key_u64(mark.number.value));
-    if (stored) record = *stored;
+    auto stored = read_record<EventRecord>(snapshot_, kEvents, kv::key_u64(number.value));
+    if (stored) it->second = *stored;
     else if (stored.status().code() != Code::kNotFound) return stored.status();
   }
+  return &it->second;
+}
+
+// False if this side's record of the event was seen before.
+Result<bool> NameWriter::corroborate(const wire::Mark& mark) {
+  TM_ASSIGN_OR_RETURN(EventRecord* known, event(mark.number));
+  EventRecord& record = *known;
   const uint64_t digest = event_digest(mark);
   if (record.digest == 0) record.digest = digest;
   else if (record.digest != digest) mismatches_.push_back({mark.number, source_});
@@ -148,6 +198,12 @@ void NameWriter::finish(kv::WriteBatch& out) {
     if (mark) put_record(out, kUnnamed, image.bytes, *mark);
     else out.erase(kUnnamed, image.bytes);
   }
+  for (const auto& [event, mark] : untold_) {
+    const Bytes key = untold_key(event.first, EventNumber(event.second));
+    if (mark) put_record(out, kUntold, key, *mark);
+    else out.erase(kUntold, key);
+  }
+  if (session_) put_record(out, kSessions, as_bytes(source_), *session_);
 }
 
 Result<ImageVersion> image_at(kv::Snapshot& snapshot, ImageIndex image, PointId point) {

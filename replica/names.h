@@ -4,6 +4,8 @@
 // by event number per inode. A host's marks become visible in that host's own batch; the shared
 // node's records of the same events serve corroboration, and apply only where it is their origin; but its record of a
 // create names an image that another host has written before the creator's own record came (which may never come).
+// A host's session mark says up to which event its own records, if they have not come, never will: a crash took them.
+// Those events apply from the shared node's records, in the batch of the session mark or when they come.
 // So the result does not depend on the order in which sources arrive. Reads through a kv::Snapshot.
 #pragma once
 
@@ -32,9 +34,16 @@ class NameWriter {
   // Puts what changed.
   void finish(kv::WriteBatch& out);
   const std::vector<EventMismatch>& mismatches() const { return mismatches_; }
+  // Creates that applied from the shared node's record, since their origin never will tell of them.
+  const std::vector<wire::Mark>& late_creates() const { return late_creates_; }
 
  private:
   Result<bool> corroborate(const wire::Mark& mark);
+  Status from_shared(const wire::Mark& mark);
+  Status bind_late(const wire::Mark& mark);
+  Status session_began(const wire::Mark& mark);
+  Result<EventRecord*> event(EventNumber number);
+  Result<EventNumber> told_up_to(const std::string& origin);
   Status keep_create(const wire::Mark& mark);
   Status bind(const wire::Mark& mark);
   Status set_entry(InodeNumber parent, const std::string& name, EventNumber event, InodeNumber inode);
@@ -48,6 +57,9 @@ class NameWriter {
   std::map<uint64_t, NodeVersion> nodes_;
   std::map<uint64_t, EventRecord> events_;
   std::map<ImageId, std::optional<wire::Mark>> unnamed_;   // none: the row goes
+  std::map<std::pair<std::string, uint64_t>, std::optional<wire::Mark>> untold_;   // likewise
+  std::optional<SessionRecord> session_;
+  std::vector<wire::Mark> late_creates_;
   std::vector<EventMismatch> mismatches_;
 };
 

@@ -25,7 +25,7 @@ inline constexpr uint32_t kStoreVersion = 1;
 enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
-  kUnnamed,
+  kUnnamed, kUntold, kSessions,
 };
 std::vector<std::string> table_names();
 
@@ -123,6 +123,11 @@ struct EventRecord {              // kEvents: key event number
   uint64_t digest = 0;            // of what both records of an event must say alike
   uint8_t from_origin = 0, from_shared = 0;
   template <class A> void fields(A& a) { a(digest, from_origin, from_shared); }
+};
+
+struct SessionRecord {            // kSessions: key source
+  EventNumber event;              // what it caused up to here, and has not told of, it never will
+  template <class A> void fields(A& a) { a(event); }
 };
 
 struct AlarmRecord {              // kAlarms: key kind, 0, subject

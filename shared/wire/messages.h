@@ -240,6 +240,9 @@ struct Attr {
 enum class MarkKind : uint8_t {
   kCreate = 1, kOpenWrite = 2, kTenureStart = 3, kTenureEnd = 4, kClose = 5, kRename = 6, kResize = 7,
   kUnlink = 8, kSetAttr = 9, kSnapshot = 10,
+  // A host's own: its session with the shared node began. Of its events up to `node.event`, those that its stream has
+  // not told of before never will be told there: a crash or a lost connection took them.
+  kSession = 11,
 };
 struct Mark {
   MarkKind kind = MarkKind::kCreate;

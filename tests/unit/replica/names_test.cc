@@ -7,7 +7,7 @@
 namespace tidemark::replica {
 namespace {
 
-const Uuid kA = test_uuid(1), kB = test_uuid(2);
+const Uuid kA = test_uuid(1), kB = test_uuid(2), kC = test_uuid(3);
 
 std::map<std::string, std::string> tree(Harness& h, const std::string& point) {
   std::map<std::string, std::string> out;
@@ -82,6 +82,53 @@ TEST(Names, SharedNodesRecordGivesExistenceAndCorroborates) {
   h.put(shared, shared.make({}, {other}), 0, net::Role::kShared);
   EXPECT_EQ(h.get("/v1/status").json()["alarms"][0]["kind"], "event_mismatch");
   EXPECT_EQ(tree(h, "latest").count("b.img"), 1u);
+}
+
+wire::Mark session_mark(const std::string& origin, uint64_t event) {
+  wire::Mark m;
+  m.kind = wire::MarkKind::kSession;
+  m.origin = origin;
+  m.node.event = EventNumber(event);
+  return m;
+}
+
+TEST(Names, WhatADeadHostNeverToldComesFromTheSharedNode) {
+  // host1 dies with events 3 to 6 untold: a became b, dead went, b became c, new came. It comes back and goes on.
+  const std::vector<wire::Mark> lost = {
+      rename_mark(3, "host1", 2, kA, "a", "b"), unlink_mark(4, "host1", 3, kB, "dead"),
+      rename_mark(5, "host1", 2, kA, "b", "c"), create_mark(6, "host1", 4, kC, "new")};
+  for (int order = 0; order < 3; ++order) {
+    Harness h;
+    BatchMaker host1("host1"), host2("host2"), shared("shared");
+    h.put(host1, host1.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}},
+                            {create_mark(1, "host1", 2, kA, "a"), create_mark(2, "host1", 3, kB, "dead")}));
+    auto told = shared.make({}, lost);
+    const auto later = create_mark(7, "host1", 5, {}, "later", 1, wire::NodeKind::kDirectory);
+    if (order == 0) {
+      ASSERT_EQ(h.put(shared, told, 0, net::Role::kShared).status, 200);
+      EXPECT_TRUE(tree(h, "latest").contains("a"));   // its own records may still come
+      // Another host's session says nothing of host1's events.
+      ASSERT_EQ(h.put(host2, host2.make({}, {session_mark("host2", 6)})).status, 200);
+      EXPECT_TRUE(tree(h, "latest").contains("a"));
+      h.restart();
+      ASSERT_EQ(h.put(host1, host1.make({}, {session_mark("host1", 6), later})).status, 200);
+    } else if (order == 1) {
+      ASSERT_EQ(h.put(host1, host1.make({}, {session_mark("host1", 6), later})).status, 200);
+      h.restart();
+      ASSERT_EQ(h.put(shared, told, 0, net::Role::kShared).status, 200);
+    } else {
+      // Event 3 was durable after all and is not applied twice.
+      ASSERT_EQ(h.put(shared, told, 0, net::Role::kShared).status, 200);
+      ASSERT_EQ(h.put(host1, host1.make({}, {lost[0]})).status, 200);
+      EXPECT_TRUE(tree(h, "latest").contains("b"));
+      ASSERT_EQ(h.put(host1, host1.make({}, {session_mark("host1", 6), later})).status, 200);
+    }
+    const Names now = {{"(" + kB.to_string() + ")", "nameless"}, {"c", kA.to_string()}, {"later", "directory"},
+                       {"new", kC.to_string()}};
+    EXPECT_EQ(tree(h, "latest"), now) << "order " << order;
+    EXPECT_EQ(h.get("/v1/points/latest/images/" + kC.to_string()).status, 200) << "order " << order;
+    EXPECT_EQ(h.get("/v1/status").json()["alarms"].size(), 0u);
+  }
 }
 
 TEST(Names, TenureMarksAreAboutTheImageAlone) {
