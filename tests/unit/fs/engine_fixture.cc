@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "shared/base/log.h"
+#include "shared/image/store.h"
 #include "shared/node/marks.h"
 
 namespace tidemark::fs {
@@ -259,6 +260,23 @@ int EngineTest::byte_at(const File& f, uint64_t offset, uint64_t length) {
   Pending r = read(f, offset, length);
   Status s = wait(r);
   if (!s || r->bytes.empty()) return -2;
+  bool alike = std::all_of(r->bytes.begin(), r->bytes.end(), [&](uint8_t b) { return b == r->bytes[0]; });
+  return alike ? r->bytes[0] : -1;
+}
+
+int EngineTest::shared_byte_at(const File& f, uint64_t offset, uint64_t length) {
+  sim::SimEnv& env = world_->start("shared1");
+  image::StorageGroupOptions options;
+  options.name = config::Storage().group;
+  options.bricks = {"/brick1"};
+  auto group = image::StorageGroup::open(env, std::move(options));
+  if (!group) return -2;
+  auto copy = (*group)->open_image(f.image);
+  if (!copy) return -2;
+  Pending r = request();
+  r->bytes = aligned(r->memory, length);
+  (*copy)->read(offset, r->bytes, io::IoMode::kQueued, [r](Status s) { r->answer = s; });
+  if (!wait(r)) return -2;
   bool alike = std::all_of(r->bytes.begin(), r->bytes.end(), [&](uint8_t b) { return b == r->bytes[0]; });
   return alike ? r->bytes[0] : -1;
 }

@@ -82,6 +82,8 @@ class EngineTest : public testing::Test {
   }
   // The bytes all alike: that byte; else -1. -2: the read failed.
   int byte_at(const File& f, uint64_t offset, uint64_t length);
+  // The same of the shared copy's own storage, while the shared node is down.
+  int shared_byte_at(const File& f, uint64_t offset, uint64_t length);
   // Is this host's copy equal to the shared one, block by block? Text of what is not; empty if all is well.
   std::string verify(const File& f);
   bool logged(const std::string& event) const { return log_.find(event) != std::string::npos; }
