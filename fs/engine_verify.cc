@@ -31,6 +31,7 @@ struct VerifyRun {
 
   // Of the image at hand.
   json image;
+  std::string path_at_cut;
   uint64_t compared = 0;
   bool equal = true, behind = false;
   std::vector<Suspect> suspects;
@@ -47,12 +48,22 @@ constexpr uint32_t kFine = 4096;
 constexpr uint64_t kHoleRun = 64ull << 20;
 constexpr size_t kDifferencesMax = 1000;
 constexpr std::chrono::seconds kShipWait{30};
+constexpr std::chrono::seconds kNameWait{10};
 
 void differ(VerifyRun& run, const Image& im, std::string_view copy, Extent where) {
   run.equal = false;
   kLog.warning("copies_differ", {{"image", im.id}, {"copy", copy}, {"offset", where.offset}, {"length", where.length}});
   if (run.image["differences"].size() >= kDifferencesMax) return;
   run.image["differences"].push_back({{"copy", copy}, {"offset", where.offset}, {"length", where.length}});
+}
+
+void differ(VerifyRun& run, const Image& im, std::string_view what, json here, json replica) {
+  run.equal = false;
+  const std::string ours = here.dump(), theirs = replica.dump();
+  kLog.warning("copies_differ",
+               {{"image", im.id}, {"copy", "replica"}, {"what", what}, {"here", ours}, {"there", theirs}});
+  run.image["differences"].push_back(
+      {{"copy", "replica"}, {"what", what}, {"here", std::move(here)}, {"there", std::move(replica)}});
 }
 
 std::string hex_of(const Digest128& d) {
@@ -165,6 +176,7 @@ Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
   if (!im.attached) co_return Status(Code::kUnavailable, "image " + im.id.to_string() + " has no journal yet");
   // One turn: the cut and the freeze are the same moment.
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed);
+  run.path_at_cut = im.nameless ? "" : names_->path_of(im.inode);
   Status frozen = journal_->freeze(im.slot, size);
   if (!frozen) co_return frozen;
   Status status = co_await verify_copies(run, im, size);
@@ -311,6 +323,8 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
   }
   uint64_t id = receipt["point"];
   run.image["point"] = id;
+  Status facts = co_await verify_facts(run, im, size, std::to_string(id));
+  if (!facts) co_return facts;
   std::string target = "/v1/points/" + std::to_string(id) + "/images/" + im.id.to_string() + "/hash";
   for (uint64_t at = 0; at < size; at += kHoleRun) {
     uint64_t length = std::min(kHoleRun, size - at);
@@ -343,6 +357,38 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
   }
   run.decided = true;
   co_return Status::ok();
+}
+
+// The image's size and path at the cut, as the replica shows them.
+Task<Status> Engine::verify_facts(VerifyRun& run, Image& im, uint64_t size, std::string point) {
+  std::string path = run.path_at_cut;
+  for (auto until = env_.now() + kNameWait;;) {
+    net::HttpRequest ask;
+    ask.method = "GET";
+    ask.target = "/v1/points/" + point + "/images/" + im.id.to_string();
+    using Answer = Result<net::HttpResponse>;
+    auto answer =
+        co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+    if (!answer) co_return answer.status().with_context("replica");
+    if (answer->status == 404) {
+      run.image["copies"]["replica"] = "absent";
+      differ(run, im, "image", path, nullptr);
+      co_return Status::ok();
+    }
+    json got = json::parse(as_text(answer->body), nullptr, false);
+    if (answer->status != 200 || !got.is_object())
+      co_return Status(Code::kUnavailable, "replica: image request answered " + std::to_string(answer->status));
+    if (point != "latest" && got["size"] != size) differ(run, im, "size", size, got["size"]);
+    if (path.empty() || path.starts_with('?') || got["path"] == path) co_return Status::ok();
+    // Another host's new name for it comes with that host's own batch, maybe after this point.
+    if (env_.now() >= until) {
+      differ(run, im, "path", path, got["path"]);
+      co_return Status::ok();
+    }
+    co_await sleep(std::chrono::milliseconds(500));
+    point = "latest";
+    path = im.nameless ? "" : names_->path_of(im.inode);
+  }
 }
 
 // Which 4 KiB of a differing unit, and of which copy: against this host's bytes of now, which is right where nobody

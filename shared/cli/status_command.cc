@@ -136,6 +136,11 @@ std::string verify_text(const Json& result) {
     table.row({name, verdict, size_of(image, "bytes_compared"), text(copies, "host", "-"), text(copies, "shared", "-"),
                text(copies, "replica", "-"), text(image, "point", "-")});
     for (const Json& d : found) {
+      if (const std::string what = text(d, "what"); !what.empty()) {
+        differences += printable(name) + ": copy of " + text(d, "copy") + " has another " + what + ": " +
+                       printable(text(d, "there", "none")) + ", not " + printable(text(d, "here", "none")) + "\n";
+        continue;
+      }
       differences += printable(name) + ": copy of " + text(d, "copy") + " differs at offset " + text(d, "offset") + ", " +
                      text(d, "length") + " bytes\n";
     }
