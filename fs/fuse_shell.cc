@@ -156,14 +156,27 @@ FuseShell::~FuseShell() {
 }
 
 void FuseShell::drain() {
+  // A guest that waits for each answer has most likely sent nothing more: its request is begun before looking on.
+  const bool idle = engine_.in_flight() == 0;
+  size_t begun = 0;
   received_.clear();
-  while (received_.size() < limits::kFuseDrainMax) {
+  if (came_alone_ && idle) {
+    if (!receive(1)) return;
+    begun = received_.size();
+    begin_received();
+  }
+  if (!receive(limits::kFuseDrainMax) && begun == 0) return;
+  came_alone_ = idle && begun + received_.size() == 1;
+  begin_received();
+}
+
+// Reads requests into `received_` until there are `most` or no more. False when the kernel's side is gone.
+bool FuseShell::receive(size_t most) {
+  while (received_.size() < most) {
     Buffer* buffer = take_buffer();
     ssize_t n = ::read(fd_, buffer->start(), buffer->room());
     if (n > 0) {
       received_.push_back({buffer, static_cast<size_t>(n)});
-      // A guest that waits for each answer has sent nothing more: looking would only delay this one.
-      if (received_.size() == 1 && came_alone_ && engine_.in_flight() == 0) break;
       continue;
     }
     give_back(buffer);
@@ -171,11 +184,15 @@ void FuseShell::drain() {
       continue;  // ENOENT: the request was interrupted before it was read
     if (n < 0 && errno == EAGAIN) break;
     if (n < 0 && errno != ENODEV) kLog.warning("fuse_read", {{"errno", errno}});
-    if (received_.empty()) return gone();
-    break;
+    if (!received_.empty()) break;
+    gone();
+    return false;
   }
+  return true;
+}
+
+void FuseShell::begin_received() {
   alone_ = received_.size() == 1 && engine_.in_flight() == 0;
-  came_alone_ = alone_;
   for (size_t i = 0; i < received_.size(); ++i) {
     current_ = received_[i].buffer;
     fuse_buf request{};
@@ -184,6 +201,7 @@ void FuseShell::drain() {
     fuse_session_process_buf(session_, &request);
     if (current_ != nullptr) give_back(std::exchange(current_, nullptr));
   }
+  received_.clear();
   alone_ = false;
 }
 

@@ -64,6 +64,8 @@ class FuseShell {
   FuseShell(io::RealEnv& env, Engine& engine, FuseOptions options);
   Status start();
   void drain();
+  bool receive(size_t most);
+  void begin_received();
   void gone();
   Buffer* take_buffer();
   void give_back(Buffer* buffer);
@@ -77,7 +79,7 @@ class FuseShell {
   int fd_ = -1;
   bool mounted_ = false;
   bool watching_ = false;
-  bool came_alone_ = false;                // so did the last request: the next most likely does, too
+  bool came_alone_ = false;                // the last request did: the next most likely does, too
   bool alone_ = false;                     // the request being processed came alone, nothing is in flight
   Buffer* current_ = nullptr;              // of the request being processed; null when its operation took it
   std::vector<std::unique_ptr<Buffer>> buffers_;
