@@ -53,6 +53,8 @@ wait_for 5 "the refusal in the log" grep -q 'no create or open mark' "$D/log/rep
 tm host2 journal resume-shipping > "$D/log/resume"
 none_held() { [ "$(held)" = 0 ]; }
 wait_for 60 "what was held to be applied" none_held
+# What is held no more may still be on its way into the history.
+wait_for 20 "the point to be shown" tm host1 replica export new.img --at written -o "$D/shown"
 export_point host1 new.img written "$D/out"
 expect "the point shows what was written, under its name" cmp "$D/out" "$D/mnt/host1/new.img"
 
