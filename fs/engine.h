@@ -253,6 +253,7 @@ class Engine final : public journal::BlockSource {
   Task<void> run_verify(std::shared_ptr<VerifyRun> run);
   Task<Status> verify_image(VerifyRun& run, Image& image);
   Task<Status> verify_copies(VerifyRun& run, Image& image, uint64_t size);
+  Task<Result<net::HttpResponse>> ask_replica(net::HttpRequest ask);
   Task<Status> verify_facts(VerifyRun& run, Image& image, uint64_t size, std::string point);
   Task<Status> verify_replica(VerifyRun& run, Image& image, uint64_t size, journal::Point point);
   Task<Result<bool>> shared_is_hole(Image& image, Extent range);

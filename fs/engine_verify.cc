@@ -72,7 +72,27 @@ std::string hex_of(const Digest128& d) {
   store_le(b + 8, d.high);
   return to_hex(b);
 }
+
+// Asks the replica for digests of a range, one for each `unit` bytes, under a key that it cannot have known before.
+net::HttpRequest digests_request(const std::string& target, Extent range, uint32_t unit, const DigestKey& key) {
+  net::HttpRequest ask;
+  ask.method = "POST";
+  ask.target = target;
+  ask.headers["content-type"] = "application/json";
+  const std::string body =
+      json{{"offset", range.offset}, {"length", range.length}, {"unit", unit}, {"key", to_hex(key.secret)}}.dump();
+  ask.body.assign(body.begin(), body.end());
+  return ask;
+}
 }  // namespace
+
+Task<Result<net::HttpResponse>> Engine::ask_replica(net::HttpRequest ask) {
+  using Answer = Result<net::HttpResponse>;
+  Answer answer =
+      co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+  if (!answer) co_return answer.status().with_context("replica");
+  co_return answer;
+}
 
 void Engine::verify(std::vector<std::string> names, UniqueFunction<void(uint64_t, uint64_t)> progress,
                     Callback<Result<std::string>> done) {
@@ -328,17 +348,9 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
   std::string target = "/v1/points/" + std::to_string(id) + "/images/" + im.id.to_string() + "/hash";
   for (uint64_t at = 0; at < size; at += kHoleRun) {
     uint64_t length = std::min(kHoleRun, size - at);
-    net::HttpRequest ask;
-    ask.method = "POST";
-    ask.target = target;
-    ask.headers["content-type"] = "application/json";
-    std::string body =
-        json{{"offset", at}, {"length", length}, {"unit", kUnit}, {"key", to_hex(run.key.secret)}}.dump();
-    ask.body.assign(body.begin(), body.end());
-    using Answer = Result<net::HttpResponse>;
-    auto answer =
-        co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
-    if (!answer) co_return answer.status().with_context("replica");
+    net::HttpRequest ask = digests_request(target, {at, length}, kUnit, run.key);
+    auto answer = co_await ask_replica(ask);
+    if (!answer) co_return answer.status();
     if (answer->status == 404) {
       run.image["copies"]["replica"] = "absent";
       differ(run, im, "replica", {0, size});
@@ -366,10 +378,8 @@ Task<Status> Engine::verify_facts(VerifyRun& run, Image& im, uint64_t size, std:
     net::HttpRequest ask;
     ask.method = "GET";
     ask.target = "/v1/points/" + point + "/images/" + im.id.to_string();
-    using Answer = Result<net::HttpResponse>;
-    auto answer =
-        co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
-    if (!answer) co_return answer.status().with_context("replica");
+    auto answer = co_await ask_replica(ask);
+    if (!answer) co_return answer.status();
     if (answer->status == 404) {
       run.image["copies"]["replica"] = "absent";
       differ(run, im, "image", path, nullptr);
@@ -400,16 +410,8 @@ Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target,
   Status read;
   if (im.local() && !im.stale.stale(unit)) read = co_await read_copy(im, within, buffer);
   else read = co_await read_shared(im, within, buffer);
-  net::HttpRequest ask;
-  ask.method = "POST";
-  ask.target = target;
-  ask.headers["content-type"] = "application/json";
-  std::string body =
-      json{{"offset", unit.offset}, {"length", unit.length}, {"unit", kFine}, {"key", to_hex(run.key.secret)}}.dump();
-  ask.body.assign(body.begin(), body.end());
-  using Answer = Result<net::HttpResponse>;
-  auto answer =
-      co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+  net::HttpRequest ask = digests_request(target, unit, kFine, run.key);
+  auto answer = co_await ask_replica(ask);
   json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
   bool known = got.is_object() && got["digests"].is_array();
   bool resolved = false;

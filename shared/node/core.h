@@ -173,6 +173,11 @@ class Core {
   void note_user(Image& image, Session& session);
   io::IoMode mode_for(const wire::Request& request) const;
   Op* changing_op(const PeerPtr& peer, wire::Request& request, Image* image, Epoch epoch);
+  template <typename M>
+  Op* changing_op(const PeerPtr& peer, wire::Request& request, M& m) {
+    Image* image = image_of(peer, request, m);
+    return changing_op(peer, request, image, m.epoch);
+  }
   Op* new_op(const PeerPtr& peer, const wire::Request& request, Image& image);
   void write_request(const PeerPtr& peer, wire::Request& request);
   void zero_request(const PeerPtr& peer, wire::Request& request);

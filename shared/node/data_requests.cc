@@ -90,8 +90,7 @@ void Core::write_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::zero_request(const PeerPtr& peer, wire::Request& request) {
   wire::Zero m;
-  Image* image = image_of(peer, request, m);
-  Op* op = changing_op(peer, request, image, m.epoch);
+  Op* op = changing_op(peer, request, m);
   if (op == nullptr) return;
   op->sequence = m.sequence;
   op->offset = m.extent.offset;
@@ -102,8 +101,7 @@ void Core::zero_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::repair_request(const PeerPtr& peer, wire::Request& request) {
   wire::Repair m;
-  Image* image = image_of(peer, request, m);
-  Op* op = changing_op(peer, request, image, m.epoch);
+  Op* op = changing_op(peer, request, m);
   if (op == nullptr) return;
   if (op->payload.size() != (m.hole != 0 ? 0 : m.extent.length)) {
     peer->link->close(Status(Code::kCorruption, "a repair's payload has another length than its extent"));
@@ -117,8 +115,7 @@ void Core::repair_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::resize_request(const PeerPtr& peer, wire::Request& request) {
   wire::Resize m;
-  Image* image = image_of(peer, request, m);
-  Op* op = changing_op(peer, request, image, m.epoch);
+  Op* op = changing_op(peer, request, m);
   if (op == nullptr) return;
   op->sequence = m.sequence;
   op->offset = m.size;

@@ -27,7 +27,8 @@ wait_for 60 "the copy to be filled and level" mirrored host1 vm.img
 before=$(stat -c %s "$D/acks")
 wait_for 20 "writes to both copies" synced $((before + 4096))
 kill -0 $writer || die "the writer saw an error"
-kill $writer; wait $writer || true
+kill $writer
+wait $writer || [ $? = 143 ] || die "the writer ended by itself"
 expect "every synced write is there" "$T/ack_writer" --check "$image" "$D/acks"
 verify_equal host1
 point=$(mark host1)

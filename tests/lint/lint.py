@@ -168,7 +168,7 @@ def check_text(path, raw, out, notes):
         bound = LINE_COLUMNS_RULE if path.startswith(KEPT_SHORT) else LINE_COLUMNS_MAX
         if path.endswith((".h", ".cc")) and len(line) > bound:
             out.append(f"{path}:{number}: {len(line)} columns: break it at {LINE_COLUMNS_RULE}")
-        if re.search(r"(?<![\w./-])/work/|\.\./shared/(DESIGN|STYLE|FACTS)", line) and not path.startswith("tests/lint/"):
+        if re.search(r"(?<![\w./-])/(?:work|builds?|workspaces?)/|\.\./shared/(DESIGN|STYLE|FACTS)", line) and not path.startswith("tests/lint/"):
             out.append(f"{path}:{number}: names a place outside the tree: write what is needed into shared/docs")
 
 

@@ -1,0 +1,115 @@
+// The journal and its replica, in the simulator: receipts, lost answers, restarts, conflicts, a full spool.
+#include <gtest/gtest.h>
+
+#include "journal/journal.h"
+#include "shared/base/log.h"
+#include "tests/unit/journal/journal_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+constexpr uint64_t kG = limits::kOrderGranule;
+
+TEST_F(JournalTest, WaitersGetTheReplicasReceipt) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(10, 4);
+  Point p = journal_->cut(Journal::CutReason::kNamed, "snap");
+  Result<std::string> receipt = std::string();
+  journal_->when_shipped(p.batch, [&](Result<std::string> r) { receipt = std::move(r); });
+  ASSERT_TRUE(settle([&] { return !receipt || !receipt->empty(); }));
+  ASSERT_TRUE(receipt) << receipt.status().to_string();
+  EXPECT_NE(receipt->find("\"point\""), std::string::npos);
+}
+
+TEST_F(JournalTest, LostRequestsAndAnswersAreRepeatedAndTheBatchStaysTheSame) {
+  world_.set_network_faults(0, 200'000, 200'000);
+  for (int i = 0; i < 2; ++i) add_image(i, 128 * kG);
+  open_journal();
+  for (int i = 0; i < 6; ++i) run_load(80, 16);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->conflicts, 0u);
+  EXPECT_EQ(replica_->images, model_at(journal_->incarnation(), Counter(UINT64_MAX)));
+}
+
+TEST_F(JournalTest, ResumesFromWhatTheReplicaHasAfterARestart) {
+  add_image(0, 128 * kG);
+  open_journal();
+  // Applied but unanswered: the host dies before it learns.
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (r.method != "PUT" || replica_->expected < 3) return std::nullopt;
+    replica_->interfere = {};
+    net::HttpResponse answer;
+    replica_->handle(r, [](net::HttpResponse) {});
+    return net::HttpResponse::json(503, R"({"error":"answer lost"})");
+  };
+  run_load(200, 16);
+  world_.run_for(std::chrono::milliseconds(300));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  run_load(100, 8);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->conflicts, 0u);
+  EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
+}
+
+TEST_F(JournalTest, AConflictStopsLoudlyAndKeepsTheSpool) {
+  add_image(0, 128 * kG);
+  int errors = 0;
+  log::set_sink_for_testing([&](log::Level level, std::string_view, std::string_view) { errors += level == log::Level::kError; });
+  open_journal();
+  bool refuse = true;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (!refuse || r.method != "PUT") return std::nullopt;
+    return net::HttpResponse::json(409, R"({"error":"conflict","have":"aa","got":"bb"})");
+  };
+  run_load(50, 8);
+  world_.run_for(std::chrono::seconds(5));
+  EXPECT_NE(journal_->usage().ship_error.find("conflict"), std::string::npos);
+  EXPECT_GT(journal_->usage().spool_batches, 0u);
+  EXPECT_EQ(errors, 1) << "said once, not at every retry";
+  refuse = false;
+  wait_shipped();
+  expect_points_right();
+  EXPECT_TRUE(journal_->usage().ship_error.empty());
+  log::set_sink_for_testing({});
+}
+
+TEST_F(JournalTest, AnotherStoreOrAForgetfulReplicaNeedsAFullResync) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_->store = Uuid::from_random({1, 2, 3});
+  // A failed request makes it ask again.
+  int fail = 1;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (r.method == "PUT" && fail-- > 0) return net::HttpResponse::json(503, "{}");
+    return std::nullopt;
+  };
+  run_load(50, 8);
+  world_.run_for(std::chrono::seconds(3));
+  EXPECT_NE(journal_->usage().ship_error.find("another store"), std::string::npos);
+  EXPECT_GT(journal_->usage().spool_batches, 0u);
+}
+
+TEST_F(JournalTest, AFullSpoolStopsStagingAndNeverTheGuest) {
+  options_.settings.spool_bytes_max = 1u << 20;
+  ship_ = false;
+  add_image(0, 256 * kG);
+  open_journal();
+  for (int i = 0; i < 30; ++i) {
+    run_load(60, 16);
+    world_.run_for(std::chrono::milliseconds(60));
+  }
+  Usage u = journal_->usage();
+  EXPECT_LT(u.spool_bytes, 3u << 20);
+  EXPECT_GE(u.spool_bytes, 1u << 20);
+  EXPECT_GT(u.records_unstaged, 0u);
+}
+
+}  // namespace
+}  // namespace tidemark::journal
