@@ -1,7 +1,12 @@
 #include "shared/base/digest.h"
 
-#define XXH_INLINE_ALL
+#define XXH_STATIC_LINKING_ONLY  // for a state on the stack
+// On x86 the library picks the widest vectors that the processor has, at run time.
+#ifdef __x86_64__
+#include <xxh_x86dispatch.h>
+#else
 #include <xxhash.h>
+#endif
 
 #include <cstdio>
 
@@ -16,6 +21,16 @@ uint64_t digest64(ByteSpan head, ByteSpan tail) {
   XXH3_64bits_update(&state, tail.data(), tail.size());
   return XXH3_64bits_digest(&state);
 }
+
+struct RunningDigest64::State {
+  XXH3_state_t xxh;
+};
+
+RunningDigest64::RunningDigest64() : state_(std::make_unique<State>()) { restart(); }
+RunningDigest64::~RunningDigest64() = default;
+void RunningDigest64::restart() { XXH3_64bits_reset(&state_->xxh); }
+void RunningDigest64::add(ByteSpan piece) { XXH3_64bits_update(&state_->xxh, piece.data(), piece.size()); }
+uint64_t RunningDigest64::value() const { return XXH3_64bits_digest(&state_->xxh); }
 
 std::string Digest128::to_string() const {
   char out[33];

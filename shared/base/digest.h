@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "shared/base/bytes.h"
@@ -15,6 +16,22 @@ inline constexpr uint32_t kDigestUnit = 4096;  // bytes; the last unit of a size
 
 uint64_t digest64(ByteSpan data);
 uint64_t digest64(ByteSpan head, ByteSpan tail);  // of the concatenation
+
+// digest64 of bytes that come in pieces, each looked at while it is still in the processor's cache.
+class RunningDigest64 {
+ public:
+  RunningDigest64();
+  ~RunningDigest64();
+  RunningDigest64(const RunningDigest64&) = delete;
+  RunningDigest64& operator=(const RunningDigest64&) = delete;
+  void restart();
+  void add(ByteSpan piece);
+  uint64_t value() const;   // of what was added since the restart
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 struct Digest128 {
   uint64_t low = 0, high = 0;

@@ -18,7 +18,7 @@ namespace {
 
 const log::Logger kLog("tls");
 constexpr size_t kRecordBytes = 16384;       // plaintext of a TLS record, at most
-constexpr size_t kEagerSendBytes = 256u << 10;  // enough encrypted to let the peer begin before the turn's end
+constexpr size_t kEagerSendBytes = 64u << 10;   // lets the peer begin before the turn's end, and stays in cache
 constexpr size_t kKeptCapacity = 1u << 20;
 
 SSL* as_ssl(void* p) { return static_cast<SSL*>(p); }

@@ -110,6 +110,7 @@ struct Connection::State : std::enable_shared_from_this<Connection::State> {
   ByteSpan body_view;                  // of the frame whose payload is awaited: into `body`
   Payload payload;
   size_t payload_have = 0;
+  RunningDigest64 payload_digest;
   bool first_in_delivery = false;
   uint64_t bytes_received = 0;
 
@@ -187,12 +188,14 @@ bool Connection::State::take_body(ByteSpan& data) {
 }
 
 bool Connection::State::take_payload(ByteSpan& data) {
-  size_t part = std::min(payload.size() - payload_have, data.size());
-  std::memcpy(payload.data() + payload_have, data.data(), part);
-  data = data.subspan(part);
-  payload_have += part;
+  ByteSpan part = data.first(std::min(payload.size() - payload_have, data.size()));
+  if (payload_have == 0) payload_digest.restart();
+  std::memcpy(payload.data() + payload_have, part.data(), part.size());
+  payload_digest.add(part);
+  data = data.subspan(part.size());
+  payload_have += part.size();
   if (payload_have < payload.size()) return false;
-  if (Status s = check_frame_payload(header, payload.span()); !s) { violation(s.message()); return false; }
+  if (Status s = check_frame_payload(header, payload_digest.value()); !s) { violation(s.message()); return false; }
   stage = Stage::kHeader;
   dispatch(body_view, !data.empty());
   return true;

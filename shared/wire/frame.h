@@ -45,7 +45,8 @@ void encode_frame_header(Type type, uint16_t flags, uint64_t id, ByteSpan body, 
 Result<FrameHeader> decode_frame_header(ByteSpan bytes);
 // Checks the header's checksum over `bytes` (the 40 header bytes) and the body.
 Status check_frame_body(const FrameHeader& header, ByteSpan bytes, ByteSpan body);
-Status check_frame_payload(const FrameHeader& header, ByteSpan payload);
+// `digest`: digest64 of the payload as it came; 0 for none.
+Status check_frame_payload(const FrameHeader& header, uint64_t digest);
 
 // A whole frame with its payload, for tests and tools. The hot path sends header, body and payload apart.
 Bytes encode_frame(Type type, uint16_t flags, uint64_t id, ByteSpan body, ByteSpan payload);
