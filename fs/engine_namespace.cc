@@ -10,7 +10,6 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("names");
 constexpr std::chrono::seconds kChangeWait{5};
-constexpr std::chrono::seconds kAllocatedFresh{1};
 // A query that the cache can answer waits only for a link that is coming back at this moment.
 constexpr std::chrono::milliseconds kQueryWait{0};
 
@@ -54,12 +53,9 @@ wire::Attr Engine::local_view(wire::Attr attr) {
     attr.size_generation = im->copy->size_generation();
   }
   if (im->copy != nullptr && (im->held || attr.mirror == 0)) {
-    if (im->allocated_at.ns == 0 || env_.now() - im->allocated_at > kAllocatedFresh) {
-      auto bytes = im->copy->allocated_bytes();
-      if (bytes) im->allocated = *bytes;
-      im->allocated_at = env_.now();
-    }
-    attr.allocated = im->allocated;
+    // Asked anew each time: tar takes a file without blocks for one without data.
+    auto bytes = im->copy->allocated_bytes();
+    if (bytes) attr.allocated = *bytes;
   }
   return attr;
 }
