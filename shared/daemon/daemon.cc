@@ -94,23 +94,7 @@ Jobs& Daemon::jobs() { return *state_->jobs; }
 const Options& Daemon::options() const { return state_->options; }
 void Daemon::set_health(std::function<std::vector<std::string>()> reasons) { state_->health = std::move(reasons); }
 
-Result<std::unique_ptr<Daemon>> Daemon::create(Options options) {
-  auto state = std::make_unique<State>(std::move(options));
-  const Options& o = state->options;
-  auto usable = [&](const char* key, const std::string& path) -> Status {
-    Status s = make_private_directory(path);
-    if (s) return s;
-    return {Code::kInvalidArgument, config::locate(o.config_file, "node", key) + ": " + s.message() +
-                                        ": choose a directory that this user can write"};
-  };
-  TM_RETURN_IF_ERROR(check_tls_files(o));
-  TM_RETURN_IF_ERROR(usable("state_dir", o.node.state_dir));
-  TM_RETURN_IF_ERROR(usable(o.node.run_dir == o.node.state_dir ? "state_dir" : "run_dir", o.node.run_dir));
-  if (o.background) {
-    TM_ASSIGN_OR_RETURN(state->background, Background::enter());
-  }
-  TM_ASSIGN_OR_RETURN(state->pid_file, PidFile::take(o.node.run_dir + "/" + o.node.name + ".pid"));
-  TM_RETURN_IF_ERROR(probe_ports(o));
+Status Daemon::open_log(const Options& o) {
   log::Options log_options;
   log_options.level = log::parse_level(o.log.level).value_or(log::Level::kInfo);
   log_options.file = o.log.file;
@@ -122,6 +106,31 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Options options) {
     return Status(Code::kInvalidArgument, config::locate(o.config_file, "log", "file") + ": " + e.what() +
                                               ": choose a file that this user can write");
   }
+  return {};
+}
+
+Status Daemon::prepare(const Options& o) {
+  auto usable = [&](const char* key, const std::string& path) -> Status {
+    Status s = make_private_directory(path);
+    if (s) return s;
+    return {Code::kInvalidArgument, config::locate(o.config_file, "node", key) + ": " + s.message() +
+                                        ": choose a directory that this user can write"};
+  };
+  TM_RETURN_IF_ERROR(check_tls_files(o));
+  TM_RETURN_IF_ERROR(usable("state_dir", o.node.state_dir));
+  return usable(o.node.run_dir == o.node.state_dir ? "state_dir" : "run_dir", o.node.run_dir);
+}
+
+Result<std::unique_ptr<Daemon>> Daemon::create(Options options) {
+  auto state = std::make_unique<State>(std::move(options));
+  const Options& o = state->options;
+  TM_RETURN_IF_ERROR(prepare(o));
+  if (o.background) {
+    TM_ASSIGN_OR_RETURN(state->background, Background::enter());
+  }
+  TM_ASSIGN_OR_RETURN(state->pid_file, PidFile::take(o.node.run_dir + "/" + o.node.name + o.pid_suffix + ".pid"));
+  TM_RETURN_IF_ERROR(probe_ports(o));
+  TM_RETURN_IF_ERROR(open_log(o));
   raise_descriptor_limit();
   signal(SIGPIPE, SIG_IGN);
   io::RealEnvOptions env_options;

@@ -56,10 +56,14 @@ struct Options {
   // create() forks; the parent exits 0 once the child is ready, or with its exit code. The log then
   // goes to state_dir/NAME.log unless the configuration names a file.
   bool background = false;
+  std::string pid_suffix;     // run_dir/NAME + this + ".pid"
 };
 
 class Daemon {
  public:
+  // The part of create() that finds faults of the configuration: certificates, state_dir and run_dir (which are made).
+  static Status prepare(const Options& options);
+  static Status open_log(const Options& options);
   // Makes state_dir and run_dir, takes the pid file (kBusy if a live daemon holds it), configures the log.
   // Call before any thread starts.
   static Result<std::unique_ptr<Daemon>> create(Options options);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <netdb.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -62,6 +63,19 @@ Result<PidFile> PidFile::take(const std::string& path) {
     return Status::from_errno(errno, path);
   }
   return out;
+}
+
+Status PidFile::wait_until_free(const std::string& path, std::chrono::milliseconds limit) {
+  int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return errno == ENOENT ? Status::ok() : Status::from_errno(errno, path);
+  constexpr int kLookMs = 2;
+  bool locked = true;
+  for (int64_t left = limit.count(); (locked = flock(fd, LOCK_SH | LOCK_NB) != 0) && left > 0; left -= kLookMs)
+    poll(nullptr, 0, kLookMs);
+  close(fd);
+  if (!locked) return Status::ok();
+  return Status(Code::kBusy,
+                path + ": the daemon before this one has not ended: try again, or kill the process that it names");
 }
 
 Background& Background::operator=(Background&& o) noexcept {

@@ -1,6 +1,7 @@
 // What a daemon asks of its process: pid file, going to the background, systemd's notifications.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -17,6 +18,8 @@ class PidFile {
   PidFile& operator=(PidFile&& o) noexcept;
   // kBusy, with the other's id, when a live process holds it.
   static Result<PidFile> take(const std::string& path);
+  // Waits for a process that is about to end to have gone; kBusy after `limit`.
+  static Status wait_until_free(const std::string& path, std::chrono::milliseconds limit);
 
  private:
   void release();

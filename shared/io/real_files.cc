@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
@@ -215,6 +216,9 @@ Result<std::unique_ptr<File>> RealFileSystem::open(const std::string& path, cons
     fd = open_retrying(path.c_str(), flags & ~O_EXCL, options.mode);
   }
   if (fd < 0) return Status::from_errno(errno, path + ": open");
+  // Until the last write on it has ended, also one that outlives a killed process: whoever starts after that process
+  // can wait for the lock. Where a file system has no such locks, nobody waits.
+  if (options.direct && !options.read_only && ::flock(fd, LOCK_SH | LOCK_NB) != 0) errno = 0;
   return std::unique_ptr<File>(std::make_unique<RealFile>(*this, path, fd, direct));
 }
 

@@ -274,6 +274,7 @@ class Core {
   void drop_request(const PeerPtr& peer, wire::Request& request);
   wire::Attr attr_of(const Node& node, bool fresh);
   void maybe_remove(Image& image);
+  void pass_users_on(const std::string& host, Incarnation to);
   void forget_users(const std::string& host, Incarnation newer);
 
   io::Env& env_;

@@ -274,6 +274,16 @@ void Core::forget_users(const std::string& host, Incarnation newer) {
   for (Image* image : nameless) maybe_remove(*image);
 }
 
+// A run that took over the mount of the one before it: what was open there is open still.
+void Core::pass_users_on(const std::string& host, Incarnation to) {
+  for (auto& [id, image] : images_) {
+    auto it = image->users.find(host);
+    if (it == image->users.end()) continue;
+    it->second = to;
+    image->last_user = 0;
+  }
+}
+
 // A nameless image goes when nobody uses it: its blocks first, so that a crash between leaves its record,
 // and the next start goes on from there.
 void Core::maybe_remove(Image& image) {

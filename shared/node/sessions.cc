@@ -5,6 +5,7 @@
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/node/core.h"
+#include "shared/wire/features.h"
 
 namespace tidemark::node {
 
@@ -149,7 +150,8 @@ void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   sessions_.emplace(session->number, session);
   host_gone_at_.erase(hello.node);
   peer->session = session;
-  forget_users(hello.node, hello.incarnation);
+  if ((hello.features & wire::kFeatureSuccessor) != 0) pass_users_on(hello.node, hello.incarnation);
+  else forget_users(hello.node, hello.incarnation);
 
   kv::WriteBatch batch;
   HostRun& newest = catalogue_->hosts[hello.node];

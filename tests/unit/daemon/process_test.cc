@@ -37,6 +37,20 @@ TEST(PidFile, OneLeftByADeadProcessIsTaken) {
   std::filesystem::remove_all(directory);
 }
 
+TEST(PidFile, IsWaitedForUntilItsProcessHasGone) {
+  std::string directory = temporary_directory();
+  const std::string path = directory + "/x.pid";
+  EXPECT_TRUE(PidFile::wait_until_free(path, std::chrono::milliseconds(0)));   // none there
+  {
+    auto held = PidFile::take(path);
+    ASSERT_TRUE(held) << held.status().to_string();
+    EXPECT_EQ(PidFile::wait_until_free(path, std::chrono::milliseconds(20)).code(), Code::kBusy);
+  }
+  EXPECT_TRUE(PidFile::wait_until_free(path, std::chrono::milliseconds(0)));
+  EXPECT_TRUE(PidFile::take(path));
+  std::filesystem::remove_all(directory);
+}
+
 // The exit code that the caller of --background sees.
 int background_exit_code(bool becomes_ready) {
   pid_t caller = fork();
