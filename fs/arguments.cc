@@ -17,7 +17,8 @@ constexpr std::string_view kUsage =
     "  -c, --config FILE   configuration (TOML); also TIDEMARK_CONFIG\n"
     "  -f                  stay in the foreground (the default of tidemark-fs)\n"
     "  -b, --background    return once the mount is ready\n"
-    "  -o OPTIONS          config=FILE, ro, rw, allow_other, noallow_other, and what mount(8) knows\n"
+    "  -o OPTIONS          config=FILE, ro, rw, allow_other, noallow_other, live, nolive, and what mount(8) knows\n"
+    "                      (nolive: should the daemon die its mount dies, as on kernels before 6.9)\n"
     "      --check         check the configuration and exit\n"
     "  -V, --version\n"
     "Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage or configuration.\n";
@@ -57,6 +58,8 @@ bool take_options(std::string_view text, Arguments& out, std::string& error) {
     else if (o == "ro") out.read_only = true;
     else if (o == "allow_other") out.allow_other = true;
     else if (o == "noallow_other") out.allow_other = false;
+    else if (o == "live") out.live_restart = true;
+    else if (o == "nolive") out.live_restart = false;
     else if (o.rfind("fsname=", 0) == 0) out.source = o.substr(7);
     else if (is_for_kernel(o)) out.mount_options.emplace_back(o);
     else {

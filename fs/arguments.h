@@ -23,6 +23,7 @@ struct Arguments {
   bool read_only = false;
   std::optional<bool> allow_other;
   bool check_only = false;
+  bool live_restart = true;     // a daemon that dies is replaced on the mount that stands
   bool fake = false;            // mount -f: check and do nothing
   std::vector<std::string> mount_options;   // known to mount(2), handed on
 };

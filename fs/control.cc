@@ -71,8 +71,12 @@ void post_policy(Engine& engine, const daemon::Request& request, daemon::Reply r
 
 }  // namespace
 
-void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs) {
-  routes.get("/v1/status", [&engine](const daemon::Request&) -> Result<std::string> { return engine.status_json(); });
+void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std::function<std::string()> restart) {
+  routes.get("/v1/status", [&engine, restart = std::move(restart)](const daemon::Request&) -> Result<std::string> {
+    json status = json::parse(engine.status_json());
+    status["restart"] = json::parse(restart());
+    return status.dump(-1, ' ', false, json::error_handler_t::replace);
+  });
   routes.get("/v1/journal", [&engine](const daemon::Request&) -> Result<std::string> { return engine.journal_json(); });
   routes.post("/v1/mark",
               [&engine](daemon::Request r, daemon::Reply reply) { post_mark(engine, r, std::move(reply)); });

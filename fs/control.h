@@ -8,6 +8,7 @@
 namespace tidemark::fs {
 
 // Engine and jobs must outlive the routes.
-void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs);
+// `restart`: JSON text of what `status` says of restarts.
+void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std::function<std::string()> restart);
 
 }  // namespace tidemark::fs

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "shared/base/log.h"
+#include "shared/wire/features.h"
 
 namespace tidemark::fs {
 namespace {
@@ -71,6 +72,7 @@ Status Engine::open_all() {
   mirror.connect.peer_role = net::Role::kShared;
   mirror.connect.peer_node = config.shared->node;
   mirror.connections = std::max(1u, config.shared->connections);
+  if (options_.successor) mirror.hello.features |= wire::kFeatureSuccessor;
   mirror.hello.cluster = options_.cluster;
   mirror.hello.node = config.node.name;
   mirror.hello.incarnation = journal_->incarnation();
@@ -113,6 +115,7 @@ Status Engine::set_flag(Image& image, uint8_t flag, bool on) {
 void Engine::start() {
   const config::Host& config = options_.config;
   mirror_->start();
+  if (options_.successor) take_over_handles();
   tasks_.spawn(recover_all());
   for (auto& [id, bits] : std::unordered_map<ImageId, uint8_t>(flags_)) {
     auto attr = names_->by_image(id);

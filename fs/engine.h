@@ -6,7 +6,8 @@
 //
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
 // that fail), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
-// engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_namespace.cc, engine_names.cc (handles, unlink),
+// engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_succession.cc
+// (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc (handles, unlink),
 // engine_verify.cc, engine_status.cc.
 #pragma once
 
@@ -31,9 +32,14 @@ namespace tidemark::metrics { class Registry; }
 
 namespace tidemark::fs {
 
+class Survivor;
+struct SavedTenure;
+
 struct EngineOptions {
   config::Host config;
   Uuid cluster;                          // of this host's certificate
+  Survivor* survivor = nullptr;          // what this run leaves to a successor; null: nothing
+  bool successor = false;                // the survivor is of a run before, whose mount stands
 };
 
 using Done = Callback<Status>;
@@ -63,6 +69,8 @@ class Engine final : public journal::BlockSource {
   void when_linked(io::Duration limit, UniqueFunction<void()> fn);
   // Finishes what is in flight, flushes, gives the tenures back, closes the journal. Bounded by `timeout`.
   void stop(io::Duration timeout, Done done);
+  // The same for a successor on this mount: tenures stay, their copies are flushed where they are level.
+  void hand_over(io::Duration timeout, Done done);
 
   // ---- name space -----------------------------------------------------------------------------
   void lookup(InodeNumber parent, std::string name, AttrDone done);
@@ -78,7 +86,10 @@ class Engine final : public journal::BlockSource {
   void on_invalidate(UniqueFunction<void(const wire::InvalidateNotify&)> fn) { invalidate_ = std::move(fn); }
 
   // ---- images ---------------------------------------------------------------------------------
-  void open_image(InodeNumber inode, Callback<Result<HandleId>> done);
+  // `request` names the open for a successor; `again`: a run before may have carried it out.
+  void open_image(InodeNumber inode, Callback<Result<HandleId>> done, uint64_t request = 0, bool again = false);
+  // What the cache knows to stand at a name; 0: nothing.
+  InodeNumber known_at(InodeNumber parent, const std::string& name) const;
   void release(HandleId handle);
   // `tag` names the request for interrupt(); 0: it cannot be interrupted.
   void read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
@@ -219,6 +230,12 @@ class Engine final : public journal::BlockSource {
   Task<void> recover(journal::DirtyImage dirty);
   Task<Status> reconcile(Image& image, journal::DirtyImage dirty);
   Status keep_tail(Image& image, const journal::DirtyImage& dirty);
+  // ---- engine_succession.cc
+  void remember(Image& image);
+  void take_over_handles();
+  Task<bool> carry_on(ImageId id, const journal::DirtyImage* dirty);
+  Task<void> carry_on_clean(ImageId id);
+  Task<void> hand_over_task(io::Duration timeout, Done done);
   // ---- engine_namespace.cc
   Task<void> do_lookup(InodeNumber parent, std::string name, AttrDone done);
   Task<void> do_getattr(InodeNumber inode, AttrDone done);

@@ -35,6 +35,7 @@ bool Engine::own_copy_failed(Image& im, const Status& why) {
   im.facts.copy_whole = false;
   im.stale.set_all(im.size, journal_->region_bytes(im.slot));
   if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
+  remember(im);
   if (im.held) tell_behind(im);
   return true;
 }

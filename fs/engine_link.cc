@@ -62,6 +62,7 @@ void Engine::apply(Image& im, MirrorEvent event) {
     for (Op* op : flushes) start_flush(op);
     unpark(im);
   }
+  remember(im);
 }
 
 // After a reconnect, for a tenure held: does it stand, and can the shared copy have lost anything?

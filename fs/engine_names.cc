@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "fs/engine.h"
+#include "fs/survivor.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 
@@ -43,25 +44,38 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   return out;
 }
 
+InodeNumber Engine::known_at(InodeNumber parent, const std::string& name) const {
+  auto attr = names_->lookup(parent, name);
+  return attr ? attr->inode : InodeNumber();
+}
+
 Engine::Handle* Engine::handle_of(HandleId handle) {
   uint64_t index = handle.value - 1;
   if (index >= handles_.size() || handles_[index].image == nullptr) return nullptr;
   return &handles_[index];
 }
 
-void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done) {
-  getattr(inode, [this, done = std::move(done)](Result<wire::Attr> attr) mutable {
+void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done, uint64_t request, bool again) {
+  if (again && options_.survivor != nullptr) {  // made before its answer was lost
+    auto index = options_.survivor->opened_by(request, inode);
+    if (index && handle_of({*index + 1u}) != nullptr) return done(HandleId{*index + 1u});
+  }
+  getattr(inode, [this, inode, request, done = std::move(done)](Result<wire::Attr> attr) mutable {
     if (!attr) return done(attr.status());
     auto image = image_of(*attr);
     if (!image) return done(image.status());
-    ++(*image)->handles;
     if (free_handles_.empty()) {
+      if (options_.survivor != nullptr && !options_.survivor->has_room(static_cast<uint32_t>(handles_.size()))) {
+        return done(Status::from_errno(ENFILE, "open"));
+      }
       handles_.push_back({});
       free_handles_.push_back(static_cast<uint32_t>(handles_.size() - 1));
     }
     uint32_t index = free_handles_.back();
     free_handles_.pop_back();
     handles_[index] = {*image, false};
+    ++(*image)->handles;
+    if (options_.survivor != nullptr) options_.survivor->opened({index, inode, (*image)->id, false}, request);
     done(HandleId{index + 1u});
   });
 }
@@ -73,6 +87,7 @@ void Engine::release(HandleId handle) {
   bool wrote = h->wrote;
   *h = {};
   free_handles_.push_back(static_cast<uint32_t>(handle.value - 1));
+  if (options_.survivor != nullptr) options_.survivor->closed(static_cast<uint32_t>(handle.value - 1));
   --im.handles;
   if (wrote && --im.wrote == 0) last_writer_closed(im);
   if (im.handles == 0 && im.nameless) doom(im);
@@ -82,6 +97,7 @@ void Engine::note_wrote(Handle& handle) {
   if (handle.wrote) return;
   handle.wrote = true;
   ++handle.image->wrote;
+  if (options_.survivor != nullptr) options_.survivor->wrote(static_cast<uint32_t>(&handle - handles_.data()));
 }
 
 void Engine::last_writer_closed(Image& im) {

@@ -4,6 +4,7 @@
 // acknowledged without the shared copy, the host's copy wins; else the copy whose loss id is unchanged (the host's
 // first, if both are); else the shared copy. Idempotent: nothing is forgotten before both copies are equal and durable.
 #include "fs/engine.h"
+#include "fs/survivor.h"
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
@@ -24,14 +25,24 @@ Task<void> Engine::recover_all() {
     auto image = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not in the name cache"));
     if (image) (*image)->recovering = true;
   }
+  std::set<ImageId> to_recover;
+  for (const journal::DirtyImage& d : dirty) to_recover.insert(d.image);
+  std::vector<ImageId> clean;
+  if (options_.successor) {
+    for (const SavedTenure& t : options_.survivor->tenures())
+      if (!to_recover.contains(t.image)) clean.push_back(t.image);
+  }
   for (journal::DirtyImage& d : dirty) tasks_.spawn(recover(d));
+  for (const ImageId& id : clean) tasks_.spawn(carry_on_clean(id));
   co_return;
 }
 
 Task<void> Engine::recover(journal::DirtyImage dirty) {
   kLog.info("recovering", {{"image", dirty.image}, {"regions", dirty.regions.size()}, {"alone", dirty.alone ? 1 : 0}});
+  bool carried = false;
+  if (options_.successor) carried = co_await carry_on(dirty.image, &dirty);
   Image* im = find(dirty.image);
-  for (bool told = false;; told = true) {
+  for (bool told = false; !carried; told = true) {
     Status status;
     if (im == nullptr) {
       // Never seen by its name here, or gone from the cache: only the shared node can say what it is.

@@ -118,6 +118,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   Status adopted = co_await adopt_size(im, grant.size, grant.size_generation);
   if (!adopted && !own_copy_failed(im, adopted)) co_return adopted;
   journal_->set_tenure(im.slot, grant.epoch, grant.parent);
+  im.parent = grant.parent;
 
   if (im.broken || im.behind || grant.copy_known == 0) {
     if (grant.size == 0 || none) im.stale.clear_all();
@@ -309,6 +310,7 @@ Task<void> Engine::yield(Image& im) {
     // From here to the answer this host may hold nothing any more: it must not go on alone.
     im.yield_unknown = true;
     im.facts.handshaken = false;
+    remember(im);
     using Answer = Result<wire::Yielded>;
     wire::Yield ask{im.id, im.epoch, {journal_->incarnation(), cut.counter}};
     auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
@@ -331,6 +333,7 @@ Task<void> Engine::yield(Image& im) {
     if (im.yield_unknown && status.code() != Code::kUnavailable) {
       im.yield_unknown = false;
       im.facts.handshaken = true;
+      remember(im);
     }
     if (status.code() == Code::kFenced) fence(im);
     else kLog.warning("yield_failed", {{"image", im.id}, {"error", status}});

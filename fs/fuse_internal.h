@@ -4,6 +4,8 @@
 #define FUSE_USE_VERSION 312
 #include <fuse_lowlevel.h>
 
+#include <optional>
+
 #include "fs/fuse_shell.h"
 
 namespace tidemark::fs {
@@ -24,6 +26,19 @@ inline FuseShell& shell_of(fuse_req_t req) { return *static_cast<FuseShell*>(fus
 inline void reply_error(fuse_req_t req, const Status& status) { fuse_reply_err(req, errno_of(status)); }
 struct stat stat_of(const wire::Attr& attr);
 fuse_entry_param entry_of(const wire::Attr& attr);
+
+// A change of names under way. Should this run die before the answer, the request comes again to a successor, which
+// must find out whether it was carried out: what stood at the name before tells. (The shared node answers a successor's
+// first word only after it has finished what the run before had begun.)
+struct NameChange {
+  NameChange(fuse_req_t req, InodeNumber parent, const char* name);
+  void end() const;                      // once it is answered
+
+  Survivor* survivor;
+  uint64_t request;
+  bool again;
+  std::optional<InodeNumber> before;     // of one that came again and had been begun
+};
 
 // Name-space operations (fuse_names.cc) and those on open images (fuse_io.cc).
 struct FuseOps {
@@ -49,7 +64,9 @@ struct FuseOps {
   static void opendir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi);
   static void readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi);
   static void readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi);
-  static void list(fuse_req_t req, uint64_t handle, size_t size, uint64_t offset, bool plus);
+  static void list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size, uint64_t offset, bool plus);
+  // Carries `change` out, unless it came again and the name no longer stands for what it did.
+  static void vacate(fuse_req_t req, InodeNumber parent, const char* name, UniqueFunction<void(Done)> change);
   static void send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t size, uint64_t offset, bool plus);
   static void releasedir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi);
   static void fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, fuse_file_info* fi);

@@ -62,10 +62,12 @@ void FuseOps::reply_open(fuse_req_t req, HandleId handle, const wire::Attr* crea
 }
 
 void FuseOps::open(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
-  shell_of(req).engine_.open_image(InodeNumber(ino), [req](Result<HandleId> handle) {
+  FuseShell& shell = shell_of(req);
+  auto opened = [req](Result<HandleId> handle) {
     if (!handle) return reply_error(req, handle.status());
     reply_open(req, *handle, nullptr);
-  });
+  };
+  shell.engine_.open_image(InodeNumber(ino), opened, shell.request_, shell.again_);
 }
 
 void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, fuse_file_info* fi) {
@@ -78,17 +80,23 @@ void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t
   request.uid = who->uid;
   request.gid = who->gid;
   bool exclusive = (fi->flags & O_EXCL) != 0;
-  auto open = [&shell, req](Result<wire::Attr> attr) {
-    if (!attr) return reply_error(req, attr.status());
-    if (attr->kind != wire::NodeKind::kImage) return reply_error(req, Status::from_errno(EISDIR, "open"));
-    shell.engine_.open_image(attr->inode, [req, attr = std::make_unique<wire::Attr>(*attr)](Result<HandleId> handle) {
-      if (!handle) return reply_error(req, handle.status());
-      reply_open(req, *handle, attr.get());
-    });
+  const NameChange change(req, request.parent, name);
+  auto open = [&shell, req, change](Result<wire::Attr> attr) {
+    if (attr && attr->kind != wire::NodeKind::kImage) attr = Status::from_errno(EISDIR, "open");
+    if (!attr) {
+      reply_error(req, attr.status());
+      return change.end();
+    }
+    auto opened = [req, change, attr = std::make_unique<wire::Attr>(*attr)](Result<HandleId> handle) {
+      if (!handle) reply_error(req, handle.status());
+      else reply_open(req, *handle, attr.get());
+      change.end();
+    };
+    shell.engine_.open_image(attr->inode, std::move(opened), change.request, change.again);
   };
-  shell.engine_.create(request, [&shell, request, exclusive, open](Result<wire::Attr> attr) {
-    // Another host was faster: without O_EXCL that is an open.
-    if (!attr && attr.status().code() == Code::kAlreadyExists && !exclusive)
+  shell.engine_.create(request, [&shell, request, exclusive, change, open](Result<wire::Attr> attr) {
+    // Another host was faster: without O_EXCL that is an open. Or this very request was carried out by a run before.
+    if (!attr && attr.status().code() == Code::kAlreadyExists && (!exclusive || change.before))
       return shell.engine_.lookup(request.parent, request.name, open);
     open(std::move(attr));
   });

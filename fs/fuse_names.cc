@@ -77,6 +77,20 @@ fuse_entry_param entry_of(const wire::Attr& attr) {
   return entry;
 }
 
+NameChange::NameChange(fuse_req_t req, InodeNumber parent, const char* name) {
+  FuseShell& shell = shell_of(req);
+  survivor = shell.options_.survivor;
+  request = shell.request_;
+  again = shell.again_;
+  if (survivor == nullptr) return;
+  if (again) before = survivor->change(request);
+  if (!before) survivor->begin_change(request, shell.engine_.known_at(parent, name));
+}
+
+void NameChange::end() const {
+  if (survivor != nullptr) survivor->end_change(request);
+}
+
 void FuseOps::init(void* userdata, fuse_conn_info* conn) {
   auto& shell = *static_cast<FuseShell*>(userdata);
   conn->max_write = limits::kIoBytesMax;
@@ -143,7 +157,35 @@ void FuseOps::make(fuse_req_t req, wire::Create request) {
   const fuse_ctx* who = fuse_req_ctx(req);
   request.uid = who->uid;
   request.gid = who->gid;
-  shell_of(req).engine_.create(std::move(request), reply_entry(req));
+  FuseShell& shell = shell_of(req);
+  const NameChange change(req, request.parent, request.name.c_str());
+  auto reply = [req, change](Result<wire::Attr> attr) {
+    reply_entry(req)(std::move(attr));
+    change.end();
+  };
+  shell.engine_.create(request, [&shell, request, change, reply](Result<wire::Attr> attr) {
+    // Made by a run before, whose answer was lost.
+    if (!attr && attr.status().code() == Code::kAlreadyExists && change.before)
+      return shell.engine_.lookup(request.parent, request.name, reply);
+    reply(std::move(attr));
+  });
+}
+
+void FuseOps::vacate(fuse_req_t req, InodeNumber parent, const char* name, UniqueFunction<void(Done)> carry_out) {
+  FuseShell& shell = shell_of(req);
+  const NameChange change(req, parent, name);
+  auto reply = [req, change](Status s) {
+    reply_status(req)(std::move(s));
+    change.end();
+  };
+  if (!change.before) return carry_out(reply);
+  auto look = [change, reply, carry_out = std::move(carry_out)](Result<wire::Attr> attr) mutable {
+    bool gone = !attr && attr.status().code() == Code::kNotFound;
+    bool other = attr && change.before->value != 0 && attr->inode != *change.before;
+    if (gone || other) return reply(Status::ok());
+    carry_out(reply);
+  };
+  shell.engine_.lookup(parent, name, std::move(look));
 }
 
 void FuseOps::mknod(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, dev_t) {
@@ -171,10 +213,14 @@ void FuseOps::symlink(fuse_req_t req, const char* target, fuse_ino_t parent, con
 void FuseOps::link(fuse_req_t req, fuse_ino_t, fuse_ino_t, const char*) { fuse_reply_err(req, EPERM); }
 
 void FuseOps::unlink(fuse_req_t req, fuse_ino_t parent, const char* name) {
-  shell_of(req).engine_.unlink(InodeNumber(parent), name, false, reply_status(req));
+  vacate(req, InodeNumber(parent), name, [&shell = shell_of(req), parent, name = std::string(name)](Done done) {
+    shell.engine_.unlink(InodeNumber(parent), name, false, std::move(done));
+  });
 }
 void FuseOps::rmdir(fuse_req_t req, fuse_ino_t parent, const char* name) {
-  shell_of(req).engine_.unlink(InodeNumber(parent), name, true, reply_status(req));
+  vacate(req, InodeNumber(parent), name, [&shell = shell_of(req), parent, name = std::string(name)](Done done) {
+    shell.engine_.unlink(InodeNumber(parent), name, true, std::move(done));
+  });
 }
 void FuseOps::rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
                      unsigned flags) {
@@ -183,42 +229,43 @@ void FuseOps::rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_i
     fuse_reply_err(req, EINVAL);
     return;
   }
-  shell_of(req).engine_.rename({InodeNumber(parent), name, InodeNumber(new_parent), new_name, flags},
-                               reply_status(req));
+  wire::Rename request{InodeNumber(parent), name, InodeNumber(new_parent), new_name, flags};
+  vacate(req, InodeNumber(parent), name, [&shell = shell_of(req), request](Done done) {
+    shell.engine_.rename(request, std::move(done));
+  });
 }
 
 // ---- directories --------------------------------------------------------------------------------
 
 void FuseOps::opendir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
-  size_t at = 0;
-  while (at < shell.directories_.size() && shell.directories_[at].open) ++at;
-  if (at == shell.directories_.size()) shell.directories_.emplace_back();
-  shell.directories_[at] = {true, InodeNumber(ino), {}, false};
-  fi->fh = at + 1;
+  fi->fh = ++shell.last_directory_;
   fi->cache_readdir = 0;
-  if (fuse_reply_open(req, fi) == -ENOENT) shell.directories_[at] = {};
+  shell.directories_[fi->fh] = {InodeNumber(ino), {}, false};
+  if (fuse_reply_open(req, fi) == -ENOENT) shell.directories_.erase(shell.last_directory_);
 }
 
 void FuseOps::releasedir(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
-  shell_of(req).directories_[fi->fh - 1] = {};
+  shell_of(req).directories_.erase(fi->fh);
   fuse_reply_err(req, 0);
 }
 
 // The shared node has every change durable before it answers.
 void FuseOps::fsyncdir(fuse_req_t req, fuse_ino_t, int, fuse_file_info*) { fuse_reply_err(req, 0); }
 
-void FuseOps::readdir(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_file_info* fi) {
-  list(req, fi->fh, size, static_cast<uint64_t>(offset), false);
+void FuseOps::readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi) {
+  list(req, ino, fi->fh, size, static_cast<uint64_t>(offset), false);
 }
-void FuseOps::readdirplus(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_file_info* fi) {
-  list(req, fi->fh, size, static_cast<uint64_t>(offset), true);
+void FuseOps::readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi) {
+  list(req, ino, fi->fh, size, static_cast<uint64_t>(offset), true);
 }
 
-// Offsets: 0 and 1 are `.` and `..`, then the entries in name order. A listing from 0 is taken anew.
-void FuseOps::list(fuse_req_t req, uint64_t handle, size_t size, uint64_t offset, bool plus) {
+// Offsets: 0 and 1 are `.` and `..`, then the entries in name order. A listing from 0 is taken anew. A handle of a run
+// before is listed anew up to the offset: what came or went meanwhile may show twice or not at all.
+void FuseOps::list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size, uint64_t offset, bool plus) {
   FuseShell& shell = shell_of(req);
-  FuseShell::Directory& dir = shell.directories_[handle - 1];
+  FuseShell::Directory& dir = shell.directories_[handle];
+  dir.inode = InodeNumber(ino);
   if (offset == 0) {
     dir.entries.clear();
     dir.complete = false;
@@ -227,13 +274,15 @@ void FuseOps::list(fuse_req_t req, uint64_t handle, size_t size, uint64_t offset
     if (offset >= 2 || dir.complete) return send_entries(req, dir, size, offset, plus);
   }
   std::string after = dir.entries.empty() ? "" : dir.entries.back().name;
-  shell.engine_.readdir(dir.inode, after, [req, &shell, handle, size, offset, plus](Result<wire::DirEntries> page) {
+  auto listed = [req, ino, &shell, handle, size, offset, plus](Result<wire::DirEntries> page) {
     if (!page) return reply_error(req, page.status());
-    FuseShell::Directory& d = shell.directories_[handle - 1];
+    FuseShell::Directory& d = shell.directories_[handle];
     d.complete = page->end != 0 || page->entries.empty();
     for (wire::DirEntry& e : page->entries) d.entries.push_back(std::move(e));
+    if (!d.complete && offset >= d.entries.size() + 2) return list(req, ino, handle, size, offset, plus);
     send_entries(req, d, size, offset, plus);
-  });
+  };
+  shell.engine_.readdir(dir.inode, after, std::move(listed));
 }
 
 void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t size, uint64_t offset, bool plus) {
@@ -288,7 +337,7 @@ void FuseOps::setxattr(fuse_req_t req, fuse_ino_t ino, const char* name, const c
   request.inode = InodeNumber(ino);
   request.name = name;
   request.value.assign(text.begin(), text.end());
-  request.flags = static_cast<uint32_t>(flags);
+  request.flags = shell_of(req).again_ ? 0 : static_cast<uint32_t>(flags);   // "only if new" held the first time
   shell_of(req).engine_.set_xattr(std::move(request), reply_status(req));
 }
 
@@ -334,7 +383,11 @@ void FuseOps::removexattr(fuse_req_t req, fuse_ino_t ino, const char* name) {
   request.inode = InodeNumber(ino);
   request.name = name;
   request.remove = 1;
-  shell_of(req).engine_.set_xattr(std::move(request), reply_status(req));
+  auto reply = [req, again = shell_of(req).again_](Status s) {
+    bool gone = again && (s.code() == Code::kNotFound || s.sys_errno() == ENODATA);
+    reply_status(req)(gone ? Status::ok() : std::move(s));
+  };
+  shell_of(req).engine_.set_xattr(std::move(request), reply);
 }
 
 void FuseOps::fill_names(fuse_lowlevel_ops& ops) {

@@ -6,7 +6,6 @@
 #include <sys/epoll.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -29,21 +28,6 @@ const log::Logger kLog("fuse");
 constexpr size_t kFreeReadBuffersMax = 64;
 constexpr size_t kNotificationsMax = 4096;
 
-// A mount whose daemon died answers ENOTCONN to everything.
-Status clear_dead_mount(const std::string& mountpoint) {
-  for (int i = 0; i < 16; ++i) {
-    struct stat st;
-    if (::stat(mountpoint.c_str(), &st) == 0) {
-      if (!S_ISDIR(st.st_mode)) return Status(Code::kInvalidArgument, mountpoint + ": not a directory");
-      return Status::ok();
-    }
-    if (errno != ENOTCONN && errno != ECONNABORTED) return Status::from_errno(errno, "mount point " + mountpoint);
-    kLog.info("dead_mount_removed", {{"path", mountpoint}});
-    if (::umount2(mountpoint.c_str(), MNT_DETACH) != 0)
-      return Status::from_errno(errno, "unmounting the dead mount at " + mountpoint);
-  }
-  return Status(Code::kBusy, mountpoint + ": too many dead mounts on top of one another");
-}
 }  // namespace
 
 std::vector<std::string> missing_kernel_features() {
@@ -114,34 +98,18 @@ Result<std::unique_ptr<FuseShell>> FuseShell::mount(io::RealEnv& env, Engine& en
 }
 
 Status FuseShell::start() {
-  TM_RETURN_IF_ERROR(clear_dead_mount(options_.mountpoint));
-  std::string mount = "fsname=" + options_.source + ",subtype=tidemark,default_permissions";
-  if (options_.allow_other) mount += ",allow_other";
-  if (options_.read_only) mount += ",ro";
-  for (const std::string& o : options_.mount_options) mount += "," + o;
-  std::vector<std::string> words = {"tidemark-fs", "-o", mount};
-  std::vector<char*> argv;
-  for (std::string& w : words) argv.push_back(w.data());
-  fuse_args args = FUSE_ARGS_INIT(static_cast<int>(argv.size()), argv.data());
-  fuse_lowlevel_ops ops{};
-  FuseOps::fill_names(ops);
-  FuseOps::fill_io(ops);
-  session_ = fuse_session_new(&args, &ops, sizeof ops, this);
-  fuse_opt_free_args(&args);
-  if (session_ == nullptr) return Status(Code::kInvalidArgument, "mount options refused: " + mount);
-  if (fuse_session_mount(session_, options_.mountpoint.c_str()) != 0)
-    return Status::from_errno(errno != 0 ? errno : EIO, "mounting at " + options_.mountpoint + " (is fuse available?)");
-  mounted_ = true;
-  fd_ = fuse_session_fd(session_);
-  int flags = ::fcntl(fd_, F_GETFL);
-  if (flags < 0 || ::fcntl(fd_, F_SETFL, flags | O_NONBLOCK) != 0) return Status::from_errno(errno, "/dev/fuse");
+  TM_RETURN_IF_ERROR(open_session());
+  if (options_.session >= 0) TM_RETURN_IF_ERROR(take_over());
+  else TM_RETURN_IF_ERROR(mount_anew());
   // The daemon stands in the write-back path of loop mounts over its own images.
   if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) kLog.info("no_io_flusher", {{"errno", errno}});
-  TM_RETURN_IF_ERROR(env_.add_fd(fd_, EPOLLIN, [this](uint32_t) { drain(); }));
-  watching_ = true;
   notifier_ = std::make_unique<Notifier>(session_);
   engine_.on_invalidate([this](const wire::InvalidateNotify& m) { notifier_->push(m); });
-  kLog.info("mounted", {{"path", options_.mountpoint}});
+  if (options_.session >= 0) TM_RETURN_IF_ERROR(ask_again());
+  TM_RETURN_IF_ERROR(env_.add_fd(fd_, EPOLLIN, [this](uint32_t) { drain(); }));
+  watching_ = true;
+  if (options_.session < 0) drain();   // FUSE_INIT waits already: with its answer a successor could take over
+  kLog.info(options_.session >= 0 ? "taken_over" : "mounted", {{"path", options_.mountpoint}});
   return Status::ok();
 }
 
@@ -149,7 +117,11 @@ FuseShell::~FuseShell() {
   engine_.on_invalidate(nullptr);
   if (watching_) env_.remove_fd(fd_);
   if (session_ != nullptr) {
-    if (mounted_) fuse_session_unmount(session_);  // closes the descriptor: what still waits in the kernel is aborted
+    // Closes the descriptor: what still waits in the kernel is aborted once the holder has closed its own, too.
+    const bool attached = mounted_ && !detached_;
+    if (attached && options_.session < 0) fuse_session_unmount(session_);
+    if (attached && options_.session >= 0 && ::umount2(options_.mountpoint.c_str(), MNT_DETACH) != 0)
+      kLog.info("umount", {{"errno", errno}});
     notifier_.reset();
     fuse_session_destroy(session_);
   }
@@ -198,6 +170,7 @@ void FuseShell::begin_received() {
     fuse_buf request{};
     request.size = received_[i].size;
     request.mem = current_->start();
+    note_request();
     fuse_session_process_buf(session_, &request);
     if (current_ != nullptr) give_back(std::exchange(current_, nullptr));
   }
@@ -227,7 +200,13 @@ void FuseShell::unmount(io::Duration grace, UniqueFunction<void()> done) {
       kLog.warning("still_in_use", {{"path", options_.mountpoint}, {"remedy", "files open in it get ENOTCONN"}});
     fire();
   });
-  if (::umount2(options_.mountpoint.c_str(), MNT_DETACH) != 0) kLog.info("umount", {{"errno", errno}});
+  detached_ = ::umount2(options_.mountpoint.c_str(), MNT_DETACH) == 0;
+  if (!detached_) kLog.info("umount", {{"errno", errno}});
+}
+
+void FuseShell::pause() {
+  if (watching_) env_.remove_fd(fd_);
+  watching_ = false;
 }
 
 void FuseShell::interrupted(uint64_t tag) {

@@ -11,14 +11,20 @@
 // Node ids are inode numbers, file handles are table indexes. Loop thread only, but for the notifier.
 #pragma once
 
+#include <sys/types.h>
+
+#include <atomic>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "fs/engine.h"
+#include "fs/survivor.h"
 #include "shared/io/real_env.h"
 
 struct fuse_session;
+struct iovec;
 
 namespace tidemark::fs {
 
@@ -29,6 +35,8 @@ struct FuseOptions {
   bool read_only = false;
   uint32_t max_background = 256;
   std::vector<std::string> mount_options;  // handed to mount(2) as they are: nodev, nosuid, ...
+  Survivor* survivor = nullptr;          // what is agreed with the kernel is kept there for a successor
+  int session = -1;                      // a descriptor of /dev/fuse whose mount stands: it is taken over
 };
 
 // Parts of a kernel release's service that this machine lacks, for `status`.
@@ -37,6 +45,7 @@ std::vector<std::string> missing_kernel_features();
 class FuseShell {
  public:
   // Unmounts a dead mount that stands in the way. Errors name the mount point and what to do.
+  // Taking over: kUnsupported if the kernel was promised what this program does not keep.
   static Result<std::unique_ptr<FuseShell>> mount(io::RealEnv& env, Engine& engine, FuseOptions options);
   ~FuseShell();
   FuseShell(const FuseShell&) = delete;
@@ -45,6 +54,9 @@ class FuseShell {
   // Takes the mount out of the tree; requests of files still open go on. `done` runs when the last of them is
   // closed, or after `grace`.
   void unmount(io::Duration grace, UniqueFunction<void()> done);
+  // Reads no further requests: they wait for a successor, which takes over the mount. Those begun go on.
+  void pause();
+  int session() const { return fd_; }
   // Called once when the file system was unmounted from outside.
   void on_unmounted(UniqueFunction<void()> fn) { on_unmounted_ = std::move(fn); }
   // Names a request for an interrupt; the interrupt itself is carried out after the current turn's work.
@@ -53,16 +65,25 @@ class FuseShell {
 
  private:
   friend struct FuseOps;
+  friend struct NameChange;
   class Notifier;
   struct Buffer;
   struct Directory {
-    bool open = false;
     InodeNumber inode;
     std::vector<wire::DirEntry> entries;
     bool complete = false;
   };
   FuseShell(io::RealEnv& env, Engine& engine, FuseOptions options);
   Status start();
+  // ---- fuse_session.cc
+  Status open_session();
+  Status mount_anew();
+  Status take_over();
+  Status ask_again();
+  void note_request();
+  static ssize_t write_session(int fd, iovec* io, int count, void* shell);
+  static ssize_t read_session(int fd, void* bytes, size_t size, void* shell);
+  // ---- fuse_shell.cc
   void drain();
   bool receive(size_t most);
   void begin_received();
@@ -79,6 +100,7 @@ class FuseShell {
   int fd_ = -1;
   bool mounted_ = false;
   bool watching_ = false;
+  bool detached_ = false;                  // taken out of the tree, files may be open still
   bool came_alone_ = false;                // the last request did: the next most likely does, too
   bool alone_ = false;                     // the request being processed came alone, nothing is in flight
   Buffer* current_ = nullptr;              // of the request being processed; null when its operation took it
@@ -87,7 +109,13 @@ class FuseShell {
   struct Received { Buffer* buffer; size_t size; };
   std::vector<Received> received_;
   std::vector<io::AlignedBuffer> small_reads_, large_reads_;
-  std::vector<Directory> directories_;
+  std::unordered_map<uint64_t, Directory> directories_;
+  uint64_t last_directory_ = 0;            // a successor's begin where no handle of the run before can be
+  uint64_t request_ = 0;                   // names the request being processed, the same when it comes again
+  bool again_ = false;                     // it came again: a run before may have carried it out
+  std::atomic<uint64_t> agreement_{0};     // the FUSE_INIT being answered
+  bool swallow_ = false;                   // answers are kept in swallowed_, not given
+  std::string swallowed_;
   uint64_t last_tag_ = 0;
   UniqueFunction<void()> on_unmounted_, when_gone_;
   std::unique_ptr<Notifier> notifier_;

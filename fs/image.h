@@ -67,6 +67,7 @@ struct Image {
   // ---- tenure
   bool held = false;
   Epoch epoch;
+  wire::TenureParent parent;           // of this tenure, as it was granted
   bool acquiring = false;
   bool yielding = false;
   bool recall_wanted = false;

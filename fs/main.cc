@@ -1,13 +1,13 @@
-// tidemark-fs, also installed as mount.tidemark: mounts a host's images.
+// tidemark-fs, also installed as mount.tidemark: mounts a host's images. The process that is started becomes the holder
+// (holder.h), and runs this program once more as its child, which is the daemon.
 #include <cstdio>
-#include <memory>
 
 #include "fs/arguments.h"
-#include "fs/control.h"
-#include "fs/engine.h"
-#include "fs/fuse_shell.h"
+#include "fs/holder.h"
+#include "fs/holding.h"
+#include "fs/host.h"
+#include "fs/mount_point.h"
 #include "shared/base/config.h"
-#include "shared/base/log.h"
 #include "shared/daemon/daemon.h"
 #include "shared/net/pki.h"
 
@@ -15,95 +15,70 @@ namespace tidemark {
 namespace {
 
 constexpr char kName[] = "tidemark-fs";
-constexpr std::chrono::seconds kLinkWait{3};
-constexpr std::chrono::seconds kUnmountGrace{5};
-constexpr std::chrono::seconds kStopLimit{40};
+constexpr std::chrono::seconds kPredecessorMax{10};   // killed with its holder, it may still be ending
 
-struct Host {
-  daemon::Daemon& daemon;
-  config::Host config;
-  fs::FuseOptions fuse;
-  std::unique_ptr<fs::Engine> engine;
-  std::unique_ptr<fs::FuseShell> shell;
+Result<config::Host> load(const fs::Arguments& arguments) {
+  TM_ASSIGN_OR_RETURN(config::Host config, config::load_host(arguments.config));
+  if (!arguments.mountpoint.empty()) config.mount.path = arguments.mountpoint;
+  if (config.mount.path.empty())
+    return Status(Code::kInvalidArgument, arguments.config + ": no mount point: name one, or set [mount] path");
+  TM_RETURN_IF_ERROR(config::check_paths(arguments.config, config.tls, &config.storage));
+  return config;
+}
 
-  void mount(Callback<Status> ready) {
-    auto shell_or = fs::FuseShell::mount(daemon.env(), *engine, fuse);
-    if (!shell_or) return ready(shell_or.status());
-    shell = std::move(*shell_or);
-    shell->on_unmounted([this] { daemon.request_stop(); });
-    ready(Status::ok());
-  }
-  // The first names should be the shared node's, so the mount waits a moment for the link; without it, it goes on
-  // alone.
-  void start(Callback<Status> ready) {
-    engine->start();
-    engine->when_linked(kLinkWait, [this, ready = std::move(ready)]() mutable { mount(std::move(ready)); });
-  }
-  void stop(UniqueFunction<void()> done) {
-    auto stop_engine = [this, done = std::move(done)]() mutable {
-      engine->stop(kStopLimit, [this, done = std::move(done)](Status) mutable {
-        shell.reset();
-        done();
-      });
-    };
-    if (!shell) return stop_engine();
-    shell->unmount(kUnmountGrace, std::move(stop_engine));
-  }
-};
+Result<net::pki::CertificateInfo> certificate_of(const fs::Arguments& arguments, const config::Host& config) {
+  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo found, net::pki::inspect(config.tls.certificate));
+  if (!found.identity || found.identity->role != net::Role::kHost || found.identity->node != config.node.name)
+    return Status(Code::kInvalidArgument, arguments.config + ": [tls] certificate: " + config.tls.certificate +
+                                              " is not of host " + config.node.name +
+                                              ": make one with `tidemark pki issue`");
+  return found;
+}
 
-int run(const fs::Arguments& arguments) {
-  auto config = config::load_host(arguments.config);
-  if (!config) return daemon::fail(kName, config.status());
-  if (!arguments.mountpoint.empty()) config->mount.path = arguments.mountpoint;
-  if (config->mount.path.empty())
-    return daemon::fail(
-        kName, Status(Code::kInvalidArgument, arguments.config + ": no mount point: name one, or set [mount] path"));
-  if (Status s = config::check_paths(arguments.config, config->tls, &config->storage); !s)
+int run_holder(const fs::Arguments& arguments, const config::Host& config, std::vector<std::string> words) {
+  daemon::Options options;
+  options.config_file = arguments.config;
+  options.node = config.node;
+  options.log = config.log;
+  options.background = arguments.background;
+  if (Status s = daemon::Daemon::prepare(options); !s) return daemon::fail(kName, s);
+  daemon::Background background;
+  if (arguments.background) {
+    auto entered = daemon::Background::enter();
+    if (!entered) return daemon::fail(kName, entered.status());
+    background = std::move(*entered);
+  }
+  const std::string base = config.node.run_dir + "/" + config.node.name;
+  auto pid_file = daemon::PidFile::take(base + ".pid");
+  if (!pid_file) return daemon::fail(kName, pid_file.status());
+  if (Status s = daemon::PidFile::wait_until_free(base + ".daemon.pid", kPredecessorMax); !s)
     return daemon::fail(kName, s);
+  if (Status s = fs::check_mount_point(config.mount.path); !s) return daemon::fail(kName, s);
+  if (Status s = daemon::Daemon::open_log(options); !s) return daemon::fail(kName, s);
+  fs::HolderOptions holder;
+  holder.arguments = std::move(words);
+  holder.check = {"--config", arguments.config, "--check", config.mount.path};
+  holder.mountpoint = config.mount.path;
+  holder.live_restart = arguments.live_restart;
+  return fs::hold(std::move(holder), std::move(background));
+}
+
+int run(const fs::Arguments& arguments, std::vector<std::string> words) {
+  auto config = load(arguments);
+  if (!config) return daemon::fail(kName, config.status());
   if (arguments.check_only || arguments.fake) {
     std::printf("%s: the configuration is good\n", arguments.config.c_str());
     return 0;
   }
-  auto certificate = net::pki::inspect(config->tls.certificate);
+  auto certificate = certificate_of(arguments, *config);
   if (!certificate) return daemon::fail(kName, certificate.status());
-  if (!certificate->identity || certificate->identity->role != net::Role::kHost ||
-      certificate->identity->node != config->node.name)
-    return daemon::fail(
-        kName, Status(Code::kInvalidArgument, arguments.config + ": [tls] certificate: " + config->tls.certificate +
-                                                  " is not of host " + config->node.name +
-                                                  ": make one with `tidemark pki issue`"));
-
-  daemon::Options options;
-  options.program = kName;
-  options.config_file = arguments.config;
-  options.node = config->node;
-  options.log = config->log;
-  options.metrics = config->metrics;
-  options.background = arguments.background;
-  auto daemon = daemon::Daemon::create(std::move(options));
-  if (!daemon) return daemon::fail(kName, daemon.status());
-
-  Host host{**daemon, *config, {}, nullptr, nullptr};
-  host.fuse.mountpoint = config->mount.path;
-  host.fuse.source = arguments.source;
-  host.fuse.allow_other = arguments.allow_other.value_or(config->mount.allow_other);
-  host.fuse.read_only = arguments.read_only;
-  host.fuse.max_background = config->mount.max_background;
-  host.fuse.mount_options = arguments.mount_options;
-  auto engine = fs::Engine::open((*daemon)->env(), {*config, certificate->identity->cluster});
-  if (!engine) return daemon::fail(kName, engine.status());
-  host.engine = std::move(*engine);
-  host.engine->on_fatal([&daemon](const Status&) { (*daemon)->request_stop(1); });
-  host.engine->set_missing_features(fs::missing_kernel_features());
-  host.engine->register_metrics((*daemon)->metrics());
-  fs::add_routes(*host.engine, (*daemon)->routes(), (*daemon)->jobs());
-  (*daemon)->set_health([&host] {
-    std::vector<std::string> reasons;
-    host.engine->healthy(&reasons);
-    return reasons;
-  });
-  return (*daemon)->run([&host](auto ready) { host.start(std::move(ready)); },
-                        [&host](auto done) { host.stop(std::move(done)); });
+  auto holding = fs::Holding::from_environment();
+  if (!holding) {
+    int code = daemon::fail(kName, holding.status());
+    return holding.status().code() == Code::kUnsupported ? fs::kExitCannotFollow : code;
+  }
+  if (!*holding) return run_holder(arguments, *config, std::move(words));
+  return fs::run_host(arguments, *config, certificate->cluster, std::move(*holding));
 }
 
 }  // namespace
@@ -117,5 +92,5 @@ int main(int argc, char** argv) {
     case tidemark::fs::Next::kWrong: std::fprintf(stderr, "tidemark-fs: %s\n", error.c_str()); return 2;
     case tidemark::fs::Next::kRun: break;
   }
-  return tidemark::run(arguments);
+  return tidemark::run(arguments, {argv, argv + argc});
 }

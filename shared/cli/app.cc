@@ -124,6 +124,9 @@ void add_replica_verbs(CLI::App& app, Words& w) {
 }
 
 void add_admin_verbs(CLI::App& app, Words& w) {
+  CLI::App& host = *noun(app, "host", "This host's daemon");
+  verb(host, w, "restart", "Replace the daemon by the program on disk; guests only wait a moment",
+       [](Context& c) { return host_restart(c); });
   CLI::App& journal = *noun(app, "journal", "The write journal and its shipping");
   auto* inspect = verb(journal, w, "inspect", "Show batches and the newest records", [&w](Context& c) { return journal_inspect(c, w.inspect); });
   inspect->add_option("--dir", w.inspect.directory, "a state directory; left out: that of --config");

@@ -55,6 +55,9 @@ struct InspectOptions { std::string directory; uint64_t records = 20; };
 Outcome journal_inspect(Context& context, const InspectOptions& options);
 Outcome journal_pause(Context& context, bool paused);
 
+// Replaces the daemon by the program on disk, under its guests, and waits until the new one serves.
+Outcome host_restart(Context& context);
+
 struct PkiInitOptions { std::string directory, cluster; int days = 3650; bool force = false; };
 Outcome pki_init(Context& context, const PkiInitOptions& options);
 struct PkiIssueOptions {

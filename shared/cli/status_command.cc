@@ -38,6 +38,15 @@ std::string journal_line(const Json& journal) {
   return out + "\n";
 }
 
+std::string restart_line(const Json& restart) {
+  if (!restart.is_object()) return "";
+  std::string out = "restart  ";
+  if (flag(restart, "available")) out += "live: guests only wait while the daemon is replaced";
+  else out += "not live (" + text(restart, "why") + "): should the daemon die, its mount dies";
+  if (number(restart, "successors") != 0) out += "; replaced " + text(restart, "successors") + " times since the mount";
+  return out + "\n";
+}
+
 std::string image_table(const Json& images) {
   Table table({"IMAGE", "SIZE", "ALLOCATED", "EPOCH", "WRITER", "MIRROR", "STALE", "RPO", "UUID"});
   table.right({1, 2, 3, 6, 7});
@@ -60,6 +69,7 @@ std::string status_text(const Json& s) {
                     (flag(s, "healthy") ? "healthy" : "NOT HEALTHY") + "\n";
   for (const Json& reason : at(s, "reasons")) out += "  - " + (reason.is_string() ? reason.get<std::string>() : reason.dump()) + "\n";
   if (!text(s, "mount").empty()) out += "mount    " + text(s, "mount") + "\n";
+  out += restart_line(at(s, "restart"));
   if (text(s, "role") == "host") out += shared_line(at(s, "shared")) + replica_line(at(s, "replica"));
   out += journal_line(at(s, "journal"));
   for (const Json& host : at(s, "hosts")) {

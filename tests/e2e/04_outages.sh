@@ -16,7 +16,7 @@ end_load() { # fio ends at the signal with its report; a guest error would stand
   kill -TERM $LOAD; wait $LOAD || code=$?
   grep -q 'err= 0' "$D/log/fio.load" || die "fio (exit $code): $(cat "$D/log/fio.load")"
 }
-written() { awk '/^write_bytes/ {print $2}' "/proc/${PID[host1]}/io"; }
+written() { awk '/^write_bytes/ {print $2}' "/proc/$(daemon_pid host1)/io"; }
 more_written() { [ "$(written)" -gt $(($1 + (8 << 20))) ]; }
 
 load

@@ -19,6 +19,17 @@ refused "bad size" 'bad.toml:[0-9]+: .*spool_bytes_max' 's/^spool_bytes_max = .*
 refused "wrong type" 'bad.toml:[0-9]+: .*connections' 's/^connections = .*/connections = "two"/' host1 "${host[@]}"
 refused "missing key" 'bad.toml.*certificate' '/^certificate = /d' host1 "${host[@]}"
 refused "missing brick" 'no-such-brick' 's#brick1"#no-such-brick"#' host1 "${host[@]}"
+state_before=$(find "$D/host1/state" | sort)
+mounted_on() { refused "mount point: $1" "$2" "" host1 tidemark-fs --config "$D/bad.toml" -f "$3"; }
+mounted_on "missing" 'no-such-directory: it is missing: create' "$D/no-such-directory"
+touch "$D/a-file"
+mounted_on "no directory" 'a-file: it is no directory' "$D/a-file"
+mkdir "$D/taken dir"
+mount -t tmpfs none "$D/taken dir"
+AT_END+=("umount '$D/taken dir'")
+mounted_on "already a mount" 'taken dir: a file system of type tmpfs is mounted there: unmount it' "$D/taken dir"
+[ "$(find "$D/host1/state" | sort)" = "$state_before" ] || die "a refused mount point opened the journal: $(ls -R "$D/host1/state")"
+say "ok: the journal was not opened for them"
 refused "not TOML" 'bad.toml:[0-9]+' '1i [node' host1 "${host[@]}"
 start shared1
 refused "used port" "$SHARED_PORT" "s#/shared1/state#/other/state#; s#/run/shared1#/run/other#; s#/shared1/brick#/other/brick#g" shared1 \

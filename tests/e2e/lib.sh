@@ -127,8 +127,14 @@ stop() { # NODE: cleanly
   kill -TERM "${PID[$1]}"; wait "${PID[$1]}" || die "$1 did not stop cleanly (exit $?): $(tail -n 5 "$D/log/$1.log")"
   unset "PID[$1]"
 }
-kill9() { # NODE
+daemon_pid() { # HOST: of the daemon; PID[HOST] is its holder
+  cat "$D/run/$1/$1.daemon.pid"
+}
+kill9() { # NODE: a host's holder, and with it its daemon
+  local daemon=""
+  if [ -e "$D/run/$1/$1.daemon.pid" ]; then daemon=$(daemon_pid "$1"); fi
   kill -KILL "${PID[$1]}"; wait "${PID[$1]}" 2>/dev/null || [ $? = 137 ] || die "$1 was not there to kill"
+  if [ -n "$daemon" ]; then timeout 20 tail --pid="$daemon" -f /dev/null || die "the daemon of $1 outlived its holder"; fi
   unset "PID[$1]"
 }
 cluster_up() { # HOST...

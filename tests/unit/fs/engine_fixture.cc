@@ -91,6 +91,14 @@ Status EngineTest::open_host(int host) {
   options.config.storage.bricks = host_bricks_;
   options.config.shared = config::SharedLink{"shared1:" + std::to_string(kPort), "shared1", 2};
   options.config.journal.region_bytes = kMiB;
+  auto& survivor = survivors_.at(static_cast<size_t>(host));
+  Bytes& kept = kept_.at(static_cast<size_t>(host));
+  if (!successor_) kept.assign(Survivor::kBytes, 0);
+  auto attached = Survivor::attach(kept);
+  if (!attached) return attached.status();
+  survivor = *attached;
+  options.survivor = &*survivor;
+  options.successor = successor_;
   for (const std::string& brick : host_bricks_) TM_RETURN_IF_ERROR(env.files().make_directories(brick));
   auto engine = Engine::open(env, std::move(options));
   if (!engine) return engine.status();
@@ -102,6 +110,12 @@ void EngineTest::start_host(int host) {
   Status opened = open_host(host);
   ASSERT_TRUE(opened) << opened.to_string();
   engine(host).start();
+}
+
+void EngineTest::succeed_host(int host) {
+  successor_ = true;
+  start_host(host);
+  successor_ = false;
 }
 
 void EngineTest::crash_shared(sim::Crash kind) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fs/engine.h"
+#include "fs/survivor.h"
 #include "shared/node/node.h"
 #include "tests/sim/sim_env.h"
 
@@ -46,6 +47,8 @@ class EngineTest : public testing::Test {
   void start();
   void start_shared();
   void start_host(int host);
+  // On the mount of the run before, with its handles and tenures.
+  void succeed_host(int host);
   Status open_host(int host);          // without starting it
   void crash_shared(sim::Crash kind);
   void crash_host(int host, sim::Crash kind);
@@ -95,6 +98,9 @@ class EngineTest : public testing::Test {
   std::vector<std::string> host_bricks_{"/brick1"};
   std::unique_ptr<node::SharedNode> shared_;
   std::array<std::unique_ptr<Engine>, 3> engines_;
+  std::array<Bytes, 3> kept_;            // what survives runs
+  std::array<std::optional<Survivor>, 3> survivors_;
+  bool successor_ = false;
   std::string log_;
 
  private:

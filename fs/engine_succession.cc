@@ -1,0 +1,176 @@
+// A run that takes over from another one on the same mount: the guests' handles are still open, their requests wait.
+//
+// What the run before held it holds on with, under the same epoch, without asking first: this host's copy is whole, the
+// shared node had confirmed the tenure in this mount's lifetime, and the one before might have gone on without the link
+// just the same. After a crash this host's copy decides for every dirty region (which is durably noted before anything
+// is served), so that requests are served at once and the shared copy is made equal in the background, as after a time
+// alone. Where any of that does not hold, the image recovers as after any crash, and its requests wait.
+#include <algorithm>
+
+#include "fs/engine.h"
+#include "fs/survivor.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+}  // namespace
+
+// Called after each change of what decides about it.
+void Engine::remember(Image& im) {
+  if (options_.survivor == nullptr) return;
+  bool whole = im.held && im.local() && !im.behind && !im.yield_unknown;
+  bool with_mirror = im.facts.copy_whole && im.facts.handshaken &&
+                     (im.state == MirrorState::kMirrored || im.state == MirrorState::kLocalOnly ||
+                      im.state == MirrorState::kResyncing);
+  if (!whole || (!with_mirror && im.state != MirrorState::kNone)) return options_.survivor->let_go(im.id);
+  options_.survivor->hold(
+      {im.id, im.inode, im.epoch, im.parent, host_loss(), im.shared_loss, im.state == MirrorState::kNone});
+}
+
+void Engine::take_over_handles() {
+  size_t missed = 0;
+  for (const SavedHandle& saved : options_.survivor->handles()) {
+    auto attr = names_->get(saved.inode);
+    if (!attr || attr->image != saved.image) {   // the cache is written without being waited for
+      attr.emplace();
+      attr->inode = saved.inode;
+      attr->kind = wire::NodeKind::kImage;
+      attr->image = saved.image;
+      attr->mode = 0600;
+      attr->nlink = 1;
+    }
+    auto image = image_of(*attr);
+    if (!image) {
+      ++missed;
+      continue;
+    }
+    Image& im = **image;
+    if (im.attr.size == 0 && im.local()) im.attr.size = im.copy->size();
+    if (saved.index >= handles_.size()) handles_.resize(saved.index + 1);
+    handles_[saved.index] = {&im, saved.wrote};
+    ++im.handles;
+    if (saved.wrote) ++im.wrote;
+  }
+  for (size_t i = handles_.size(); i-- > 0;)
+    if (handles_[i].image == nullptr) free_handles_.push_back(static_cast<uint32_t>(i));
+  kLog.info("handles_taken_over",
+            {{"handles", handles_.size() - free_handles_.size()}, {"missed", missed}});
+  // Names may have gone while nobody listened; sizes and policies, too.
+  when_linked(std::chrono::hours(1), [this] {
+    for (auto& [id, image] : images_)
+      if (image->handles != 0 || image->held) tasks_.spawn(check_attr(*image));
+  });
+}
+
+Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
+  std::vector<SavedTenure> tenures = options_.survivor->tenures();
+  auto saved = std::find_if(tenures.begin(), tenures.end(), [&](const SavedTenure& t) { return t.image == id; });
+  Image* found = find(id);
+  if (found == nullptr && saved != tenures.end()) {
+    auto attr = names_->get(saved->inode);
+    auto made = attr && attr->image == id ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not known"));
+    if (made) found = *made;
+  }
+  if (saved == tenures.end() || found == nullptr) co_return false;
+  Image& im = *found;
+  im.recovering = true;
+  bool same_loss = saved->host_loss == host_loss() && (dirty == nullptr || dirty->host_loss_id == host_loss());
+  bool same_tenure = dirty == nullptr || dirty->epoch == saved->epoch || dirty->epoch.value == 0;
+  if (!im.local() || im.behind || !same_loss || !same_tenure) {
+    options_.survivor->let_go(id);
+    co_return false;
+  }
+  im.size = im.copy->size();
+  im.size_generation = im.copy->size_generation();
+  im.slot = journal_->attach(im.id, im.size);
+  im.attached = true;
+  im.epoch = saved->epoch;
+  im.parent = saved->parent;
+  journal_->set_tenure(im.slot, im.epoch, im.parent);
+  journal_->set_level(im.slot, false);
+  const bool none = saved->mirror_none || im.attr.mirror == 0;
+  im.facts.policy_none = none;
+  im.facts.copy_whole = im.facts.handshaken = true;
+  im.shared_loss = im.resync_loss = saved->shared_loss;
+  im.unsynced.finish();   // by the run before; the next flush is to cover it
+  im.stale.clear_all();
+  Status noted;
+  if (none) {
+    noted = set_flag(im, kFlagHostOnly, true);
+  } else if (host_only(im)) {
+    noted = co_await all_apart(im);
+  } else {
+    noted = co_await async<Status>([&](Callback<Status> done) {
+      journal_->note_copies(im.slot, host_loss(), im.shared_loss, dirty != nullptr, std::move(done));
+    });
+  }
+  if (!noted) {
+    kLog.warning("not_carried_on", {{"image", im.id}, {"error", noted}});
+    options_.survivor->let_go(id);
+    co_return false;
+  }
+  im.facts.alone = !none && (dirty != nullptr || host_only(im));
+  if (im.facts.alone) ++counts_.alone;
+  im.attr.epoch = im.epoch;
+  im.attr.holder = options_.config.node.name;
+  im.attr.size = im.size;
+  im.attr.size_generation = im.size_generation;
+  im.mtime = dirty != nullptr ? env_.wall() : im.attr.mtime;
+  im.mtime_pushed = dirty == nullptr;
+  im.open_marked = im.wrote != 0;
+  im.held = true;
+  kLog.info("tenure_carried_on",
+            {{"image", im.id}, {"epoch", im.epoch}, {"dirty_regions", dirty ? dirty->regions.size() : 0}});
+  if (none) {
+    apply(im, MirrorEvent::kGranted);
+  } else {
+    im.state = MirrorState::kLocalOnly;
+    remember(im);
+    if (mirror_->up()) tasks_.spawn(resume(im));
+  }
+  co_return true;
+}
+
+// A tenure held with nothing dirty.
+Task<void> Engine::carry_on_clean(ImageId id) {
+  bool carried = co_await carry_on(id, nullptr);
+  Image* im = find(id);
+  if (im == nullptr) co_return;
+  im->recovering = false;
+  if (!carried) kLog.info("tenure_not_carried_on", {{"image", id}});
+  unpark(*im);
+  if (im->recall_wanted) try_yield(*im);
+}
+
+void Engine::hand_over(io::Duration timeout, Done done) {
+  stopping_ = true;
+  tasks_.spawn(hand_over_task(timeout, std::move(done)));
+}
+
+Task<void> Engine::hand_over_task(io::Duration timeout, Done done) {
+  const io::BootTime deadline = env_.now() + timeout;
+  std::vector<Image*> held;
+  for (auto& [id, image] : images_)
+    if (image->held && !image->recovering) held.push_back(image.get());
+  for (Image* im : held) {
+    bool level = im->state == MirrorState::kMirrored || im->state == MirrorState::kFilling;
+    Status flushed;
+    if (level && mirror_->up() && env_.now() < deadline) flushed = co_await flush_both(*im);
+    else if (im->state == MirrorState::kNone && im->local())
+      flushed =
+          co_await async<Status>([&](Callback<Status> d) { im->copy->sync(io::IoMode::kQueued, std::move(d)); });
+    // What is not flushed stays dirty, and the successor makes it equal.
+    if (!flushed) kLog.info("handed_over_dirty", {{"image", im->id}, {"reason", flushed}});
+    else if (im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());
+  }
+  auto left = std::max<io::Duration>(deadline - env_.now(), std::chrono::milliseconds(100));
+  auto limit = std::chrono::duration_cast<std::chrono::milliseconds>(left);
+  auto closed = co_await async<Status>([&](Callback<Status> d) { journal_->close(limit, std::move(d)); });
+  if (!closed) kLog.warning("journal_close", {{"error", closed}});
+  mirror_->stop();
+  env_.cancel(tick_timer_);
+  done(closed);
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,17 @@
+// The daemon's parts put together: engine, FUSE shell, its holder, the control socket.
+#pragma once
+
+#include <memory>
+
+#include "fs/arguments.h"
+#include "fs/holding.h"
+#include "shared/base/config.h"
+#include "shared/net/pki.h"
+
+namespace tidemark::fs {
+
+// Returns the exit code.
+int run_host(const Arguments& arguments, const config::Host& config, const Uuid& cluster,
+             std::unique_ptr<Holding> holding);
+
+}  // namespace tidemark::fs

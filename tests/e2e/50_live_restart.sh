@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# The daemon killed with -9 under load, three times and once more while the shared node is away, then upgraded: nobody
+# gets an error, nothing is lost or old, open, locked and unlinked files go on, and nobody waits three seconds.
+source "$(dirname "$0")/lib.sh"
+mkdir "$D/programs"
+cp "$BIN/tidemark-fs" "$D/programs/"
+PATH="$D/programs:$PATH"                        # one that can be replaced on the disk
+cluster_up host1
+mount="$D/mnt/host1"
+restart() { tm host1 status --json | jq -er ".restart.$1"; }
+expect "live restart is available" [ "$(restart available)" = true ]
+
+# ---- load ----
+for name in fio stall none; do fallocate -l 64M "$mount/$name.img"; done
+tidemark --config "$D/host1.toml" image policy none.img --mirror none > "$D/log/policy" 2>&1 ||
+  setfattr -n user.tidemark.mirror -v none "$mount/none.img"
+dd if=/dev/urandom of="$mount/before" bs=1M count=2 status=none
+sha256sum < "$mount/before" > "$D/before"
+exec 7< "$mount/before"
+cp "$mount/before" "$mount/unlinked"
+exec 8< "$mount/unlinked"
+rm "$mount/unlinked"
+exec 9> "$mount/locked"
+flock -x 9
+fio --name=load --filename="$mount/fio.img" --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=32 \
+  --rate_iops=1800 --loops=2 --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0 --output="$D/log/fio" & fio=$!
+writer() { # NAME: its standard input is a fifo, whose other end is kept in FIFO_NAME
+  mkfifo "$D/fifo.$1"
+  "$T/stall_writer" "$mount/$1.img" 4096 "$D/report.$1" < "$D/fifo.$1" > "$D/out.$1" & declare -g "WRITER_$1=$!"
+  exec {fd}> "$D/fifo.$1"
+  declare -g "FIFO_$1=$fd"
+}
+writer stall
+writer none
+names() { # until its file is gone: every change must be carried out once, or it fails
+  set -e
+  local i=0
+  while [ -e "$D/names.on" ]; do
+    i=$((i + 1))
+    mkdir "$mount/d.$i"
+    (set -C; : > "$mount/d.$i/a")
+    mv "$mount/d.$i/a" "$mount/d.$i/b"
+    [ -e "$mount/d.$i/b" ] && [ ! -e "$mount/d.$i/a" ]
+    rm "$mount/d.$i/b"
+    rmdir "$mount/d.$i"
+  done
+  echo "$i" > "$D/names.done"
+}
+touch "$D/names.on"
+names & names=$!
+
+# ---- kills ----
+writes() { cat "$D/report.$1" 2> /dev/null || echo 0; }
+progress() { # after this many writes more of both writers
+  local one two
+  one=$(($(writes stall) + $1)) two=$(($(writes none) + $1))
+  wait_for 30 "writes of stall_writer" sh -c "[ \$(cat '$D/report.stall') -ge $one ]"
+  wait_for 30 "writes with mirror = none" sh -c "[ \$(cat '$D/report.none') -ge $two ]"
+}
+replaced() { [ "$(restart daemon_pid)" != "$1" ]; }
+longest=0
+measure() { # WHAT: the longest gap since the last time
+  local name ms
+  for name in stall none; do
+    local lines=$(($(wc -l < "$D/out.$name") + 1)) fd="FIFO_$name"
+    echo -n r >&"${!fd}"
+    wait_for 10 "the measurement" sh -c "[ \$(wc -l < '$D/out.$name') -ge $lines ]"
+    ms=$(tail -n 1 "$D/out.$name" | awk '{print $4}')
+    say "$1: longest stall of $name.img: $ms ms"
+    if [ "$ms" -gt "$longest" ]; then longest=$ms; fi
+    [ "$ms" -lt 3000 ] || die "$1: a guest waited $ms ms"
+  done
+}
+echo 0 > "$D/report.stall"; echo 0 > "$D/report.none"
+progress 200
+measure "before"
+for round in 1 2 3; do
+  daemon=$(daemon_pid host1)
+  kill -KILL "$daemon"
+  wait_for 20 "a successor" replaced "$daemon"
+  progress 200
+  measure "kill $round"
+done
+[ "$(restart successors)" = 3 ] || die "$(restart successors) successors after three kills"
+kill -0 "$fio" || die "fio ended before the last kill: no load"
+
+# ---- upgrade ----
+daemon=$(daemon_pid host1)
+cp "$BIN/tidemark-fs" "$D/programs/new"
+mv "$D/programs/new" "$D/programs/tidemark-fs"
+expect "the daemon is replaced by the program on disk" tm host1 host restart
+[ "/proc/$(daemon_pid host1)/exe" -ef "$D/programs/tidemark-fs" ] || die "it runs another program than the one on disk"
+progress 200
+measure "upgrade"
+cp "$D/programs/tidemark-fs" "$D/programs/good"
+printf '#!/bin/sh\nexit 1\n' > "$D/programs/bad"; chmod +x "$D/programs/bad"
+mv "$D/programs/bad" "$D/programs/tidemark-fs"
+daemon=$(daemon_pid host1)
+expect_exit 2 "a program that does not start is refused" tm host1 host restart
+[ "$(daemon_pid host1)" = "$daemon" ] || die "the daemon went for a program that does not start"
+mv "$D/programs/good" "$D/programs/tidemark-fs"
+
+# ---- what was open ----
+rm "$D/names.on"
+wait "$names" || die "a change of names failed"
+say "ok: names changed $(cat "$D/names.done") times"
+expect "a file open from before is read" sh -c "sha256sum <&7 | cmp - '$D/before'"
+expect "so is one that was unlinked" sh -c "sha256sum <&8 | cmp - '$D/before'"
+! flock -n -x "$mount/locked" true || die "the lock went with the daemon"
+flock -u 9
+expect "the lock is free once it is given up" flock -n -x "$mount/locked" true
+exec 7<&- 8<&- 9>&-
+wait "$fio" || die "fio: $(tail -n 20 "$D/log/fio")"
+say "ok: fio wrote and verified without an error"
+
+# ---- with the shared node away ----
+kill9 shared1
+progress 50
+measure "shared node lost"
+daemon=$(daemon_pid host1)
+kill -KILL "$daemon"
+wait_for 20 "a successor" replaced "$daemon"
+progress 50
+measure "kill without the shared node"
+start shared1
+for name in stall none; do
+  fd="FIFO_$name" pid="WRITER_$name"
+  echo -n q >&"${!fd}"
+  wait "${!pid}" || die "the writer of $name.img failed: $(tail -n 3 "$D/out.$name")"
+  say "ok: $name.img: $(tail -n 1 "$D/out.$name"), all blocks are the last ones written"
+done
+for name in fio stall; do wait_for 60 "$name.img to be level" mirrored host1 "$name.img"; done
+verify_equal host1 fio.img stall.img
+point=$(mark host1)
+export_point host1 stall.img "$point" "$D/out.img"
+expect "the replica is equal" cmp "$D/out.img" "$mount/stall.img"
+say "longest stall of all: $longest ms"
+
+# ---- the holder ----
+holder=${PID[host1]} daemon=$(daemon_pid host1)
+kill9 host1
+! kill -0 "$daemon" 2> /dev/null || die "the daemon outlived its holder"
+expect "the mount is dead" sh -c "! ls '$mount' > /dev/null 2>&1"
+start host1
+expect "and mounted anew" cmp "$D/out.img" "$mount/stall.img"
+stop host1
+# As on a kernel that does not hand requests out again: a clean end, said beforehand, and a remount.
+tidemark-fs --config "$D/host1.toml" -f -o nolive "$mount" >> "$D/log/host1.log" 2>&1 & PID[host1]=$!
+wait_for 20 "host1 to answer" ready host1
+grep -q no_live_restart "$D/log/host1.log" || die "that there is no live restart was not said"
+expect_exit 1 "a restart is refused" tm host1 host restart
+kill -KILL "$(daemon_pid host1)"
+wait "${PID[host1]}" && die "the holder ended as if all were well"
+expect "the mount is dead without live restart" sh -c "! ls '$mount' > /dev/null 2>&1"
+start host1
+expect "and mounted anew" cmp "$D/out.img" "$mount/stall.img"
