@@ -30,9 +30,9 @@ Status check_batch(const BatchHeader& b) {
     return bad("counter range is not in order");
   }
   bool supersedes = b.supersedes_first.value != 0 || b.supersedes_last.value != 0;
-  if (b.kind != BatchKind::kNormal && b.kind != BatchKind::kResync) return bad("unknown batch kind");
+  if (b.kind != BatchKind::kNormal && b.kind != BatchKind::kResync && b.kind != BatchKind::kPiece) return bad("unknown batch kind");
   if (supersedes) {
-    if (b.kind != BatchKind::kResync) return bad("only a resync batch supersedes");
+    if (b.kind == BatchKind::kNormal) return bad("only a resync batch supersedes");
     if (b.supersedes_first.value == 0 || b.supersedes_first > b.supersedes_last ||
         b.supersedes_last.next() != b.number) {
       return bad("superseded numbers are not those before the batch");

@@ -36,6 +36,7 @@ inline constexpr uint32_t kSegmentPartsMax = 65536;
 enum class BatchKind : uint8_t {
   kNormal = 1,  // the changes between the cut before and this one
   kResync = 2,  // holds every block that may differ from what the replica has; may supersede missing batches
+  kPiece = 3,   // of a resync: no point; kept aside until the next batch of another kind, which it is applied with
 };
 
 // What a batch is. The same in all of its parts but for `part`.

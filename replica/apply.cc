@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "replica/history.h"
+#include "replica/overlay.h"
 
 namespace tidemark::replica {
 namespace {
@@ -23,13 +23,9 @@ class Builder {
   Status slices() {
     HistoryWriter history(snapshot_, out_.changes);
     const auto& images = in_.heads.front().images;
-    std::vector<std::vector<Change>> changes(images.size());
-    for (size_t p = 0; p < in_.heads.size(); ++p) {
-      for (const journal::SegmentExtent& e : in_.heads[p].extents) {
-        const bool data = e.kind == journal::ExtentKind::kData;
-        changes[e.image].push_back({e.extent, data ? in_.segments[p] : SegmentId(0), e.position});
-      }
-    }
+    std::vector<Overlay> changes(images.size());
+    for (const ApplyInput::Piece& piece : in_.pieces) lay_over(changes, piece.heads, piece.segments);
+    lay_over(changes, in_.heads, in_.segments);
     for (size_t i = 0; i < images.size(); ++i) {
       const journal::SegmentImage& slice = images[i];
       auto known = in_.images.find(slice.image);
@@ -41,8 +37,7 @@ class Builder {
                in_.action.newer[static_cast<size_t>(branched - in_.action.branched.begin())]);
         continue;
       }
-      auto& of_image = changes[i];
-      std::sort(of_image.begin(), of_image.end(), [](const Change& a, const Change& b) { return a.extent < b.extent; });
+      const std::vector<Change> of_image = changes[i].take();
       std::optional<uint64_t> shrink;
       if (known->second.has_version && slice.size < known->second.newest.size) shrink = slice.size;
       TM_RETURN_IF_ERROR(history.apply(known->second.index, in_.point, shrink, of_image));
@@ -52,6 +47,26 @@ class Builder {
     }
     out_.leaves = history.leaves_written();
     return Status::ok();
+  }
+
+  // Of an image that the batch does not name nothing is needed: it was removed meanwhile.
+  void lay_over(std::vector<Overlay>& changes, const std::vector<journal::SegmentHead>& heads,
+                const std::vector<SegmentId>& segments) const {
+    const auto& images = in_.heads.front().images;
+    std::vector<size_t> place;
+    for (const journal::SegmentImage& slice : heads.front().images) {
+      auto at = std::lower_bound(images.begin(), images.end(), slice.image,
+                                 [](const journal::SegmentImage& a, const ImageId& id) { return a.image < id; });
+      place.push_back(at != images.end() && at->image == slice.image ? static_cast<size_t>(at - images.begin())
+                                                                    : images.size());
+    }
+    for (size_t p = 0; p < heads.size(); ++p) {
+      for (const journal::SegmentExtent& e : heads[p].extents) {
+        if (place[e.image] == images.size()) continue;
+        const bool data = e.kind == journal::ExtentKind::kData;
+        changes[place[e.image]].lay({e.extent, data ? segments[p] : SegmentId(0), data ? e.position : 0});
+      }
+    }
   }
 
   void branch(const journal::SegmentImage& slice, ImageIndex index, Epoch newer) {
@@ -71,15 +86,21 @@ class Builder {
     NameWriter names(snapshot_, in_.point, batch_.source, in_.is_shared_node);
     for (const journal::SegmentImage& slice : in_.heads.front().images)
       TM_RETURN_IF_ERROR(names.name_written(slice.image));
-    for (const auto& head : in_.heads) {
+    for (const ApplyInput::Piece& piece : in_.pieces) TM_RETURN_IF_ERROR(marks_of(names, piece.heads));
+    TM_RETURN_IF_ERROR(marks_of(names, in_.heads));
+    for (const wire::Mark& mark : names.late_creates()) TM_RETURN_IF_ERROR(created_late(mark));
+    names.finish(out_.changes);
+    out_.mismatches = names.mismatches();
+    return Status::ok();
+  }
+
+  Status marks_of(NameWriter& names, const std::vector<journal::SegmentHead>& heads) {
+    for (const auto& head : heads) {
       for (const auto& m : head.marks) {
         TM_RETURN_IF_ERROR(names.apply(m.mark));
         if (m.mark.kind == wire::MarkKind::kCreate && m.mark.origin == batch_.source) created(m.mark);
       }
     }
-    for (const wire::Mark& mark : names.late_creates()) TM_RETURN_IF_ERROR(created_late(mark));
-    names.finish(out_.changes);
-    out_.mismatches = names.mismatches();
     return Status::ok();
   }
 

@@ -15,6 +15,12 @@ struct ApplyInput {
   bool is_shared_node = false;                       // the source's role
   std::vector<journal::SegmentHead> heads;           // of all parts
   std::vector<SegmentId> segments;                   // of all parts
+  // Of a resync that this batch ends: its pieces, oldest first, applied with it. What is newer lies over what is older.
+  struct Piece {
+    std::vector<journal::SegmentHead> heads;
+    std::vector<SegmentId> segments;
+  };
+  std::vector<Piece> pieces;
   std::unordered_map<ImageId, Catalog::Image> images;  // those of the batch, as they are now
 };
 

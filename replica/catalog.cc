@@ -88,6 +88,15 @@ Status Catalog::load_images(kv::Snapshot& snapshot, Catalog& out) {
   return Status::ok();
 }
 
+// The batch before it in its stream is a piece.
+Result<bool> Catalog::ends_resync(kv::Snapshot& snapshot, const BatchFacts& facts) {
+  auto cursor = snapshot.cursor(kBatches);
+  const Bytes here = batch_key(facts.source, facts.generation, facts.number);
+  if (!cursor->seek_before(here) || !starts_with(cursor->key(), ByteSpan(here).first(here.size() - 8))) return false;
+  TM_ASSIGN_OR_RETURN(BatchRecord before, wire::decode<BatchRecord>(cursor->value()));
+  return before.kind == journal::BatchKind::kPiece;
+}
+
 Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
   auto held = snapshot.cursor(kHeld);
   for (bool found = held->first(); found; found = held->next()) {
@@ -98,6 +107,8 @@ Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
       since.ns = load_le<int64_t>(stored->data());
     }
     out.held_[{{facts.source, facts.generation}, facts.number}] = {load_be64(held->key().data()), since};
+    TM_ASSIGN_OR_RETURN(bool ends, ends_resync(snapshot, facts));
+    if (ends) out.order.resyncs.insert({facts.source, facts.number});
     for (ApplyAction& action : step(out.order, std::move(record.facts))) out.ready.push_back(std::move(action));
   }
   return Status::ok();

@@ -44,6 +44,7 @@ class Catalog {
   void put_stream(const StreamId& id, const StreamRecord& record, kv::WriteBatch& out);
   void hold(const BatchFacts& facts, WallTime since, kv::WriteBatch& out);
   void unhold(const BatchFacts& facts, kv::WriteBatch& out);
+  static Result<bool> ends_resync(kv::Snapshot& snapshot, const BatchFacts& facts);
   // When a held batch was accepted. 0: unknown, or it is not held.
   WallTime held_since(const BatchFacts& facts) const;
 

@@ -215,6 +215,10 @@ PutAnswer Intake::answer_stored(const PartName& name, const BatchRecord& record)
                    .applied = record.state == BatchState::kApplied,
                    .point = record.point};
   if (record.state != BatchState::kHeld) return answer;
+  if (record.kind == journal::BatchKind::kPiece) {
+    answer.waits_for.push_back("the end of its resync");
+    return answer;
+  }
   auto source = catalog_.order.sources.find(name.source);
   if (source == catalog_.order.sources.end()) return answer;
   const auto& queue = source->second.waiting;
@@ -307,7 +311,9 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
 
   StreamRecord stream;
   if (const StreamRecord* known = catalog_.stream(name.source, name.generation)) stream = *known;
-  drop_superseded(header, out);
+  if (Status dropped = drop_superseded(header, out); !dropped) {
+    co_return refuse(*up, 500, "corruption", dropped.to_string());
+  }
   stream.expected = name.number.next();
   stream.last_digest = record.digest;
   stream.accepted = name.number;
@@ -331,7 +337,19 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   }
   for (const ImageId& image : facts.created) catalog_.mark_created(image, out);
   ++counters_.batches_accepted;
+  if (header.kind == journal::BatchKind::kPiece) {
+    for (const ImageId& image : facts.created) catalog_.order.created.insert(image);
+    put_record(out, kBatches, batch_key(name.source, name.generation, name.number), record);
+    out.put(kPieces, batch_key(name.source, name.generation, name.number), {});
+    Status kept = co_await commit(std::move(out));
+    if (kept) co_return answer_stored(name, record);
+    co_return refuse(*up, kept.code() == Code::kOutOfSpace ? 507 : 503, std::string(code_name(kept.code())),
+                     kept.message());
+  }
 
+  auto ends = Catalog::ends_resync(*store_.snapshot(), facts);
+  if (!ends) co_return refuse(*up, 500, "corruption", ends.status().to_string());
+  if (*ends) catalog_.order.resyncs.insert({facts.source, facts.number});
   std::vector<ApplyAction> actions = step(catalog_.order, facts);
   const bool at_once = catalog_.ready.empty() && !actions.empty() && actions[0].batch.number == facts.number &&
                        actions[0].batch.source == facts.source && actions[0].batch.generation == facts.generation;

@@ -5,6 +5,8 @@
 //
 // The lane is one coroutine for the whole replica: parts are judged and batches applied one at a
 // time, each batch in one LMDB transaction (together with its acceptance where nothing holds it).
+// A piece of a resync joins its stream and nothing else: it is applied with the batch of another kind that ends the
+// resync, at that one's point, so that what lies between is never shown.
 // Nothing is answered with 200 before the file, its directory and the commit are durable.
 // Loop thread only.
 #pragma once
@@ -90,10 +92,13 @@ class Intake {
   Status check_bound(const std::vector<journal::SegmentHead>& heads, const std::string& source);
   bool would_wait(const std::vector<journal::SegmentHead>& heads) const;
   void drop_batch(const PartName& name, const BatchRecord& record, kv::WriteBatch& out);
-  void drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out);
+  Status drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out);
+  Task<Result<std::vector<ApplyInput::Piece>>> pieces_before(const PartName& name, std::vector<BatchNumber>& numbers);
   void finish_apply(const ApplyAction& action, BatchRecord record, ApplyOutput& built, kv::WriteBatch& out);
+  Status finish_pieces(const PartName& name, const std::vector<BatchNumber>& numbers, PointId point,
+                       kv::WriteBatch& out);
   void put_point(PointId id, const ApplyAction& action, const BatchRecord& record, kv::WriteBatch& out);
-  void report(const ApplyAction& action, const ApplyOutput& built);
+  void report(const ApplyAction& action, const ApplyOutput& built, const std::string& name);
 
   io::Env& env_;
   kv::Store& store_;

@@ -70,13 +70,65 @@ void Intake::drop_batch(const PartName& name, const BatchRecord& record, kv::Wri
 }
 
 // Parts of a batch that was never finished, and in whose place another one stands now.
-void Intake::drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out) {
-  if (header.supersedes_first.value == 0) return;
-  const PartName first{header.source, header.generation, header.supersedes_first, 0};
-  auto partial = stored_batch(first);
-  if (partial && *partial && (*partial)->state == BatchState::kPartial) drop_batch(first, **partial, out);
+Status Intake::drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out) {
+  if (header.supersedes_first.value == 0) return Status::ok();
+  auto snapshot = store_.snapshot();
+  auto cursor = snapshot->cursor(kBatches);
+  const Bytes end = batch_key(header.source, header.generation, header.number);
+  for (bool found = cursor->seek(batch_key(header.source, header.generation, header.supersedes_first)); found;
+       found = cursor->next()) {
+    const ByteSpan key = cursor->key();
+    if (!std::lexicographical_compare(key.begin(), key.end(), end.begin(), end.end())) break;
+    TM_ASSIGN_OR_RETURN(BatchRecord partial, wire::decode<BatchRecord>(cursor->value()));
+    const BatchNumber number(load_be64(key.data() + key.size() - 8));
+    if (partial.state == BatchState::kPartial) drop_batch({header.source, header.generation, number, 0}, partial, out);
+  }
   kLog.warning("batches_superseded", {{"source", header.source}, {"first", header.supersedes_first},
                                       {"last", header.supersedes_last}, {"by", header.number}});
+  return Status::ok();
+}
+
+// The pieces of a resync that the batch ends, and their numbers.
+Task<Result<std::vector<ApplyInput::Piece>>> Intake::pieces_before(const PartName& name,
+                                                                   std::vector<BatchNumber>& numbers) {
+  std::vector<ApplyInput::Piece> out;
+  std::vector<BatchRecord> records;
+  {
+    auto snapshot = store_.snapshot();
+    auto cursor = snapshot->cursor(kPieces);
+    const Bytes end = batch_key(name.source, name.generation, name.number);
+    const Bytes first = batch_key(name.source, name.generation, BatchNumber(0));
+    for (bool found = cursor->seek(first); found; found = cursor->next()) {
+      const ByteSpan key = cursor->key();
+      if (!std::lexicographical_compare(key.begin(), key.end(), end.begin(), end.end())) break;
+      auto record = read_record<BatchRecord>(*snapshot, kBatches, key);
+      if (!record) co_return record.status();
+      numbers.push_back(BatchNumber(load_be64(key.data() + key.size() - 8)));
+      records.push_back(std::move(*record));
+    }
+  }
+  for (const BatchRecord& record : records) {
+    auto heads = co_await heads_of(record, nullptr, 0);
+    if (!heads) co_return heads.status();
+    ApplyInput::Piece piece{std::move(*heads), {}};
+    for (const PartRecord& part : record.parts) piece.segments.push_back(part.segment);
+    out.push_back(std::move(piece));
+  }
+  co_return out;
+}
+
+Status Intake::finish_pieces(const PartName& name, const std::vector<BatchNumber>& numbers, PointId point,
+                             kv::WriteBatch& out) {
+  auto snapshot = store_.snapshot();
+  for (const BatchNumber number : numbers) {
+    const Bytes key = batch_key(name.source, name.generation, number);
+    TM_ASSIGN_OR_RETURN(BatchRecord record, read_record<BatchRecord>(*snapshot, kBatches, key));
+    record.state = BatchState::kApplied;
+    record.point = point;
+    put_record(out, kBatches, key, record);
+    out.erase(kPieces, key);
+  }
+  return Status::ok();
 }
 
 Task<Status> Intake::apply_ready() {
@@ -129,11 +181,24 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
     record = std::move(**stored);
   }
   for (const PartRecord& part : record.parts) job->input.segments.push_back(part.segment);
+  std::vector<BatchNumber> pieces;
+  auto before = co_await pieces_before(name, pieces);
+  if (!before) {
+    alarm_("held_batch_damaged", name.to_string(), before.status().to_string());
+    broken_ = before.status();
+    co_return broken_;
+  }
+  job->input.pieces = std::move(*before);
   if (const SourceRecord* source = catalog_.source(name.source)) {
     job->input.is_shared_node = source->role == static_cast<uint8_t>(net::Role::kShared);
   }
   for (const ImageId& id : images_of(job->input.heads)) {
     if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
+  }
+  for (const ApplyInput::Piece& piece : job->input.pieces) {
+    for (const ImageId& id : images_of(piece.heads)) {
+      if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
+    }
   }
   job->snapshot = store_.snapshot();
   co_await async<bool>([&](Callback<bool> done) {
@@ -143,6 +208,11 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   if (!job->output.status) {
     alarm_("apply_failed", name.to_string(), job->output.status.to_string());
     broken_ = job->output.status;
+    co_return broken_;
+  }
+  Status finished = finish_pieces(name, pieces, catalog_.meta.next_point, job->output.changes);
+  if (!finished) {
+    broken_ = finished;
     co_return broken_;
   }
   uint64_t payload = 0;
@@ -156,7 +226,7 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   ++counters_.batches_applied;
   counters_.applied_payload_bytes += payload;
   counters_.apply_seconds += static_cast<double>(env_.now().ns - began) * 1e-9;
-  report(action, job->output);
+  report(action, job->output, job->input.heads.front().batch.point_name);
   co_return Status::ok();
 }
 
@@ -192,6 +262,8 @@ void Intake::put_point(PointId id, const ApplyAction& action, const BatchRecord&
   PointRecord point{.source = action.batch.source, .generation = action.batch.generation, .number = action.batch.number,
                     .label = record.label, .name = record.name, .kind = record.kind, .incarnation = record.incarnation,
                     .last = record.last};
+  // What it should have waited for is missing in it: it bears no name that promises a state.
+  if (!action.given_up.empty()) point.name.clear();
   put_record(out, kPoints, kv::key_u64(id.value), point);
   if (!point.name.empty()) out.put(kPointNames, point_name_key(point.name, id), {});
   // The smallest label of each block of points, so that a search by time skips blocks.
@@ -205,13 +277,14 @@ void Intake::put_point(PointId id, const ApplyAction& action, const BatchRecord&
   out.put(kLabelBlocks, block, value);
 }
 
-void Intake::report(const ApplyAction& action, const ApplyOutput& built) {
+void Intake::report(const ApplyAction& action, const ApplyOutput& built, const std::string& name) {
   const BatchFacts& batch = action.batch;
   kLog.debug("batch_applied", {{"source", batch.source}, {"number", batch.number}, {"leaves", built.leaves}});
+  const std::string lost = name.empty() ? "" : " (its point has lost the name " + name + ")";
   for (const Wait& wait : action.given_up) {
     alarm_("circular_wait", batch.source + "/" + std::to_string(batch.number.value),
-           "applied before " + wait.to_string() + ", which waits for it: a host gave up batches across a handover; the "
-           "points in between are not exact");
+           "applied before " + wait.to_string() + lost + ", which waits for it: a host gave up batches across a "
+           "handover; the points in between are not exact");
   }
   for (const BranchRecord& branch : built.branches) {
     ++counters_.branches;

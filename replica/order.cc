@@ -14,6 +14,7 @@ bool has_passed(const OrderState& state, const std::string& source, const WriteS
 ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   ApplyAction action{.batch = std::move(source.waiting.front())};
   source.waiting.pop_front();
+  state.resyncs.erase({action.batch.source, action.batch.number});
   for (const SliceFacts& slice : action.batch.slices) {
     Epoch& newest = state.epochs[slice.image];
     if (slice.epoch < newest) {
@@ -74,10 +75,11 @@ OrderState::Source* break_circle(OrderState& state) {
     }) != 0;
   }
   OrderState::Source* first = nullptr;
-  size_t least = 0;
+  std::pair<bool, size_t> least;
   for (const auto& [name, waits] : waiting) {
     OrderState::Source& source = state.sources.at(name);
-    const size_t count = overtaken(state, source.waiting.front());
+    const bool whole = state.resyncs.contains({name, source.waiting.front().number});
+    const std::pair<bool, size_t> count{!whole, overtaken(state, source.waiting.front())};
     if (first != nullptr && count >= least) continue;
     first = &source;
     least = count;

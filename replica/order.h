@@ -12,7 +12,8 @@
 //           --(else)--> held --(another batch was applied or arrived)--> applied
 //
 //   - batches that wait for each other in a circle, all of them here, would wait for ever: then the one goes first that
-//     overtakes the fewest images' older epochs, and the action says which waits were given up.
+//     overtakes the fewest images' older epochs, and the action says which waits were given up. Before all others goes
+//     the end of a resync: it lacks nothing of what it waits for, and the others' older epochs may then go to branches.
 //
 // Wall clocks are not looked at. Yields cut the journals, so waits are circular only where a host had to give up
 // batches across a handover (no room to stage them): the later one then holds the earlier one's blocks too.
@@ -20,6 +21,7 @@
 
 #include <deque>
 #include <map>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -65,6 +67,8 @@ struct OrderState {
   std::map<std::string, Source> sources;
   std::unordered_map<ImageId, Epoch> epochs;    // newest applied
   std::unordered_set<ImageId> created;          // a create has arrived
+  // Held batches that end a resync: what they hold of an image that another source wrote before is all of it.
+  std::set<std::pair<std::string, BatchNumber>> resyncs;
   size_t held() const;
 };
 

@@ -25,7 +25,7 @@ inline constexpr uint32_t kStoreVersion = 1;
 enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
-  kUnnamed, kUntold, kSessions,
+  kUnnamed, kUntold, kSessions, kPieces,
 };
 std::vector<std::string> table_names();
 

@@ -160,7 +160,7 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"incarnation 0", [](SegmentHead& h) { h.batch.incarnation = {}; }},
         Broken{"counters reversed", [](SegmentHead& h) { h.batch.first = Counter(30); }},
         Broken{"last counter is the largest number", [](SegmentHead& h) { h.batch.last = Counter(UINT64_MAX); }},
-        Broken{"unknown kind", [](SegmentHead& h) { h.batch.kind = static_cast<BatchKind>(3); }},
+        Broken{"unknown kind", [](SegmentHead& h) { h.batch.kind = static_cast<BatchKind>(4); }},
         Broken{"normal batch supersedes", [](SegmentHead& h) { h.batch.supersedes_first = h.batch.supersedes_last = BatchNumber(6); }},
         Broken{"supersedes a gap", [](SegmentHead& h) {
           h.batch.kind = BatchKind::kResync;
