@@ -48,7 +48,12 @@ struct Batch {
   uint64_t data_bytes = 0;
   UniqueFunction<void()> when_drained;
 
-  bool needs_preserving() const { return state == State::kClosed || state == State::kReading; }
+  std::vector<ImageExtent> lacked;   // kPiece: regions taken from what the replica lacks
+
+  // A piece is read as it stands: what changes meanwhile is in the batch that follows.
+  bool needs_preserving() const {
+    return kind != BatchKind::kPiece && (state == State::kClosed || state == State::kReading);
+  }
   BatchImage* image(uint32_t slot) const { return slot < images.size() ? images[slot].get() : nullptr; }
 };
 

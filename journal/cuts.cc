@@ -35,7 +35,8 @@ struct JournalImpl::Compaction {
 };
 
 bool JournalImpl::coalescing() const {
-  return paused_ || closed_count() > 0 || !unreconciled_.empty() || shipper_->queued_bytes() >= options_.settings.spool_bytes_max;
+  return paused_ || closed_count() > 0 || !unreconciled_.empty() || shipping_ != Shipping::kNormal ||
+         shipper_->queued_bytes() >= limit_bytes();
 }
 
 void JournalImpl::new_open_batch(BatchNumber number) {
@@ -95,6 +96,11 @@ void JournalImpl::count_preserving() {
 
 Point JournalImpl::cut(CutReason reason, std::string name) {
   bool named = reason == CutReason::kNamed || reason == CutReason::kHandover || reason == CutReason::kStop;
+  if (shipping_ != Shipping::kNormal) {
+    // No point is made before the replica is level. The name, if any, is lost: said here and in status.
+    if (!name.empty()) count_given_up(open_batch().number, BatchKind::kNormal, env_.wall(), name);
+    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), std::move(name)};
+  }
   if (!unreconciled_.empty()) {
     // The first batch of an incarnation is cut when all is reconciled, and carries the name then.
     if (!held_name_.empty() && !name.empty()) kLog.warning("point_renamed", {{"from", held_name_}, {"to", name}});
@@ -109,11 +115,12 @@ Point JournalImpl::cut(CutReason reason, std::string name) {
   return point_of(*batches_[batches_.size() - 2]);
 }
 
-void JournalImpl::give_up_from(size_t index, const char* why) {
+void JournalImpl::give_up_from(size_t index, const char* why, bool everything) {
   std::deque<BatchPtr> kept;
   std::vector<BatchPtr> gone;
   for (size_t i = 0; i < batches_.size(); ++i) {
-    bool give_up = i >= index && batches_[i]->needs_preserving();
+    bool closed = i + 1 < batches_.size();
+    bool give_up = i >= index && (batches_[i]->needs_preserving() || (everything && closed));
     if (give_up) gone.push_back(batches_[i]);
     else kept.push_back(batches_[i]);
   }
@@ -122,6 +129,9 @@ void JournalImpl::give_up_from(size_t index, const char* why) {
     kLog.warning("batch_given_up", {{"batch", batch->number}, {"reason", why}, {"name", batch->name},
                                     {"into", open_batch().number}});
     merge_given_up(*batch);
+    if (!batch->name.empty() || everything) {
+      count_given_up(batch->number, batch->kind, batch->label, batch->name);
+    }
     answer_staged(batch->number, batch->number, Status(Code::kCancelled, std::string("the cut was given up: ") + why));
     auto [first, end] = waiters_.equal_range(batch->number);
     std::vector<Callback<Result<std::string>>> waiting;
@@ -226,6 +236,7 @@ void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
   kLog.info("compacted", {{"batch", owner->number}, {"records", done.records.size()}, {"into", compacted.size()},
                           {"whole_regions", coarse ? "yes" : "no"}});
   owner->compacting = false;
+  if (compacted_wake_) env_.post(std::exchange(compacted_wake_, {}));
   if (owner->when_drained && owner->in_flight == 0) std::exchange(owner->when_drained, {})();
 }
 

@@ -85,6 +85,21 @@ Status DirtyLog::load(std::vector<DirtyImage>& out) {
   return Status::ok();
 }
 
+DirtyImage DirtyLog::known(const ImageId& image, uint64_t size) const {
+  auto it = loaded_.find(image);
+  DirtyImage out;
+  out.image = image;
+  out.region_bytes = region_bytes_for(size, region_bytes_min_);
+  if (it == loaded_.end()) return out;
+  const DrlImageRow& row = it->second->row;
+  out.region_bytes = std::max(out.region_bytes, row.region_bytes);
+  out.host_loss_id = row.host;
+  out.shared_loss_id = row.shared;
+  out.alone = row.alone;
+  out.epoch = row.epoch;
+  return out;
+}
+
 void DirtyLog::attach(uint32_t slot, const ImageId& image, uint64_t size) {
   TM_CHECK(slot == images_.size(), "slots are attached in order");
   auto it = loaded_.find(image);
@@ -162,17 +177,21 @@ bool DirtyLog::is_dirty(uint32_t slot, Extent extent) const {
 
 void DirtyLog::mark(uint32_t slot, Extent extent, Callback<Status> done) {
   Image& image = at(slot);
-  if (failed_) return done(Status(Code::kIoError, "dirty-region log: an earlier commit failed; restart to recover"));
   if (extent.length > 0) {
     grow(slot, extent.end());
     for (uint64_t i = extent.offset >> image.shift, last = last_region(image, extent); i <= last; ++i) {
       set_bit(image.wanted, i);
+      if (blind_) set_bit(image.dirty, i);
       changed_pages_.emplace(slot, i / kDrlPageRegions);
     }
   }
   if (!image.stored) {
     image.stored = true;
     changed_rows_.insert(slot);
+  }
+  if (blind_) {
+    schedule();
+    return done(Status::ok());
   }
   waiters_.push_back({slot, std::move(done)});
   schedule();
@@ -186,13 +205,16 @@ void DirtyLog::note(uint32_t slot, LossId host, LossId shared, bool alone, Epoch
   image.row.epoch = epoch;
   image.stored = true;
   changed_rows_.insert(slot);
-  if (failed_) return done(Status(Code::kIoError, "dirty-region log: an earlier commit failed; restart to recover"));
-  waiters_.push_back({slot, std::move(done)});
+  if (blind_ && !alone) {
+    schedule();
+    return done(Status::ok());
+  }
+  waiters_.push_back({slot, std::move(done), alone});
   schedule();
 }
 
 void DirtyLog::schedule() {
-  if (scheduled_ || in_flight_) return;
+  if (scheduled_ || in_flight_ || failed_) return;
   scheduled_ = true;
   // Marks of one turn share a commit.
   env_.at_turn_end([this, alive = std::weak_ptr<bool>(alive_)] {
@@ -202,7 +224,7 @@ void DirtyLog::schedule() {
 
 void DirtyLog::flush() {
   scheduled_ = false;
-  if (in_flight_) return;
+  if (in_flight_ || failed_) return;
   kv::WriteBatch batch;
   std::set<uint32_t> touched = changed_rows_;
   for (uint32_t slot : changed_rows_) {
@@ -243,38 +265,67 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
                          std::vector<std::vector<uint64_t>> states) {
   in_flight_ = false;
   if (!status) {
-    // The marks did not become durable and nothing may rely on them: no copy changes under them.
-    if (!full_) kLog.warning("commit_failed", {{"status", status}, {"effect", "cold regions cannot be written"}});
-    bool full = status.code() == Code::kOutOfSpace;
-    if (!full) failed_ = true;
+    // The marks did not become durable and nothing may rely on them: no copy changes under them, unless blind.
+    if (!full_ && !failed_) kLog.warning("commit_failed", {{"status", status}, {"effect", "cold regions wait for the mark of it"}});
     for (uint32_t slot : slots) {
-      // Wanted stays: all of it goes with the next commit, should there be one.
+      // Wanted stays: all of it goes with the next commit.
       rewritten_.insert(slot);
       changed_rows_.insert(slot);
     }
-    if (full) return retry_later(std::move(waiters));
-  } else {
-    for (size_t i = 0; i < slots.size(); ++i) {
-      Image& image = at(slots[i]);
-      // The region size may have grown since: the state on disk is then taken over by the rewrite under way.
-      if (rewritten_.contains(slots[i])) continue;
-      // What was cleared while the commit ran stays cleared here.
-      image.dirty = std::move(states[i]);
-    }
-    full_ = false;
+    retry_later(std::move(waiters), status);
+    if (on_failure_) on_failure_(status);
+    return;
   }
+  for (size_t i = 0; i < slots.size(); ++i) {
+    Image& image = at(slots[i]);
+    // The region size may have grown since: the state on disk is then taken over by the rewrite under way.
+    if (rewritten_.contains(slots[i])) continue;
+    // What was cleared while the commit ran stays cleared here. Blind, bits that came since count already.
+    if (!blind_) image.dirty = std::move(states[i]);
+  }
+  full_ = false;
   for (Waiter& w : waiters) w.done(status);
-  if (!failed_ && (!waiters_.empty() || (status && (!changed_pages_.empty() || !changed_rows_.empty())))) schedule();
+  if (!waiters_.empty() || !changed_pages_.empty() || !changed_rows_.empty()) schedule();
 }
 
-// No room on the disk: whoever waits for a mark waits until there is; nothing is written without it.
-void DirtyLog::retry_later(std::vector<Waiter> waiters) {
+// Whoever waits for a mark waits until there is room, or another store, or the owner's word that marks need not be durable.
+void DirtyLog::retry_later(std::vector<Waiter> waiters, const Status& status) {
   for (Waiter& w : waiters_) waiters.push_back(std::move(w));
   waiters_ = std::move(waiters);
-  full_ = scheduled_ = true;
+  failed_ = status.code() != Code::kOutOfSpace;
+  full_ = !failed_;
+  if (failed_) return;                 // no commit succeeds on this store any more
+  scheduled_ = true;
   env_.after(std::chrono::seconds(1), [this, alive = std::weak_ptr<bool>(alive_)] {
     if (!alive.expired()) flush();
   });
+}
+
+void DirtyLog::go_blind() {
+  blind_ = true;
+  for (auto& image : images_) image->dirty = image->wanted;
+  std::vector<Waiter> given, kept;
+  for (Waiter& w : waiters_) (w.must_commit ? kept : given).push_back(std::move(w));
+  waiters_ = std::move(kept);
+  for (Waiter& w : given) w.done(Status::ok());
+}
+
+bool DirtyLog::try_end_blind() {
+  bool settled = !in_flight_ && !scheduled_ && !failed_ && !full_ && waiters_.empty() && changed_pages_.empty() &&
+                 changed_rows_.empty() && rewritten_.empty();
+  if (blind_ && settled) blind_ = false;
+  return settled;
+}
+
+void DirtyLog::use_store(std::unique_ptr<kv::Store> store) {
+  store_ = std::move(store);
+  failed_ = full_ = false;
+  for (uint32_t slot = 0; slot < images_.size(); ++slot) {
+    if (!at(slot).stored) continue;
+    rewritten_.insert(slot);
+    changed_rows_.insert(slot);
+  }
+  schedule();
 }
 
 void DirtyLog::write_begins(uint32_t slot, Extent extent) {
@@ -304,7 +355,7 @@ void DirtyLog::note_durable(uint32_t slot, uint64_t counter) {
 
 void DirtyLog::clean(uint64_t committed_serial, uint32_t now_seconds, uint32_t idle_seconds) {
   // One commit at a time carries the cleared bits; the next pass takes the rest.
-  if (in_flight_ || scheduled_) return;
+  if (in_flight_ || scheduled_ || blind_) return;
   for (uint32_t slot = 0; slot < images_.size(); ++slot) {
     clear_regions(slot, committed_serial, [&](const Region& r) { return now_seconds - r.seconds >= idle_seconds; });
   }
@@ -312,7 +363,7 @@ void DirtyLog::clean(uint64_t committed_serial, uint32_t now_seconds, uint32_t i
 }
 
 void DirtyLog::clean_slot(uint32_t slot, uint64_t committed_serial) {
-  if (in_flight_ || scheduled_) return;     // the lazy pass takes them
+  if (in_flight_ || scheduled_ || blind_) return;     // the lazy pass takes them
   clear_regions(slot, committed_serial, [](const Region&) { return true; });
   if (!changed_pages_.empty()) schedule();
 }

@@ -4,9 +4,14 @@
 // any copy changes; it goes back, lazily, when the image is level, no write is in flight in it, its
 // last write is durable on both copies and its record committed, and it was idle for a while.
 // is_dirty() is the hot path: a look into a bitmap. Loop thread only.
+//
+// When a commit fails, whoever waits for a mark waits on; the owner is told. Once it has durably noted that this log is
+// not to be relied on (every region counts as dirty after a crash), it says go_blind(): marks are then given from memory,
+// until the store has everything again.
 #pragma once
 
 #include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -25,6 +30,9 @@ class DirtyLog {
 
   // What stands in the store; kept until attached images take it over. Start-up only.
   Status load(std::vector<DirtyImage>& out);
+
+  // An image as this log knows it, before it is attached: its loss ids, without a region.
+  DirtyImage known(const ImageId& image, uint64_t size) const;
 
   // Slots are attached in ascending order of their indices.
   void attach(uint32_t slot, const ImageId& image, uint64_t size);
@@ -49,6 +57,15 @@ class DirtyLog {
   std::vector<RegionIndex> dirty_regions(uint32_t slot) const;
   uint64_t dirty_count(uint32_t slot) const;
   uint64_t region_bytes(uint32_t slot) const;
+  // Told of each commit that fails.
+  void on_failure(std::function<void(const Status&)> fn) { on_failure_ = std::move(fn); }
+  void go_blind();
+  bool blind() const { return blind_; }
+  // All that was marked is durable and nothing is on its way: marks are durable again from here on.
+  bool try_end_blind();
+  // After an I/O error the old store is lost: this one takes all of it.
+  void use_store(std::unique_ptr<kv::Store> store);
+  std::unique_ptr<kv::Store> release_store() { return std::move(store_); }
   bool failed() const { return failed_; }
 
  private:
@@ -70,6 +87,7 @@ class DirtyLog {
   struct Waiter {
     uint32_t slot;
     Callback<Status> done;
+    bool must_commit = false;                // that writes are acknowledged by one copy alone stands nowhere else
   };
 
   Image& at(uint32_t slot) { return *images_[slot]; }
@@ -81,7 +99,7 @@ class DirtyLog {
   void put_page(uint32_t slot, uint64_t page);
   void schedule();
   void flush();
-  void retry_later(std::vector<Waiter> waiters);
+  void retry_later(std::vector<Waiter> waiters, const Status& status);
   void committed(Status status, std::vector<uint32_t> slots, std::vector<Waiter> waiters,
                  std::vector<std::vector<uint64_t>> states);
   static uint64_t last_region(const Image& image, Extent extent) { return (extent.end() - 1) >> image.shift; }
@@ -99,6 +117,8 @@ class DirtyLog {
   std::vector<Waiter> waiters_;
   bool scheduled_ = false, in_flight_ = false, failed_ = false;
   bool full_ = false;                                    // the last commit found no room: tried again
+  bool blind_ = false;
+  std::function<void(const Status&)> on_failure_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by callbacks of posted work
 };
 

@@ -63,6 +63,8 @@ struct Options {
   std::string source;                  // node name, as the replica knows it
   Uuid cluster;
   config::Journal settings;
+  // Where the mark "the journal is outdated" may stand besides `directory`: best on other disks.
+  std::vector<std::string> reserve_directories;
 };
 
 // What a crash left: the owner reconciles these regions between its copies, then calls reconciled().
@@ -74,6 +76,15 @@ struct DirtyImage {
   bool alone = false;                  // writes were acknowledged without the shared copy
   Epoch epoch;                         // of the last tenure noted
 };
+
+struct ImageExtent {
+  ImageId image;
+  Extent extent;
+};
+
+// Whether the replica is sent every change. Degraded: the unshipped points were given up, regions are remembered alone.
+enum class Shipping : uint8_t { kNormal, kDegraded, kResyncing };
+std::string_view shipping_name(Shipping shipping);      // "normal", "degraded", "resyncing"
 
 struct Point {                         // a cut
   BatchNumber batch;
@@ -94,7 +105,26 @@ struct Usage {
   WallTime newest_durable_label;       // of the newest point durable at the replica
   BatchNumber newest_durable, newest_closed;
   int64_t rpo_ns = 0;                  // now minus that label; 0 when nothing is unshipped
+
+  Shipping shipping = Shipping::kNormal;
+  std::string degraded_why;            // while it is not normal
+  WallTime degraded_since;
+  uint64_t limit_bytes = 0;            // of the spool, as it is now: at most half of what its disk has free
+  int64_t limit_age_ns = 0;
+  int64_t oldest_unshipped_ns = 0;     // age of the oldest batch of the spool
+  int64_t full_in_ns = -1;             // predicted, from the recent rate, until the limit; -1: not as things go
+  uint64_t resync_left_bytes = 0;      // what the replica lacks, and what of it is on its way
+  uint64_t resync_sent_bytes = 0;      // by this resync
+  uint64_t resyncs_ended = 0;          // since this run started
+  uint64_t points_given_up = 0;        // since this run started; with `degraded_why`: for that reason too
+  std::vector<std::string> names_given_up;   // the newest few
+  bool needs_full_resync = false;      // another store, or one that went back: an operator's word is needed
+  bool replica_empty = false;          // and it has nothing at all
+  std::string disk_failure;            // of the journal's own disk; empty: none
 };
+
+std::string usage_json(const Usage& usage);                    // of `journal` in status
+std::vector<std::string> usage_reasons(const Usage& usage);    // what speaks against being healthy
 
 class Journal {
  public:
@@ -119,6 +149,8 @@ class Journal {
   // Durable before `done`: the state that decides the direction after a crash.
   virtual void note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) = 0;
   virtual ImageCounters counters(Slot slot) const = 0;
+  // Of the newest tenure of this source, of whichever run; 0: it has had none.
+  virtual Epoch tenure_epoch(const ImageId& image) const = 0;
 
   // ---- dirty-region log -----------------------------------------------------------------------
   virtual bool is_dirty(Slot slot, Extent extent) const = 0;         // hot path: every region of it
@@ -161,6 +193,9 @@ class Journal {
   virtual void when_shipped(BatchNumber batch, Callback<Result<std::string>> done) = 0;
   virtual void start_shipping(std::unique_ptr<net::HttpClient> client) = 0;
   virtual void pause_shipping(bool paused) = 0;                      // staging too; cuts coalesce
+  // An operator's word that the replica, emptied or replaced, is to be brought level: `all` is everything that it must
+  // hold of this source's images. Goes on over restarts until it is done; asked again, it begins again.
+  virtual void resync_replica(std::vector<ImageExtent> all) = 0;
   virtual Usage usage() const = 0;
   // Not OK once the journal can no longer be relied on (a commit failed): the owner logs it, stops
   // and restarts, which recovers. No write may be acknowledged from then on that needs a new dirty region.

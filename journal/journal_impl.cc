@@ -42,7 +42,8 @@ void FinishTracker::finish(uint64_t counter) {
 }
 
 JournalImpl::JournalImpl(io::Env& env, Options options, BlockSource& blocks)
-    : env_(env), options_(std::move(options)), blocks_(blocks), spool_(options_.directory + "/spool") {}
+    : env_(env), options_(std::move(options)), blocks_(blocks), spool_(options_.directory + "/spool"),
+      lacks_(options_.settings.region_bytes) {}
 
 JournalImpl::~JournalImpl() {
   for (io::TimerId id : {commit_timer_, cut_timer_, clean_timer_, close_timer_, stage_timer_}) env_.cancel(id);
@@ -98,6 +99,7 @@ void JournalImpl::detach(Slot slot) {
   // Its number stays taken: batches still speak of it. The image, should it come back, gets another.
   slot_by_image_.erase(s.image);
   drl_->detach(slot.index);
+  lacks_.forget(s.image);
   pending_.erase(kImagesTable, kv::KeyBuilder().uuid(s.image));
   arm_commit();
 }
@@ -118,6 +120,7 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   // which said so, may be part of the resync batch. Own batches are in order anyhow.
   bool own = parent.source == options_.source && parent.source != s.parent.source && !s.parent.source.empty();
   if (!own) s.parent = parent;
+  if (shipping_ != Shipping::kNormal) lack_if_followed(slot.index);
   put_tenure(slot.index);
   commit_tenure(slot.index);
 }
@@ -158,6 +161,13 @@ void JournalImpl::note_copies(Slot slot, LossId host, LossId shared, bool alone,
 ImageCounters JournalImpl::counters(Slot slot) const {
   uint64_t regions = drl_->dirty_count(slot.index);
   return {regions, regions * drl_->region_bytes(slot.index), slots_[slot.index].unshipped_bytes};
+}
+
+Epoch JournalImpl::tenure_epoch(const ImageId& image) const {
+  auto slot = slot_by_image_.find(image);
+  if (slot != slot_by_image_.end()) return slots_[slot->second].epoch;
+  auto known = known_tenures_.find(image);
+  return known == known_tenures_.end() ? Epoch() : known->second.epoch;
 }
 
 // ---- writes -------------------------------------------------------------------------------------
@@ -207,7 +217,9 @@ Ticket JournalImpl::begin(Slot slot, RecordKind kind, Extent extent) {
     s.size_generation = Generation();   // until the mark that follows names it
     drl_->grow(slot.index, s.size);
   }
-  for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
+  if (shipping_ != Shipping::kDegraded) {
+    for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
+  }
   drl_->write_begins(slot.index, region_extent(t));
   return t;
 }
@@ -233,10 +245,15 @@ void JournalImpl::finish(const Ticket& t, CoordinatorSequence coordinator, uint6
   }
   uint64_t bytes = t.kind == RecordKind::kWrite ? t.extent.length : 0;
   image.bytes += bytes;
-  batch.data_bytes += bytes;
   slots_[t.slot.index].unshipped_bytes += bytes;
-  batch.records.push_back({r.counter.value, r.extent.offset, r.extent.length, r.slot, t.kind});
-  add_record(batch, r);
+  if (lacks_it(r.counter)) {
+    note_lack(r.slot, t.kind, r.extent);
+    if (shipping_ == Shipping::kResyncing) kick_stager();   // it may have waited for this one
+  } else {
+    batch.data_bytes += bytes;
+    batch.records.push_back({r.counter.value, r.extent.offset, r.extent.length, r.slot, t.kind});
+    add_record(batch, r);
+  }
   drl_->write_ends(t.slot.index, region_extent(t), r.counter.value, finish_serial_, now_seconds_);
   tracker_.finish(r.counter.value);
   settle(batch);
@@ -252,9 +269,10 @@ void JournalImpl::abandon(const Ticket& t) {
     slots_[t.slot.index].size = t.old_size;
     if (batch.state != Batch::State::kOpen) batch.image(t.slot.index)->size = t.old_size;
   }
-  add_record(batch, r);
+  if (!lacks_it(r.counter)) add_record(batch, r);
   drl_->write_ends(t.slot.index, region_extent(t), 0, 0, now_seconds_);
   tracker_.finish(r.counter.value);
+  if (shipping_ == Shipping::kResyncing) kick_stager();
   settle(batch);
 }
 
@@ -316,6 +334,7 @@ void JournalImpl::flush_packs() {
   for (const BatchPtr& batch : batches_) {
     if (!batch->pack.empty()) pending_.put(kRecordsTable, record_key(batch->number, batch->next_serial++), batch->pack.take());
   }
+  if (lacks_.changed() && no_space_.empty()) lacks_.put_changed(pending_);
 }
 
 void JournalImpl::commit_now(Callback<Status> done) {
@@ -328,17 +347,22 @@ void JournalImpl::start_commit() {
     commit_wanted_ = true;
     return;
   }
+  if (store_lost_) return;           // whoever waits waits for the next store
   flush_packs();
   if (pending_.empty() && pending_done_.empty()) return;
   commit_running_ = true;
-  uint64_t serial = finish_serial_;
+  // What the replica lacks is held back while the disk takes nothing, so that what waits does not grow with time.
+  uint64_t serial = lacks_.changed() ? committed_serial_ : finish_serial_;
   auto batch = std::make_shared<kv::WriteBatch>(std::exchange(pending_, {}));   // shared: tried again if the disk is full
   store_->commit(*batch, [this, serial, batch, alive = std::weak_ptr<bool>(alive_),
                           waiting = std::exchange(pending_done_, {})](Status status) mutable {
     if (alive.expired()) return;
     commit_running_ = false;
-    if (status.code() == Code::kOutOfSpace && !closing_ && batch->bytes() < kPendingBytesMax) {
-      return commit_later(std::move(*batch), std::move(waiting), status);
+    bool goes_on = !status && !closing_ && outdated_ != nullptr && batch->bytes() < kPendingBytesMax;
+    if (goes_on) {
+      store_lost_ = status.code() != Code::kOutOfSpace;
+      commit_later(std::move(*batch), std::move(waiting), status);
+      return disk_failed(status);
     }
     no_space_.clear();
     if (status) committed_serial_ = serial;
@@ -382,6 +406,8 @@ void JournalImpl::tenure_over(Slot slot) {
 void JournalImpl::tick() {
   refresh_clock();
   if (!hold_regions_ && condition_) drl_->clean(committed_serial_, now_seconds_, kCleanAfterSeconds);
+  measure_limit();
+  try_recover_disk();
   clean_timer_ = env_.after(kCleanInterval, [this] { tick(); });
 }
 
@@ -404,6 +430,9 @@ void JournalImpl::fail_waiters(const Status& status) {
 void JournalImpl::when_shipped(BatchNumber batch, Callback<Result<std::string>> done) {
   auto receipt = receipts_.find(batch);
   if (receipt != receipts_.end()) return done(receipt->second);
+  if (shipping_ != Shipping::kNormal && batch > last_staged_) {
+    return done(Status(Code::kCancelled, "no point is made: " + degraded_.why + "; the replica is brought level"));
+  }
   if (batch <= shipper_->replica().newest) return done(std::string(R"({"durable":true,"complete":true})"));
   if (!shipper_->running()) return done(Status(Code::kUnavailable, "shipping is paused or not configured"));
   bool known = batch <= last_staged_;
@@ -414,6 +443,9 @@ void JournalImpl::when_shipped(BatchNumber batch, Callback<Result<std::string>> 
 
 void JournalImpl::forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done) {
   pending_.erase(kBatchesTable, batch_prefix(batch.number));
+  // Kept until now: had the batch been given up, they would have been needed.
+  pending_.erase_range(kMarksTable, {}, batch_prefix(batch.number.next()));
+  pending_.erase_range(kStagedTable, {}, batch_prefix(batch.number.next()));
   pending_.put(kMetaTable, as_bytes("replica"), encode_replica_row(row));
   commit_now(std::move(done));
 }
@@ -421,6 +453,8 @@ void JournalImpl::forget_staged(const StagedBatch& batch, const ReplicaRow& row,
 void JournalImpl::ended_shipping(const StagedBatch& batch, const std::string& receipt) {
   for (const SlotBytes& b : staged_bytes_[batch.number]) slots_[b.slot].unshipped_bytes -= b.bytes;
   staged_bytes_.erase(batch.number);
+  if (batch.kind == BatchKind::kPiece || batch.number == resync_end_) resync_sent_ += batch.bytes();
+  if (batch.number == resync_end_) end_resync();
   receipts_[batch.number] = receipt;
   if (receipts_.size() > limits::kClosedBatchesMax) receipts_.erase(receipts_.begin());
   auto [first, end] = waiters_.equal_range(batch.number);
@@ -435,8 +469,10 @@ void JournalImpl::ended_shipping(const StagedBatch& batch, const std::string& re
 Usage JournalImpl::usage() const {
   Usage u;
   for (const BatchPtr& b : batches_) u.records_unstaged += b->records.size() + b->marks.size();
-  Result<kv::Store::Usage> store = store_->usage();
-  if (store) u.journal_bytes = store->file_bytes;
+  if (store_ != nullptr) {
+    Result<kv::Store::Usage> store = store_->usage();
+    if (store) u.journal_bytes = store->file_bytes;
+  }
   u.spool_bytes = shipper_->queued_bytes();
   u.spool_batches = shipper_->queued();
   u.closed_batches = closed_count();
@@ -445,6 +481,7 @@ Usage JournalImpl::usage() const {
   u.ship_error = !shipper_->error().empty() ? shipper_->error() : stage_error_;
   if (!no_space_.empty()) u.ship_error = no_space_;
   if (!condition_) u.ship_error = condition_.to_string();
+  u.disk_failure = disk_failure_;
   u.newest_durable = shipper_->replica().newest;
   u.newest_durable_label = shipper_->replica().label;
   u.newest_closed = newest_closed_;
@@ -452,6 +489,7 @@ Usage JournalImpl::usage() const {
   // Before the first point is durable, what would be lost began with this run at the latest.
   int64_t since = u.newest_durable_label.ns != 0 ? u.newest_durable_label.ns : opened_.ns;
   if (!all_shipped) u.rpo_ns = std::max<int64_t>(0, env_.wall().ns - since);
+  fill_usage(u);
   return u;
 }
 
@@ -469,6 +507,11 @@ void JournalImpl::close(std::chrono::milliseconds timeout, Callback<Status> done
     env_.cancel(commit_timer_);
     idle_wake_ = {};
     fail_waiters(Status(Code::kUnavailable, "the journal is closing"));
+    if (!disk_failure_.empty()) {
+      // The mark stands: the next start compares everything.
+      closing_ = true;
+      return std::exchange(closing->done, {})(Status(Code::kIoError, "the journal's own disk: " + disk_failure_));
+    }
     bool staged = closed_count() == 0 && open_batch().empty;
     Bytes value;
     Writer(value).id(incarnation_).uuid(nonce_).u8(1);
@@ -483,7 +526,7 @@ void JournalImpl::close(std::chrono::milliseconds timeout, Callback<Status> done
     });
   };
   // The stager reports when it has nothing left; without it the timeout ends the wait.
-  if ((closed_count() == 0 && !staging_) || !can_stage()) return finish();
+  if ((closed_count() == 0 && !staging_) || !can_stage() || !stage_error_.empty()) return finish();
   idle_wake_ = finish;
   close_timer_ = env_.after(timeout, finish);
   kick_stager();

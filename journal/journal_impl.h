@@ -14,6 +14,8 @@
 #include "journal/batch.h"
 #include "journal/drl.h"
 #include "journal/journal.h"
+#include "journal/lacks.h"
+#include "journal/outdated.h"
 #include "journal/preserve.h"
 #include "journal/records.h"
 #include "journal/shipper.h"
@@ -53,6 +55,7 @@ class JournalImpl final : public Journal {
   void set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& parent) override;
   void note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) override;
   ImageCounters counters(Slot slot) const override;
+  Epoch tenure_epoch(const ImageId& image) const override;
 
   bool is_dirty(Slot slot, Extent extent) const override {
     return slots_[slot.index].uncommitted == 0 && drl_->is_dirty(slot.index, extent);
@@ -77,6 +80,7 @@ class JournalImpl final : public Journal {
   void when_shipped(BatchNumber batch, Callback<Result<std::string>> done) override;
   void start_shipping(std::unique_ptr<net::HttpClient> client) override;
   void pause_shipping(bool paused) override;
+  void resync_replica(std::vector<ImageExtent> all) override;
   Usage usage() const override;
   Status condition() const override { return condition_; }
 
@@ -143,13 +147,49 @@ class JournalImpl final : public Journal {
   void new_open_batch(BatchNumber number);
   size_t closed_count() const { return batches_.size() - 1; }
   Point point_of(const Batch& batch) const { return {batch.number, batch.last, batch.label, batch.name}; }
-  void give_up_from(size_t index, const char* why);
+  void give_up_from(size_t index, const char* why, bool everything = false);
   void merge_given_up(Batch& from);
   void compact_if_needed();
   struct Compaction;
   void finish_compaction(BatchPtr batch, const Compaction& done);
   void put_compacted(Batch& owner, const Compaction& done, const std::vector<ChangeRecord>& records);
   void count_preserving();
+
+  // degrade.cc
+  bool lacks_it(Counter counter) const {
+    return shipping_ == Shipping::kDegraded || (shipping_ == Shipping::kResyncing && counter < resync_from_);
+  }
+  void note_lack(uint32_t slot, RecordKind kind, Extent extent);
+  void absorb_open_batch();
+  void lack_if_followed(uint32_t slot);
+  void put_degraded();
+  uint64_t limit_bytes() const;
+  void measure_limit();
+  void check_limit();
+  void want_degrade(std::string why);
+  Task<void> degrade();
+  void take_over(const std::deque<StagedBatch>& given, std::vector<StoredMark> marks);
+  void count_given_up(BatchNumber number, BatchKind kind, WallTime label, const std::string& name);
+  Status load_degraded(kv::Snapshot& snapshot);
+  Status load_staged_regions(kv::Snapshot& snapshot, StagedBatch& batch);
+  Status begin_degraded();
+  void ask_replica();
+  std::string judge_replica(const Shipper::Facts& facts);
+  void begin_resync();
+  bool piece_due() const;
+  void next_piece();
+  void resync_staged(const Batch& batch);
+  void end_resync();
+  std::vector<ImageExtent> regions_of(const StagePlan& plan) const;
+  void fill_usage(Usage& usage) const;
+
+  // disk.cc
+  void disk_failed(const Status& status);
+  void mark_outdated();
+  void try_recover_disk();
+  Status reopen_stores();
+  void put_everything(kv::WriteBatch& out);
+  void whole_is_dirty();
 
   // preserve.cc
   void needed_runs(uint32_t slot, Extent extent, std::vector<Extent>& out) const;
@@ -170,7 +210,8 @@ class JournalImpl final : public Journal {
   void remove_spool_files(BatchNumber number, size_t parts);
   Task<Status> write_spool(std::shared_ptr<SpoolWrite> file);
   Task<Status> sync_spool();
-  Task<Status> commit_staged(BatchPtr batch, std::vector<PartInfo> parts);
+  Task<Status> commit_staged(BatchPtr batch, std::vector<PartInfo> parts, std::vector<ImageExtent> regions);
+  void restore_piece(Batch& batch);
   Task<std::vector<ImageExtents>> consolidate_batch(BatchPtr batch);
   BatchRow row_of(const Batch& batch, BatchState state) const;
   SegmentHead part_head(const Batch& batch, const StagePlan& plan, uint32_t index) const;
@@ -180,6 +221,8 @@ class JournalImpl final : public Journal {
   void ended_shipping(const StagedBatch& batch, const std::string& receipt);
   void forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done);
   void fail_waiters(const Status& status);
+
+  bool work_to_do() const;
 
   io::Env& env_;
   const Options options_;
@@ -200,6 +243,29 @@ class JournalImpl final : public Journal {
 
   WallTime opened_;
   std::vector<StagedBatch> staged_at_open_;
+
+  // The limit and what follows from it (degrade.cc draws it).
+  Shipping shipping_ = Shipping::kNormal;
+  LackMap lacks_;
+  DegradedRow degraded_;
+  std::string degrade_wanted_;                   // why; empty: it is not
+  std::vector<ImageExtent> full_wanted_;         // with it: all that a replaced replica must have
+  std::optional<Shipper::Facts> facts_;          // the replica has answered
+  Counter resync_from_;                          // writes begun before it are marked, not recorded
+  std::set<uint32_t> resync_slots_;              // of its pieces: its last batch names them all
+  uint32_t resync_rounds_ = 0;                   // pieces since nothing was lacked any more
+  BatchNumber resync_end_;                       // its last batch, until the replica has it
+  uint64_t resync_sent_ = 0, resyncs_ended_ = 0, points_given_up_ = 0;
+  std::deque<std::string> names_given_up_;
+  uint64_t free_bytes_ = UINT64_MAX;             // of the spool's disk, when last measured
+  double growth_ = 0;                            // of the spool, bytes a second, smoothed
+  uint64_t measured_bytes_ = 0;
+
+  // The journal's own disk (disk.cc).
+  std::unique_ptr<OutdatedMark> outdated_;
+  std::string disk_failure_;
+  bool marking_outdated_ = false, ending_outdated_ = false, store_lost_ = false;
+  io::BootTime reopen_at_;
 
   std::vector<SlotState> slots_;
   std::map<ImageId, uint32_t> slot_by_image_;
@@ -230,7 +296,7 @@ class JournalImpl final : public Journal {
   bool cut_due_ = false;                         // a time cut was put off
   bool paused_ = false, closing_ = false, staging_ = false, spool_full_ = false;
   std::string stage_error_, no_space_;
-  UniqueFunction<void()> stage_wake_, retry_wake_, idle_wake_;
+  UniqueFunction<void()> stage_wake_, retry_wake_, idle_wake_, compacted_wake_;
 
   io::TimerId commit_timer_, cut_timer_, clean_timer_, close_timer_, stage_timer_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by completions of I/O

@@ -9,6 +9,8 @@ namespace {
 
 constexpr size_t kPackHeadBytes = 8 + 8 + 8 + 2;   // incarnation, base counter, base label, count
 constexpr size_t kAtCount = 24;
+constexpr size_t kStagedRegionBytes = 16 + 8 + 8;
+constexpr size_t kStagedRegionsInPiece = kPackBytesMax / kStagedRegionBytes;
 
 Status bad(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
 
@@ -48,7 +50,7 @@ wire::TenureParent get_parent(Reader& r) {
 
 }  // namespace
 
-std::vector<std::string> journal_table_names() { return {"meta", "records", "marks", "slots", "images", "batches"}; }
+std::vector<std::string> journal_table_names() { return {"meta", "records", "marks", "slots", "images", "batches", "lacks", "staged"}; }
 std::vector<std::string> drl_table_names() { return {"images", "regions"}; }
 
 void RecordPack::add(Incarnation incarnation, const StoredRecord& r) {
@@ -108,7 +110,9 @@ Result<UnpackedRecords> unpack_records(ByteSpan value) {
     rec.extent.length = get_varint(r);
     rec.epoch.value = get_varint(r);
     rec.coordinator.value = get_varint(r);
-    rec.label.ns = base_label + unzigzag(get_varint(r)) * 1'000'000;
+    // Unsigned: a damaged value must not overflow.
+    rec.label.ns = static_cast<int64_t>(static_cast<uint64_t>(base_label) +
+                                        static_cast<uint64_t>(unzigzag(get_varint(r))) * 1'000'000);
     if (rec.kind == static_cast<uint8_t>(RecordKind::kWrite)) rec.digest = r.u64();
     out.records.push_back(rec);
   }
@@ -215,6 +219,49 @@ Result<BatchRow> decode_batch_row(ByteSpan value) {
   }
   auto state = static_cast<uint8_t>(row.state);
   if (!r.done() || state < 1 || state > 3) return bad("a value of table batches is malformed");
+  return row;
+}
+
+void put_staged_regions(kv::WriteBatch& out, BatchNumber batch, const std::vector<ImageExtent>& regions) {
+  uint32_t piece = 0;
+  for (size_t at = 0; at < regions.size(); at += kStagedRegionsInPiece, ++piece) {
+    Bytes value;
+    Writer w(value);
+    for (size_t i = at; i < std::min(regions.size(), at + kStagedRegionsInPiece); ++i) {
+      w.uuid(regions[i].image).u64(regions[i].extent.offset).u64(regions[i].extent.length);
+    }
+    out.put(kStagedTable, record_key(batch, piece), value);
+  }
+}
+
+Result<std::vector<ImageExtent>> decode_staged_regions(ByteSpan value) {
+  std::vector<ImageExtent> out;
+  if (value.size() % kStagedRegionBytes != 0) return bad("a value of table staged has the wrong length");
+  Reader r(value);
+  for (size_t i = 0; i < value.size() / kStagedRegionBytes; ++i) {
+    ImageExtent e;
+    e.image = r.uuid();
+    e.extent.offset = r.u64();
+    e.extent.length = r.u64();
+    out.push_back(e);
+  }
+  return out;
+}
+
+Bytes encode_degraded(const DegradedRow& row) {
+  Bytes out;
+  Writer(out).u8(row.full ? 1 : 0).i64(row.since.ns).u64(row.points_given_up).text(row.why);
+  return out;
+}
+
+Result<DegradedRow> decode_degraded(ByteSpan value) {
+  Reader r(value);
+  DegradedRow row;
+  row.full = r.u8() != 0;
+  row.since.ns = r.i64();
+  row.points_given_up = r.u64();
+  row.why = r.text();
+  if (!r.done()) return bad("row `degraded` has the wrong length");
   return row;
 }
 

@@ -14,7 +14,9 @@
 
 namespace tidemark::journal {
 
-enum JournalTable : kv::Table { kMetaTable, kRecordsTable, kMarksTable, kSlotsTable, kImagesTable, kBatchesTable };
+enum JournalTable : kv::Table {
+  kMetaTable, kRecordsTable, kMarksTable, kSlotsTable, kImagesTable, kBatchesTable, kLacksTable, kStagedTable,
+};
 enum DrlTable : kv::Table { kDrlImagesTable, kDrlRegionsTable };
 std::vector<std::string> journal_table_names();
 std::vector<std::string> drl_table_names();
@@ -98,6 +100,20 @@ struct BatchRow {
 };
 Bytes encode_batch_row(const BatchRow& row);
 Result<BatchRow> decode_batch_row(ByteSpan value);
+
+// The regions that a staged batch holds, should it be given up: table `staged`, in pieces.
+void put_staged_regions(kv::WriteBatch& out, BatchNumber batch, const std::vector<ImageExtent>& regions);
+Result<std::vector<ImageExtent>> decode_staged_regions(ByteSpan value);
+
+// While the replica is not sent every change: meta row `degraded`.
+struct DegradedRow {
+  bool full = false;                                    // an operator asked for all of it: any replica is taken
+  WallTime since;
+  uint64_t points_given_up = 0;
+  std::string why;
+};
+Bytes encode_degraded(const DegradedRow& row);
+Result<DegradedRow> decode_degraded(ByteSpan value);
 
 struct DrlImageRow {
   uint64_t region_bytes = 0;

@@ -37,6 +37,11 @@ Status JournalImpl::open_stores() {
   kv::StoreOptions drl_options{.tables = drl_table_names(), .map_bytes_max = 8ull << 30};
   TM_ASSIGN_OR_RETURN(auto drl_store, env_.open_store(options_.directory + "/drl", drl_options));
   drl_ = std::make_unique<DirtyLog>(env_, std::move(drl_store), options_.settings.region_bytes);
+  drl_->on_failure([this](const Status& status) { disk_failed(status); });
+  std::vector<std::string> directories{options_.directory};
+  directories.insert(directories.end(), options_.reserve_directories.begin(), options_.reserve_directories.end());
+  outdated_ = std::make_unique<OutdatedMark>(env_, std::move(directories));
+  TM_RETURN_IF_ERROR(outdated_->open());
   return drl_->load(dirty_after_crash_);
 }
 
@@ -88,7 +93,9 @@ Status JournalImpl::load_batches(kv::Snapshot& snapshot, BatchNumber& newest) {
     TM_ASSIGN_OR_RETURN(BatchRow batch, decode_batch_row(cursor->value()));
     newest = std::max(newest, number);
     if (batch.state == BatchState::kStaged) {
-      StagedBatch staged{number, batch.supersedes_first, batch.digest, batch.parts, batch.label};
+      StagedBatch staged{number, batch.supersedes_first, batch.digest, batch.parts, batch.label, batch.kind, batch.name, {}, {}};
+      staged.staged_at = env_.now();   // its age counts from here: wall clocks may have jumped meanwhile
+      TM_RETURN_IF_ERROR(load_staged_regions(snapshot, staged));
       last_staged_ = number;
       last_digest_ = batch.digest;
       staged_at_open_.push_back(std::move(staged));
@@ -100,6 +107,17 @@ Status JournalImpl::load_batches(kv::Snapshot& snapshot, BatchNumber& newest) {
   hooks.forget = [this](const StagedBatch& b, const ReplicaRow& r, Callback<Status> done) { forget_staged(b, r, std::move(done)); };
   hooks.shipped = [this](const StagedBatch& b, const std::string& receipt) { ended_shipping(b, receipt); };
   shipper_ = std::make_unique<Shipper>(env_, spool_, options_.source, generation_, replica, std::move(hooks));
+  return Status::ok();
+}
+
+Status JournalImpl::load_staged_regions(kv::Snapshot& snapshot, StagedBatch& batch) {
+  auto cursor = snapshot.cursor(kStagedTable);
+  for (bool more = cursor->seek(batch_prefix(batch.number)); more; more = cursor->next()) {
+    if (cursor->key().size() != 12) return bad("a key of table staged has the wrong length");
+    if (load_be64(cursor->key().data()) != batch.number.value) break;
+    TM_ASSIGN_OR_RETURN(std::vector<ImageExtent> regions, decode_staged_regions(cursor->value()));
+    batch.regions.insert(batch.regions.end(), regions.begin(), regions.end());
+  }
   return Status::ok();
 }
 
@@ -166,6 +184,10 @@ Status JournalImpl::open() {
     TM_RETURN_IF_ERROR(load_batches(*snapshot, newest));
     TM_RETURN_IF_ERROR(load_records(*snapshot, records));
     TM_ASSIGN_OR_RETURN(marks, read_marks(*snapshot));
+    TM_RETURN_IF_ERROR(load_degraded(*snapshot));
+    // Those of staged batches are in their segments, and are needed should these be given up: so they are when degraded.
+    BatchNumber told = shipping_ == Shipping::kNormal ? last_staged_ : shipper_->replica().newest;
+    std::erase_if(marks, [&](const StoredMark& mark) { return mark.batch <= told; });
   }
   TM_RETURN_IF_ERROR(begin_incarnation());
   tracker_.reset(1);
@@ -173,9 +195,12 @@ Status JournalImpl::open() {
   kLog.info("opened", {{"source", options_.source}, {"generation", generation_}, {"incarnation", incarnation_},
                        {"stop", first_run ? "none: new" : clean ? "clean" : "crash"}, {"staged", staged_at_open_.size()},
                        {"unstaged_records", records.size()}, {"dirty_images", dirty_after_crash_.size()}});
+  if (outdated_->found()) whole_is_dirty();
   if (!records.empty() || !marks.empty() || !dirty_after_crash_.empty()) recover_batch(std::move(records), std::move(marks));
+  if (shipping_ != Shipping::kNormal) TM_RETURN_IF_ERROR(begin_degraded());
   sweep_spool();
   for (StagedBatch& b : staged_at_open_) shipper_->add(std::move(b));
+  if (shipping_ != Shipping::kNormal) ask_replica();
   start_timers();
   tasks_.spawn(stage_loop());
   return Status::ok();
@@ -244,6 +269,7 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
 void JournalImpl::reconciled(const ImageId& image) {
   if (unreconciled_.erase(image) == 0 || !unreconciled_.empty()) return;
   kLog.info("all_reconciled", {{"batch", open_batch().number}});
+  if (shipping_ != Shipping::kNormal) return kick_stager();
   close_open_batch(std::exchange(held_name_, {}));
 }
 

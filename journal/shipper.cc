@@ -33,6 +33,16 @@ bool flag_of(const Json& j, const char* key) {
   auto it = j.find(key);
   return it != j.end() && it->is_boolean() && it->get<bool>();
 }
+Bytes hex_bytes(const std::string& text) {
+  Bytes out;
+  auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
+  for (size_t i = 0; i + 1 < text.size(); i += 2) {
+    int high = digit(text[i]), low = digit(text[i + 1]);
+    if (high < 0 || low < 0) return {};
+    out.push_back(static_cast<uint8_t>(high * 16 + low));
+  }
+  return out;
+}
 Json parse(const std::string& body) {
   Json j = Json::parse(body, nullptr, false);
   return j.is_object() ? j : Json::object();
@@ -108,8 +118,34 @@ void Shipper::wake() {
   });
 }
 
+// What sleeps because of a failure looks again at once.
+void Shipper::wake_now() {
+  if (sleep_wake_) {
+    env_.cancel(sleep_timer_);
+    env_.post([this, alive = std::weak_ptr<bool>(alive_)] {
+      if (!alive.expired() && sleep_wake_) std::exchange(sleep_wake_, {})();
+    });
+  }
+  wake();
+}
+
+void Shipper::hand_over(Callback<std::deque<StagedBatch>> done) {
+  if (busy_) {
+    hand_over_ = std::move(done);
+    return;
+  }
+  queued_bytes_ = 0;
+  asked_ = false;
+  done(std::exchange(queue_, {}));
+}
+
+void Shipper::ask_facts(Judge judge) {
+  judge_ = std::move(judge);
+  wake_now();
+}
+
 Task<void> Shipper::wait_for_work() {
-  while (paused_ || queue_.empty()) {
+  while (paused_ || (queue_.empty() && !judge_)) {
     co_await async<bool>([this](Callback<bool> done) {
       wake_ = [done = std::move(done)]() mutable { done(true); };
     });
@@ -118,16 +154,20 @@ Task<void> Shipper::wait_for_work() {
 
 Task<void> Shipper::sleep(io::Duration duration) {
   co_await async<bool>([&](Callback<bool> done) {
-    sleep_timer_ = env_.after(duration, [done = std::move(done)]() mutable { done(true); });
+    sleep_wake_ = [done = std::move(done)]() mutable { done(true); };
+    sleep_timer_ = env_.after(duration, [this] { if (sleep_wake_) std::exchange(sleep_wake_, {})(); });
   });
 }
 
 Task<void> Shipper::run() {
   while (true) {
     co_await wait_for_work();
+    busy_ = true;
     Outcome outcome = Outcome::kDone;
-    if (asked_) outcome = co_await send_batch();
+    if (asked_ && !queue_.empty()) outcome = co_await send_batch();
     else outcome = co_await ask();
+    busy_ = false;
+    if (hand_over_) hand_over(std::exchange(hand_over_, {}));
     if (outcome == Outcome::kDone) {
       failures_ = 0;
       error_.clear();
@@ -185,7 +225,36 @@ Task<Shipper::Outcome> Shipper::ask() {
   if (answer.status != 200) {
     co_return stop("source_refused", "replica answered " + std::to_string(answer.status) + " to the source's question: " + answer.body);
   }
-  co_return judge_state(answer.body);
+  if (judge_) co_return judge_facts(answer.body);
+  co_return queue_.empty() ? Outcome::kDone : judge_state(answer.body);
+}
+
+Shipper::Outcome Shipper::judge_facts(const std::string& body) {
+  Json j = parse(body);
+  Facts facts;
+  facts.expected = BatchNumber(number_of(j, "expected", 0));
+  auto store = Uuid::parse(text_of(j, "store"));
+  std::string digest = text_of(j, "last_digest");
+  Bytes last = hex_bytes(digest);
+  if (facts.expected.value == 0 || !store || (!digest.empty() && last.size() != facts.last_digest.size())) {
+    return retry("replica's answer names no expected number, digest or store: " + body.substr(0, 200));
+  }
+  facts.store = *store;
+  std::copy(last.begin(), last.end(), facts.last_digest.begin());
+  if (facts.expected.value == 1) facts.last_digest = {};
+  std::string fault = judge_(facts);
+  if (!fault.empty()) {
+    note_lost(facts.expected.value);
+    return stop("replica_unfit", std::move(fault));
+  }
+  lost_ = false;
+  judge_ = {};
+  return Outcome::kDone;
+}
+
+void Shipper::note_lost(uint64_t expected) {
+  lost_ = true;
+  lost_all_ = expected == 1;
 }
 
 Shipper::Outcome Shipper::judge_state(const std::string& body) {
@@ -194,16 +263,19 @@ Shipper::Outcome Shipper::judge_state(const std::string& body) {
   if (expected == 0) return retry("replica's answer names no expected number: " + body.substr(0, 200));
   auto store = Uuid::parse(text_of(j, "store"));
   if (!replica_.store.is_nil() && store && *store != replica_.store) {
+    note_lost(expected);
     return stop("replica_store_changed", "the replica has another store (" + store->to_string() + ", before " +
-                replica_.store.to_string() + "): a full resynchronization is needed");
+                replica_.store.to_string() + "): " + std::string(kFullResyncRemedy));
   }
   if (store) replica_.store = *store;
   const StagedBatch& oldest = queue_.front();
   uint64_t reach = oldest.supersedes_first.value != 0 ? oldest.supersedes_first.value : oldest.number.value;
   if (expected < reach) {
+    note_lost(expected);
     return stop("replica_behind", "the replica expects batch " + std::to_string(expected) + ", the oldest kept is " +
-                std::to_string(reach) + ": a full resynchronization is needed");
+                std::to_string(reach) + ": " + std::string(kFullResyncRemedy));
   }
+  lost_ = false;
   if (expected > queue_.back().number.value + 1) {
     return stop("replica_ahead", "the replica expects batch " + std::to_string(expected) + ", the newest staged is " +
                 std::to_string(queue_.back().number.value));
@@ -322,7 +394,8 @@ Task<Shipper::Outcome> Shipper::finish_batch(std::string receipt) {
   const StagedBatch batch = queue_.front();
   ReplicaRow row = replica_;
   row.newest = batch.number;
-  row.label = batch.label;
+  // A piece of a resync is no point: what the replica shows is as old as before.
+  if (batch.kind != BatchKind::kPiece) row.label = batch.label;
   row.digest = batch.digest;
   Status status = co_await async<Status>([&](Callback<Status> done) { hooks_.forget(batch, row, std::move(done)); });
   // The files stay: after a restart the replica answers for them again.

@@ -7,6 +7,9 @@
 //     +---------+ 409 out of order: ask again. 409 conflict, 422, 4xx, another store: stopped loudly,
 //                 tried again slowly, since an operator may repair it.
 //
+// At the journal's limit the queue is handed over between two sendings, and the replica is asked what it has until it
+// answers: then it is brought level by a resync, which is shipped like all else.
+//
 // Loop thread only. Owns the spool's files once a batch is given to it.
 #pragma once
 
@@ -16,6 +19,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "journal/records.h"
@@ -25,11 +29,19 @@
 
 namespace tidemark::journal {
 
+// What the messages about a lost replica say.
+inline constexpr std::string_view kFullResyncRemedy =
+    "a full resynchronization is needed: `tidemark journal resync-replica` on this node begins it";
+
 struct StagedBatch {
   BatchNumber number, supersedes_first;            // supersedes_first: 0 none
   Sha256 digest{};
   std::vector<PartInfo> parts;
   WallTime label;
+  BatchKind kind = BatchKind::kNormal;
+  std::string name;
+  std::vector<ImageExtent> regions;                // what it changed, in whole regions
+  io::BootTime staged_at;
   uint64_t bytes() const { uint64_t n = 0; for (const PartInfo& p : parts) n += p.bytes; return n; }
 };
 
@@ -56,12 +68,27 @@ class Shipper {
   void add(StagedBatch batch);
   void start(std::unique_ptr<net::HttpClient> client);
   void pause(bool paused);
+  // Gives the whole queue back, as soon as nothing of it is on its way: it is not shipped, nor are its files removed.
+  void hand_over(Callback<std::deque<StagedBatch>> done);
+  // Asks the replica what it has, until it answers and `judge` finds no fault with that (an empty text).
+  struct Facts {
+    BatchNumber expected;
+    Sha256 last_digest{};                          // of batch expected-1; zeros: none
+    Uuid store;
+  };
+  using Judge = std::function<std::string(const Facts&)>;
+  void ask_facts(Judge judge);
+  void set_replica(const ReplicaRow& row) { replica_ = row; }
+  // The replica has another store, or has gone back: only a full resynchronization helps.
+  bool lost() const { return lost_; }
+  bool lost_all() const { return lost_ && lost_all_; }
   bool running() const { return client_ != nullptr && !paused_; }
   bool idle() const { return queue_.empty(); }
   const ReplicaRow& replica() const { return replica_; }
   const std::string& error() const { return error_; }
   size_t queued() const { return queue_.size(); }
   uint64_t queued_bytes() const { return queued_bytes_; }
+  const std::deque<StagedBatch>& queue() const { return queue_; }
 
  private:
   enum class Outcome : uint8_t { kDone, kRetry, kAskAgain, kStopped };
@@ -70,6 +97,9 @@ class Shipper {
 
   Task<void> run();
   Task<Outcome> ask();
+  Outcome judge_facts(const std::string& body);
+  void note_lost(uint64_t expected);
+  void wake_now();
   Task<Outcome> send_batch();
   Task<Outcome> finish_batch(std::string receipt);
   Task<Answer> exchange(net::HttpRequest request);
@@ -95,7 +125,10 @@ class Shipper {
   std::set<uint32_t> parts_there_;                 // of the batch that the replica expects
   std::string error_, error_logged_;
   uint32_t failures_ = 0;
-  UniqueFunction<void()> wake_;
+  Callback<std::deque<StagedBatch>> hand_over_;
+  Judge judge_;
+  bool busy_ = false, lost_ = false, lost_all_ = false;
+  UniqueFunction<void()> wake_, sleep_wake_;
   io::TimerId sleep_timer_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);   // outlived by file and network callbacks
   TaskGroup tasks_;

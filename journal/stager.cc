@@ -89,7 +89,8 @@ void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& s
   const PartJob::Unit& unit = job.units[index];
   BatchImage& image = *batch.image(unit.slot);
   uint64_t first = first_granule(unit.extent), end = end_granule(unit.extent);
-  bool gone = !status && !slots_[unit.slot].attached;
+  // A piece's image may not be in use at all: there only one that is not known any more is gone.
+  bool gone = !status && !slots_[unit.slot].attached && (batch.lacked.empty() || status.code() == Code::kNotFound);
   if (!status && !gone) return;
   // The image was removed before its cut could be read: its blocks belong to no point any more.
   if (gone) {
@@ -112,8 +113,8 @@ void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& s
 }
 
 bool JournalImpl::can_stage() const {
-  if (!unreconciled_.empty() || !condition_) return false;
-  uint64_t room = options_.settings.spool_bytes_max;
+  if (!unreconciled_.empty() || !condition_ || shipping_ == Shipping::kDegraded) return false;
+  uint64_t room = limit_bytes();
   // A handover waits for it: the pause does not hold it up, and a full spool has a reserve for it.
   if (!staged_waiters_.empty()) return shipper_->queued_bytes() < room + room / kHandoverReserve;
   return !paused_ && shipper_->queued_bytes() < room;
@@ -121,6 +122,7 @@ bool JournalImpl::can_stage() const {
 
 void JournalImpl::when_staged(BatchNumber batch, Callback<Status> done) {
   if (batch <= last_staged_) return done(Status::ok());
+  if (shipping_ != Shipping::kNormal) return done(Status(Code::kUnavailable, "the journal is " + std::string(shipping_name(shipping_))));
   bool closed = std::any_of(batches_.begin(), batches_.end() - 1, [&](const BatchPtr& b) { return b->number == batch; });
   if (!closed) return done(Status(Code::kCancelled, "batch " + std::to_string(batch.value) + " is not closed, or given up"));
   auto waiter = staged_waiters_.emplace(batch, std::move(done));
@@ -153,8 +155,15 @@ void JournalImpl::kick_stager() {
   });
 }
 
+bool JournalImpl::work_to_do() const {
+  if (!degrade_wanted_.empty()) return true;
+  if (shipping_ == Shipping::kDegraded) return facts_ && unreconciled_.empty() && !paused_ && disk_failure_.empty();
+  if (shipping_ == Shipping::kResyncing && piece_due()) return true;
+  return closed_count() > 0 && can_stage();
+}
+
 Task<void> JournalImpl::wait_for_batch() {
-  while (closed_count() == 0 || !can_stage()) {
+  while (!work_to_do()) {
     if (idle_wake_ && closed_count() == 0) std::exchange(idle_wake_, {})();
     answer_staged(BatchNumber(0), BatchNumber(UINT64_MAX), Status(Code::kUnavailable, "the journal can stage nothing now"));
     co_await async<bool>([this](Callback<bool> done) {
@@ -167,6 +176,18 @@ Task<void> JournalImpl::stage_loop() {
   io::Duration retry = kRetryMin;
   while (true) {
     co_await wait_for_batch();
+    if (!degrade_wanted_.empty()) {
+      co_await degrade();
+      continue;
+    }
+    if (shipping_ == Shipping::kDegraded) {
+      begin_resync();
+      continue;
+    }
+    if (closed_count() == 0) {
+      next_piece();
+      continue;
+    }
     BatchPtr batch = batches_.front();
     staging_ = true;
     Status status = co_await stage(batch);
@@ -178,16 +199,27 @@ Task<void> JournalImpl::stage_loop() {
     }
     kLog.warning("staging_failed", {{"batch", batch->number}, {"status", status}});
     stage_error_ = status.to_string();
+    if (status.code() == Code::kOutOfSpace) retry = kRetryMin;   // nothing is lost by looking often
     // Blocks that were read already are no longer preserved: this cut cannot be read again.
     if (batch->state != Batch::State::kGivenUp) {
       batch->state = Batch::State::kReading;
-      give_up_from(0, "staging failed");
+      if (batch->kind == BatchKind::kPiece) restore_piece(*batch);
+      else give_up_from(0, "staging failed");
     }
     co_await async<bool>([&](Callback<bool> done) {
       retry_wake_ = [done = std::move(done)]() mutable { done(true); };
       stage_timer_ = env_.after(retry, [this] { if (retry_wake_) std::exchange(retry_wake_, {})(); });
     });
     retry = std::min(kRetryMax, retry * 2);
+  }
+}
+
+// A piece is read again from the beginning.
+void JournalImpl::restore_piece(Batch& batch) {
+  for (auto& image : batch.images) {
+    if (image == nullptr) continue;
+    image->needs.merge(image->read);
+    image->read = {};
   }
 }
 
@@ -246,6 +278,12 @@ Task<Status> JournalImpl::stage(BatchPtr batch) {
   std::vector<ImageExtents> extents = co_await consolidate_batch(batch);
   if (batch->state == Batch::State::kGivenUp) co_return Status::ok();
   std::shared_ptr<StagePlan> plan = make_plan(*batch, std::move(extents));
+  uint64_t planned = 0;
+  for (const PartPlan& part : plan->parts) planned += part.data_bytes;
+  if (shipping_ == Shipping::kNormal && planned > limit_bytes()) {
+    want_degrade("a batch of " + std::to_string(planned) + " bytes is larger than the journal's limit");
+    co_return Status::ok();
+  }
   std::vector<PartInfo> parts;
   Status status;
   for (uint32_t i = 0; i < plan->parts.size() && status; ++i) {
@@ -260,7 +298,7 @@ Task<Status> JournalImpl::stage(BatchPtr batch) {
     // The next batch takes the blocks over: no failure of its own.
     co_return given_up ? Status::ok() : status;
   }
-  co_return co_await commit_staged(batch, std::move(parts));
+  co_return co_await commit_staged(batch, std::move(parts), regions_of(*plan));
 }
 
 Task<Result<PartInfo>> JournalImpl::stage_part(BatchPtr batch, std::shared_ptr<StagePlan> plan, uint32_t index) {
@@ -318,7 +356,7 @@ SegmentHead JournalImpl::part_head(const Batch& batch, const StagePlan& plan, ui
   b.kind = batch.kind;
   if (batch.number > last_staged_.next()) {
     // Numbers before this one never left: it stands for them.
-    b.kind = BatchKind::kResync;
+    if (b.kind == BatchKind::kNormal) b.kind = BatchKind::kResync;
     b.supersedes_first = last_staged_.next();
     b.supersedes_last = BatchNumber(batch.number.value - 1);
   }
@@ -384,10 +422,10 @@ void JournalImpl::remove_spool_files(BatchNumber number, size_t parts) {
   }
 }
 
-Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> parts) {
+Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> parts, std::vector<ImageExtent> regions) {
   BatchRow row = row_of(*batch, BatchState::kStaged);
   if (batch->number > last_staged_.next()) {
-    row.kind = BatchKind::kResync;
+    if (row.kind == BatchKind::kNormal) row.kind = BatchKind::kResync;
     row.supersedes_first = last_staged_.next();
     row.supersedes_last = BatchNumber(batch->number.value - 1);
   }
@@ -396,10 +434,12 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   row.digest = batch_digest(digests);
   row.parts = std::move(parts);
   // Staging goes in order: whatever records stand below the next number are in this batch or an earlier one.
+  // Its marks stay until the replica has them, and so does what it changed: it may be given up yet.
+  resync_staged(*batch);
   flush_packs();
   Bytes next = batch_prefix(batch->number.next());
   pending_.erase_range(kRecordsTable, {}, next);
-  pending_.erase_range(kMarksTable, {}, next);
+  put_staged_regions(pending_, batch->number, regions);
   if (row.supersedes_first.value != 0) {
     pending_.erase_range(kBatchesTable, batch_prefix(row.supersedes_first), batch_prefix(batch->number));
   }
@@ -420,7 +460,8 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   // The resync batch that took over what a crash left is safe now.
   if (condition_) hold_regions_ = false;
   kLog.debug("staged", {{"batch", batch->number}, {"parts", row.parts.size()}, {"first", row.first.value}, {"last", row.last.value}});
-  shipper_->add({batch->number, row.supersedes_first, row.digest, row.parts, row.label});
+  shipper_->add({batch->number, row.supersedes_first, row.digest, row.parts, row.label, row.kind, row.name, std::move(regions), env_.now()});
+  check_limit();
   cut_if_due();
   co_return Status::ok();
 }

@@ -306,7 +306,8 @@ void read_journal(Document& d, Journal& out) {
   s.duration("cut_interval", out.cut_interval, milliseconds(50), milliseconds(3'600'000));
   s.size("cut_bytes", out.cut_bytes, {1u << 20, 64ull << 30, 1});
   s.duration("commit_interval", out.commit_interval, milliseconds(1), milliseconds(10'000));
-  s.size("spool_bytes_max", out.spool_bytes_max, {16u << 20, 1ull << 50, 1});
+  s.size("limit_bytes", out.limit_bytes, {16u << 20, 1ull << 50, 1});
+  s.duration("limit_age", out.limit_age, milliseconds(10'000), milliseconds(365ll * 24 * 3'600'000));
   s.size("region_bytes", out.region_bytes, {4u << 20, 1ull << 30, 4u << 20});
 }
 

@@ -35,7 +35,8 @@ struct Journal {
   std::chrono::milliseconds cut_interval{1000};
   uint64_t cut_bytes = 256ull << 20;
   std::chrono::milliseconds commit_interval{100};
-  uint64_t spool_bytes_max = 10ull << 30;
+  uint64_t limit_bytes = 10ull << 30;                             // of unshipped batches; then only dirty regions are kept
+  std::chrono::milliseconds limit_age{24 * 3'600'000};           // of the oldest of them
   uint64_t region_bytes = 4ull << 20;
 };
 struct Listen { std::string address; };                           // "127.0.0.1:7400"; port 0 takes a free one

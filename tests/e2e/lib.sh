@@ -80,7 +80,7 @@ storage_config() { # NODE: two bricks, striped, unless BRICKS says otherwise
   printf '[storage]\nbricks = [%s]\nstripe_count = %d\n\n' "${list%, }" "$n"
 }
 replica_link() { printf '[replica]\nurl = "https://127.0.0.1:%s"\nnode = "replica1"\n\n' "$REPLICA_PORT"; }
-journal_config() { printf '[journal]\ncut_interval = "%s"\nspool_bytes_max = "4GiB"\n\n' "${CUT_INTERVAL:-1s}"; }
+journal_config() { printf '[journal]\ncut_interval = "%s"\nlimit_bytes = "4GiB"\n\n' "${CUT_INTERVAL:-1s}"; }
 host_config() { # NODE
   mkdir -p "$D/mnt/$1"
   { common_config "$1" host; storage_config "$1"; replica_link; journal_config

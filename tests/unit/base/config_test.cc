@@ -25,7 +25,8 @@ stripe_count = 2
 address = "127.0.0.1:7400"
 [journal]
 cut_interval = "250ms"
-spool_bytes_max = "1GiB"
+limit_bytes = "1GiB"
+limit_age = "2h"
 )";
 
 class ConfigTest : public testing::Test {
@@ -71,7 +72,8 @@ TEST_F(ConfigTest, ReadsValuesAndDefaultsAndMakesPathsRelativeToTheFile) {
   EXPECT_EQ(r->shared->connections, 2u);
   EXPECT_FALSE(r->replica);
   EXPECT_EQ(r->journal.cut_interval, std::chrono::milliseconds(250));
-  EXPECT_EQ(r->journal.spool_bytes_max, 1ull << 30);
+  EXPECT_EQ(r->journal.limit_bytes, 1ull << 30);
+  EXPECT_EQ(r->journal.limit_age, std::chrono::hours(2));
   EXPECT_TRUE(r->mount.allow_other);
 }
 
@@ -88,10 +90,10 @@ TEST_F(ConfigTest, WrongTypeNamesLineAndRemedy) {
 
 TEST_F(ConfigTest, BadSizeNamesLineAndRemedy) {
   EXPECT_EQ(error_of("1GiB", "1GoB"),
-            ":18: [journal] spool_bytes_max: bad size \"1GoB\": write bytes or a number with KiB, MiB, GiB or TiB, such "
+            ":18: [journal] limit_bytes: bad size \"1GoB\": write bytes or a number with KiB, MiB, GiB or TiB, such "
             "as 256MiB");
   EXPECT_EQ(error_of("64KiB", "65KB"), ":12: [storage] stripe_unit: size is not a multiple of 4096: round it");
-  EXPECT_EQ(error_of("\"1GiB\"", "-5"), ":18: [journal] spool_bytes_max: bad size: it must not be negative");
+  EXPECT_EQ(error_of("\"1GiB\"", "-5"), ":18: [journal] limit_bytes: bad size: it must not be negative");
 }
 
 TEST_F(ConfigTest, MissingKeyAndSectionAreNamed) {

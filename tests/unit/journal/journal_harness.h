@@ -28,6 +28,7 @@ class FakeReplica {
   FakeReplica(sim::SimEnv& env, uint16_t port);
 
   void handle(net::HttpRequest request, Callback<net::HttpResponse> done);
+  void take_silently(net::HttpRequest request);              // a PUT, whose answer is lost
   Images images;
   std::vector<AtPoint> points;
   std::vector<wire::Mark> marks;
@@ -36,7 +37,7 @@ class FakeReplica {
   Uuid store;
   std::map<uint32_t, std::pair<Sha256, Bytes>> parts;        // of the expected batch
   std::map<uint64_t, std::map<uint32_t, Sha256>> known;      // of complete ones
-  uint64_t puts = 0, conflicts = 0;
+  uint64_t puts = 0, conflicts = 0, pieces = 0;
   std::function<std::optional<net::HttpResponse>(const net::HttpRequest&)> interfere;
   std::vector<std::string> violations;
   std::unique_ptr<net::HttpServer> server;

@@ -96,20 +96,5 @@ TEST_F(JournalTest, AnotherStoreOrAForgetfulReplicaNeedsAFullResync) {
   EXPECT_GT(journal_->usage().spool_batches, 0u);
 }
 
-TEST_F(JournalTest, AFullSpoolStopsStagingAndNeverTheGuest) {
-  options_.settings.spool_bytes_max = 1u << 20;
-  ship_ = false;
-  add_image(0, 256 * kG);
-  open_journal();
-  for (int i = 0; i < 30; ++i) {
-    run_load(60, 16);
-    world_.run_for(std::chrono::milliseconds(60));
-  }
-  Usage u = journal_->usage();
-  EXPECT_LT(u.spool_bytes, 3u << 20);
-  EXPECT_GE(u.spool_bytes, 1u << 20);
-  EXPECT_GT(u.records_unstaged, 0u);
-}
-
 }  // namespace
 }  // namespace tidemark::journal

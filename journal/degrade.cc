@@ -1,0 +1,433 @@
+// The journal's limit. What is unshipped beyond it is given up for a map of regions, and a resync brings the replica level:
+//
+//   normal --limit of bytes or age, or an operator's full resync--> degraded --the replica answers--> resyncing
+//     ^                                                                ^                                  |
+//     |                                                                +---- the limit once more ---------+
+//     +---- the last batch of the resync, an exact cut, is staged ------------------------------------------
+//
+// Degraded: nothing is staged, no cut is made; a write marks its region in `lacks_` (memory and disk are bounded by the
+// number of regions), metadata events stay in the open batch. The mark is committed like a record: until then the
+// dirty-region log covers the write.
+// Resyncing: the open batch is closed again and again as a *piece*: the changes since the last one and some of the lacked
+// regions, read as they stand, writes going on. Whatever changes meanwhile is recorded in the next one. When nothing is
+// lacked and little has changed, the last batch is cut exactly, as any other; the replica applies all pieces with it, so
+// that it never shows what lies between. Each piece is durable here before it is sent, and what it held is lacked until
+// then: a crash goes on where it stood.
+//
+// Later points rest on earlier ones, so the whole unshipped tail is given up at once, never a part of it. Numbers are not
+// used again: the first piece stands for all that the replica never got.
+#include <algorithm>
+
+#include "journal/journal_impl.h"
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+
+namespace tidemark::journal {
+namespace {
+
+const log::Logger kLog("journal");
+
+constexpr uint64_t kPieceBytes = 64ull << 20;          // of lacked regions, in one piece
+constexpr size_t kPiecesInSpoolMax = 2;
+constexpr uint64_t kPiecesInLimit = 4;                 // so that those stay well below a small limit
+constexpr uint64_t kLastDeltaBytes = 16ull << 20;      // written since the last piece: few enough for an exact cut
+constexpr uint32_t kRoundsMax = 20;                    // then the cut is made however much was written
+constexpr size_t kNamesKept = 16;
+constexpr uint64_t kFreeShare = 2;                     // the spool takes at most one part in so many of what is free
+constexpr double kGrowthSmoothing = 0.1;               // a second's share
+
+}  // namespace
+
+std::string_view shipping_name(Shipping shipping) {
+  switch (shipping) {
+    case Shipping::kNormal: return "normal";
+    case Shipping::kDegraded: return "degraded";
+    case Shipping::kResyncing: return "resyncing";
+  }
+  return "unknown";
+}
+
+// ---- marking ------------------------------------------------------------------------------------
+
+void JournalImpl::note_lack(uint32_t slot, RecordKind kind, Extent extent) {
+  // A resize's length is what it cut off; what a grow adds reads as zeros everywhere.
+  if (kind == RecordKind::kMark || extent.length == 0 || !lacks_.set(slots_[slot].image, extent)) return;
+  ++finish_serial_;
+  arm_commit();
+}
+
+// An image that another host wrote before this one's tenure is lacked whole from then on: that host's batches may wait for
+// this one's resync, and this one's for those. Whichever the replica applies first, what the newest tenure's holder sends is
+// all of it.
+void JournalImpl::lack_if_followed(uint32_t slot) {
+  const SlotState& s = slots_[slot];
+  if (s.parent.source.empty() || s.parent.source == options_.source || s.parent.last.counter.value == 0) return;
+  if (!slot_by_image_.contains(s.image)) return;
+  note_lack(slot, RecordKind::kWrite, {0, s.size});
+}
+
+// The records of the open batch become regions.
+void JournalImpl::absorb_open_batch() {
+  Batch& open = open_batch();
+  for (const ChangeRecord& r : open.records) note_lack(r.slot, r.kind, {r.offset, r.length});
+  open.records.clear();
+  open.records.shrink_to_fit();
+  if (!open.pack.empty()) open.pack.take();
+  for (auto& image : open.images) {
+    if (image == nullptr) continue;
+    image->needs = {};
+    image->read = {};
+  }
+  open.kind = BatchKind::kResync;
+  open.empty = false;
+  open.data_bytes = 0;
+  pending_.erase_range(kRecordsTable, {}, batch_prefix(open.number.next()));
+  ++finish_serial_;
+  arm_commit();
+}
+
+void JournalImpl::put_degraded() {
+  if (shipping_ == Shipping::kNormal) pending_.erase(kMetaTable, as_bytes("degraded"));
+  else pending_.put(kMetaTable, as_bytes("degraded"), encode_degraded(degraded_));
+  arm_commit();
+}
+
+// ---- the limit ----------------------------------------------------------------------------------
+
+uint64_t JournalImpl::limit_bytes() const {
+  uint64_t queued = shipper_->queued_bytes();
+  uint64_t share = free_bytes_ > UINT64_MAX - queued ? UINT64_MAX : (free_bytes_ + queued) / kFreeShare;
+  return std::min(options_.settings.limit_bytes, share);
+}
+
+// Once a second.
+void JournalImpl::measure_limit() {
+  Result<io::FileSystem::Space> space = env_.files().space(spool_);
+  free_bytes_ = space ? space->available : UINT64_MAX;
+  uint64_t queued = shipper_->queued_bytes();
+  growth_ += kGrowthSmoothing * (static_cast<double>(queued) - static_cast<double>(measured_bytes_) - growth_);
+  measured_bytes_ = queued;
+  check_limit();
+}
+
+void JournalImpl::check_limit() {
+  if (shipping_ == Shipping::kDegraded || !degrade_wanted_.empty() || shipper_->idle()) return;
+  const StagedBatch& oldest = shipper_->queue().front();
+  // The pieces of a resync are few by themselves.
+  if (shipping_ == Shipping::kNormal && shipper_->queued_bytes() >= limit_bytes()) {
+    want_degrade("unshipped batches reached limit_bytes (" + std::to_string(limit_bytes()) + " bytes)");
+  } else if (env_.now() - oldest.staged_at >= options_.settings.limit_age) {
+    want_degrade("the oldest unshipped batch reached limit_age");
+  }
+}
+
+void JournalImpl::want_degrade(std::string why) {
+  degrade_wanted_ = std::move(why);
+  kick_stager();
+}
+
+void JournalImpl::count_given_up(BatchNumber number, BatchKind kind, WallTime label, const std::string& name) {
+  if (kind == BatchKind::kPiece) return;
+  ++points_given_up_;
+  ++degraded_.points_given_up;
+  if (name.empty()) return;
+  kLog.warning("point_lost", {{"name", name}, {"batch", number}, {"label", label.to_string()}});
+  names_given_up_.push_back(name);
+  if (names_given_up_.size() > kNamesKept) names_given_up_.pop_front();
+}
+
+// Run by the stager, between two batches.
+Task<void> JournalImpl::degrade() {
+  auto given = co_await async<std::deque<StagedBatch>>(
+      [this](Callback<std::deque<StagedBatch>> done) { shipper_->hand_over(std::move(done)); });
+  uint64_t bytes = 0;
+  for (const StagedBatch& batch : given) bytes += batch.bytes();
+  while (open_batch().compacting) {
+    co_await async<bool>([this](Callback<bool> done) {
+      compacted_wake_ = [done = std::move(done)]() mutable { done(true); };
+    });
+  }
+  if (shipping_ == Shipping::kNormal) {
+    degraded_.since = env_.wall();
+    degraded_.points_given_up = 0;
+  }
+  degraded_.why = std::exchange(degrade_wanted_, {});
+  shipping_ = Shipping::kDegraded;
+  facts_.reset();
+  resync_end_ = BatchNumber();
+  resync_sent_ = 0;
+  lacks_.untake();
+  give_up_from(0, degraded_.why.c_str(), true);
+  absorb_open_batch();
+  for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
+  std::vector<StoredMark> marks;
+  if (Result<std::vector<StoredMark>> kept = read_marks(*store_->snapshot())) {
+    for (StoredMark& mark : *kept) {
+      if (mark.batch <= last_staged_ && mark.batch > shipper_->replica().newest) marks.push_back(std::move(mark));
+    }
+  } else {
+    kLog.error("marks_unreadable", {{"status", kept.status()}, {"effect", "names may be missing at the replica"}});
+  }
+  pending_.erase_range(kMarksTable, {}, batch_prefix(last_staged_.next()));
+  take_over(given, std::move(marks));
+  for (const ImageExtent& e : std::exchange(full_wanted_, {})) lacks_.set(e.image, e.extent);
+  put_degraded();
+  kLog.warning("degraded", {{"reason", degraded_.why}, {"batches", given.size()}, {"bytes", bytes},
+                            {"lacked_bytes", lacks_.bytes()},
+                            {"effect", "unshipped points are given up; the replica is brought level when it answers"}});
+  // Room first, where there is none: the mark covers all that is said here.
+  const bool marked = outdated_->stands();
+  Status status;
+  if (!marked) status = co_await async<Status>([&](Callback<Status> done) { commit_now(std::move(done)); });
+  if (status) {
+    for (const StagedBatch& batch : given) remove_spool_files(batch.number, batch.parts.size());
+  }
+  if (marked) commit_now([](const Status&) {});   // condition() tells, should it fail for good
+  measured_bytes_ = 0;
+  growth_ = 0;
+  ask_replica();
+}
+
+// Staged batches that will not be shipped: their regions are lacked, their events stay.
+void JournalImpl::take_over(const std::deque<StagedBatch>& given, std::vector<StoredMark> marks) {
+  Batch& open = open_batch();
+  for (const StagedBatch& batch : given) {
+    count_given_up(batch.number, batch.kind, batch.label, batch.name);
+    for (const ImageExtent& e : batch.regions) lacks_.set(e.image, e.extent);
+    staged_bytes_.erase(batch.number);
+    auto [first, end] = waiters_.equal_range(batch.number);
+    std::vector<Callback<Result<std::string>>> waiting;
+    for (auto it = first; it != end; ++it) waiting.push_back(std::move(it->second));
+    waiters_.erase(first, end);
+    for (auto& done : waiting) done(Status(Code::kCancelled, "the point was given up: " + degraded_.why));
+  }
+  if (!given.empty()) {
+    pending_.erase_range(kBatchesTable, {}, batch_prefix(last_staged_.next()));
+    pending_.erase_range(kStagedTable, {}, batch_prefix(last_staged_.next()));
+  }
+  last_staged_ = shipper_->replica().newest;   // what is known to be there; the replica will say
+  last_digest_ = shipper_->replica().digest;
+  for (StoredMark& mark : marks) {
+    Counter counter(next_counter_++);
+    tracker_.begin(counter.value);
+    tracker_.finish(counter.value);
+    put_mark(pending_, open.number, counter, mark.mark);
+    open.marks.push_back({counter, std::move(mark.mark)});
+  }
+  ++finish_serial_;
+}
+
+// ---- opening ------------------------------------------------------------------------------------
+
+Status JournalImpl::load_degraded(kv::Snapshot& snapshot) {
+  TM_RETURN_IF_ERROR(lacks_.load(snapshot));
+  Result<Bytes> row = snapshot.get(kMetaTable, as_bytes("degraded"));
+  if (!row && row.status().code() == Code::kNotFound) {
+    if (!outdated_->found()) return Status::ok();
+    shipping_ = Shipping::kDegraded;
+    degraded_.since = env_.wall();
+    degraded_.why = "the journal's own disk took nothing before the last stop";
+    return Status::ok();
+  }
+  if (!row) return row.status();
+  TM_ASSIGN_OR_RETURN(degraded_, decode_degraded(*row));
+  shipping_ = Shipping::kDegraded;
+  return Status::ok();
+}
+
+// Opened while degraded: what the last run had staged of its resync, and what it left unstaged, is lacked as well.
+Status JournalImpl::begin_degraded() {
+  std::deque<StagedBatch> given(std::make_move_iterator(staged_at_open_.begin()), std::make_move_iterator(staged_at_open_.end()));
+  staged_at_open_.clear();
+  absorb_open_batch();
+  put_degraded();
+  take_over(given, {});             // its events are with those of the open batch already
+  kv::WriteBatch batch = std::exchange(pending_, {});
+  lacks_.put_changed(batch);
+  TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
+  committed_serial_ = finish_serial_;
+  hold_regions_ = false;            // all of them are in the map
+  kLog.warning("still_degraded", {{"since", degraded_.since.to_string()}, {"reason", degraded_.why}, {"lacked_bytes", lacks_.bytes()}});
+  return Status::ok();
+}
+
+// ---- the resync ---------------------------------------------------------------------------------
+
+void JournalImpl::resync_replica(std::vector<ImageExtent> all) {
+  full_wanted_ = std::move(all);
+  degraded_.full = true;            // kept with the first commit of the degraded state
+  want_degrade("a full resynchronization of the replica was asked for");
+}
+
+void JournalImpl::ask_replica() {
+  shipper_->ask_facts([this](const Shipper::Facts& facts) { return judge_replica(facts); });
+}
+
+std::string JournalImpl::judge_replica(const Shipper::Facts& facts) {
+  const ReplicaRow& known = shipper_->replica();
+  if (shipping_ != Shipping::kDegraded) return {};
+  BatchNumber newest(facts.expected.value - 1);
+  if (newest >= open_batch().number) {
+    return "the replica expects batch " + std::to_string(facts.expected.value) + ", the newest here is " +
+           std::to_string(open_batch().number.value - 1);
+  }
+  if (!degraded_.full) {
+    if (!known.store.is_nil() && facts.store != known.store) {
+      return "the replica has another store (" + facts.store.to_string() + ", before " + known.store.to_string() + "): " +
+             std::string(kFullResyncRemedy);
+    }
+    if (newest < known.newest) {
+      return "the replica expects batch " + std::to_string(facts.expected.value) + ", it had " +
+             std::to_string(known.newest.value) + ": " + std::string(kFullResyncRemedy);
+    }
+    if (newest == known.newest && facts.last_digest != known.digest) {
+      return "the replica has other bytes for batch " + std::to_string(newest.value) + ": " + std::string(kFullResyncRemedy);
+    }
+  }
+  facts_ = facts;
+  kick_stager();
+  return {};
+}
+
+void JournalImpl::begin_resync() {
+  const Shipper::Facts facts = *std::exchange(facts_, std::nullopt);
+  ReplicaRow row = shipper_->replica();
+  bool replaced = !row.store.is_nil() && row.store != facts.store;
+  row.store = facts.store;
+  row.newest = BatchNumber(facts.expected.value - 1);
+  row.digest = facts.last_digest;
+  if (replaced) {
+    row.label = WallTime();
+    // What came before an image's tenure is in what is sent of it.
+    for (uint32_t slot = 0; slot < slots_.size(); ++slot) {
+      slots_[slot].parent = {};
+      if (slots_[slot].attached) put_tenure(slot);
+    }
+    for (auto& [image, tenure] : known_tenures_) {
+      tenure.parent = {};
+      pending_.put(kImagesTable, kv::KeyBuilder().uuid(image), encode_tenure(tenure));
+    }
+  }
+  shipper_->set_replica(row);
+  pending_.put(kMetaTable, as_bytes("replica"), encode_replica_row(row));
+  last_staged_ = row.newest;
+  last_digest_ = row.digest;
+  shipping_ = Shipping::kResyncing;
+  resync_from_ = Counter(next_counter_);
+  resync_slots_.clear();
+  resync_rounds_ = 0;
+  kLog.info("resync_began", {{"store", facts.store}, {"expected", facts.expected}, {"lacked_bytes", lacks_.bytes()},
+                             {"full", degraded_.full ? 1 : 0}});
+}
+
+bool JournalImpl::piece_due() const {
+  if (!disk_failure_.empty() || closed_count() > 0 || shipper_->queued() >= kPiecesInSpoolMax || paused_ || idle_wake_ || !condition_) return false;
+  return !lacks_.empty() || tracker_.all_finished_below() >= resync_from_.value;
+}
+
+// Closes the open batch, with regions that are lacked, or as the resync's last.
+void JournalImpl::next_piece() {
+  Batch& open = open_batch();
+  std::vector<ImageExtent> regions = lacks_.take(std::min(kPieceBytes, limit_bytes() / kPiecesInLimit));
+  // Of an image that was removed meanwhile nothing is needed.
+  std::erase_if(regions, [this](const ImageExtent& e) {
+    bool known = slot_by_image_.contains(e.image) || known_tenures_.contains(e.image);
+    if (!known) lacks_.forget(e.image);
+    return !known;
+  });
+  bool last = regions.empty() && lacks_.empty() && (open.data_bytes <= kLastDeltaBytes || resync_rounds_ >= kRoundsMax);
+  if (regions.empty()) resync_rounds_ = last ? 0 : resync_rounds_ + 1;
+  Counter taken(next_counter_++);
+  tracker_.begin(taken.value);
+  tracker_.finish(taken.value);
+  for (const ImageExtent& e : regions) {
+    uint32_t slot = slot_of(e.image);
+    resync_slots_.insert(slot);
+    BatchImage& image = touch(open, slot, taken);
+    ChangeRecord record{taken.value, e.extent.offset, e.extent.length, slot, RecordKind::kWrite};
+    for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
+    open.records.push_back(record);
+  }
+  for (uint32_t slot = 0; slot < open.images.size(); ++slot) {
+    if (open.images[slot] != nullptr) resync_slots_.insert(slot);
+  }
+  if (last) {
+    for (uint32_t slot : resync_slots_) {
+      auto known = slot_by_image_.find(slots_[slot].image);
+      if (known != slot_by_image_.end() && known->second == slot) touch(open, slot, taken);
+    }
+  }
+  open.kind = last ? BatchKind::kResync : BatchKind::kPiece;
+  open.empty = false;
+  open.lacked = std::move(regions);
+  if (last) resync_end_ = open.number;
+  close_open_batch({});
+}
+
+// In the turn that its commit is made ready.
+void JournalImpl::resync_staged(const Batch& batch) {
+  lacks_.staged(batch.lacked);
+  if (shipping_ != Shipping::kResyncing || batch.kind == BatchKind::kPiece) return;
+  kLog.info("resync_cut", {{"batch", batch.number}, {"effect", "a recovery point once the replica has it"}});
+  shipping_ = Shipping::kNormal;
+  degraded_ = {};
+  put_degraded();
+}
+
+// The replica has all of it.
+void JournalImpl::end_resync() {
+  kLog.info("resync_ended", {{"batch", resync_end_}, {"bytes", resync_sent_}});
+  resync_end_ = BatchNumber();
+  ++resyncs_ended_;
+  for (SlotState& s : slots_) s.unshipped_bytes = 0;
+  for (const auto& [number, bytes] : staged_bytes_) {
+    for (const SlotBytes& b : bytes) slots_[b.slot].unshipped_bytes += b.bytes;
+  }
+  for (const BatchPtr& batch : batches_) {
+    for (uint32_t slot = 0; slot < batch->images.size(); ++slot) {
+      if (batch->images[slot] != nullptr) slots_[slot].unshipped_bytes += batch->images[slot]->bytes;
+    }
+  }
+}
+
+std::vector<ImageExtent> JournalImpl::regions_of(const StagePlan& plan) const {
+  std::vector<ImageExtent> out;
+  for (const PartPlan& part : plan.parts) {
+    for (const PartPlan::Piece& piece : part.pieces) {
+      uint64_t region = drl_->region_bytes(piece.slot);
+      Extent e = piece.extent.extent;
+      uint64_t first = e.offset / region * region, end = (e.end() + region - 1) / region * region;
+      const ImageId& image = plan.images[piece.image].image;
+      if (!out.empty() && out.back().image == image && first <= out.back().extent.end()) {
+        out.back().extent.length = std::max(end, out.back().extent.end()) - out.back().extent.offset;
+      } else {
+        out.push_back({image, {first, end - first}});
+      }
+    }
+  }
+  return out;
+}
+
+void JournalImpl::fill_usage(Usage& u) const {
+  u.shipping = shipping_;
+  u.degraded_why = degraded_.why;
+  u.degraded_since = degraded_.since;
+  u.limit_bytes = limit_bytes();
+  u.limit_age_ns = std::chrono::nanoseconds(options_.settings.limit_age).count();
+  u.points_given_up = points_given_up_;
+  u.resyncs_ended = resyncs_ended_;
+  u.names_given_up.assign(names_given_up_.begin(), names_given_up_.end());
+  u.needs_full_resync = shipper_->lost();
+  u.replica_empty = shipper_->lost_all();
+  u.resync_sent_bytes = resync_sent_;
+  bool on_its_way = resync_end_.value != 0;
+  if (shipping_ != Shipping::kNormal || on_its_way) u.resync_left_bytes = lacks_.bytes() + shipper_->queued_bytes();
+  if (shipper_->idle()) return;
+  u.oldest_unshipped_ns = (env_.now() - shipper_->queue().front().staged_at).count();
+  if (shipping_ != Shipping::kNormal || growth_ <= 0) return;
+  double left = static_cast<double>(u.limit_bytes) - static_cast<double>(std::min(u.limit_bytes, u.spool_bytes));
+  double by_bytes = left / growth_, by_age = static_cast<double>(u.limit_age_ns - u.oldest_unshipped_ns) / 1e9;
+  u.full_in_ns = static_cast<int64_t>(std::max(0.0, std::min({by_bytes, by_age, 1e9})) * 1e9);
+}
+
+}  // namespace tidemark::journal

@@ -1,0 +1,60 @@
+// What the replica lacks: regions of images whose batches were given up at the journal's limit, or whose replica was
+// replaced. Marked region by region, so that neither memory nor disk grows with what is written.
+//
+// A region's life: lacked -> taken (into a piece of a resync, not staged yet) -> gone once that piece is staged. What is
+// taken counts as lacked on disk, so that a crash loses none of it. The owner writes the changed pages with its own
+// commits (put_changed). Pure; no I/O but for load().
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "journal/journal.h"
+#include "shared/base/ids.h"
+#include "shared/base/status.h"
+#include "shared/kv/store.h"
+
+namespace tidemark::journal {
+
+inline constexpr uint32_t kLackPageBytes = 1024;               // of a bitmap
+inline constexpr uint32_t kLackPageRegions = kLackPageBytes * 8;
+
+class LackMap {
+ public:
+  explicit LackMap(uint64_t region_bytes_min) : region_bytes_min_(region_bytes_min) {}
+
+  // True if anything was not marked before.
+  bool set(const ImageId& image, Extent extent);
+  void forget(const ImageId& image);
+  // About `bytes_max` bytes of lacked regions, at least one, whole regions in order; taken from now on.
+  std::vector<ImageExtent> take(uint64_t bytes_max);
+  void staged(const std::vector<ImageExtent>& taken);
+  void untake();                     // all that is taken is lacked again
+  bool empty() const;                // nothing lacked, taken ones aside
+  uint64_t bytes() const;            // lacked and taken, in whole regions
+
+  void put_changed(kv::WriteBatch& out);
+  void put_all();                    // with the next put_changed()
+  bool changed() const { return !changed_.empty(); }
+  Status load(kv::Snapshot& snapshot);
+
+ private:
+  using Bits = std::vector<uint64_t>;
+  struct Image {
+    uint64_t region_bytes = 0;
+    Bits lacked, taken;
+  };
+  void coarsen(const ImageId& id, Image& image, uint64_t end);
+  void note(const ImageId& id, const Image& image, Extent extent);
+  void put_page(const ImageId& id, uint64_t page, kv::WriteBatch& out) const;
+
+  const uint64_t region_bytes_min_;
+  std::map<ImageId, Image> images_;
+  std::set<std::pair<ImageId, uint64_t>> changed_;   // pages
+  std::set<ImageId> erased_;                         // images all of whose pages go first
+};
+
+}  // namespace tidemark::journal

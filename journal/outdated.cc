@@ -1,0 +1,127 @@
+#include "journal/outdated.h"
+
+#include <algorithm>
+
+#include "shared/base/digest.h"
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+
+namespace tidemark::journal {
+namespace {
+
+const log::Logger kLog("journal");
+
+constexpr size_t kBlock = 4096;
+constexpr std::string_view kMagic = "TMOUTDAT";
+constexpr size_t kSaid = 9;                        // bytes that the checksum covers
+
+void encode(bool outdated, MutableByteSpan out) {
+  std::fill(out.begin(), out.end(), 0);
+  std::copy(kMagic.begin(), kMagic.end(), out.begin());
+  out[8] = outdated ? 1 : 0;
+  store_le<uint64_t>(out.data() + kSaid, digest64(ByteSpan(out).first(kSaid)));
+}
+
+// A damaged one says yes: that costs a comparison, no block.
+bool says_outdated(ByteSpan block) {
+  if (block.size() < kSaid + 8 || digest64(block.first(kSaid)) != load_le<uint64_t>(block.data() + kSaid)) return true;
+  return !std::equal(kMagic.begin(), kMagic.end(), block.begin()) || block[8] != 0;
+}
+
+}  // namespace
+
+OutdatedMark::OutdatedMark(io::Env& env, std::vector<std::string> directories) : env_(env) {
+  for (const std::string& directory : directories) {
+    Place& place = places_.emplace_back();
+    place.path = directory + "/journal-outdated";
+  }
+}
+
+OutdatedMark::~OutdatedMark() { tasks_.cancel_all(); }
+
+Status OutdatedMark::open() {
+  Status last(Code::kInvalidArgument, "no directory for the journal's mark");
+  size_t opened = 0;
+  for (Place& place : places_) {
+    Result<Bytes> bytes = env_.files().read_file(place.path);
+    if (bytes) {
+      place.says = says_outdated(*bytes);
+    } else if (bytes.status().code() == Code::kNotFound) {
+      Bytes block(kBlock);
+      encode(false, block);
+      last = env_.files().write_file_atomically(place.path, block);
+      if (!last) kLog.warning("mark_not_prepared", {{"path", place.path}, {"status", last}});
+      if (!last) continue;
+    } else {
+      last = bytes.status().with_context(place.path);
+      continue;
+    }
+    auto file = env_.files().open(place.path, {});
+    if (!file) {
+      last = file.status().with_context(place.path);
+      continue;
+    }
+    place.file = std::move(*file);
+    ++opened;
+    found_ = found_ || place.says;
+  }
+  stands_ = wanted_ = found_;
+  return opened > 0 ? Status::ok() : last;
+}
+
+void OutdatedMark::put(bool outdated, Callback<Status> done) {
+  if (done_) std::exchange(done_, {})(Status(Code::kCancelled, "the mark is changed again"));
+  wanted_ = outdated;
+  done_ = std::move(done);
+  if (running_) return;
+  running_ = true;
+  tasks_.spawn(run());
+}
+
+Task<void> OutdatedMark::run() {
+  while (done_) {
+    const bool outdated = wanted_;
+    Status last(Code::kIoError, "no place takes the journal's mark");
+    size_t took = 0, missed = 0;
+    for (Place& place : places_) {
+      if (place.file == nullptr) continue;
+      if (place.says == outdated && stands_ == outdated) {
+        ++took;
+        continue;
+      }
+      Status status = co_await write(place, outdated);
+      if (status) {
+        place.says = outdated;
+        ++took;
+      } else {
+        last = status.with_context(place.path);
+        place.says = true;                         // what it says now is not known
+        ++missed;
+      }
+    }
+    if (outdated != wanted_ || !done_) continue;
+    const bool came_about = outdated ? took > 0 : missed == 0;
+    if (came_about) stands_ = outdated;
+    else if (!outdated) stands_ = true;
+    std::exchange(done_, {})(came_about ? Status::ok() : last);
+  }
+  running_ = false;
+}
+
+Task<Status> OutdatedMark::write(Place& place, bool outdated) {
+  auto buffer = std::make_shared<io::AlignedBuffer>(kBlock);   // shared with the write: it may outlive this
+  auto file = place.file;
+  encode(outdated, buffer->span().first(kBlock));
+  Status status = co_await async<Status>([&](Callback<Status> done) {
+    place.file->write(0, buffer->span().first(kBlock), io::IoMode::kQueued,
+                      [buffer, file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
+  });
+  if (status) {
+    status = co_await async<Status>([&](Callback<Status> done) {
+      place.file->sync(io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
+    });
+  }
+  co_return status;
+}
+
+}  // namespace tidemark::journal

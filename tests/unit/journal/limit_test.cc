@@ -1,0 +1,443 @@
+// The journal's limit, the resync after it, and a replica that was replaced: whatever is given up on the way, each point
+// that the replica shows is exact, and in the end it has everything.
+#include <gtest/gtest.h>
+
+#include "journal/lacks.h"
+#include "journal/records.h"
+#include "shared/base/limits.h"
+#include "shared/io/file.h"
+#include "tests/unit/journal/journal_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+constexpr uint64_t kG = limits::kOrderGranule;
+
+class LimitTest : public JournalTest {
+ protected:
+  LimitTest() : LimitTest(1) {}
+  explicit LimitTest(uint64_t seed) : JournalTest(seed) {
+    options_.settings.limit_bytes = 1u << 20;
+    options_.settings.region_bytes = 16 * kG;
+    for (int i = 0; i < 3; ++i) add_image(i, 200 * kG);
+  }
+  void replica_away() {
+    replica_->interfere = [](const net::HttpRequest&) { return std::optional(net::HttpResponse::json(503, "{}")); };
+  }
+  void replica_back() { replica_->interfere = {}; }
+  void load_until(std::function<bool()> done) {
+    for (int i = 0; i < 300 && !done(); ++i) {
+      run_load(40, 8);
+      world_.run_for(std::chrono::milliseconds(60));
+      largest_spool_ = std::max(largest_spool_, journal_->usage().spool_bytes);
+    }
+    ASSERT_TRUE(done());
+  }
+  bool degraded() { return journal_->usage().shipping == Shipping::kDegraded; }
+  bool normal() { return journal_->usage().shipping == Shipping::kNormal && journal_->usage().resync_left_bytes == 0; }
+  size_t spool_files() { return env_->files().list("/state/spool")->size(); }
+  void expect_level() {
+    ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
+    wait_shipped();
+    // The last batch may itself have been larger than so small a limit.
+    ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
+    expect_points_right();
+    EXPECT_EQ(replica_->conflicts, 0u);
+    for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes) << image.to_string();
+  }
+  uint64_t largest_spool_ = 0;
+};
+
+TEST_F(LimitTest, AtTheLimitOfBytesPointsAreGivenUpAndAResyncEndsInOne) {
+  open_journal();
+  run_load(100, 8);
+  wait_shipped();
+  replica_away();
+  size_t shown = replica_->points.size();
+  Point named = journal_->cut(Journal::CutReason::kNamed, "keep me");
+  Status waited;
+  journal_->when_shipped(named.batch, [&](Result<std::string> r) { waited = r.status(); });
+  load_until([&] { return degraded(); });
+  EXPECT_EQ(waited.code(), Code::kCancelled) << "who waits for a point hears that it was given up";
+  EXPECT_LT(largest_spool_, 2u << 20);
+  ASSERT_TRUE(settle([&] { return spool_files() == 0; })) << "room is made";
+  Usage u = journal_->usage();
+  EXPECT_GT(u.points_given_up, 0u);
+  EXPECT_EQ(u.names_given_up, std::vector<std::string>{"keep me"});
+  EXPECT_GT(u.resync_left_bytes, 0u);
+  EXPECT_NE(u.degraded_why.find("limit_bytes"), std::string::npos) << u.degraded_why;
+
+  // Whatever is written now costs no room, and no cut is made.
+  for (int i = 0; i < 10; ++i) run_load(200, 16);
+  EXPECT_EQ(spool_files(), 0u);
+  EXPECT_EQ(journal_->usage().records_unstaged, 0u);
+  Point lost = journal_->cut(Journal::CutReason::kNamed, "too late");
+  journal_->when_shipped(lost.batch, [&](Result<std::string> r) { waited = r.status(); });
+  EXPECT_EQ(waited.code(), Code::kCancelled);
+  EXPECT_EQ(journal_->usage().names_given_up.back(), "too late");
+  EXPECT_EQ(replica_->points.size(), shown);
+
+  replica_back();
+  for (int i = 0; i < 20 && !normal(); ++i) run_load(60, 8);
+  expect_level();
+  EXPECT_GT(replica_->pieces, 1u);
+  EXPECT_EQ(replica_->points[shown].kind, BatchKind::kResync) << "the first point shown is the resync's end";
+}
+
+TEST_F(LimitTest, AtTheLimitOfAgeTheSameHappens) {
+  options_.settings.limit_bytes = 1ull << 30;
+  options_.settings.limit_age = std::chrono::seconds(30);
+  open_journal();
+  run_load(100, 8);
+  wait_shipped();
+  replica_away();
+  run_load(100, 8);
+  world_.run_for(std::chrono::seconds(20));
+  EXPECT_FALSE(degraded());
+  EXPECT_GT(journal_->usage().oldest_unshipped_ns, 15'000'000'000);
+  world_.run_for(std::chrono::seconds(15));
+  EXPECT_TRUE(degraded());
+  EXPECT_NE(journal_->usage().degraded_why.find("limit_age"), std::string::npos);
+  replica_back();
+  expect_level();
+}
+
+TEST_F(LimitTest, TheTimeToTheLimitIsForetold) {
+  options_.settings.limit_bytes = 64u << 20;
+  open_journal();
+  replica_away();
+  EXPECT_EQ(journal_->usage().full_in_ns, -1);
+  for (int i = 0; i < 200; ++i) {
+    run_load(30, 8);
+    world_.run_for(std::chrono::milliseconds(100));
+  }
+  Usage u = journal_->usage();
+  ASSERT_GT(u.full_in_ns, 0);
+  double rate = static_cast<double>(u.spool_bytes) / 20;
+  double left = static_cast<double>(u.limit_bytes - u.spool_bytes) / rate;
+  EXPECT_NEAR(static_cast<double>(u.full_in_ns) / 1e9, left, left / 2);
+}
+
+TEST_F(LimitTest, EventsOfGivenUpBatchesStillReachTheReplica) {
+  open_journal();
+  run_load(20, 8);
+  wait_shipped();
+  replica_away();
+  wire::Mark mark;
+  mark.kind = wire::MarkKind::kCreate;
+  mark.number = EventNumber(77);
+  mark.name = "staged.img";
+  journal_->mark(mark);
+  load_until([&] { return degraded(); });
+  mark.number = EventNumber(78);
+  mark.name = "later.img";
+  journal_->mark(mark);
+  world_.run_for(std::chrono::seconds(1));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  replica_back();
+  expect_level();
+  for (uint64_t number : {77, 78}) {
+    EXPECT_EQ(std::count_if(replica_->marks.begin(), replica_->marks.end(), [&](const auto& m) { return m.number.value == number; }), 1)
+        << number;
+  }
+}
+
+TEST_F(LimitTest, AReplicaThatTookABatchAndCouldNotSaySoIsTakenAtItsWord) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  // It applies two batches more, and every answer is lost.
+  uint64_t until = replica_->expected + 2;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (r.method == "PUT" && replica_->expected < until) replica_->take_silently(r);
+    return net::HttpResponse::json(503, R"({"error":"answer lost"})");
+  };
+  load_until([&] { return degraded(); });
+  EXPECT_EQ(replica_->expected, until - 1) << "the first of them is sent again and again";
+  replica_back();
+  run_load(50, 8);
+  expect_level();
+}
+
+TEST_F(LimitTest, TheLimitAgainInTheMidstOfAResync) {
+  options_.settings.limit_age = std::chrono::seconds(20);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  load_until([&] { return degraded(); });
+  uint64_t taken = 0;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (r.method == "PUT" && taken++ >= 2) return net::HttpResponse::json(503, "{}");
+    return std::nullopt;
+  };
+  ASSERT_TRUE(settle([&] { return taken > 2; }));
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return degraded(); }, 120));
+  run_load(50, 8);
+  replica_back();
+  expect_level();
+}
+
+TEST_F(LimitTest, AReplacedReplicaIsRefusedUntilAnOperatorSaysSoAndThenBroughtLevelUnderLoad) {
+  open_journal();
+  run_load(200, 8);
+  wait_shipped();
+  expect_points_right();
+  // Emptied: another store, nothing in it.
+  replica_->store = Uuid::from_random({1, 2, 3});
+  replica_->expected = 1;
+  replica_->last_digest = {};
+  replica_->images.clear();
+  replica_->known.clear();
+  replica_->points.clear();
+  checked_ = 0;
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return journal_->usage().needs_full_resync; }, 60));
+  EXPECT_TRUE(journal_->usage().replica_empty);
+  EXPECT_NE(journal_->usage().ship_error.find("resync-replica"), std::string::npos) << journal_->usage().ship_error;
+  world_.run_for(std::chrono::seconds(40));
+  EXPECT_TRUE(replica_->points.empty()) << "never taken silently";
+
+  std::vector<ImageExtent> all;
+  for (const auto& [image, bytes] : copy_.images) all.push_back({image, {0, bytes.size()}});
+  journal_->resync_replica(all);
+  for (int i = 0; i < 10; ++i) run_load(40, 8);
+  ASSERT_TRUE(settle([&] { return !replica_->points.empty(); }, 120)) << journal_->usage().ship_error;
+  expect_level();
+  EXPECT_FALSE(journal_->usage().needs_full_resync);
+}
+
+TEST_F(LimitTest, AFullResyncThatWasAskedForGoesOnAfterACrash) {
+  open_journal();
+  run_load(200, 8);
+  wait_shipped();
+  replica_away();
+  replica_->store = Uuid::from_random({4, 5, 6});
+  replica_->expected = 1;
+  replica_->last_digest = {};
+  replica_->images.clear();
+  replica_->known.clear();
+  replica_->points.clear();
+  checked_ = 0;
+  std::vector<ImageExtent> all;
+  for (const auto& [image, bytes] : copy_.images) all.push_back({image, {0, bytes.size()}});
+  journal_->resync_replica(all);
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  world_.run_for(std::chrono::seconds(1));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  EXPECT_TRUE(degraded());
+  replica_back();
+  run_load(50, 8);
+  expect_level();
+}
+
+TEST_F(LimitTest, AnImageThatWasRemovedMeanwhileHoldsNothingUp) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  load_until([&] { return degraded(); });
+  ImageId gone = image_id(2);
+  journal_->detach(slots_.at(gone));
+  copy_.images.erase(gone);
+  replica_back();
+  ASSERT_TRUE(settle([&] { return normal(); }, 120)) << journal_->usage().ship_error;
+  for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes);
+}
+
+// Crashes anywhere between the limit and the resync's end, each from a seed.
+class LimitCrashTest : public LimitTest, public testing::WithParamInterface<int> {
+ protected:
+  LimitCrashTest() : LimitTest(static_cast<uint64_t>(GetParam()) + 100) {}
+};
+
+TEST_P(LimitCrashTest, GoesOnWhereItStood) {
+  auto& rng = world_.random();
+  open_journal();
+  run_load(100, 8);
+  wait_shipped();
+  for (int round = 0; round < 3; ++round) {
+    replica_away();
+    // Or still in the midst of the last round's resync.
+    load_until([&] { return journal_->usage().shipping != Shipping::kNormal; });
+    run_load(static_cast<int>(rng.below(100)), 8);
+    if (rng.coin()) replica_back();
+    if (rng.coin()) run_load(static_cast<int>(rng.below(100)), 8);
+    world_.run_for(std::chrono::milliseconds(rng.below(1500)));
+    crash(rng.coin() ? sim::Crash::kPowerLoss : sim::Crash::kKill);
+    open_journal();
+    reconcile_all();
+    replica_back();
+    if (rng.coin()) run_load(60, 8);
+    if (rng.chance(1, 3)) continue;     // the next round begins in the midst of the resync
+    expect_level();
+  }
+  expect_level();
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, LimitCrashTest, testing::Range(0, 24));
+
+// ---- the journal's own disk -----------------------------------------------------------------------
+
+class DiskTest : public LimitTest {
+ protected:
+  DiskTest() { options_.settings.limit_bytes = 64u << 20; }
+  // Every commit fails from now on, until `good_disk()`.
+  void full_disk() {
+    full_ = true;
+    keep_full();
+  }
+  void good_disk() {
+    full_ = false;
+    world_.fail_next_commit("host1", Status::ok());
+  }
+  void keep_full() {
+    if (!full_) return;
+    world_.fail_next_commit("host1", Status(Code::kOutOfSpace, "no space left"));
+    world_.at(std::chrono::microseconds(200), [this] { keep_full(); });
+  }
+  bool outdated() {
+    auto bytes = env_->files().read_file("/state/journal-outdated");
+    return bytes && (*bytes)[8] == 1;
+  }
+  bool full_ = false;
+};
+
+TEST_F(DiskTest, AFullDiskNeverStopsTheGuestAndRecoversByItself) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  EXPECT_FALSE(outdated());
+  full_disk();
+  run_load(400, 16);        // cold regions too: each answer came without an error
+  ASSERT_TRUE(settle([&] { return degraded(); }, 30));
+  EXPECT_TRUE(outdated());
+  EXPECT_NE(journal_->usage().disk_failure.find("no space left"), std::string::npos);
+  EXPECT_EQ(spool_files(), 0u) << "room is made of what there is";
+  run_load(400, 16);
+  world_.run_for(std::chrono::seconds(5));
+  EXPECT_TRUE(journal_->condition());
+  good_disk();
+  run_load(100, 8);
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+  run_load(100, 8);
+  expect_level();
+}
+
+TEST_F(DiskTest, NoWriteToACleanRegionGoesOnBeforeTheMarkStands) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  // The disk takes nothing at all, the mark neither.
+  sim::FileFault fault;
+  fault.path_contains = "journal-outdated";
+  fault.nth = 1;
+  fault.times = UINT64_MAX;
+  fault.operations = sim::kMutatingFileOps;
+  fault.error = 5;
+  world_.inject("host1", fault);
+  full_disk();
+  bool answered = false;
+  add_image(9, 200 * kG);
+  Slot clean = journal_->attach(image_id(9), 200 * kG);
+  journal_->set_level(clean, true);
+  journal_->mark_dirty(clean, {0, kG}, [&](Status status) { answered = status.is_ok(); });
+  world_.run_for(std::chrono::seconds(10));
+  EXPECT_FALSE(answered);
+  world_.clear_faults("host1");
+  ASSERT_TRUE(settle([&] { return answered; }, 30)) << "the mark stands now";
+  EXPECT_TRUE(outdated());
+}
+
+TEST_F(DiskTest, ACrashUnderTheMarkMakesEverythingDirtyAndSendsItAll) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  full_disk();
+  run_load(300, 16);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  run_load(200, 16);
+  good_disk();
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  auto dirty = journal_->dirty_after_crash();
+  ASSERT_EQ(dirty.size(), copy_.images.size());
+  for (const DirtyImage& d : dirty) {
+    EXPECT_GE(d.regions.size() * d.region_bytes, copy_.images.at(d.image).size());
+  }
+  EXPECT_TRUE(outdated()) << "until all is reconciled";
+  reconcile_all();
+  run_load(50, 8);
+  expect_level();
+  ASSERT_TRUE(settle([&] { return !outdated(); }, 30));
+}
+
+TEST_F(DiskTest, AnIoErrorIsOutlivedWithStoresOpenedAnew) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  world_.fail_next_commit("host1", Status(Code::kIoError, "input/output error"));
+  run_load(400, 16);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  EXPECT_TRUE(journal_->condition()) << "no reason to stop";
+  run_load(200, 16);
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  expect_level();
+  run_load(100, 8);
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  run_load(50, 8);
+  expect_level();
+}
+
+// ---- the map --------------------------------------------------------------------------------------
+
+ImageId an_image(uint8_t n) {
+  std::array<uint8_t, 16> bytes{};
+  bytes.fill(n);
+  return Uuid::from_random(bytes);
+}
+
+TEST(LackMapTest, TakesWholeRegionsInOrderAndForgetsThemOnceStaged) {
+  LackMap map(4 << 20);
+  EXPECT_TRUE(map.set(an_image(1), {5 << 20, 1}));
+  EXPECT_FALSE(map.set(an_image(1), {4 << 20, 4 << 20}));
+  EXPECT_TRUE(map.set(an_image(1), {8 << 20, 1}));
+  EXPECT_TRUE(map.set(an_image(2), {0, 9 << 20}));
+  EXPECT_EQ(map.bytes(), 20u << 20);
+  auto taken = map.take(8 << 20);
+  ASSERT_EQ(taken.size(), 1u);
+  EXPECT_EQ(taken[0].extent, (Extent{4 << 20, 8 << 20}));
+  EXPECT_EQ(map.bytes(), 20u << 20) << "not before they are staged";
+  map.staged(taken);
+  EXPECT_EQ(map.bytes(), 12u << 20);
+  taken = map.take(1);
+  ASSERT_EQ(taken.size(), 1u);
+  EXPECT_EQ(taken[0].extent, (Extent{0, 4 << 20})) << "at least one";
+  map.untake();
+  taken = map.take(UINT64_MAX);
+  ASSERT_EQ(taken.size(), 1u);
+  EXPECT_EQ(taken[0].extent, (Extent{0, 12 << 20}));
+  EXPECT_TRUE(map.empty());
+  EXPECT_EQ(map.bytes(), 12u << 20);
+}
+
+TEST(LackMapTest, StaysBoundedForTheLargestImage) {
+  LackMap map(4 << 20);
+  EXPECT_TRUE(map.set(an_image(1), {0, 1}));
+  EXPECT_TRUE(map.set(an_image(1), {limits::kImageBytesMax - 1, 1}));
+  auto taken = map.take(UINT64_MAX);
+  ASSERT_EQ(taken.size(), 2u);
+  EXPECT_LE(limits::kImageBytesMax / taken[0].extent.length, limits::kRegionsPerImageMax);
+  EXPECT_EQ(taken[1].extent.end(), limits::kImageBytesMax);
+}
+
+}  // namespace
+}  // namespace tidemark::journal
