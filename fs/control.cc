@@ -83,6 +83,11 @@ void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std:
   routes.post("/v1/verify", [&engine, &jobs](const daemon::Request& r) { return post_verify(engine, jobs, r); });
   routes.post("/v1/images/policy",
               [&engine](daemon::Request r, daemon::Reply reply) { post_policy(engine, r, std::move(reply)); });
+  routes.post("/v1/resync-replica", [&engine](const daemon::Request&, daemon::Reply reply) {
+    engine.resync_replica([reply = std::move(reply)](Result<std::string> r) mutable {
+      reply(daemon::json_response(std::move(r)));
+    });
+  });
   routes.post("/v1/shipping", [&engine](const daemon::Request& r) -> Result<std::string> {
     TM_ASSIGN_OR_RETURN(json body, body_of(r));
     if (!body.contains("paused")) return Status(Code::kInvalidArgument, "paused is missing");

@@ -64,6 +64,7 @@ Status Engine::open_all() {
   journal.source = config.node.name;
   journal.cluster = options_.cluster;
   journal.settings = config.journal;
+  journal.reserve_directories = config.storage.bricks;   // best on other disks than the journal
   TM_ASSIGN_OR_RETURN(journal_, journal::Journal::open(env_, journal, *this));
 
   MirrorOptions mirror;

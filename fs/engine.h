@@ -118,6 +118,8 @@ class Engine final : public journal::BlockSource {
   void verify(std::vector<std::string> images, UniqueFunction<void(uint64_t done, uint64_t total)> progress,
               Callback<Result<std::string>> done);
   std::string set_shipping_paused(bool paused);
+  // An operator's word that a replica, emptied or replaced, is to be brought level.
+  void resync_replica(Callback<Result<std::string>> done);
   std::string journal_json();
   void set_policy(std::string image, std::string mirror, Callback<Result<std::string>> done);
   void set_missing_features(std::vector<std::string> features) { missing_features_ = std::move(features); }
@@ -278,6 +280,8 @@ class Engine final : public journal::BlockSource {
   Task<void> narrow_shared(VerifyRun& run, Image& image, Extent unit, ByteSpan bytes);
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
   // ---- engine_status.cc
+  Task<void> do_resync_replica(Callback<Result<std::string>> done);
+  std::vector<Extent> allocated_regions(Image& image, bool data_only);
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fs/engine.h"
+#include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/base/metrics.h"
 #include "shared/base/version.h"
@@ -58,7 +59,7 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
     if (im.broken) why.push_back(name + ": the local copy failed");
   }
   journal::Usage usage = journal_->usage();
-  if (!usage.ship_error.empty()) why.push_back("shipping: " + usage.ship_error);
+  for (std::string& reason : journal::usage_reasons(usage)) why.push_back(std::move(reason));
   bool ok = why.empty();
   if (reasons != nullptr) *reasons = std::move(why);
   return ok;
@@ -83,19 +84,7 @@ std::string Engine::status_json() {
   out["replica"] = {{"url", config.replica ? config.replica->url : ""},
                     {"connected", config.replica && usage.ship_error.empty()},
                     {"error", usage.ship_error}};
-  out["journal"] = {
-      {"records_unstaged", usage.records_unstaged},
-      {"journal_bytes", usage.journal_bytes},
-      {"spool_bytes", usage.spool_bytes},
-      {"spool_batches", usage.spool_batches},
-      {"closed_batches", usage.closed_batches},
-      {"preserved_bytes", usage.preserved_bytes},
-      {"shipping_paused", usage.shipping_paused},
-      {"ship_error", usage.ship_error},
-      {"newest_durable", usage.newest_durable.value},
-      {"newest_closed", usage.newest_closed.value},
-      {"newest_durable_label", usage.newest_durable_label.ns == 0 ? "" : usage.newest_durable_label.to_string()},
-      {"rpo_s", seconds(usage.rpo_ns)}};
+  out["journal"] = json::parse(journal::usage_json(usage));
   out["missing_kernel_features"] = missing_features_;
   out["images"] = json::array();
   for (auto& [id, image] : images_) {
@@ -186,6 +175,20 @@ void Engine::register_metrics(metrics::Registry& registry) {
         [this] { return seconds(journal_->usage().rpo_ns); });
   gauge("journal_preserved_bytes", "Old blocks kept for closed batches",
         [this] { return static_cast<double>(journal_->usage().preserved_bytes); });
+  gauge("journal_limit_bytes", "Of the spool, as it is now",
+        [this] { return static_cast<double>(journal_->usage().limit_bytes); });
+  gauge("journal_full_in_seconds", "Predicted until the limit; -1: not as things go", [this] {
+    int64_t ns = journal_->usage().full_in_ns;
+    return ns < 0 ? -1.0 : seconds(ns);
+  });
+  gauge("journal_degraded", "1 while regions alone are remembered for the replica",
+        [this] { return journal_->usage().shipping == journal::Shipping::kDegraded ? 1.0 : 0.0; });
+  gauge("journal_resync_left_bytes", "What the replica lacks, and what of it is on its way",
+        [this] { return static_cast<double>(journal_->usage().resync_left_bytes); });
+  gauge("journal_points_given_up", "Recovery points given up at the limit since the start",
+        [this] { return static_cast<double>(journal_->usage().points_given_up); });
+  gauge("journal_disk_failed", "1 while the journal's own disk takes nothing",
+        [this] { return journal_->usage().disk_failure.empty() ? 0.0 : 1.0; });
 }
 
 // ---- control ------------------------------------------------------------------------------------
@@ -225,6 +228,68 @@ std::string Engine::journal_json() {
               {"closed_batches", usage.closed_batches}, {"spool_batches", usage.spool_batches},
               {"spool_bytes", usage.spool_bytes}, {"records_unstaged", usage.records_unstaged},
               {"journal_bytes", usage.journal_bytes}, {"last_finished", journal_->last_finished().value}}.dump();
+}
+
+void Engine::resync_replica(Callback<Result<std::string>> done) { tasks_.spawn(do_resync_replica(std::move(done))); }
+
+// Each image is sent by the host that wrote it last: its tenure is the newest. A host that is gone leaves its images to
+// whoever takes their tenures next. The shared node says which these are, so it must be there.
+Task<void> Engine::do_resync_replica(Callback<Result<std::string>> done) {
+  if (!options_.config.replica) co_return done(Status(Code::kInvalidArgument, "no [replica] is configured"));
+  if (!co_await wait_link(std::chrono::seconds(5))) {
+    co_return done(Status(Code::kUnavailable, "the shared node must be there: it knows who wrote an image last"));
+  }
+  wire::Dump ask{InodeNumber(0), 512};
+  std::vector<wire::Attr> images;
+  for (bool end = false; !end;) {
+    using Answer = Result<wire::DirEntries>;
+    auto page = co_await async<Answer>(
+        [&](Callback<Answer> d) { mirror_->request<wire::DirEntries>(wire::Type::kDump, ask, std::move(d)); });
+    if (!page) co_return done(page.status());
+    for (wire::DirEntry& e : page->entries) {
+      ask.after = e.attr.inode;
+      if (!e.attr.image.is_nil()) images.push_back(e.attr);
+    }
+    end = page->end != 0 || page->entries.empty();
+  }
+  // From here on in one turn: the marks that bind the images to this stream go with the resync.
+  const bool empty = journal_->usage().replica_empty;
+  std::vector<journal::ImageExtent> all;
+  uint64_t count = 0, bytes = 0;
+  for (const wire::Attr& attr : images) {
+    const Epoch own = journal_->tenure_epoch(attr.image);
+    if (own.value == 0 || attr.epoch > own) continue;
+    auto im = image_of(attr);
+    if (!im || (*im)->doomed) continue;
+    ++count;
+    journal_->mark(mark_of(**im, wire::MarkKind::kOpenWrite));
+    for (const Extent& extent : allocated_regions(**im, empty)) {
+      bytes += extent.length;
+      all.push_back({attr.image, extent});
+    }
+  }
+  journal_->resync_replica(std::move(all));
+  kLog.warning("replica_resync_asked", {{"images", count}, {"bytes", bytes}});
+  done(json{{"images", count}, {"bytes", bytes}}.dump());
+}
+
+// What a replica that has nothing needs of an image; one that has something needs all of it, holes too.
+std::vector<Extent> Engine::allocated_regions(Image& im, bool data_only) {
+  constexpr uint64_t kStep = limits::kRegionBytesMin;
+  const uint64_t size = im.size_now();
+  if (size == 0) return {};
+  if (!data_only || !im.local()) return {{0, size}};
+  std::vector<Extent> out;
+  for (uint64_t at = 0; at < std::min(size, im.copy->size());) {
+    auto data = im.copy->next_data(at);
+    if (!data) return {{0, size}};
+    if (data->length == 0) break;
+    const uint64_t begin = data->offset / kStep * kStep, end = (data->end() + kStep - 1) / kStep * kStep;
+    if (!out.empty() && begin <= out.back().end()) out.back().length = end - out.back().offset;
+    else out.push_back({begin, end - begin});
+    at = end;
+  }
+  return out;
 }
 
 void Engine::set_policy(std::string image, std::string mirror, Callback<Result<std::string>> done) {

@@ -35,6 +35,7 @@ struct Words {   // what the command line said
   PointExportOptions point_export;
   RestoreOptions restore;
   InspectOptions inspect;
+  bool resync_wait = false;
   PkiInitOptions init;
   PkiIssueOptions issue;
   std::vector<std::string> show_files, check_files;
@@ -133,6 +134,9 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   inspect->add_option("--records", w.inspect.records, "number of records")->check(CLI::Range(0, 100000))->capture_default_str();
   verb(journal, w, "pause-shipping", "Stop staging and shipping; cuts go on", [](Context& c) { return journal_pause(c, true); });
   verb(journal, w, "resume-shipping", "Go on shipping", [](Context& c) { return journal_pause(c, false); });
+  auto* resync = verb(journal, w, "resync-replica", "Send an emptied or replaced replica all that this node answers for",
+                      [&w](Context& c) { return journal_resync(c, w.resync_wait); });
+  resync->add_flag("--wait", w.resync_wait, "show progress until the replica is level");
 
   CLI::App& pki = *noun(app, "pki", "The cluster's certificates");
   auto* init = verb(pki, w, "init", "Make the cluster's authority", [&w](Context& c) { return pki_init(c, w.init); });

@@ -54,6 +54,8 @@ Outcome replica_restore(Context& context, const RestoreOptions& options);
 struct InspectOptions { std::string directory; uint64_t records = 20; };
 Outcome journal_inspect(Context& context, const InspectOptions& options);
 Outcome journal_pause(Context& context, bool paused);
+// Brings an emptied or replaced replica level; with `wait`, until it is.
+Outcome journal_resync(Context& context, bool wait);
 
 // Replaces the daemon by the program on disk, under its guests, and waits until the new one serves.
 Outcome host_restart(Context& context);

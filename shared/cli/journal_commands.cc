@@ -1,9 +1,11 @@
-// journal inspect, pause-shipping, resume-shipping. Inspection reads the journal's environment itself
+// journal inspect, pause-shipping, resume-shipping, resync-replica. Inspection reads the journal's environment itself
 // (journal/FORMAT.md), beside a running daemon as well as after it: LMDB's readers disturb nobody.
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <map>
+#include <thread>
 
 #include "journal/records.h"
 #include "shared/cli/commands.h"
@@ -40,7 +42,9 @@ Json batch_json(uint64_t number, const journal::BatchRow& row) {
   for (const auto& part : row.parts) bytes += part.bytes;
   return {{"batch", number},
           {"state", state_name(row.state)},
-          {"kind", row.kind == journal::BatchKind::kResync ? "resync" : "normal"},
+          {"kind", row.kind == journal::BatchKind::kResync  ? "resync"
+                   : row.kind == journal::BatchKind::kPiece ? "piece"
+                                                            : "normal"},
           {"incarnation", row.incarnation.value},
           {"first", row.first.value},
           {"last", row.last.value},
@@ -173,6 +177,28 @@ Outcome journal_inspect(Context& context, const InspectOptions& o) {
   }
   TM_ASSIGN_OR_RETURN(Json j, inspect(directory, o.records));
   context.result(j, inspect_text(j));
+  return 0;
+}
+
+Outcome journal_resync(Context& context, bool wait) {
+  TM_ASSIGN_OR_RETURN(const Json before, context.control_get("/v1/status"));
+  TM_ASSIGN_OR_RETURN(Json begun, context.control_post("/v1/resync-replica", Json::object(), 120));
+  std::string what = begun.contains("names") ? text(begun, "names") + " names"
+                                             : text(begun, "images") + " images, " + config::format_size(number(begun, "bytes"));
+  if (!wait) {
+    context.result(begun, what + " are sent to the replica; `tidemark status` shows what is left");
+    return 0;
+  }
+  ProgressBar bar("resync", context.progress_wanted());
+  for (;;) {
+    TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
+    const Json& journal = at(status, "journal");
+    const uint64_t left = number(journal, "resync_left_bytes"), sent = number(journal, "resync_sent_bytes");
+    bar.update(sent, sent + left);
+    if (number(journal, "resyncs_ended") > number(at(before, "journal"), "resyncs_ended")) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // lint: allow sleep_for: the pace of asking
+  }
+  context.result(begun, what + " were sent: the replica is level");
   return 0;
 }
 

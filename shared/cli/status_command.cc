@@ -28,12 +28,34 @@ std::string replica_line(const Json& replica) {
   return out + "\n";
 }
 
+// The limit, how near it is, and what follows from it.
+std::string limit_line(const Json& journal) {
+  if (number(journal, "limit_bytes") == 0) return "";
+  std::string out = "\n         limit " + size_of(journal, "limit_bytes") + " or " + format_seconds(real(journal, "limit_age_s"));
+  if (at(journal, "full_in_s").is_number()) out += ", full in " + format_seconds(real(journal, "full_in_s")) + " as things go";
+  const std::string shipping = text(journal, "shipping");
+  if (shipping == "degraded") {
+    out += "\n         DEGRADED: " + text(journal, "degraded_why") + "; " + size_of(journal, "resync_left_bytes") +
+           " to send when the replica answers";
+  } else if (shipping == "resyncing" || number(journal, "resync_left_bytes") > 0) {
+    out += "\n         RESYNCING the replica: " + size_of(journal, "resync_left_bytes") + " left";
+  }
+  if (number(journal, "points_given_up") > 0) out += "\n         " + text(journal, "points_given_up") + " points given up";
+  if (const Json& names = at(journal, "names_given_up"); names.is_array() && !names.empty()) {
+    out += ", names lost:";
+    for (const Json& name : names) out += " " + printable(name.is_string() ? name.get<std::string>() : name.dump());
+  }
+  if (flag(journal, "needs_full_resync")) out += "\n         the replica was replaced: tidemark journal resync-replica";
+  return out;
+}
+
 std::string journal_line(const Json& journal) {
   if (!journal.is_object()) return "";
   std::string out = "journal  " + size_of(journal, "journal_bytes") + ", spool " + size_of(journal, "spool_bytes") + " in " +
                     std::to_string(number(journal, "spool_batches")) + " batches, RPO now " +
                     format_seconds(real(journal, "rpo_s"));
   if (flag(journal, "shipping_paused")) out += ", SHIPPING PAUSED";
+  out += limit_line(journal);
   if (!text(journal, "ship_error").empty()) out += "\n         shipping fails: " + text(journal, "ship_error");
   return out + "\n";
 }

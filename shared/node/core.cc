@@ -29,6 +29,7 @@ uint16_t SharedNode::port() const { return core_->port(); }
 void SharedNode::accept(std::unique_ptr<net::Stream> stream) { core_->accept(std::move(stream)); }
 void SharedNode::stop(UniqueFunction<void()> done) { core_->stop(std::move(done)); }
 std::string SharedNode::status_json() { return core_->status_json(); }
+void SharedNode::resync_replica(Callback<Result<std::string>> done) { core_->resync_replica(std::move(done)); }
 std::string SharedNode::journal_json() const { return core_->journal_json(); }
 std::vector<std::string> SharedNode::unhealthy_reasons() const { return core_->unhealthy_reasons(); }
 void SharedNode::set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done) {

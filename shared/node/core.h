@@ -124,6 +124,8 @@ class Core {
   // ---- status.cc ------------------------------------------------------------------------------
   std::string status_json();
   std::string journal_json() const;
+  // ---- resync.cc
+  void resync_replica(Callback<Result<std::string>> done);
   std::vector<std::string> unhealthy_reasons() const;
   void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);
 
@@ -138,6 +140,7 @@ class Core {
   // Runs `then` once the batch, and all before it, is durable. An empty batch waits for those before.
   void commit(kv::WriteBatch batch, UniqueFunction<void()> then);
   void fatal(const Status& status);
+  wire::Mark name_mark(wire::MarkKind kind, const Node& node);
   void record_marks(const std::vector<wire::Mark>& marks);
   void settle_marks();
   void tick();

@@ -69,8 +69,12 @@ MarkSink::Usage JournalMarks::usage() const {
   out.closed_batches = u.closed_batches;
   out.records_unstaged = u.records_unstaged;
   out.last_finished = journal_->last_finished().value;
+  out.json = journal::usage_json(u);
+  out.reasons = journal::usage_reasons(u);
   return out;
 }
+
+void JournalMarks::resync_replica() { journal_->resync_replica({}); }
 
 void JournalMarks::stop(UniqueFunction<void()> done) {
   journal_->close(kCloseMax, [done = std::move(done)](Status status) mutable {

@@ -28,6 +28,7 @@ class JournalMarks final : public MarkSink {
   void record(const wire::Mark& mark) override;
   void settle(Callback<Status> done) override;
   Usage usage() const override;
+  void resync_replica() override;
   void stop(UniqueFunction<void()> done) override;
 
  private:

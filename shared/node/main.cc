@@ -51,6 +51,12 @@ void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
     if (node == nullptr) return Status(Code::kUnavailable, "starting");
     return node->journal_json();
   });
+  daemon.routes().post("/v1/resync-replica", [&node](daemon::Request, daemon::Reply reply) {
+    if (node == nullptr) return reply(daemon::error_response(Status(Code::kUnavailable, "starting")));
+    node->resync_replica([reply = std::move(reply)](Result<std::string> names) mutable {
+      reply(daemon::json_response(std::move(names)));
+    });
+  });
   daemon.routes().post("/v1/images/policy", [&node](daemon::Request request, daemon::Reply reply) {
     auto policy = node::parse_policy(request.text());
     if (!policy) return reply(daemon::error_response(policy.status()));

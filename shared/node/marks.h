@@ -22,6 +22,8 @@ class MarkSink {
     Uuid generation;
     BatchNumber newest_closed, newest_durable;
     uint64_t closed_batches = 0, records_unstaged = 0, last_finished = 0;
+    std::string json;                          // all of the journal's, for status
+    std::vector<std::string> reasons;          // what speaks against being healthy
   };
   virtual ~MarkSink() = default;
   // In the order of their numbers. A mark may be given again after a crash; the replica merges by number.
@@ -29,6 +31,8 @@ class MarkSink {
   // OK once all marks recorded so far can no longer be lost with this node; kUnavailable: ask again later.
   virtual void settle(Callback<Status> done) = 0;
   virtual Usage usage() const = 0;
+  // The replica was emptied or replaced, and an operator says that it is to be taken.
+  virtual void resync_replica() {}
   virtual void stop(UniqueFunction<void()> done) = 0;
 };
 

@@ -51,6 +51,8 @@ class SharedNode {
 
   std::string status_json();
   std::string journal_json() const;   // of the time marks' own journal
+  // An operator's word that a replica, emptied or replaced, is to be told every name again.
+  void resync_replica(Callback<Result<std::string>> done);
   std::vector<std::string> unhealthy_reasons() const;
   // `mirror` is "none" or "sync"; `image` a UUID or a path. The image's JSON, once durable.
   void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);

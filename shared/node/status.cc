@@ -28,7 +28,7 @@ std::vector<std::string> Core::unhealthy_reasons() const {
   if (!failed_) out.push_back("catalogue failed: " + failed_.message());
   if (group_->lost()) out.push_back("a failed sync could not be recorded: check the bricks");
   MarkSink::Usage usage = marks_->usage();
-  if (!usage.ship_error.empty()) out.push_back("shipping to the replica: " + usage.ship_error);
+  for (std::string& reason : usage.reasons) out.push_back(std::move(reason));
   return out;
 }
 
@@ -80,14 +80,9 @@ std::string Core::status_json() {
   for (auto& [id, image] : images_) images.push_back(StatusWriter{*this}.image(*image));
   std::sort(images.begin(), images.end(), [](const json& a, const json& b) { return a["path"] < b["path"]; });
   MarkSink::Usage usage = marks_->usage();
-  json journal = {{"marks_unsettled", marks_recorded_.value - marks_settled_.value},
-                  {"spool_bytes", usage.spool_bytes},
-                  {"spool_batches", usage.spool_batches},
-                  {"journal_bytes", usage.journal_bytes},
-                  {"shipping_paused", usage.shipping_paused},
-                  {"ship_error", usage.ship_error},
-                  {"replica_configured", usage.replica_configured},
-                  {"rpo_s", static_cast<double>(usage.rpo_ns) / kNanosecondsPerSecond}};
+  json journal = usage.json.empty() ? json::object() : json::parse(usage.json);
+  journal["marks_unsettled"] = marks_recorded_.value - marks_settled_.value;
+  journal["replica_configured"] = usage.replica_configured;
   json out = {{"node", options_.name},
               {"role", "shared"},
               {"version", "0.1.0"},
