@@ -78,14 +78,14 @@ void Cluster::fail(const std::string& what) {
 void Cluster::start_shared() {
   SimEnv& env = world_.start("shared1");
   auto node = open_shared(env, {.cluster = cluster_, .region_bytes = scenario_.region_bytes, .ships = true,
-                                .on_fatal = [this](const Status& s) { fail("shared node: " + s.to_string()); }});
+                                .limit_age = scenario_.limit_age, .on_fatal = [this](const Status& s) { fail("shared node: " + s.to_string()); }});
   if (!node) return fail("shared node: " + node.status().to_string());
   shared_ = std::move(*node);
 }
 
 void Cluster::start_replica() {
   SimEnv& env = world_.start("replica1");
-  auto opened = replica::Replica::open(env, {.directory = "/state", .cluster = cluster_, .node = "replica1"});
+  auto opened = replica::Replica::open(env, {.directory = replica_directory_, .cluster = cluster_, .node = "replica1"});
   if (!opened) return fail("replica: " + opened.status().to_string());
   replica_ = std::move(*opened);
   net::HttpServerOptions options;
@@ -102,7 +102,8 @@ void Cluster::start_replica() {
 void Cluster::start_host(Host& host, bool first) {
   world_.clear_faults(host.name);               // whoever starts it has repaired its brick
   SimEnv& env = world_.start(host.name);
-  auto engine = open_host(env, {.cluster = cluster_, .region_bytes = scenario_.region_bytes, .ships = true});
+  auto engine = open_host(env, {.cluster = cluster_, .region_bytes = scenario_.region_bytes, .ships = true,
+                                .limit_bytes = scenario_.limit_bytes, .limit_age = scenario_.limit_age});
   if (!engine) return fail(host.name + ": " + engine.status().to_string());
   host.engine = std::move(*engine);
   host.engine->start();
@@ -208,13 +209,13 @@ void Cluster::plan() {
     });
   });
   schedule(scenario_.link_resets, [](Cluster& c) { c.world_.reset_connections(c.hosts_[c.world_.random().below(2)].name, "shared1"); });
-  schedule(scenario_.replica_outages, [](Cluster& c) {
-    if (!c.world_.running("replica1")) return;
-    c.world_.crash("replica1", c.world_.random().coin() ? Crash::kKill : Crash::kPowerLoss);
-    c.replica_server_.reset();
-    c.replica_.reset();
-    c.world_.at(c.world_.random().in({milliseconds(50), seconds(4)}), [&c] { c.start_replica(); });
+  schedule(scenario_.replica_outages,
+           [](Cluster& c) { c.take_replica_down(c.world_.random().in({milliseconds(50), seconds(4)})); });
+  schedule(scenario_.replica_long_outages, [](Cluster& c) {
+    c.take_replica_down(c.scenario_.limit_age + c.world_.random().in({milliseconds(100), seconds(6)}));
   });
+  if (scenario_.replica_replaced) schedule(1, [](Cluster& c) { c.replace_replica(); });
+  watch_limits();
   auto shared_down = [](Crash kind) {
     return [kind](Cluster& c) {
       if (!c.world_.running("shared1")) return;
@@ -249,6 +250,57 @@ void Cluster::plan() {
     const char* nodes[] = {"host1", "host2", "shared1", "replica1"};
     int64_t jump = static_cast<int64_t>(c.world_.random().below(200'000'000)) - 100'000'000;
     c.world_.jump_wall(nodes[c.world_.random().below(4)], seconds(jump));
+  });
+}
+
+void Cluster::take_replica_down(Duration length) {
+  if (!world_.running("replica1")) return;
+  world_.crash("replica1", world_.random().coin() ? Crash::kKill : Crash::kPowerLoss);
+  replica_server_.reset();
+  replica_.reset();
+  world_.at(length, [this] { start_replica(); });
+}
+
+// All that it had is gone. Operators say so everywhere, again and again, until the word was heard.
+void Cluster::replace_replica() {
+  if (world_.running("replica1")) {
+    world_.crash("replica1", Crash::kPowerLoss);
+    replica_server_.reset();
+    replica_.reset();
+  }
+  replica_directory_ = "/state-" + std::to_string(++replicas_);
+  world_.at(milliseconds(500), [this] { start_replica(); });
+  for (Host& host : hosts_) ask_resync(host);
+  ask_names_resync();
+}
+
+void Cluster::ask_resync(Host& host) {
+  world_.at(milliseconds(300), [this, &host] {
+    if (!failure_.empty()) return;
+    if (!world_.running(host.name)) return ask_resync(host);
+    host.engine->resync_replica([this, &host](Result<std::string> answer) {
+      if (!answer) ask_resync(host);
+    });
+  });
+}
+
+void Cluster::ask_names_resync() {
+  world_.at(milliseconds(300), [this] {
+    if (!failure_.empty()) return;
+    if (!world_.running("shared1")) return ask_names_resync();
+    shared_->resync_replica([](Result<std::string>) {});
+  });
+}
+
+void Cluster::watch_limits() {
+  if (scenario_.limit_age >= std::chrono::hours(1)) return;
+  world_.at(milliseconds(200), [this] {
+    for (Host& host : hosts_) {
+      if (!world_.running(host.name)) continue;
+      auto status = nlohmann::json::parse(host.engine->status_json());
+      times_degraded_ += status["journal"]["shipping"] != "normal";
+    }
+    watch_limits();
   });
 }
 
@@ -444,7 +496,8 @@ bool Cluster::check_points() {
     if (!m->complete || !failure_.empty()) continue;
     auto resolved = get("/v1/points/resolve?name=" + m->name);
     // A host that died before staging it has lost the mark, and has said so in its log.
-    bool may_be_lost = scenario_.host_kills + scenario_.host_power_losses + scenario_.brick_failures != 0;
+    bool may_be_lost = scenario_.host_kills + scenario_.host_power_losses + scenario_.brick_failures +
+                           scenario_.replica_long_outages != 0 || scenario_.replica_replaced;
     if (resolved && resolved->status == 404 && may_be_lost) continue;
     Bytes bytes;
     std::string wrong = read_point(m->name, m->image, &bytes);

@@ -28,6 +28,10 @@ struct Scenario {
   uint32_t link_cuts = 0;           // host to shared node, healed after a while
   uint32_t link_resets = 0;
   uint32_t replica_outages = 0;     // killed, started again
+  uint32_t replica_long_outages = 0;  // the same, for longer than the journals' limit of age
+  bool replica_replaced = false;    // once: emptied; operators say on every node that it is to be brought level
+  uint64_t limit_bytes = 10ull << 30;
+  Duration limit_age = std::chrono::hours(24);
   uint32_t shared_kills = 0, shared_power_losses = 0;
   uint32_t host_kills = 0, host_power_losses = 0;
   uint32_t host_isolations = 0;     // a host sees nobody for a while
@@ -46,6 +50,7 @@ class Cluster {
   std::string run();
   uint64_t trace_hash() const { return world_.trace_hash(); }
   uint64_t acknowledged() const;
+  uint64_t times_degraded() const { return times_degraded_; }
   uint64_t events() const { return world_.events_delivered(); }
 
  private:
@@ -86,6 +91,11 @@ class Cluster {
   void plan();
   template <class F> void schedule(uint32_t times, F&& fn);
   void fail_brick(Host& host);
+  void take_replica_down(Duration length);
+  void replace_replica();
+  void ask_resync(Host& host);
+  void ask_names_resync();
+  void watch_limits();
   void mark(Host& host);
   void fail(const std::string& what);
   bool wait(const std::string& what, UniqueFunction<bool()> done, Duration limit = std::chrono::seconds(180));
@@ -109,7 +119,10 @@ class Cluster {
   std::vector<std::unique_ptr<Marked>> marks_;
   std::unique_ptr<net::HttpClient> reader_;
   std::string failure_;
+  std::string replica_directory_ = "/state";    // another one where it was replaced
+  uint32_t replicas_ = 0;
   uint64_t acknowledged_ = 0;
+  uint64_t times_degraded_ = 0;                 // as seen, now and then
 };
 
 }  // namespace tidemark::sim

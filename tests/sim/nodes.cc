@@ -20,6 +20,7 @@ Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup s
     marks.directory = "/state/marks";
     marks.source = env.node();
     marks.cluster = setup.cluster;
+    marks.settings.limit_age = std::chrono::duration_cast<std::chrono::milliseconds>(setup.limit_age);
     TM_ASSIGN_OR_RETURN(marks.replica, env.network().http_client({.url = kReplicaUrl, .tls = net::TlsFiles{}}));
     TM_ASSIGN_OR_RETURN(sink, node::JournalMarks::open(env, std::move(marks)));
   }
@@ -39,6 +40,8 @@ Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setu
   options.config.shared = config::SharedLink{"shared1:" + std::to_string(kSharedPort), "shared1", 2};
   if (setup.ships) options.config.replica = config::ReplicaLink{kReplicaUrl, "replica1"};
   options.config.journal.region_bytes = setup.region_bytes;
+  options.config.journal.limit_bytes = setup.limit_bytes;
+  options.config.journal.limit_age = std::chrono::duration_cast<std::chrono::milliseconds>(setup.limit_age);
   TM_RETURN_IF_ERROR(env.files().make_directories("/brick1"));
   return fs::Engine::open(env, std::move(options));
 }

@@ -19,6 +19,7 @@ struct SharedSetup {
   Uuid cluster;
   uint64_t region_bytes = 4 << 20;
   bool ships = true;                              // its time marks, to the replica
+  Duration limit_age = std::chrono::hours(24);    // of their journal
   std::function<void(const Status&)> on_fatal;
 };
 Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup setup);
@@ -27,6 +28,8 @@ struct HostSetup {
   Uuid cluster;
   uint64_t region_bytes = 4 << 20;
   bool ships = true;
+  uint64_t limit_bytes = 10ull << 30;             // of the journal
+  Duration limit_age = std::chrono::hours(24);
 };
 Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setup);
 
