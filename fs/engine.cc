@@ -186,6 +186,12 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
   if (!closed) kLog.warning("journal_close", {{"error", closed}});
   mirror_->stop();
   env_.cancel(tick_timer_);
+  // What was given up with its link may still have its local part under way: a file is not closed under it.
+  auto under_way = [&] {
+    auto busy = [](const auto& image) { return image.second->copy && !image.second->copy->idle(); };
+    return std::any_of(images_.begin(), images_.end(), busy);
+  };
+  while (under_way() && env_.now() < deadline) co_await sleep(std::chrono::milliseconds(5));
   done(closed);
 }
 

@@ -50,6 +50,7 @@ struct SetAttr {
   uint32_t mask = 0;                     // wire::SetAttrMask
   wire::Attr values;
   bool set_size = false;
+  bool touch = false;                    // the times move even if the size stays
   uint64_t size = 0;
 };
 
@@ -75,6 +76,7 @@ class Engine final : public journal::BlockSource {
   // ---- name space -----------------------------------------------------------------------------
   void lookup(InodeNumber parent, std::string name, AttrDone done);
   void getattr(InodeNumber inode, AttrDone done);
+  InodeNumber parent_of(InodeNumber inode) const;  // as far as known, else the inode itself
   void setattr(InodeNumber inode, SetAttr change, AttrDone done);
   void create(wire::Create request, AttrDone done);
   void unlink(InodeNumber parent, std::string name, bool directory, Done done);
@@ -94,6 +96,9 @@ class Engine final : public journal::BlockSource {
   // `tag` names the request for interrupt(); 0: it cannot be interrupted.
   void read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
             uint64_t tag = 0);
+  // Whether a write by one who may not set them takes set-id bits of the image's mode; takes them.
+  bool has_set_id(HandleId handle) const;
+  void take_set_id(HandleId handle, Done done);
   void write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done,
              uint64_t tag = 0);
   void flush(HandleId handle, io::IoMode mode, Done done, uint64_t tag = 0);
@@ -266,6 +271,8 @@ class Engine final : public journal::BlockSource {
   void tell_dropped(Image& image);
   void reap();
   Status set_flag(Image& image, uint8_t flag, bool on);
+  void changed_now(Image& image);
+  Task<void> tell_times(Image& image);
   Task<void> push_times(InodeNumber inode, wire::Attr values);
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   // ---- engine_verify.cc

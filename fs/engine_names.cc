@@ -105,12 +105,7 @@ void Engine::last_writer_closed(Image& im) {
     journal_->mark(mark_of(im, wire::MarkKind::kClose));
     im.open_marked = false;
   }
-  if (im.held && !im.mtime_pushed && mirror_->up() && !im.nameless) {
-    im.mtime_pushed = true;
-    wire::Attr times = im.attr;
-    times.mtime = times.ctime = im.mtime;
-    tasks_.spawn(push_times(im.inode, times));
-  }
+  if (im.held && !im.mtime_pushed && mirror_->up() && !im.nameless) tasks_.spawn(tell_times(im));
   if (im.recall_wanted) try_yield(im);
 }
 

@@ -47,7 +47,10 @@ wire::Attr Engine::local_view(wire::Attr attr) {
     attr.size = im->size;
     attr.size_generation = im->size_generation;
     attr.holder = options_.config.node.name;
-    if (!im->mtime_pushed) attr.mtime = attr.ctime = im->mtime;
+    if (!im->mtime_pushed) {
+      attr.mtime = im->mtime;
+      attr.ctime = std::max(attr.ctime, im->mtime);  // a change of mode or name may be the later one
+    }
   } else if (im->local() && im->copy->size_generation() > attr.size_generation) {
     attr.size = im->copy->size();   // resized here, and the shared node does not know yet
     attr.size_generation = im->copy->size_generation();
@@ -104,6 +107,11 @@ Task<void> Engine::do_getattr(InodeNumber inode, AttrDone done) {
     nameless = im != nullptr && im->nameless && im->handles != 0;
   }
   if (known && (nameless || is_unreachable(answer.status()))) co_return done(local_view(std::move(*known)));
+  // Still open here (else nobody asks by number), but without a name: as elsewhere it goes on until it is closed.
+  if (known && known->kind != wire::NodeKind::kImage && answer.status().code() == Code::kNotFound) {
+    known->nlink = 0;
+    co_return done(std::move(*known));
+  }
   if (inode.value == 1 && is_unreachable(answer.status())) {
     wire::Attr root;  // a host that starts while the shared node is away shows an empty root
     root.inode = root.parent = InodeNumber(1);
@@ -113,6 +121,11 @@ Task<void> Engine::do_getattr(InodeNumber inode, AttrDone done) {
     co_return done(root);
   }
   done(answer.status());
+}
+
+InodeNumber Engine::parent_of(InodeNumber inode) const {
+  auto known = names_->get(inode);
+  return known ? known->parent : inode;
 }
 
 void Engine::setattr(InodeNumber inode, SetAttr change, AttrDone done) {
@@ -137,7 +150,12 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
         start_op(op);
       });
       if (!resized) co_return done(resized.status());
+    } else if (change.touch) {
+      changed_now(im);
     }
+    // The last close of a writer tells the times, too; without one nobody would.
+    bool tell = !im.mtime_pushed && im.wrote == 0 && im.held && mirror_->up() && !im.nameless;
+    if (tell) tasks_.spawn(tell_times(im));
     attr->size = im.size_now();
   }
   if (change.mask != 0) {
@@ -151,6 +169,20 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
     attr = answer->mark.node;
   }
   done(local_view(std::move(*attr)));
+}
+
+void Engine::changed_now(Image& im) {
+  im.mtime = env_.wall();
+  im.mtime_pushed = false;
+}
+
+// Until the shared node has answered, the times shown are the own ones.
+Task<void> Engine::tell_times(Image& im) {
+  Pin pin(im);
+  wire::Attr times = im.attr;
+  times.mtime = times.ctime = im.mtime;
+  co_await push_times(im.inode, times);
+  if (im.mtime == times.mtime) im.mtime_pushed = true;  // else it was written meanwhile
 }
 
 Task<void> Engine::push_times(InodeNumber inode, wire::Attr values) {
@@ -185,7 +217,18 @@ void Engine::take_mark(const wire::Mark& mark) {
       policy_seen(*im, im->attr.mirror);
     }
   }
-  if (!mark.replaced.is_nil()) lost_name(mark.replaced);
+  if (mark.replaced.is_nil()) return;
+  // Whoever has it open sees it without a name.
+  if (auto gone = names_->by_image(mark.replaced)) {
+    gone->nlink = 0;
+    gone->ctime = std::max(gone->ctime, mark.label);
+    names_->put(*gone);
+    if (Image* open = find(mark.replaced)) {
+      open->attr.nlink = 0;
+      open->attr.ctime = gone->ctime;
+    }
+  }
+  lost_name(mark.replaced);
 }
 
 void Engine::create(wire::Create request, AttrDone done) {
@@ -283,8 +326,12 @@ Task<void> Engine::check_attr(Image& im) {
   Pin pin(im);
   auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
   if (answer) {
-    if (im.held) im.attr.mirror = answer->mirror;
-    else im.attr = *answer;
+    if (im.held) {
+      im.attr.mirror = answer->mirror;
+      im.attr.mode = answer->mode;
+    } else {
+      im.attr = *answer;
+    }
     names_->put(*answer);
     policy_seen(im, answer->mirror);
     if (answer->nlink == 0) lost_name(im.id);

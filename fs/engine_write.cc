@@ -300,12 +300,12 @@ void Engine::finish_op(Op* op, Status status) {
     journal_->finish(op->ticket, op->coordinator, op->digest);
     op->begun = false;
     im.unsynced.finish();
-    im.mtime = env_.wall();
-    im.mtime_pushed = false;
+    changed_now(im);
     ++counts_.writes;
     counts_.write_bytes += op->extent.length;
     if (!status) copies_apart(im);
   }
+  if (op->kind == OpKind::kAllocate && op->extent.length != 0 && status.is_ok()) changed_now(im);
   if (resized && !status) journal_->set_size(im.slot, im.size);
   if (resized && status.is_ok()) {
     im.size = op->extent.offset;
@@ -440,6 +440,25 @@ void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode m
   op->done = std::move(done);
   if (op->extent.end() > h->image->size_now() || !h->image->held) return extend_then_write(op, op->extent.end());
   start_op(op);
+}
+
+// As the kernel's own file systems do: a set-group-ID bit without execution by the group means something else.
+bool Engine::has_set_id(HandleId handle) const {
+  uint64_t index = handle.value - 1;
+  if (index >= handles_.size() || handles_[index].image == nullptr) return false;
+  uint32_t mode = handles_[index].image->attr.mode;
+  return (mode & 04000) != 0 || (mode & 02010) == 02010;
+}
+
+void Engine::take_set_id(HandleId handle, Done done) {
+  const Image& im = *handle_of(handle)->image;
+  SetAttr change;
+  change.mask = wire::kSetMode | wire::kSetCtime;
+  change.values.mode = im.attr.mode & ~((im.attr.mode & 010) != 0 ? 06000u : 04000u);
+  change.values.ctime = env_.wall();
+  setattr(im.inode, std::move(change), [done = std::move(done)](Result<wire::Attr> attr) mutable {
+    done(attr ? Status::ok() : attr.status());
+  });
 }
 
 // A write past the end grows the image first, as a request of its own. Without the tenure the size is only known once

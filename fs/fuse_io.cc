@@ -131,6 +131,13 @@ void FuseOps::read(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_f
   shell.engine_.read(handle_of(fi), static_cast<uint64_t>(offset), out, mode, std::move(done), interruptible(req));
 }
 
+// What libfuse does not hand on of the request: its data follows the kernel's own structure.
+static uint32_t write_flags(const char* data) {
+  fuse_write_in in;
+  memcpy(&in, data - sizeof in, sizeof in);
+  return in.write_flags;
+}
+
 void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, off_t offset, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
   FuseShell::Buffer* buffer = std::exchange(shell.current_, nullptr);  // kept until the answer
@@ -150,7 +157,16 @@ void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, o
     });
   };
   ByteSpan payload(reinterpret_cast<const uint8_t*>(data), size);
-  shell.engine_.write(handle_of(fi), static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
+  HandleId handle = handle_of(fi);
+  if ((write_flags(data) & FUSE_WRITE_KILL_SUIDGID) == 0 || !shell.engine_.has_set_id(handle)) {
+    shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
+    return;
+  }
+  auto taken = [&shell, req, handle, offset, payload, mode, done](Status s) mutable {
+    if (!s) return done(s);
+    shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
+  };
+  shell.engine_.take_set_id(handle, std::move(taken));
 }
 
 void FuseOps::fsync(fuse_req_t req, fuse_ino_t, int, fuse_file_info* fi) {

@@ -19,7 +19,11 @@ timespec timespec_of(WallTime t) {
   if (n < 0) { n += 1'000'000'000; --s; }
   return {static_cast<time_t>(s), static_cast<long>(n)};
 }
-WallTime wall_of(const timespec& t) { return {static_cast<int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec}; }
+// Kept in 64 bits of nanoseconds: from 1677 to 2262. What lies beyond becomes the nearest that can be kept.
+WallTime wall_of(const timespec& t) {
+  constexpr int64_t kSecond = 1'000'000'000, kSecondsMax = INT64_MAX / kSecond - 1;
+  return {std::clamp<int64_t>(t.tv_sec, -kSecondsMax, kSecondsMax) * kSecond + t.tv_nsec};
+}
 
 AttrDone reply_entry(fuse_req_t req) {
   return [req](Result<wire::Attr> attr) {
@@ -37,6 +41,13 @@ AttrDone reply_attr(fuse_req_t req) {
 }
 Done reply_status(fuse_req_t req) {
   return [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); };
+}
+// 0, or why an attribute of that name is not taken. Rights that would be kept but never acted on (capabilities, lists
+// of rights, labels) are refused: nobody shall take them for set.
+int refused_xattr(std::string_view name) {
+  for (std::string_view known : {"user.", "trusted."})
+    if (name.substr(0, known.size()) == known) return name.size() == known.size() ? EINVAL : 0;
+  return EOPNOTSUPP;
 }
 bool name_too_long(fuse_req_t req, const char* name) {
   if (strlen(name) <= limits::kNameBytesMax) return false;
@@ -96,8 +107,10 @@ void FuseOps::init(void* userdata, fuse_conn_info* conn) {
   conn->max_write = limits::kIoBytesMax;
   conn->max_background = shell.options_.max_background;
   conn->congestion_threshold = shell.options_.max_background;
-  // No writeback cache: the kernel would acknowledge before the mirror does, and own the size.
-  unsigned refused = FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
+  // No writeback cache: the kernel would acknowledge before the mirror does, and own the size. O_TRUNC comes as a
+  // SETATTR before the open is answered; set-id bits are taken by the kernel, but for writes (FuseOps::write).
+  unsigned refused = FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE |
+                     FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_HANDLE_KILLPRIV;
   conn->want &= ~refused;
   conn->want |= conn->capable & (FUSE_CAP_ASYNC_DIO | FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS |
                                  FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO);
@@ -116,7 +129,7 @@ void FuseOps::getattr(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
   shell_of(req).engine_.getattr(InodeNumber(ino), reply_attr(req));
 }
 
-void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set, fuse_file_info*) {
+void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
   SetAttr change;
   WallTime now = shell.env_.wall();
@@ -131,13 +144,17 @@ void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_se
     change.mask |= wire::kSetMtime;
     change.values.mtime = (to_set & FUSE_SET_ATTR_MTIME_NOW) ? now : wall_of(st->st_mtim);
   }
-  if (change.mask != 0) { change.mask |= wire::kSetCtime; change.values.ctime = now; }
+  bool size_only = (to_set & FUSE_SET_ATTR_SIZE) != 0 && change.mask == 0;
+  // Nothing to set at all is a chown that leaves both: it moves ctime all the same.
+  if (!size_only) { change.mask |= wire::kSetCtime; change.values.ctime = now; }
   if (to_set & FUSE_SET_ATTR_SIZE) {
     if (st->st_size < 0 || static_cast<uint64_t>(st->st_size) > limits::kImageBytesMax) {
       fuse_reply_err(req, EFBIG);
       return;
     }
     change.set_size = true;
+    // ftruncate and O_TRUNC (which comes without its file) move the times even where the size stays.
+    change.touch = fi != nullptr || st->st_size == 0;
     change.size = static_cast<uint64_t>(st->st_size);
   }
   shell.engine_.setattr(InodeNumber(ino), std::move(change), reply_attr(req));
@@ -299,8 +316,10 @@ void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t siz
   fuse_entry_param dots{};  // node id 0: `.` and `..` are no lookups
   dots.attr.st_ino = dir.inode.value;
   dots.attr.st_mode = S_IFDIR;
+  fuse_entry_param above = dots;
+  above.attr.st_ino = shell_of(req).engine_.parent_of(dir.inode).value;
   for (uint64_t at = offset; at < dir.entries.size() + 2; ++at) {
-    bool fits = at < 2 ? add(at == 0 ? "." : "..", dots, at + 1)
+    bool fits = at < 2 ? add(at == 0 ? "." : "..", at == 0 ? dots : above, at + 1)
                        : add(dir.entries[at - 2].name.c_str(), entry_of(dir.entries[at - 2].attr), at + 1);
     if (!fits) break;
   }
@@ -317,15 +336,16 @@ void FuseOps::statfs(fuse_req_t req, fuse_ino_t) {
     st.f_bsize = st.f_frsize = 4096;
     st.f_blocks = answer->total / 4096;
     st.f_bfree = st.f_bavail = answer->available / 4096;
-    st.f_files = answer->files;
+    st.f_ffree = st.f_favail = UINT32_MAX;  // names are not counted out
+    st.f_files = answer->files + st.f_ffree;
     st.f_namemax = limits::kNameBytesMax;
     fuse_reply_statfs(req, &st);
   });
 }
 
 void FuseOps::setxattr(fuse_req_t req, fuse_ino_t ino, const char* name, const char* value, size_t size, int flags) {
-  if (name == kUuidName) {
-    fuse_reply_err(req, EPERM);
+  if (int refusal = name == kUuidName ? EPERM : refused_xattr(name); refusal != 0) {
+    fuse_reply_err(req, refusal);
     return;
   }
   std::string_view text(value, size);
@@ -360,7 +380,8 @@ void FuseOps::getxattr(fuse_req_t req, fuse_ino_t ino, const char* name, size_t 
 }
 
 void FuseOps::listxattr(fuse_req_t req, fuse_ino_t ino, size_t size) {
-  shell_of(req).engine_.getattr(InodeNumber(ino), [req, size](Result<wire::Attr> attr) {
+  bool root = fuse_req_ctx(req)->uid == 0;
+  shell_of(req).engine_.getattr(InodeNumber(ino), [req, size, root](Result<wire::Attr> attr) {
     if (!attr) return reply_error(req, attr.status());
     std::string names;
     auto add = [&](std::string_view n) { names.append(n).push_back('\0'); };
@@ -369,14 +390,15 @@ void FuseOps::listxattr(fuse_req_t req, fuse_ino_t ino, size_t size) {
       add(kMirrorName);
     }
     for (const auto& [key, value] : attr->xattrs)
-      if (key != kMirrorName && key != kUuidName) add(key);
+      if (key != kMirrorName && key != kUuidName && (root || key.rfind("trusted.", 0) != 0)) add(key);
     reply_bytes(req, names, size);
   });
 }
 
 void FuseOps::removexattr(fuse_req_t req, fuse_ino_t ino, const char* name) {
-  if (name == kUuidName || name == kMirrorName) {
-    fuse_reply_err(req, EPERM);
+  bool own = name == kUuidName || name == kMirrorName;
+  if (int refusal = own ? EPERM : refused_xattr(name); refusal != 0) {
+    fuse_reply_err(req, refusal);
     return;
   }
   wire::SetXattr request;

@@ -328,14 +328,15 @@ Result<Change> NameSpace::set_attr(const wire::SetAttr& r, const Origin& origin)
   if ((r.mask & wire::kSetPolicy) != 0 && node->attr.kind != NodeKind::kImage)
     return error(EINVAL, "policy of no image");
   Change change;
-  touch(change, *node, origin.now, false);
   wire::Attr& a = node->attr;
+  const WallTime ctime = a.ctime;
+  touch(change, *node, origin.now, false);
   if ((r.mask & wire::kSetMode) != 0) a.mode = r.values.mode & kPermissionBits;
   if ((r.mask & wire::kSetUid) != 0) a.uid = r.values.uid;
   if ((r.mask & wire::kSetGid) != 0) a.gid = r.values.gid;
   if ((r.mask & wire::kSetAtime) != 0) a.atime = r.values.atime;
   if ((r.mask & wire::kSetMtime) != 0) a.mtime = r.values.mtime;
-  if ((r.mask & wire::kSetCtime) != 0) a.ctime = r.values.ctime;
+  if ((r.mask & wire::kSetCtime) != 0) a.ctime = std::max(ctime, r.values.ctime);  // times of writes are told late
   if ((r.mask & wire::kSetPolicy) != 0) {
     a.mirror = r.values.mirror != 0 ? 1 : 0;
     change.policy = true;
