@@ -23,8 +23,6 @@ Outcome verify(Context& context, const VerifyOptions& options);
 int verify_exit_code(const Json& result);
 std::string verify_text(const Json& result);
 std::string status_text(const Json& status);
-// Adds the images of the mount that the daemon's status does not list: those not in use on this host.
-void add_unused_images(Json& status, const Json& mounted);
 std::string replica_status_text(const Json& status);
 
 struct CreateOptions { std::string name, size, format; };

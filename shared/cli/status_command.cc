@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <thread>
 
 #include "shared/cli/commands.h"
@@ -107,19 +108,13 @@ std::string status_text(const Json& s) {
   return out + shown;
 }
 
-void add_unused_images(Json& status, const Json& mounted) {
-  if (!at(status, "images").is_array()) status["images"] = Json::array();
-  for (const Json& image : mounted) {
-    const Json& known = at(status, "images");
-    auto same = [&](const Json& k) { return text(k, "uuid") == text(image, "uuid"); };
-    if (std::any_of(known.begin(), known.end(), same)) continue;
-    Json added = image;
-    added["epoch"] = nullptr;
-    added["writer"] = "";
-    added["mirror"] = text(image, "mirror") == "none" ? "none" : "not in use";
-    added["stale_bytes"] = 0;
-    status["images"].push_back(std::move(added));
-  }
+// The daemon shows the images that it knows of; it knows those of a directory that was listed. Names alone are asked for:
+// attributes of ten thousand images take many seconds.
+void list_names(const std::string& mount) {
+  constexpr size_t kNamesMax = 20000;
+  std::error_code error;
+  std::filesystem::recursive_directory_iterator walk(mount, error), end;
+  for (size_t seen = 0; !error && walk != end && seen < kNamesMax; ++seen) walk.increment(error);
 }
 
 Outcome show_status(Context& context) {
@@ -127,10 +122,8 @@ Outcome show_status(Context& context) {
   // The daemon lists the images in use. The others are looked up through the mount, but only while
   // the shared node can answer for it: a status must not hang on what it is asked about.
   if (text(status, "role") == "host" && flag(at(status, "shared"), "connected") && !text(status, "mount").empty()) {
-    if (auto mounted = mounted_images(text(status, "mount"))) {
-      TM_ASSIGN_OR_RETURN(status, context.control_get("/v1/status"));
-      add_unused_images(status, *mounted);
-    }
+    list_names(text(status, "mount"));
+    TM_ASSIGN_OR_RETURN(status, context.control_get("/v1/status"));
   }
   context.result(status, text(status, "role") == "replica" ? replica_status_text(status) : status_text(status));
   return 0;

@@ -27,15 +27,6 @@ TEST(StatusText, SurvivesFieldsThatAreMissingOrOfAnotherType) {
   EXPECT_NE(status_text(Json::parse("[]")).size(), 0u);
 }
 
-TEST(StatusText, ImagesNotInUseAreAddedOnce) {
-  Json status = host_status();
-  add_unused_images(status, Json::parse(R"([{"path": "disk.img", "uuid": "11111111-2222-4333-8444-555555555555"},
-    {"path": "other.img", "uuid": "22222222-2222-4333-8444-555555555555", "size": 4096, "allocated": 0, "mirror": "sync"}])"));
-  ASSERT_EQ(at(status, "images").size(), 2u);
-  EXPECT_NE(status_text(status).find("other.img  4.0 KiB"), std::string::npos) << status_text(status);
-  EXPECT_EQ(text(at(status, "images")[1], "mirror"), "not in use");
-}
-
 TEST(Verify, ExitCodeIsZeroOnlyWhenTheResultSaysEqual) {
   EXPECT_EQ(verify_exit_code(Json::parse(R"({"equal": true})")), 0);
   EXPECT_EQ(verify_exit_code(Json::parse(R"({"equal": false})")), 4);
