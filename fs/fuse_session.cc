@@ -13,11 +13,9 @@
 
 #include "fs/fuse_internal.h"
 #include "fs/mount_point.h"
-#include "shared/base/log.h"
 
 namespace tidemark::fs {
 namespace {
-const log::Logger kLog("fuse");
 // linux/fuse.h of kernel 6.9.
 constexpr uint64_t kUniqueResend = uint64_t{1} << 63;
 constexpr int kNotifyResend = 7;

@@ -36,8 +36,9 @@ TEST(Arguments, SourceNamesTheConfiguration) {
 TEST(Arguments, DaemonStaysInTheForeground) {
   Arguments a;
   std::string error;
-  ASSERT_EQ(parse({"tidemark-fs", "--config", "x.toml", "/mnt", "-f", "-o", "ro,noallow_other"}, a, error), Next::kRun);
+  ASSERT_EQ(parse({"tidemark-fs", "--config", "x.toml", "/mnt", "-f", "-o", "ro,noallow_other,nolive"}, a, error), Next::kRun);
   EXPECT_FALSE(a.background);
+  EXPECT_FALSE(a.live_restart);
   EXPECT_TRUE(a.read_only);
   EXPECT_EQ(a.allow_other, std::optional<bool>(false));
 }
