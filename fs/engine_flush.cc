@@ -1,6 +1,7 @@
 // Flush: acknowledged when every write acknowledged before it is durable on every in-sync copy.
 #include "fs/engine.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::fs {
 namespace {
@@ -32,7 +33,7 @@ void Engine::start_flush(Op* op) {
   op->counter = journal_->last_finished();
   op->unsynced = im.unsynced.mark();
   op->local = op->remote = Status::ok();
-  op->local_asked = im.local();
+  op->local_asked = im.local() && !TM_PLANTED("lose the flush of the own copy");
   op->remote_asked = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
   op->pending = 1 + (op->local_asked ? 1 : 0) + (op->remote_asked ? 1 : 0);
   ++counts_.flushes;
@@ -85,7 +86,7 @@ void Engine::settle_flush(Op* op) {
     }
     return im.flushes.push_back(op);  // woken by the next change of state; then all over again
   }
-  if (op->remote_asked && op->loss != im.shared_loss) {
+  if (op->remote_asked && op->loss != im.shared_loss && !TM_PLANTED("ignore the loss id")) {
     // The shared node may have lost writes that this flush is to cover: not before they were copied again.
     check_loss(im, op->loss);
     return im.flushes.push_back(op);

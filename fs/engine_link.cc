@@ -1,6 +1,7 @@
 // The link to the shared node, lost and back, and what that means for each image.
 #include "fs/engine.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::fs {
 namespace {
@@ -102,7 +103,7 @@ Task<void> Engine::resume(Image& im) {
   im.yield_unknown = false;
   // Requests under way may have been applied under the old loss id without counting as unflushed yet.
   bool unflushed = im.unsynced.any() || im.active != 0;
-  bool other = im.apart || (answer->loss_id != im.shared_loss && unflushed);
+  bool other = im.apart || (answer->loss_id != im.shared_loss && unflushed && !TM_PLANTED("ignore the loss id"));
   if (!other && !im.facts.alone) im.shared_loss = answer->loss_id;
   im.resync_loss = answer->loss_id;
   apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);
@@ -140,7 +141,7 @@ void Engine::note_alone(Image& im) {
 
 // An answer on a standing link carries another loss id: a sync failed there, unflushed writes may be gone.
 void Engine::check_loss(Image& im, LossId loss) {
-  if (loss == im.shared_loss || im.state == MirrorState::kResyncing) return;
+  if (loss == im.shared_loss || im.state == MirrorState::kResyncing || TM_PLANTED("ignore the loss id")) return;
   kLog.warning("shared_copy_lost_writes", {{"image", im.id}, {"loss_id", loss}, {"before", im.shared_loss}});
   im.resync_loss = loss;
   apply(im, MirrorEvent::kLossChanged);

@@ -7,6 +7,7 @@
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::fs {
 namespace {
@@ -69,7 +70,7 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
       ByteSpan bytes = ByteSpan(buffer->span()).subspan(at, std::min<uint64_t>(kHashUnit, range.length - at));
       if (keyed_digest(ask.key, bytes) == hashes->digests[i]) continue;
       Extent piece{range.offset + at, bytes.size()};
-      if (host_wins) status = co_await copy_to_shared(im, piece, bytes);
+      if (host_wins != TM_PLANTED("resync the wrong way")) status = co_await copy_to_shared(im, piece, bytes);
       else status = co_await copy_to_host(im, piece);
       *repaired += piece.length;
     }
@@ -104,7 +105,7 @@ Task<void> Engine::resync(Image& im) {
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()}});
   Status status;
   if (!im.local() && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
-  if (im.local()) status = co_await make_equal(im, true, regions, journal_->region_bytes(im.slot), &repaired);
+  if (im.local() && !TM_PLANTED("call copies level without a resync")) status = co_await make_equal(im, true, regions, journal_->region_bytes(im.slot), &repaired);
   auto stands = [&] {
     return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss &&
            outages == im.outages && failures == im.failures;

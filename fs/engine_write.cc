@@ -5,6 +5,7 @@
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::fs {
 namespace {
@@ -150,19 +151,20 @@ void Engine::prepare(Op* op) {
   }
   Extent range = touched(*op, im.size);
   bool stale = im.local() && !im.stale.none() && im.stale.stale(range);
+  if (TM_PLANTED("write without filling its region") && stale) im.stale.clear_all();
   if (stale || (!im.filling.empty() && !op->filled && follows_filling(*op))) {
     im.order.release(op->hold);
     return tasks_.spawn(fill_before(op));
   }
   if (journaled(op->kind)) {
-    if (range.length != 0 && !journal_->is_dirty(im.slot, range)) {
+    if (range.length != 0 && !journal_->is_dirty(im.slot, range) && !TM_PLANTED("write before its region is dirty")) {
       journal_->mark_dirty(im.slot, range, [this, op](Status s) {
         if (!s) return finish_op(op, s.with_context("dirty-region log"));
         prepare(op);
       });
       return;
     }
-    if (range.length != 0 && journal_->must_preserve(im.slot, range)) {
+    if (range.length != 0 && journal_->must_preserve(im.slot, range) && !TM_PLANTED("overwrite a block of an unstaged cut")) {
       journal_->preserve(im.slot, range, [this, op] { prepare(op); });
       return;
     }
@@ -185,7 +187,10 @@ void Engine::issue(Op* op) {
   op->remote_asked =
       sends_mirror(im.state) || (im.state == MirrorState::kNone && op->kind == OpKind::kResize && mirror_->up());
   op->pending = 1 + (op->local_asked ? 1 : 0) + (op->remote_asked ? 1 : 0);
-  if (op->remote_asked) issue_remote(op);
+  if (TM_PLANTED("host forgets to mirror a write") && op->kind == OpKind::kWrite && op->remote_asked) {
+    op->remote_asked = false;
+    --op->pending;
+  } else if (op->remote_asked) issue_remote(op);
   else if (im.state != MirrorState::kNone) op->remote = Status(Code::kUnavailable, "no link to the shared node");
   if (op->local_asked) issue_local(op);
   answered(op);
@@ -273,7 +278,7 @@ void Engine::settle(Op* op) {
     refused(im, op->remote);
   }
   if (im.state == MirrorState::kLocalOnly) {
-    if (im.facts.alone) return finish_op(op, Status::ok());
+    if (im.facts.alone || TM_PLANTED("go on alone without a durable note")) return finish_op(op, Status::ok());
     im.unknown.push_back(op);
     return note_alone(im);
   }
@@ -360,7 +365,8 @@ void Engine::read_in_order(Op* op) {
   }
   op->extent.length = std::min<uint64_t>(op->extent.length, size - op->extent.offset);
   op->out = op->out.first(op->extent.length);
-  bool local = own_data && im.local() && !im.stale.stale(op->extent) && op->extent.end() <= im.copy->size();
+  bool level = !im.stale.stale(op->extent) || TM_PLANTED("read a stale local block");
+  bool local = own_data && im.local() && level && op->extent.end() <= im.copy->size();
   if (!local) return read_remote(op);
   im.copy->read(op->extent.offset, op->out, op->mode, [this, op](Status s) {
     Image& image = *op->image;

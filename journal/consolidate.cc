@@ -4,6 +4,7 @@
 #include <queue>
 
 #include "journal/journal.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::journal {
 namespace {
@@ -23,6 +24,7 @@ struct Piece {
 class Painter {
  public:
   void add(uint64_t begin, uint64_t end, ExtentKind kind) {
+    if (TM_PLANTED("forget a hole") && kind != ExtentKind::kData) return;
     if (begin < end) pieces_.push_back({begin, end, rank_, kind});
   }
   // Whole units of [begin, end) as `kind`, its partial units at the edges as data.
@@ -80,7 +82,9 @@ std::vector<PlainExtent> Painter::merge_data() {
 // Walks the pieces by their beginnings with a heap of those open; the newest open one shows.
 std::vector<PlainExtent> Painter::sweep() {
   std::vector<PlainExtent> out;
-  auto older = [](const Piece& a, const Piece& b) { return a.rank < b.rank; };
+  auto older = [](const Piece& a, const Piece& b) {
+    return TM_PLANTED("consolidate backwards") ? a.rank > b.rank : a.rank < b.rank;
+  };
   std::priority_queue<Piece, std::vector<Piece>, decltype(older)> open(older);
   uint64_t at = 0;
   auto show_until = [&](uint64_t limit) {

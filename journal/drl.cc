@@ -5,6 +5,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::journal {
 namespace {
@@ -376,7 +377,11 @@ void DirtyLog::clear_regions(uint32_t slot, uint64_t committed_serial, Fn chosen
   std::vector<uint64_t> over;
   for_bits(image.dirty, [&](uint64_t i) {
     const Region& r = region(image, i);
-    if (r.in_flight == 0 && r.counter <= image.durable_counter && r.serial <= committed_serial && chosen(r)) over.push_back(i);
+    bool idle = r.in_flight == 0 && chosen(r);
+    bool durable = r.counter <= image.durable_counter, recorded = r.serial <= committed_serial;
+    if (TM_PLANTED("clear a dirty region before it is durable")) idle = durable = recorded = r.in_flight == 0;
+    if (TM_PLANTED("clear a dirty region before its records are durable")) idle = recorded = r.in_flight == 0;
+    if (idle && durable && recorded) over.push_back(i);
   });
   for (uint64_t i : over) {
     clear_bit(image.wanted, i);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "shared/base/planted.h"
+
 namespace tidemark::replica {
 namespace {
 
@@ -94,6 +96,7 @@ Status check_part(const PartName& name, const Uuid& cluster, const SourceRecord*
   TM_RETURN_IF_ERROR(check_name(name, cluster, b));
   TM_RETURN_IF_ERROR(check_extents(head));
   if (source != nullptr) TM_RETURN_IF_ERROR(check_incarnation(*source, b));
+  if (TM_PLANTED("trust a clock") && source != nullptr && b.label < source->newest_label) return refuse("older");
   const bool no_previous = b.previous == Sha256{};
   const bool fits = stream.last_digest.empty() ? no_previous
                                                : std::equal(b.previous.begin(), b.previous.end(),

@@ -3,6 +3,7 @@
 
 #include "replica/intake.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::replica {
 namespace {
@@ -219,6 +220,7 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   for (const auto& head : job->input.heads) {
     for (const auto& e : head.extents) payload += e.kind == journal::ExtentKind::kData ? e.extent.length : 0;
   }
+  if (TM_PLANTED("skip a batch") && name.number.value % 16 == 0) job->output.changes = {};
   out.append(std::move(job->output.changes));
   finish_apply(action, std::move(record), job->output, out);
   Status s = co_await commit(std::move(out));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "shared/base/planted.h"
+
 namespace tidemark::replica {
 namespace {
 
@@ -17,7 +19,7 @@ ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   state.resyncs.erase({action.batch.source, action.batch.number});
   for (const SliceFacts& slice : action.batch.slices) {
     Epoch& newest = state.epochs[slice.image];
-    if (slice.epoch < newest) {
+    if (slice.epoch < newest && !TM_PLANTED("merge a late tail")) {
       action.branched.push_back(slice.image);
       action.newer.push_back(newest);
     } else {
@@ -110,7 +112,7 @@ std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch) {
   std::vector<Wait> waits;
   for (const SliceFacts& slice : batch.slices) {
     const wire::TenureParent& parent = slice.parent;
-    const bool needs_parent = parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
+    const bool needs_parent = !TM_PLANTED("apply an epoch before its parent") && parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
                               parent.source != batch.source;
     if (needs_parent && !has_passed(state, parent.source, parent.last)) {
       waits.push_back(

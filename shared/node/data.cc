@@ -6,6 +6,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 #include "shared/node/core.h"
 
 namespace tidemark::node {
@@ -37,7 +38,7 @@ void Core::run(Op* op) {
   }
   if (op->type == wire::Type::kHash) return issue_hash(op);
   if (!op->exclusive) return issue_read(op);
-  if (!fence::may_write(im.record.tenure, op->session->host, op->epoch)) {
+  if (!fence::may_write(im.record.tenure, op->session->host, op->epoch) && !TM_PLANTED("ignore the epoch")) {
     fenced_total_.add();
     return fail(op, Status(Code::kFenced, label(im) + ": epoch " + std::to_string(op->epoch.value) + " of " +
                                               op->session->host + " is over; the newest is " +
@@ -117,7 +118,7 @@ void Core::make_cold(Image& im) {
 }
 
 void Core::mark_behind(Image& im, Extent range, kv::WriteBatch& batch) {
-  if (range.length == 0) return;
+  if (range.length == 0 || TM_PLANTED("forget which hosts are behind")) return;
   uint64_t last = (range.end() - 1) / im.record.region_bytes;
   for (auto& [host, map] : im.behind) {
     if (host == im.record.tenure.holder) continue;
@@ -232,6 +233,7 @@ void Core::issue(Op* op) {
   }
   im.attr->mtime = im.attr->ctime = env_.wall();
   im.times_changed = true;
+  if (TM_PLANTED("acknowledge without applying") && im.coordinator.value % 64 == 0) return done(Status::ok());
   if (op->type == wire::Type::kWrite) return im.copy->write(op->offset, op->payload.span(), op->mode, std::move(done));
   if (op->kind == kZeroAllocate) return im.copy->allocate(op->offset, op->length, std::move(done));
   im.copy->zero(op->offset, op->length, std::move(done));
@@ -354,9 +356,11 @@ CoordinatorSequence Core::applied_up_to(const Image& im) const {
 void Core::start_sync(Image& im, std::vector<Op*> joined) {
   im.syncing = true;
   io::IoMode mode = ops_ == joined.size() ? io::IoMode::kInline : io::IoMode::kQueued;
-  im.copy->sync(mode, [this, joined = std::move(joined), up_to = applied_up_to(im)](Status status) mutable {
+  auto done = [this, joined = std::move(joined), up_to = applied_up_to(im)](Status status) mutable {
     synced(std::move(joined), up_to, status);
-  });
+  };
+  if (TM_PLANTED("lose the flush of the shared copy")) return done(Status::ok());
+  im.copy->sync(mode, std::move(done));
 }
 
 void Core::synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Status& status) {

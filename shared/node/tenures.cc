@@ -4,6 +4,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 #include "shared/node/core.h"
 
 namespace tidemark::node {
@@ -146,7 +147,7 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
                {"parent", action.parent.source},
                {"clean", action.parent.clean}});
   }
-  if (outcome.durable) put_image(batch, image.id, image.record);
+  if (outcome.durable && !TM_PLANTED("answer a grant that is not durable")) put_image(batch, image.id, image.record);
   if (!marks.empty()) {
     put_node(batch, **names_->find(image.record.inode));
     put_counters(batch, *names_);
