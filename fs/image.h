@@ -120,8 +120,6 @@ struct Image {
   uint64_t doomed_batch = 0;
   WallTime mtime;
   bool mtime_pushed = true;
-  uint64_t allocated = 0;
-  io::BootTime allocated_at;
 
   uint64_t size_now() const { return held ? size : attr.size; }
   uint32_t pins = 0;                   // coroutines that refer to it
