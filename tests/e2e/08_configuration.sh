@@ -15,7 +15,7 @@ host=(tidemark-fs --config "$D/bad.toml" -f "$D/mnt/host1")
 check=(tidemark config check "$D/bad.toml")
 refused "unknown key" 'bad.toml:[0-9]+: .*(colour)' '/^name = /a colour = "red"' host1 "${host[@]}"
 refused "unknown key, config check" 'bad.toml:[0-9]+: .*(colour)' '/^name = /a colour = "red"' host1 "${check[@]}"
-refused "bad size" 'bad.toml:[0-9]+: .*limit_bytes' 's/^spool_bytes_max = .*/spool_bytes_max = "many"/' host1 "${host[@]}"
+refused "bad size" 'bad.toml:[0-9]+: .*limit_bytes' 's/^limit_bytes = .*/limit_bytes = "many"/' host1 "${host[@]}"
 refused "wrong type" 'bad.toml:[0-9]+: .*connections' 's/^connections = .*/connections = "two"/' host1 "${host[@]}"
 refused "missing key" 'bad.toml.*certificate' '/^certificate = /d' host1 "${host[@]}"
 refused "missing brick" 'no-such-brick' 's#brick1"#no-such-brick"#' host1 "${host[@]}"
