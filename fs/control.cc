@@ -88,6 +88,19 @@ void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std:
       reply(daemon::json_response(std::move(r)));
     });
   });
+  routes.post("/v1/images/abort", [&engine](daemon::Request r, daemon::Reply reply) {
+    auto body = body_of(r);
+    auto image = body ? field<std::string>(*body, "image", "") : Result<std::string>(body.status());
+    if (!image) return reply(daemon::error_response(image.status()));
+    engine.abort_waiting(std::move(*image), [reply = std::move(reply)](Result<std::string> count) mutable {
+      reply(daemon::json_response(std::move(count)));
+    });
+  });
+  routes.post("/v1/images/takeover", [&engine](daemon::Request r, daemon::Reply reply) {
+    engine.takeover(std::string(r.text()), [reply = std::move(reply)](Result<std::string> report) mutable {
+      reply(daemon::json_response(std::move(report)));
+    });
+  });
   routes.post("/v1/shipping", [&engine](const daemon::Request& r) -> Result<std::string> {
     TM_ASSIGN_OR_RETURN(json body, body_of(r));
     if (!body.contains("paused")) return Status(Code::kInvalidArgument, "paused is missing");

@@ -136,6 +136,16 @@ void Engine::start() {
     auto client = env_.network().http_client(http);
     if (client) verify_client_ = std::move(*client);
   }
+  if (config.witness) {
+    net::HttpClientOptions http;
+    http.url = config.witness->url;
+    http.tls = net::TlsFiles{config.tls.authority, config.tls.certificate, config.tls.key};
+    http.server_role = config.witness->in_replica ? net::Role::kReplica : net::Role::kWitness;
+    http.server_node = config.witness->node;
+    auto client = env_.network().http_client(http);
+    if (client) witness_ = std::move(*client);
+    else kLog.error("witness_client", {{"error", client.status()}});
+  }
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }
 
@@ -147,6 +157,7 @@ void Engine::tick() {
   clean_idle_images();
   try_failed_copies();
   take_up_tenures();
+  want_terms();
   reap();
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }
@@ -303,7 +314,9 @@ void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out
     if (!opened) return done(opened.status());
     im = *opened;
   }
-  if (im->local() && !(im->refilling && im->stale.stale(extent))) {
+  // A whole image that was recorded is the shared copy's, wherever the own one is not level yet.
+  bool behind = im->refilling ? im->stale.stale(extent) : standing_in(*im) && (!im->held || im->stale.stale(extent));
+  if (im->local() && !behind) {
     uint64_t size = im->copy->size();
     uint64_t within = extent.offset >= size ? 0 : std::min(extent.length, size - extent.offset);
     std::fill(out.begin() + static_cast<ptrdiff_t>(within), out.begin() + static_cast<ptrdiff_t>(extent.length), 0);

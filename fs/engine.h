@@ -6,6 +6,7 @@
 //
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
 // that fail), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
+// engine_fence.cc (tenures taken by force), engine_witness.cc,
 // engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_succession.cc
 // (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc (handles, unlink),
 // engine_verify.cc, engine_status.cc.
@@ -125,6 +126,14 @@ class Engine final : public journal::BlockSource {
   std::string set_shipping_paused(bool paused);
   // An operator's word that a replica, emptied or replaced, is to be brought level.
   void resync_replica(Callback<Result<std::string>> done);
+  // Ends other hosts' tenures without their word; request and report are the JSON of control-api.md.
+  void takeover(std::string request, Callback<Result<std::string>> done);
+  // Requests of this image that wait for the shared node or the witness are answered EIO. How many, as JSON.
+  void abort_waiting(std::string image, Callback<Result<std::string>> done);
+  // What this host had written and lost to another's tenure that was taken by force.
+  struct Branch { ImageId image; Epoch epoch; std::string file; uint64_t bytes = 0; };
+  std::vector<Branch> branches();
+  std::vector<std::string> notes();
   std::string journal_json();
   void set_policy(std::string image, std::string mirror, Callback<Result<std::string>> done);
   void set_missing_features(std::vector<std::string> features) { missing_features_ = std::move(features); }
@@ -136,8 +145,9 @@ class Engine final : public journal::BlockSource {
   struct Handle {
     Image* image = nullptr;
     bool wrote = false;
+    bool fenced = false;                 // the image was taken by force while it was open
   };
-  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4 };   // durable, per image
+  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8 };   // durable, per image
 
   Engine(io::Env& env, EngineOptions options);
   Status open_all();
@@ -217,6 +227,20 @@ class Engine final : public journal::BlockSource {
   Task<Status> take_and_yield(wire::Attr attr);
   Task<void> give_back_copied(wire::Attr attr);
   Task<Status> flush_both(Image& image);
+  // ---- engine_fence.cc
+  std::string branch_directory() const;
+  Task<Status> save_branch(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
+  Task<Status> settle_fence(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
+  Task<void> after_fence(Image& image);
+  void fence_handles(Image& image);
+  bool standing_in(const Image& image) const;
+  Task<Result<std::vector<Extent>>> shared_extents(Image& image, uint64_t size);
+  void record_whole(Image& image, const std::vector<Extent>& extents, const wire::TenureParent& parent);
+  Task<void> stage_whole(Image& image);
+  // ---- engine_witness.cc
+  Task<void> ask_witness(Image& image);
+  Task<void> ask_terms(Image& image);
+  void want_terms();
   wire::Mark mark_of(Image& image, wire::MarkKind kind);
   // ---- engine_fill.cc
   Task<void> fill(Image& image);
@@ -324,6 +348,7 @@ class Engine final : public journal::BlockSource {
   Op* free_ops_ = nullptr;
   uint32_t ops_in_flight_ = 0;
   std::unique_ptr<net::HttpClient> verify_client_;
+  std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
   bool verify_running_ = false;
   UniqueFunction<void(const wire::InvalidateNotify&)> invalidate_;
   UniqueFunction<void(const Status&)> fatal_;

@@ -11,6 +11,7 @@ const log::Logger kLog("fs");
 void Engine::flush(HandleId handle, io::IoMode mode, Done done, uint64_t tag) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "flush"));
+  if (h->fenced) return done(Status::from_errno(EIO, "flush: the image was taken over by another host"));
   Op* op = take_op(*h->image, OpKind::kFlush, mode);
   op->extent = {};
   op->tag = tag;

@@ -45,6 +45,8 @@ void Engine::apply(Image& im, MirrorEvent event) {
   im.state = next.next;
   if (im.attached && (next.actions & kUnlevel) != 0) journal_->set_level(im.slot, false);
   if (im.attached && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
+  if (im.state == MirrorState::kWaiting && im.facts.asks_first && witness_) tasks_.spawn(ask_witness(im));
+  if (im.state == MirrorState::kMirrored) want_terms();
   if ((next.actions & kStartResync) != 0 && !im.resync_running) tasks_.spawn(resync(im));
   if ((next.actions & kStartFill) != 0 && !im.fill_running) tasks_.spawn(fill(im));
   if ((next.actions & kResendUnknown) != 0) {
@@ -151,18 +153,12 @@ void Engine::fence(Image& im) {
   if (im.state == MirrorState::kFenced) return;
   kLog.warning("fenced", {{"image", im.id}, {"epoch", im.epoch}});
   im.held = false;
-  // Whatever of it the shared copy lacks is in this host's journal, under its own epoch; the copy is no longer level.
-  if (im.local()) {
-    if (Status s = set_flag(im, kFlagBehind, true); !s) kLog.error("behind_not_kept", {{"image", im.id}, {"error", s}});
-    im.behind = true;
-    im.facts.copy_whole = false;
-    if (im.facts.alone)
-      kLog.error("tail_diverged", {{"image", im.id}, {"epoch", im.epoch}, {"acknowledged_alone", 1},
-                                   {"bytes", journal_->counters(im.slot).dirty_bytes},
-                                   {"kept", "as a branch of that epoch at the replica"}});
-  }
+  im.facts.copy_whole = false;
+  fence_handles(im);
   apply(im, MirrorEvent::kFencedOff);
   answer_untold(im);
+  if (invalidate_) invalidate_({im.inode, InodeNumber(0), ""});
+  tasks_.spawn(after_fence(im));
 }
 
 // The shared node answers writes of this image with errors: its copy leaves the in-sync set as if the link were lost.

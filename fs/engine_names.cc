@@ -29,6 +29,7 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   image->attr = attr;
   image->size = attr.size;
   image->facts.policy_none = attr.mirror == 0;
+  image->facts.asks_first = !options_.config.may_go_alone;
   image->recovering = unreconciled_.count(attr.image) != 0;
   auto flags = flags_.find(attr.image);
   if (flags != flags_.end()) image->behind = (flags->second & kFlagBehind) != 0;
@@ -73,7 +74,7 @@ void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done, uint
     }
     uint32_t index = free_handles_.back();
     free_handles_.pop_back();
-    handles_[index] = {*image, false};
+    handles_[index] = {*image, false, false};
     ++(*image)->handles;
     if (options_.survivor != nullptr) options_.survivor->opened({index, inode, (*image)->id, false}, request);
     done(HandleId{index + 1u});
@@ -161,7 +162,7 @@ void Engine::reap() {
     if (im.attached) journal_->detach(im.slot);
     bool had = im.copy != nullptr;
     names_->erase(im.inode);
-    Status off = set_flag(im, kFlagDoomed | kFlagBehind | kFlagHostOnly, false);
+    Status off = set_flag(im, kFlagDoomed | kFlagBehind | kFlagHostOnly | kFlagStandIn, false);
     at = images_.erase(at);
     Status removed = had ? group_->remove(id) : Status::ok();
     if (!removed) kLog.warning("blocks_not_freed", {{"image", id}, {"error", removed}});
@@ -175,6 +176,7 @@ void Engine::reap() {
 void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "fallocate"));
+  if (h->fenced) return done(Status::from_errno(EIO, "fallocate: the image was taken over by another host"));
   if (extent.length == 0 || extent.end() < extent.offset || extent.end() > limits::kImageBytesMax)
     return done(Status::from_errno(extent.length == 0 ? EINVAL : EFBIG, "fallocate"));
   note_wrote(*h);
@@ -196,6 +198,7 @@ void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done
 void Engine::seek(HandleId handle, uint64_t offset, bool data, Callback<Result<uint64_t>> done) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "lseek"));
+  if (h->fenced) return done(Status::from_errno(EIO, "lseek: the image was taken over by another host"));
   Image& im = *h->image;
   uint64_t size = im.size_now();
   if (offset >= size) return done(Status::from_errno(ENXIO, "lseek"));

@@ -128,6 +128,17 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       lost_name(im.id);
       co_return Status::ok();
     }
+    if (!grant && grant.status().code() == Code::kFenced) {
+      // Taken by force before this host came back. What it had shipped or journaled stays a branch at the replica.
+      if (im.copy != nullptr && !im.attached) {
+        im.slot = journal_->attach(im.id, im.copy->size());
+        im.attached = true;
+      }
+      im.facts.alone = dirty.alone;
+      Status settled = co_await settle_fence(im, dirty.epoch, dirty.regions, dirty.region_bytes);
+      im.diverged = settled.is_ok();
+      co_return settled;
+    }
     if (!grant && grant.status().code() == Code::kBusy) {
       // The tenure had been given back, flushed on both copies, before the crash. What the other host wrote since is in
       // the shared node's stale map.

@@ -65,6 +65,33 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
   return ok;
 }
 
+// What an operator should know and is no fault: two lines of one image are possible, or stand.
+std::vector<std::string> Engine::notes() {
+  std::vector<std::string> out;
+  for (auto& [id, image] : images_) {
+    const Image& im = *image;
+    const std::string name = names_->path_of(im.inode);
+    if (im.held && im.state == MirrorState::kLocalOnly && !im.facts.policy_none)
+      out.push_back(name +
+                    ": this host goes on alone: if another takes it by force, what is written here becomes a branch");
+    if (im.held && im.state == MirrorState::kWaiting)
+      out.push_back(name + ": requests wait for the shared node" + (im.facts.asks_first ? " or the witness" : "") +
+                    "; tidemark image abort ends the waiting with EIO" +
+                    (im.witness_error.empty() ? "" : " (" + im.witness_error + ")"));
+    if (im.held && !im.taken_from.empty())
+      out.push_back(name + ": taken by force from " + im.taken_from +
+                    ", which may be writing on alone: what only it has becomes a branch there");
+    if (im.state == MirrorState::kFenced)
+      out.push_back(name + ": taken by another host; what only this one has is put aside");
+  }
+  for (const Branch& b : branches()) {
+    auto attr = names_->by_image(b.image);
+    out.push_back((attr ? names_->path_of(attr->inode) : b.image.to_string()) + ": a branch of epoch " +
+                  std::to_string(b.epoch.value) + " is kept: " + b.file);
+  }
+  return out;
+}
+
 std::string Engine::status_json() {
   std::vector<std::string> reasons;
   bool ok = healthy(&reasons);
@@ -86,6 +113,13 @@ std::string Engine::status_json() {
                     {"error", usage.ship_error}};
   out["journal"] = json::parse(journal::usage_json(usage));
   out["missing_kernel_features"] = missing_features_;
+  out["branches"] = json::array();
+  for (const Branch& b : branches()) {
+    auto attr = names_->by_image(b.image);
+    out["branches"].push_back({{"uuid", b.image.to_string()}, {"path", attr ? names_->path_of(attr->inode) : ""},
+                               {"epoch", b.epoch.value}, {"bytes", b.bytes}, {"file", b.file}});
+  }
+  out["notes"] = notes();
   out["images"] = json::array();
   for (auto& [id, image] : images_) {
     Image& im = *image;
@@ -105,6 +139,7 @@ std::string Engine::status_json() {
                              {"unshipped_bytes", counters.unshipped_bytes},
                              {"rpo_s", counters.unshipped_bytes != 0 ? seconds(usage.rpo_ns) : 0.0},
                              {"recovering", im.recovering},
+                             {"taken_from", im.taken_from},
                              {"open_handles", im.handles}});
   }
   // Those that this host did not open since it started: what the shared node last said of them.

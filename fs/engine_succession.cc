@@ -48,7 +48,7 @@ void Engine::take_over_handles() {
     Image& im = **image;
     if (im.attr.size == 0 && im.local()) im.attr.size = im.copy->size();
     if (saved.index >= handles_.size()) handles_.resize(saved.index + 1);
-    handles_[saved.index] = {&im, saved.wrote};
+    handles_[saved.index] = {&im, saved.wrote, saved.fenced};
     ++im.handles;
     if (saved.wrote) ++im.wrote;
   }
@@ -77,7 +77,8 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   im.recovering = true;
   bool same_loss = saved->host_loss == host_loss() && (dirty == nullptr || dirty->host_loss_id == host_loss());
   bool same_tenure = dirty == nullptr || dirty->epoch == saved->epoch || dirty->epoch.value == 0;
-  if (!im.local() || im.behind || !same_loss || !same_tenure) {
+  // What a tenure taken by force begins with may not be staged yet: it begins anew.
+  if (!im.local() || im.behind || !same_loss || !same_tenure || standing_in(im)) {
     options_.survivor->let_go(id);
     co_return false;
   }

@@ -50,6 +50,15 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
     if (grant) failed = co_await take_grant(im, std::move(*grant));
     else failed = grant.status();
     if (failed.is_ok()) break;
+    if (!grant && failed.code() == Code::kFenced) {
+      // A tenure of an earlier run was taken by force, and this run has not told yet that it knows.
+      std::vector<RegionIndex> dirty;
+      if (im.attached) dirty = journal_->dirty_regions(im.slot);
+      Status settled = co_await settle_fence(im, im.attr.epoch, std::move(dirty),
+                                             im.attached ? journal_->region_bytes(im.slot) : limits::kRegionBytesMin);
+      if (settled.is_ok()) continue;
+      failed = settled;
+    }
     bool link_lost = failed.code() == Code::kUnavailable && !mirror_->up();
     if (link_lost && !stopping_ && (wait_ms != 0 || !im.parked.empty())) continue;
     // A write came while only a free tenure was asked for: now it is worth waiting.
@@ -117,6 +126,14 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.size_generation = grant.size_generation;
   Status adopted = co_await adopt_size(im, grant.size, grant.size_generation);
   if (!adopted && !own_copy_failed(im, adopted)) co_return adopted;
+  const bool whole = !none && (grant.parent.clean == wire::kTaken || standing_in(im));
+  std::vector<Extent> allocated;
+  if (whole) {   // durable before the first write: until it is staged
+    if (Status s = set_flag(im, kFlagStandIn, true); !s) co_return s;
+    auto extents = co_await shared_extents(im, grant.size);
+    if (!extents) co_return extents.status();
+    allocated = std::move(*extents);
+  }
   journal_->set_tenure(im.slot, grant.epoch, grant.parent);
   im.parent = grant.parent;
 
@@ -148,6 +165,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     if (!noted) co_return noted;
   }
   im.epoch = grant.epoch;
+  im.terms = Generation(0);
+  im.facts.witnessed = false;
   if (own_newer) {  // told before anything is written there
     using Answer = Result<wire::Resumed>;
     wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, 0};
@@ -170,6 +189,11 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   mark.number = grant.event;
   mark.parent = grant.parent;
   journal_->mark(mark);
+  im.taken_from = grant.parent.clean == wire::kTaken ? grant.parent.source : "";
+  if (whole) {
+    record_whole(im, allocated, grant.parent);
+    tasks_.spawn(stage_whole(im));
+  }
   kLog.info("tenure_begun", {{"image", im.id}, {"epoch", im.epoch}, {"parent", grant.parent.source},
                              {"stale_regions", im.stale.count()}});
   apply(im, MirrorEvent::kGranted);
@@ -347,6 +371,7 @@ void Engine::tenure_ended(Image& im) {
   im.held = false;
   im.yield_unknown = false;
   im.recall_wanted = false;
+  im.taken_from.clear();
   im.attr.holder.clear();
   im.attr.size = im.size;
   im.attr.size_generation = im.size_generation;

@@ -78,6 +78,11 @@ bool Engine::gate(Op* op) {
     done(fenced);
     return false;
   }
+  // Another host may have the tenure by now: not even a read is answered here.
+  if (im.state == MirrorState::kWaiting && im.facts.asks_first && op->kind == OpKind::kRead) {
+    park(op);
+    return false;
+  }
   if (!changes(op->kind)) return true;
   if (!im.held) {
     park(op);
@@ -426,6 +431,7 @@ void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoM
                   uint64_t tag) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "read"));
+  if (h->fenced) return done(Status::from_errno(EIO, "read: the image was taken over by another host"));
   Op* op = take_op(*h->image, OpKind::kRead, mode);
   op->tag = tag;
   op->extent = {offset, out.size()};
@@ -438,6 +444,7 @@ void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode m
                    uint64_t tag) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "write"));
+  if (h->fenced) return done(Status::from_errno(EIO, "write: the image was taken over by another host"));
   note_wrote(*h);
   Op* op = take_op(*h->image, OpKind::kWrite, mode);
   op->tag = tag;

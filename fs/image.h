@@ -73,6 +73,11 @@ struct Image {
   bool recall_wanted = false;
   bool yield_unknown = false;          // a yield was sent and not answered: the tenure may be another host's already
   std::string recall_by;
+  std::string taken_from;              // of this tenure, if it was taken by force: the host that lost it
+  Generation terms;                    // under which the witness may be asked; 0: not known, it may not
+  bool asking_terms = false, asking_witness = false;
+  std::string witness_error;           // why it has not recorded that this host may go on alone
+  bool branch_staged = false;          // fenced: what was journaled was cut off
   io::BootTime try_again;              // no opportunistic Acquire before this
   bool recovering = false;             // dirty after a crash; nothing is served until reconciled
 

@@ -4,7 +4,7 @@ namespace tidemark::fs {
 namespace {
 
 MirrorStep without_link(const MirrorFacts& f) {
-  bool alone_allowed = f.copy_whole && f.handshaken;
+  bool alone_allowed = f.copy_whole && f.handshaken && (!f.asks_first || f.witnessed);
   return {alone_allowed ? MirrorState::kLocalOnly : MirrorState::kWaiting, kUnlevel | kWakeParked};
 }
 
@@ -51,6 +51,9 @@ MirrorStep step(const MirrorFacts& f, MirrorState state, MirrorEvent event) {
     case MirrorEvent::kEqual:
       if (state != MirrorState::kResyncing) return {state, kNoAction};
       return resynced_or_filling(f);
+    case MirrorEvent::kWitnessed:
+      if (state != MirrorState::kWaiting) return {state, kNoAction};
+      return without_link(f);
     case MirrorEvent::kFilled:
       if (state == MirrorState::kFilling && f.copy_whole) return {MirrorState::kMirrored, kWakeParked};
       return {state, kNoAction};

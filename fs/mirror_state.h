@@ -17,8 +17,11 @@
 //   fenced: from any state, when the shared node answers kFenced; left only by a new grant.
 //   none:   the image's policy; its data are this host's alone.
 //
-// Going alone (local only) needs: the own copy whole, and a handshake for this tenure in this incarnation. Where that
-// does not hold the state is `waiting`, and requests that need the shared node wait.
+// Going alone (local only) needs: the own copy whole, a handshake for this tenure in this incarnation and, where the
+// autonomy is `pause`, the witness's record. Where that does not hold the state is `waiting`, and requests that need
+// the shared node wait, with `pause` all of them.
+//
+//   waiting --witnessed--> local only
 #pragma once
 
 #include <cstdint>
@@ -48,12 +51,15 @@ enum class MirrorEvent : uint8_t {
   kEqual,          // resync done: all equal and durable on both
   kFilled,         // the own copy has no stale region left
   kFencedOff,
+  kWitnessed,      // the witness has recorded that this host may go on alone
 };
 
 struct MirrorFacts {
   bool policy_none = false;   // mirror = none
   bool copy_whole = false;    // the own copy exists, nothing in it stale, broken or unreconciled
   bool handshaken = false;    // a handshake for this tenure succeeded in this incarnation
+  bool asks_first = false;    // autonomy = pause: it goes on alone only with the witness's record
+  bool witnessed = false;     // which it has for this tenure, and has not asked for new terms since
   bool alone = false;         // it is durably noted that writes may have been acknowledged without the shared copy
 };
 

@@ -15,7 +15,7 @@ constexpr size_t kSourceBytesMax = 64;
 // compiler keeps the order is enough.
 void in_order() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
-enum HandleState : uint32_t { kClosed = 0, kOpen = 1, kWrote = 2 };
+enum HandleState : uint32_t { kClosed = 0, kOpen = 1, kWrote = 2, kFenced };
 
 struct Handle {
   uint64_t inode;
@@ -112,6 +112,10 @@ void Survivor::wrote(uint32_t index) {
   if (has_room(index)) layout_->handles[index].state = kWrote;
 }
 
+void Survivor::fenced(uint32_t index) {
+  if (has_room(index)) layout_->handles[index].state = kFenced;
+}
+
 void Survivor::closed(uint32_t index) {
   if (has_room(index)) layout_->handles[index].state = kClosed;
 }
@@ -126,6 +130,7 @@ std::vector<SavedHandle> Survivor::handles() const {
     saved.inode = InodeNumber(h.inode);
     std::memcpy(saved.image.bytes.data(), h.image, sizeof h.image);
     saved.wrote = h.state == kWrote;
+    saved.fenced = h.state == kFenced;
     out.push_back(saved);
   }
   return out;

@@ -26,6 +26,7 @@ struct SavedHandle {
   InodeNumber inode;
   ImageId image;
   bool wrote = false;
+  bool fenced = false;                   // the image was taken by force while it was open
 };
 
 // A tenure that a successor may go on with, without asking: this host's copy is whole, and the shared node confirmed
@@ -64,6 +65,7 @@ class Survivor {
   bool has_room(uint32_t index) const { return index < kHandlesMax; }
   void opened(const SavedHandle& handle, uint64_t request);
   void wrote(uint32_t index);
+  void fenced(uint32_t index);
   void closed(uint32_t index);
   std::vector<SavedHandle> handles() const;
   // The handle that this open made before its answer was lost.

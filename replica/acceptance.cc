@@ -132,11 +132,19 @@ bool binds(wire::MarkKind kind) {
 BatchFacts facts_of(const std::vector<const journal::SegmentHead*>& parts) {
   const journal::BatchHeader& b = parts[0]->batch;
   BatchFacts facts{.source = b.source, .generation = b.generation, .number = b.number, .last = {b.incarnation, b.last}};
-  for (const auto& image : parts[0]->images) facts.slices.push_back({image.image, image.epoch, image.parent});
+  for (const auto& image : parts[0]->images) {
+    facts.slices.push_back({image.image, image.epoch, image.parent, {b.incarnation, image.last}, false});
+    if (image.parent.clean == wire::kTaken) facts.taken.push_back({image.image, image.epoch, image.parent});
+  }
   for (const auto* part : parts) {
     for (const auto& m : part->marks) {
       if (m.mark.kind == wire::MarkKind::kCreate && !m.mark.node.image.is_nil())
         facts.created.push_back(m.mark.node.image);
+      // The shared node tells of it as the old tenure's end, before the new one's holder has written.
+      const bool ended = m.mark.kind == wire::MarkKind::kTenureEnd && m.mark.parent.clean == wire::kTaken;
+      if (ended) facts.taken.push_back({m.mark.node.image, m.mark.epoch.next(), m.mark.parent});
+      if (m.mark.kind != wire::MarkKind::kWhole) continue;
+      for (SliceFacts& slice : facts.slices) slice.whole = slice.whole || slice.image == m.mark.node.image;
     }
   }
   return facts;

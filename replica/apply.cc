@@ -37,6 +37,7 @@ class Builder {
                in_.action.newer[static_cast<size_t>(branched - in_.action.branched.begin())]);
         continue;
       }
+      if (slice.parent.clean == wire::kTaken) TM_RETURN_IF_ERROR(lose_tail(slice, known->second));
       const std::vector<Change> of_image = changes[i].take();
       std::optional<uint64_t> shrink;
       if (known->second.has_version && slice.size < known->second.newest.size) shrink = slice.size;
@@ -75,6 +76,27 @@ class Builder {
                         .last = slice.last, .point = in_.point};
     put_record(out_.changes, kBranches, branch_key(index, record), record);
     out_.branches.push_back(std::move(record));
+  }
+
+  // A tenure taken by force: what points show of older epochs beyond its parent is a branch from now on.
+  Status lose_tail(const journal::SegmentImage& slice, const Catalog::Image& known) {
+    if (!known.has_version || slice.parent.last.counter.value == 0) return Status::ok();   // unknown: nothing is said
+    const Taken taken{slice.image, slice.epoch, slice.parent};
+    auto cursor = snapshot_.cursor(kImageVersions);
+    const Bytes end = image_point_key(known.index, PointId(UINT64_MAX));
+    for (bool found = cursor->seek_before(end); found; found = cursor->previous()) {
+      if (!starts_with(cursor->key(), ByteSpan(end).first(4))) break;
+      TM_ASSIGN_OR_RETURN(ImageVersion version, wire::decode<ImageVersion>(cursor->value()));
+      if (in_main_line(taken, version.source, {slice.image, version.epoch, {}, version.last})) break;
+      const PointId at = point_of_key(cursor->key());
+      TM_ASSIGN_OR_RETURN(PointRecord point, read_record<PointRecord>(snapshot_, kPoints, kv::key_u64(at.value)));
+      BranchRecord record{.image = slice.image, .epoch = version.epoch, .newer = slice.epoch, .source = version.source,
+                          .generation = point.generation, .number = point.number, .first = version.last.counter,
+                          .last = version.last.counter, .point = at};
+      put_record(out_.changes, kBranches, branch_key(known.index, record), record);
+      out_.branches.push_back(std::move(record));
+    }
+    return Status::ok();
   }
 
   void put_version(const ImageId& id, ImageIndex index, ImageVersion version) {

@@ -7,6 +7,17 @@ namespace {
 
 const ByteSpan kMetaKey = as_bytes("store");
 
+Result<HeldRecord> held_record(ByteSpan value) {
+  auto record = wire::decode<HeldRecord>(value);
+  if (record) return record;
+  HeldRecord older;
+  older.full = false;
+  wire::Decoder in(value);
+  older.fields(in);
+  if (!in.done()) return record.status();
+  return older;
+}
+
 Result<Catalog::StreamId> parse_stream_key(ByteSpan key) {
   if (key.size() < 18 || key[key.size() - 17] != 0)
     return Status(Code::kCorruption, "streams: a key has the wrong form");
@@ -63,6 +74,11 @@ Result<Catalog> Catalog::load_tables(kv::Snapshot& snapshot) {
   auto alarms = snapshot.cursor(kAlarms);
   for (bool found = alarms->first(); found; found = alarms->next()) ++out.alarms;
   TM_RETURN_IF_ERROR(load_images(snapshot, out));
+  auto taken = snapshot.cursor(kTakenTenures);
+  for (bool found = taken->first(); found; found = taken->next()) {
+    TM_ASSIGN_OR_RETURN(Taken record, wire::decode<Taken>(taken->value()));
+    out.order.taken[record.image] = record;
+  }
   TM_RETURN_IF_ERROR(load_held(snapshot, out));
   return out;
 }
@@ -100,7 +116,7 @@ Result<bool> Catalog::ends_resync(kv::Snapshot& snapshot, const BatchFacts& fact
 Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
   auto held = snapshot.cursor(kHeld);
   for (bool found = held->first(); found; found = held->next()) {
-    TM_ASSIGN_OR_RETURN(HeldRecord record, wire::decode<HeldRecord>(held->value()));
+    TM_ASSIGN_OR_RETURN(HeldRecord record, held_record(held->value()));
     const BatchFacts& facts = record.facts;
     WallTime since;
     if (auto stored = snapshot.get(kHeldSince, held->key()); stored && stored->size() == 8) {
@@ -169,6 +185,9 @@ void Catalog::unhold(const BatchFacts& facts, kv::WriteBatch& out) {
   out.erase(kHeld, kv::key_u64(it->second.key));
   out.erase(kHeldSince, kv::key_u64(it->second.key));
   held_.erase(it);
+}
+void Catalog::put_taken(const Taken& taken, kv::WriteBatch& out) {
+  if (note_taken(order, taken)) put_record(out, kTakenTenures, taken.image.bytes, taken);
 }
 WallTime Catalog::held_since(const BatchFacts& facts) const {
   auto it = held_.find({{facts.source, facts.generation}, facts.number});

@@ -16,7 +16,17 @@ namespace tidemark::replica {
 
 struct HeldRecord {               // kHeld: key in order of acceptance
   BatchFacts facts;
-  template <class A> void fields(A& a) { a(facts); }
+  template <class A> void fields(A& a) {
+    a(facts);
+    if (!full) return;
+    for (SliceFacts& slice : facts.slices) {
+      uint8_t whole = slice.whole;
+      a(slice.last, whole);
+      slice.whole = whole != 0;
+    }
+    a(facts.taken);
+  }
+  bool full = true;               // false: as written before tenures could be taken by force
 };
 
 class Catalog {
@@ -45,6 +55,7 @@ class Catalog {
   void hold(const BatchFacts& facts, WallTime since, kv::WriteBatch& out);
   void unhold(const BatchFacts& facts, kv::WriteBatch& out);
   static Result<bool> ends_resync(kv::Snapshot& snapshot, const BatchFacts& facts);
+  void put_taken(const Taken& taken, kv::WriteBatch& out);
   // When a held batch was accepted. 0: unknown, or it is not held.
   WallTime held_since(const BatchFacts& facts) const;
 

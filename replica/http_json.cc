@@ -22,9 +22,12 @@ const char* kind_name(const PointRecord& r) {
 }
 
 Json to_json(const Point& p) {
-  return {{"id", p.id.value}, {"source", p.record.source}, {"generation", p.record.generation.to_string()},
+  Json json{{"id", p.id.value}, {"source", p.record.source}, {"generation", p.record.generation.to_string()},
           {"batch", p.record.number.value}, {"label", p.record.label.to_string()},
           {"name", p.record.name.empty() ? Json(nullptr) : Json(p.record.name)}, {"kind", kind_name(p.record)}};
+  if (p.branch) json["branch"] = true;
+  if (!p.without.empty()) json["without"] = p.without;
+  return json;
 }
 
 const char* node_kind_name(wire::NodeKind kind) {

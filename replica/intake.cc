@@ -63,6 +63,13 @@ Intake::~Intake() = default;
 
 void Intake::start() { wake(); }
 
+void Intake::release(const std::string& source) {
+  if (!broken_) return;
+  std::vector<ApplyAction> actions = replica::release(catalog_.order, source);
+  for (ApplyAction& action : actions) catalog_.ready.push_back(std::move(action));
+  wake();
+}
+
 void Intake::put(PartName name, net::Role role, Bytes body, Sha256 claimed, Callback<PutAnswer> done) {
   auto up = std::make_shared<Upload>();   // shared by the worker, the file write and the lane
   up->name = std::move(name);
@@ -336,6 +343,7 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
     }
   }
   for (const ImageId& image : facts.created) catalog_.mark_created(image, out);
+  for (const Taken& taken : facts.taken) catalog_.put_taken(taken, out);
   ++counters_.batches_accepted;
   if (header.kind == journal::BatchKind::kPiece) {
     for (const ImageId& image : facts.created) catalog_.order.created.insert(image);

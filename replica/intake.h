@@ -60,6 +60,9 @@ class Intake {
   // `claimed` is the digest that the sender gave.
   void put(PartName name, net::Role role, Bytes body, Sha256 claimed, Callback<PutAnswer> done);
 
+  // The source's first held batch has waited long enough for what its whole images stand in for.
+  void release(const std::string& source);
+
   const IntakeCounters& counters() const { return counters_; }
   bool idle() const { return in_flight_ == 0 && !lane_running_; }
   // Not OK once the store has failed: nothing is accepted any more, restart the daemon.

@@ -240,6 +240,11 @@ void Intake::finish_apply(const ApplyAction& action, BatchRecord record, ApplyOu
   const BatchFacts& batch = action.batch;
   put_record(out, kBatches, batch_key(batch.source, batch.generation, batch.number), record);
   put_point(point, action, record, out);
+  if (!action.gaps.empty()) {
+    GapRecord gap;
+    for (const Wait& wait : action.gaps) gap.without.push_back(wait.to_string());
+    put_record(out, kGaps, kv::key_u64(point.value), gap);
+  }
   for (auto& [id, version] : built.versions) {
     Catalog::Image& image = catalog_.add_image(id, out);
     image.newest = version;
@@ -287,6 +292,11 @@ void Intake::report(const ApplyAction& action, const ApplyOutput& built, const s
     alarm_("circular_wait", batch.source + "/" + std::to_string(batch.number.value),
            "applied before " + wait.to_string() + lost + ", which waits for it: a host gave up batches across a "
            "handover; the points in between are not exact");
+  }
+  for (const Wait& wait : action.gaps) {
+    alarm_("gap", batch.source + "/" + std::to_string(batch.number.value),
+           "applied without " + wait.to_string() + ", which did not come: the batch holds the whole image, the points "
+           "in between are missing");
   }
   for (const BranchRecord& branch : built.branches) {
     ++counters_.branches;

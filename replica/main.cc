@@ -6,6 +6,7 @@
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
 #include "shared/net/pki.h"
+#include "shared/witness/witness.h"   // lint: allow include: the program joins the two services, the libraries do not
 
 namespace tidemark::replica {
 namespace {
@@ -29,7 +30,11 @@ class Server {
  private:
   Status open() {
     TM_ASSIGN_OR_RETURN(replica_, Replica::open(daemon_.env(), {.directory = config_.node.state_dir + "/replica",
-                                                                .cluster = cluster_, .node = config_.node.name}));
+                                                                .cluster = cluster_, .node = config_.node.name,
+                                                                .missing_wait = config_.missing_wait}));
+    if (config_.witness) {
+      TM_ASSIGN_OR_RETURN(witness_, witness::Witness::open(daemon_.env(), config_.node.state_dir + "/witness"));
+    }
     replica_->register_metrics(daemon_.metrics());
     daemon_.set_health([this] { return replica_->health(); });
     daemon_.routes().get("/v1/status",
@@ -42,6 +47,8 @@ class Server {
         .address = *address};
     auto server = daemon_.env().network().serve_http(
         options, [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+          const bool witness = witness_ != nullptr && witness::Witness::is_target(request.target);
+          if (witness) return witness_->handle(std::move(request), std::move(reply));
           replica_->handle(std::move(request), std::move(reply));
         });
     if (!server) return daemon_.config_error("listen", "address", server.status(), "free the port or choose another");
@@ -53,6 +60,7 @@ class Server {
   const config::Replica& config_;
   const Uuid cluster_;
   std::unique_ptr<Replica> replica_;
+  std::unique_ptr<witness::Witness> witness_;   // null: not wanted here
   std::unique_ptr<net::HttpServer> http_;   // destroyed first: it pulls bodies from the replica
 };
 

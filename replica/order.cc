@@ -6,6 +6,14 @@
 #include "shared/base/planted.h"
 
 namespace tidemark::replica {
+
+bool in_main_line(const Taken& taken, const std::string& source, const SliceFacts& slice) {
+  if (slice.epoch >= taken.epoch) return true;
+  const wire::TenureParent& parent = taken.parent;
+  if (slice.epoch < parent.epoch) return true;   // an older epoch's order decides
+  return slice.epoch == parent.epoch && source == parent.source && slice.last <= parent.last;
+}
+
 namespace {
 
 bool has_passed(const OrderState& state, const std::string& source, const WriteSequence& through) {
@@ -19,9 +27,11 @@ ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   state.resyncs.erase({action.batch.source, action.batch.number});
   for (const SliceFacts& slice : action.batch.slices) {
     Epoch& newest = state.epochs[slice.image];
-    if (slice.epoch < newest && !TM_PLANTED("merge a late tail")) {
+    auto taken = state.taken.find(slice.image);
+    const bool lost = taken != state.taken.end() && !in_main_line(taken->second, action.batch.source, slice);
+    if ((slice.epoch < newest || lost) && !TM_PLANTED("merge a late tail")) {
       action.branched.push_back(slice.image);
-      action.newer.push_back(newest);
+      action.newer.push_back(lost ? std::max(newest, taken->second.epoch) : newest);
     } else {
       newest = slice.epoch;
     }
@@ -114,7 +124,10 @@ std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch) {
     const wire::TenureParent& parent = slice.parent;
     const bool needs_parent = !TM_PLANTED("apply an epoch before its parent") && parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
                               parent.source != batch.source;
-    if (needs_parent && !has_passed(state, parent.source, parent.last)) {
+    // A tenure that has begun here follows what it follows, or stands in for it.
+    auto newest = state.epochs.find(slice.image);
+    const bool begun = newest != state.epochs.end() && newest->second >= slice.epoch;
+    if (needs_parent && !begun && !has_passed(state, parent.source, parent.last)) {
       waits.push_back(
           {.kind = Wait::Kind::kParent, .image = slice.image, .source = parent.source, .through = parent.last});
     }
@@ -128,11 +141,16 @@ std::vector<Wait> waits_of(const OrderState& state, const OrderState::Source& so
   return {{.kind = Wait::Kind::kEarlier, .earlier = source.waiting.front().number}};
 }
 
-std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived) {
-  for (const ImageId& image : arrived.created) state.created.insert(image);
-  OrderState::Source& newest = state.sources[arrived.source];
-  newest.waiting.push_back(std::move(arrived));
+bool note_taken(OrderState& state, const Taken& taken) {
+  Taken& known = state.taken[taken.image];
+  if (known.epoch >= taken.epoch) return false;
+  known = taken;
+  return true;
+}
 
+namespace {
+// Applies all that nothing stands in the way of, first of `newest`.
+std::vector<ApplyAction> apply_all(OrderState& state, OrderState::Source& newest) {
   std::vector<ApplyAction> actions;
   auto apply_ready = [&](OrderState::Source& source) {
     const size_t before = actions.size();
@@ -153,6 +171,36 @@ std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived) {
     actions.back().given_up = std::move(given_up);
     moved = true;
   }
+  return actions;
+}
+}  // namespace
+
+std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived) {
+  for (const ImageId& image : arrived.created) state.created.insert(image);
+  for (const Taken& taken : arrived.taken) note_taken(state, taken);
+  OrderState::Source& newest = state.sources[arrived.source];
+  newest.waiting.push_back(std::move(arrived));
+  return apply_all(state, newest);
+}
+
+bool may_release(const OrderState& state, const BatchFacts& batch) {
+  std::vector<Wait> waits = waits_of(state, batch);
+  return !waits.empty() && std::all_of(waits.begin(), waits.end(), [&](const Wait& wait) {
+    return wait.kind == Wait::Kind::kParent &&
+           std::any_of(batch.slices.begin(), batch.slices.end(),
+                       [&](const SliceFacts& s) { return s.whole && s.image == wait.image; });
+  });
+}
+
+std::vector<ApplyAction> release(OrderState& state, const std::string& name) {
+  auto source = state.sources.find(name);
+  if (source == state.sources.end() || source->second.waiting.empty()) return {};
+  if (!may_release(state, source->second.waiting.front())) return {};
+  std::vector<Wait> gaps = waits_of(state, source->second.waiting.front());
+  std::vector<ApplyAction> actions;
+  actions.push_back(apply_head(state, source->second));
+  actions.back().gaps = std::move(gaps);
+  for (ApplyAction& action : apply_all(state, source->second)) actions.push_back(std::move(action));
   return actions;
 }
 

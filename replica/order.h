@@ -6,7 +6,11 @@
 //   - a batch waits until, for every image in it, the writes named by its tenure's parent have been
 //     applied in the parent's stream, and a create of the image has arrived from any source;
 //   - a slice of an epoch older than one already applied to its image goes to a branch, never into
-//     the main history; the batch's other images go on.
+//     the main history; the batch's other images go on;
+//   - a tenure that was taken by force names the writes of the older epochs that the shared copy held. Of those epochs
+//     whatever goes beyond goes to a branch, from the moment that the replica hears of it (by the shared node's mark,
+//     or by a batch of the new tenure). The new tenure's first batch holds the whole image: it may be applied without
+//     the writes that it follows, once they were waited for long enough (`release`); the gap is recorded.
 //
 //   arrived --(waits empty, all earlier of its source applied)--> applied
 //           --(else)--> held --(another batch was applied or arrived)--> applied
@@ -36,6 +40,16 @@ struct SliceFacts {               // one image's part of a batch
   ImageId image;
   Epoch epoch;
   wire::TenureParent parent;
+  WriteSequence last{};           // its last write
+  bool whole = false;             // all of the image as it was when its tenure began, which was taken by force
+  template <class A> void fields(A& a) { a(image, epoch, parent); }
+};
+
+// Of an image whose tenure was taken by force: older epochs are of the main line up to what the parent names.
+struct Taken {
+  ImageId image;
+  Epoch epoch;                    // the new tenure's, or one more than that of the one that ended
+  wire::TenureParent parent;
   template <class A> void fields(A& a) { a(image, epoch, parent); }
 };
 
@@ -47,6 +61,7 @@ struct BatchFacts {
   WriteSequence last;             // its cut
   std::vector<SliceFacts> slices;
   std::vector<ImageId> created;   // images with a create mark in it
+  std::vector<Taken> taken{};     // tenures taken by force that it tells of
   template <class A> void fields(A& a) { a(source, generation, number, last, slices, created); }
 };
 
@@ -69,6 +84,7 @@ struct OrderState {
   std::unordered_set<ImageId> created;          // a create has arrived
   // Held batches that end a resync: what they hold of an image that another source wrote before is all of it.
   std::set<std::pair<std::string, BatchNumber>> resyncs;
+  std::unordered_map<ImageId, Taken> taken;     // the newest of each image
   size_t held() const;
 };
 
@@ -77,10 +93,19 @@ struct ApplyAction {
   std::vector<ImageId> branched;  // of its images, those that go to a branch
   std::vector<Epoch> newer;       // for each of those, the epoch that was applied already
   std::vector<Wait> given_up;     // waits for batches that in turn wait for this one
+  std::vector<Wait> gaps;         // what it was applied without, since its images stand in for it
 };
 
 // Takes a batch that was accepted and says what is to be applied now, in this order.
 std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived);
+// Whether an older epoch's slice is of the main line, although the image's tenure was taken by force since.
+bool in_main_line(const Taken& taken, const std::string& source, const SliceFacts& slice);
+// Takes note of a tenure that was taken by force; false: known already.
+bool note_taken(OrderState& state, const Taken& taken);
+// The first held batch of `source` has waited long enough: where all that it waits for is what its whole images stand
+// in for, it is applied without, and what follows from that.
+std::vector<ApplyAction> release(OrderState& state, const std::string& source);
+bool may_release(const OrderState& state, const BatchFacts& batch);
 // What stands in the way of `batch`, its place in its own source's stream aside. Empty: nothing.
 std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch);
 // The same for the batch at `position` of a source's queue; one behind the head waits for the head.

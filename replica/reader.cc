@@ -1,6 +1,7 @@
 #include "replica/reader.h"
 
 #include <algorithm>
+#include <set>
 
 #include "replica/intake.h"
 
@@ -144,6 +145,15 @@ Result<PointPage> Reader::points(const PointQuery& query) {
   const Catalog::Image* image = query.image ? catalog_.image(*query.image) : nullptr;
   if (query.image && image == nullptr) return Status(Code::kNotFound, "no image " + query.image->to_string());
   const bool by_image = image != nullptr && !query.all;
+  std::set<PointId> branched;
+  if (image != nullptr) {
+    auto branches = snapshot->cursor(kBranches);
+    const Bytes first = kv::KeyBuilder().u32(static_cast<uint32_t>(image->index.value)).bytes();
+    for (bool found = branches->seek(first); found && starts_with(branches->key(), first); found = branches->next()) {
+      TM_ASSIGN_OR_RETURN(BranchRecord record, wire::decode<BranchRecord>(branches->value()));
+      branched.insert(record.point);
+    }
+  }
   auto cursor = snapshot->cursor(by_image ? kImageVersions : kPoints);
   const Bytes from = by_image ? image_point_key(image->index, query.after.next())
                               : kv::KeyBuilder().u64(query.after.value + 1).bytes();
@@ -155,7 +165,12 @@ Result<PointPage> Reader::points(const PointQuery& query) {
       break;
     }
     TM_ASSIGN_OR_RETURN(PointRecord record, read_record<PointRecord>(*snapshot, kPoints, kv::key_u64(id.value)));
-    page.points.push_back({id, std::move(record)});
+    page.points.push_back({.id = id, .record = std::move(record), .branch = branched.contains(id)});
+    if (auto gap = read_record<GapRecord>(*snapshot, kGaps, kv::key_u64(id.value))) {
+      page.points.back().without = std::move(gap->without);
+    } else if (gap.status().code() != Code::kNotFound) {
+      return gap.status();
+    }
   }
   return page;
 }

@@ -26,6 +26,8 @@ inline constexpr size_t kTreesKeptMax = 4;
 struct Point {
   PointId id;
   PointRecord record;
+  bool branch = false;                // of the image that was asked for: lost to a tenure taken by force
+  std::vector<std::string> without{};   // what its batch stands in for and that never came
 };
 struct PointQuery {
   std::optional<ImageId> image;   // only points whose batch changed it, unless `all`

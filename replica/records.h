@@ -25,7 +25,7 @@ inline constexpr uint32_t kStoreVersion = 1;
 enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
-  kUnnamed, kUntold, kSessions, kPieces,
+  kUnnamed, kUntold, kSessions, kPieces, kTakenTenures, kGaps,
 };
 std::vector<std::string> table_names();
 
@@ -146,6 +146,11 @@ struct BranchRecord {             // kBranches: key index (u32), epoch, source, 
   Counter first, last;
   PointId point;                  // where the batch's other images went on
   template <class A> void fields(A& a) { a(image, epoch, newer, source, generation, number, first, last, point); }
+};
+
+struct GapRecord {                // kGaps: key point
+  std::vector<std::string> without;   // what the point's batch would have followed, and stands in for
+  template <class A> void fields(A& a) { a(without); }
 };
 
 struct SegmentRecord {            // kSegments: key segment

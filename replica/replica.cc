@@ -9,7 +9,7 @@ namespace tidemark::replica {
 namespace {
 const log::Logger kLog("replica");
 constexpr auto kDrainPoll = std::chrono::milliseconds(5);
-constexpr auto kHeldWatch = std::chrono::seconds(30);
+constexpr auto kHeldWatch = std::chrono::seconds(5);
 }
 
 Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
@@ -125,7 +125,25 @@ std::vector<Replica::Overdue> Replica::overdue() const {
   return out;
 }
 
+// By the machine's own clock: no label decides.
+void Replica::release_overdue() {
+  std::map<std::string, io::BootTime> waiting;
+  std::vector<std::string> overdue;
+  for (const auto& [name, source] : catalog_.order.sources) {
+    if (source.waiting.empty() || !may_release(catalog_.order, source.waiting.front())) continue;
+    const BatchFacts& batch = source.waiting.front();
+    const std::string key = name + "/" + batch.generation.to_string() + "/" + std::to_string(batch.number.value);
+    auto known = waiting_since_.find(key);
+    const io::BootTime since = known == waiting_since_.end() ? env_.now() : known->second;
+    waiting[key] = since;
+    if (env_.now() - since >= options_.missing_wait) overdue.push_back(name);
+  }
+  waiting_since_ = std::move(waiting);
+  for (const std::string& source : overdue) intake_->release(source);
+}
+
 void Replica::watch_held() {
+  release_overdue();
   std::set<std::string> told;
   for (const Overdue& o : overdue()) {
     if (!overdue_told_.contains(o.batch)) raise_alarm("held_too_long", o.batch, o.text);

@@ -30,6 +30,8 @@ struct Options {
   size_t held_batches_max = kHeldBatchesMax;
   // A batch held longer is an alarm and makes the replica unhealthy.
   std::chrono::seconds held_max{900};
+  // What a tenure taken by force stands in for is waited for that long: the host that lost it may come back.
+  std::chrono::milliseconds missing_wait{20'000};
 };
 
 class Replica {
@@ -62,6 +64,7 @@ class Replica {
   // The first held batch of each source, where it has waited too long.
   std::vector<Overdue> overdue() const;
   void watch_held();
+  void release_overdue();
 
   io::Env& env_;
   const Options options_;
@@ -73,6 +76,7 @@ class Replica {
   std::map<Bytes, AlarmRecord> unsaved_alarms_;   // their commits are under way
   uint64_t alarm_commits_ = 0;
   std::set<std::string> overdue_told_;            // batches
+  std::map<std::string, io::BootTime> waiting_since_;   // sources whose first held batch may go without what it follows
   io::TimerId watch_timer_;
   metrics::Counter alarms_total_;
   uint64_t requests_ = 0;                         // being answered

@@ -288,15 +288,25 @@ void read_storage(Document& d, Storage& out) {
   }
 }
 
+void check_url(Section& s, std::string& url) {
+  if (url.rfind("https://", 0) != 0) s.wrong("url", *s.get("url"), "bad url \"" + url + "\": write https://name:port");
+  while (!url.empty() && url.back() == '/') url.pop_back();
+}
+
 void read_replica_link(Document& d, std::optional<ReplicaLink>& out) {
   Section s(d, "replica", Need::kOptional);
   ReplicaLink link;
-  Need need = s.present() ? Need::kRequired : Need::kOptional;
-  if (s.text("url", link.url, need) && link.url.rfind("https://", 0) != 0) {
-    s.wrong("url", *s.get("url"), "bad url \"" + link.url + "\": write https://name:port");
-  }
-  while (!link.url.empty() && link.url.back() == '/') link.url.pop_back();
+  if (s.text("url", link.url, s.present() ? Need::kRequired : Need::kOptional)) check_url(s, link.url);
   s.text("node", link.node);
+  if (s.present()) out = std::move(link);
+}
+
+void read_witness_link(Document& d, std::optional<WitnessLink>& out) {
+  Section s(d, "witness", Need::kOptional);
+  WitnessLink link;
+  if (s.text("url", link.url, s.present() ? Need::kRequired : Need::kOptional)) check_url(s, link.url);
+  s.text("node", link.node);
+  s.flag("in_replica", link.in_replica);
   if (s.present()) out = std::move(link);
 }
 
@@ -347,9 +357,18 @@ Result<Host> load_host(const std::string& file) {
     out.shared = std::move(link);
   }
   read_replica_link(d, out.replica);
+  read_witness_link(d, out.witness);
   read_journal(d, out.journal);
   read_metrics(d, out.metrics);
   read_log(d, out.log);
+  {
+    Section s(d, "autonomy", Need::kOptional);
+    std::string policy = out.witness ? "pause" : "continue";
+    if (s.text("policy", policy) && policy != "continue" && policy != "pause") {
+      s.wrong("policy", *s.get("policy"), "bad policy \"" + policy + "\": write continue or pause");
+    }
+    out.may_go_alone = policy == "continue";
+  }
   {
     Section s(d, "mount", Need::kOptional);
     s.path("path", out.mount.path);
@@ -368,6 +387,7 @@ Result<Shared> load_shared(const std::string& file) {
   read_storage(d, out.storage);
   read_listen(d, out.listen);
   read_replica_link(d, out.replica);
+  read_witness_link(d, out.witness);
   read_journal(d, out.journal);
   read_metrics(d, out.metrics);
   read_log(d, out.log);
@@ -387,6 +407,26 @@ Result<Replica> load_replica(const std::string& file) {
   read_listen(d, out.listen);
   read_metrics(d, out.metrics);
   read_log(d, out.log);
+  {
+    Section s(d, "witness", Need::kOptional);
+    s.flag("enabled", out.witness);
+  }
+  {
+    Section s(d, "order", Need::kOptional);
+    s.duration("missing_wait", out.missing_wait, std::chrono::milliseconds(0), std::chrono::milliseconds(7 * 24 * 3'600'000));
+  }
+  TM_RETURN_IF_ERROR(d.finish());
+  return out;
+}
+
+Result<Witness> load_witness(const std::string& file) {
+  TM_ASSIGN_OR_RETURN(Document d, Document::open(file));
+  Witness out;
+  read_node(d, "witness", out.node);
+  read_tls(d, out.tls);
+  read_listen(d, out.listen);
+  read_metrics(d, out.metrics);
+  read_log(d, out.log);
   TM_RETURN_IF_ERROR(d.finish());
   return out;
 }
@@ -400,8 +440,8 @@ Result<std::string> role_of(const std::string& file) {
     if (node == nullptr) d.fail(1, "section [node] is missing: add it");
     else role = node->get_as<std::string>("role") != nullptr ? **node->get_as<std::string>("role") : "";
   }
-  if (role != "host" && role != "shared" && role != "replica") {
-    d.fail(d.line_of("node", "role"), "[node] role must be \"host\", \"shared\" or \"replica\": set it");
+  if (role != "host" && role != "shared" && role != "replica" && role != "witness") {
+    d.fail(d.line_of("node", "role"), "[node] role must be \"host\", \"shared\", \"replica\" or \"witness\": set it");
     return d.finish();
   }
   return role;

@@ -31,6 +31,7 @@ struct Storage {
 };
 struct SharedLink { std::string address; std::string node; uint32_t connections = 2; };
 struct ReplicaLink { std::string url; std::string node; };
+struct WitnessLink { std::string url; std::string node; bool in_replica = true; };   // false: tidemark-witness
 struct Journal {
   std::chrono::milliseconds cut_interval{1000};
   uint64_t cut_bytes = 256ull << 20;
@@ -47,19 +48,28 @@ struct Host {
   Node node; Tls tls; Storage storage;
   std::optional<SharedLink> shared;      // none: every image is `mirror = none`, names are local -- not offered yet
   std::optional<ReplicaLink> replica;    // none: nothing is shipped; journal and cuts still go on
+  std::optional<WitnessLink> witness;    // asked before this host goes on without the shared node
+  bool may_go_alone = true;              // [autonomy] policy = "continue"; "pause", the default with a witness: it waits
   Journal journal; Listen metrics; Log log; Mount mount;
 };
 struct Shared {
   Node node; Tls tls; Storage storage; Listen listen;
   std::optional<ReplicaLink> replica;
+  std::optional<WitnessLink> witness;             // asked before a tenure is taken from a host that is gone
   Journal journal; Listen metrics; Log log;
   std::chrono::milliseconds tenure_wait{5000};    // [tenure] wait
 };
-struct Replica { Node node; Tls tls; Listen listen; Listen metrics; Log log; };
+struct Replica {
+  Node node; Tls tls; Listen listen; Listen metrics; Log log;
+  bool witness = true;                            // [witness] enabled: the witness's service on the same address
+  std::chrono::milliseconds missing_wait{20'000}; // [order] missing_wait
+};
+struct Witness { Node node; Tls tls; Listen listen; Listen metrics; Log log; };
 
 Result<Host> load_host(const std::string& file);
 Result<Shared> load_shared(const std::string& file);
 Result<Replica> load_replica(const std::string& file);
+Result<Witness> load_witness(const std::string& file);
 // The role named in [node] of the file, for tools that take any of them.
 Result<std::string> role_of(const std::string& file);
 // "FILE:LINE: [section] key": the beginning of an error about a value that proved unusable later

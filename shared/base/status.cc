@@ -65,7 +65,7 @@ int errno_of(const Status& status) {
     case Code::kCorruption: return EIO;
     case Code::kIoError: return EIO;
     case Code::kOutOfSpace: return ENOSPC;
-    case Code::kFenced: return EBADE;
+    case Code::kFenced: return EIO;
     case Code::kBusy: return EBUSY;
     case Code::kUnavailable: return EHOSTUNREACH;
     case Code::kCancelled: return ECANCELED;

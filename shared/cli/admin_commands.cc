@@ -100,6 +100,11 @@ Status check_file(const std::string& file, std::string& role) {
     TM_RETURN_IF_ERROR(config::check_paths(file, c.tls, &c.storage));
     return check_certificates(file, c.node, c.tls);
   }
+  if (role == "witness") {
+    TM_ASSIGN_OR_RETURN(config::Witness c, config::load_witness(file));
+    TM_RETURN_IF_ERROR(config::check_paths(file, c.tls, nullptr));
+    return check_certificates(file, c.node, c.tls);
+  }
   TM_ASSIGN_OR_RETURN(config::Replica c, config::load_replica(file));
   TM_RETURN_IF_ERROR(config::check_paths(file, c.tls, nullptr));
   return check_certificates(file, c.node, c.tls);

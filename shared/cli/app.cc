@@ -29,6 +29,8 @@ struct Words {   // what the command line said
   ResizeOptions resize;
   ImportOptions import;
   ExportOptions export_image;
+  TakeoverOptions takeover;
+  std::string abort_image;
   RemoveOptions remove;
   std::string images_at = "latest";
   PointsOptions points;
@@ -98,6 +100,17 @@ void add_image_verbs(CLI::App& app, Words& w) {
                       [&w](Context& c) { return image_remove(c, w.remove); });
   remove->add_option("IMAGE", w.remove.image, "image")->required();
   remove->add_flag("--dry-run", w.remove.dry_run, "only say what would be removed");
+  auto* takeover = verb(image, w, "takeover", "Take images from a host that is gone, by force",
+                        [&w](Context& c) { return image_takeover(c, w.takeover); });
+  takeover->add_option("IMAGE", w.takeover.images, "images");
+  takeover->add_option("--host", w.takeover.host, "all images that this host holds");
+  takeover->add_flag("--force", w.takeover.force, "the holder loses them without its word; if it lives, it may write on alone");
+  takeover->add_flag("--accept-loss", w.takeover.accept_loss, "also where the shared copy is known to lack acknowledged writes");
+  takeover->add_flag("--dry-run", w.takeover.dry_run, "only show what would happen");
+  auto* abort = verb(image, w, "abort", "End the waiting of an image's requests, with EIO",
+                     [&w](Context& c) { return image_abort(c, w.abort_image); });
+  abort->add_option("IMAGE", w.abort_image, "image")->required();
+  verb(image, w, "branches", "List what this host wrote and lost to a takeover", [](Context& c) { return image_branches(c); });
 }
 
 void add_replica_verbs(CLI::App& app, Words& w) {

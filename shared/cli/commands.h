@@ -40,6 +40,12 @@ Outcome image_export(Context& context, const ExportOptions& options);
 struct RemoveOptions { std::string image; bool dry_run = false; };
 Outcome image_remove(Context& context, const RemoveOptions& options);
 
+struct TakeoverOptions { std::vector<std::string> images; std::string host; bool force = false, accept_loss = false, dry_run = false; };
+Outcome image_takeover(Context& context, const TakeoverOptions& options);
+std::string takeover_text(const Json& report);
+Outcome image_branches(Context& context);
+Outcome image_abort(Context& context, const std::string& image);
+
 Outcome replica_status(Context& context);
 Outcome replica_images(Context& context, const std::string& at);
 struct PointsOptions { std::string image; uint64_t after = 0, count = 50; };

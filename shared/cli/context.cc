@@ -30,6 +30,10 @@ Result<NodeConfig> load_any(const std::string& file) {
     TM_ASSIGN_OR_RETURN(config::Shared c, config::load_shared(file));
     return NodeConfig{file, c.node, c.tls, c.replica, ""};
   }
+  if (role == "witness") {
+    TM_ASSIGN_OR_RETURN(config::Witness c, config::load_witness(file));
+    return NodeConfig{file, c.node, c.tls, std::nullopt, ""};
+  }
   TM_ASSIGN_OR_RETURN(config::Replica c, config::load_replica(file));
   return NodeConfig{file, c.node, c.tls, std::nullopt, ""};
 }

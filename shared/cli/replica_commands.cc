@@ -144,7 +144,9 @@ Outcome replica_points(Context& context, const PointsOptions& o) {
   table.right({0, 3});
   Json list = Json::array();
   for (const Point& p : newest) {
-    table.row({std::to_string(p.id), p.label, p.source, std::to_string(p.batch), p.kind.empty() ? "-" : p.kind, p.name});
+    const bool gap = at(p.json, "without").is_array();
+    const std::string kind = flag(p.json, "branch") ? "branch" : gap ? "after a gap" : p.kind.empty() ? "-" : p.kind;
+    table.row({std::to_string(p.id), p.label, p.source, std::to_string(p.batch), kind, p.name});
     list.push_back(p.json);
   }
   std::string out = table.empty() ? "no recovery points\n" : table.text();

@@ -91,6 +91,7 @@ std::string status_text(const Json& s) {
   std::string out = text(s, "node") + " (" + text(s, "role") + ", " + text(s, "version") + "): " +
                     (flag(s, "healthy") ? "healthy" : "NOT HEALTHY") + "\n";
   for (const Json& reason : at(s, "reasons")) out += "  - " + (reason.is_string() ? reason.get<std::string>() : reason.dump()) + "\n";
+  for (const Json& note : at(s, "notes")) out += "note     " + (note.is_string() ? note.get<std::string>() : note.dump()) + "\n";
   if (!text(s, "mount").empty()) out += "mount    " + text(s, "mount") + "\n";
   out += restart_line(at(s, "restart"));
   if (text(s, "role") == "host") out += shared_line(at(s, "shared")) + replica_line(at(s, "replica"));

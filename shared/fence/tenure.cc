@@ -53,6 +53,12 @@ Event Event::preempt(WriteSequence last_applied) {
   return e;
 }
 
+Event Event::fence_seen(std::string host, Epoch epoch) {
+  Event e = resume(std::move(host), epoch);
+  e.kind = Kind::kFenceSeen;
+  return e;
+}
+
 namespace {
 
 // One event's changes to one state.
@@ -71,6 +77,7 @@ class Stepper {
         std::erase_if(s().waiters, [&](const Waiter& w) { return w.host == event.host; });
         break;
       case Event::Kind::kPreempt: preempt(event); break;
+      case Event::Kind::kFenceSeen: fence_seen(event); break;
     }
     return std::move(out_);
   }
@@ -85,6 +92,7 @@ class Stepper {
   }
 
   void acquire(const Event& e) {
+    if (s().fenced.contains(e.host)) return fenced(e.ticket);
     if (!s().holder.empty() && s().holder != e.host) {
       if (!e.may_wait) return busy(e.ticket);
       s().waiters.push_back({e.ticket, e.host});
@@ -129,8 +137,25 @@ class Stepper {
 
   void preempt(const Event& e) {
     if (s().holder.empty()) return;
+    const std::string host = s().holder;
     end(s().written, e.last_applied, false);
+    // Also where nothing was written there, as far as is known: what the holder wrote alone is not of the main line.
+    s().parent.taken = true;
+    s().parent.clean = false;
+    out_.actions.back().parent = s().parent;
+    s().fenced[host] = s().epoch;
+    s().last_holder.clear();   // a yield said again would be taken for one that was answered
+    act(Action::Kind::kAccepted);
     grant_first_waiter();
+  }
+
+  void fence_seen(const Event& e) {
+    auto it = s().fenced.find(e.host);
+    if (it != s().fenced.end() && it->second <= e.epoch) {
+      s().fenced.erase(it);
+      out_.durable = true;
+    }
+    act(Action::Kind::kAccepted);
   }
 
   void grant_first_waiter() {
@@ -186,8 +211,9 @@ class Stepper {
     a.host = s().holder;
   }
 
-  void fenced() {
+  void fenced(Ticket ticket = 0) {
     Action& a = act(Action::Kind::kFenced);
+    a.ticket = ticket;
     a.host = s().holder;
   }
 

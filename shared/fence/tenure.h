@@ -7,6 +7,9 @@
 //    +---------------------------------+  |      grant, epoch + 1, parent not clean  |
 //                                         |                                          |
 //                                         +--- yield by H: grant to the first waiter +
+//                                         |
+//                                         +--- preempt: free, or granted to the first waiter; H is fenced: its
+//                                              requests are refused until it has said that it knows
 //
 // Invariants: the epoch only grows, by one with each grant; only the holder of the newest epoch may
 // write; a ticket is answered at most once. A holder that is not connected still holds: nothing here
@@ -17,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -29,6 +33,7 @@ struct Parent {
   std::string source;
   WriteSequence last;
   bool clean = true;      // false: not the holder's own word
+  bool taken = false;     // by force: what the shared copy holds is the main line, all else of older epochs a branch
   bool operator==(const Parent&) const = default;
 };
 
@@ -48,6 +53,7 @@ struct State {
   std::string last_holder;     // of `epoch`
   bool written = false;        // something was written in `epoch`, as far as the shared node knows
   Parent parent;               // of `epoch`; once it is free: of the next one
+  std::map<std::string, Epoch> fenced;   // hosts whose tenure was taken and who have not said yet that they know
   // Not durable: waiting requests end with their sessions.
   std::vector<Waiter> waiters;
 
@@ -63,6 +69,7 @@ struct Event {
     kFirstWrite,    // host, epoch: becomes durable before the write is applied
     kHostGone,      // host: its waiting requests are void; what it holds it goes on holding
     kPreempt,       // last_applied: the holder loses the tenure without its word
+    kFenceSeen,     // host, epoch: it knows, and has put aside what only it had
   };
   Kind kind = Kind::kAcquire;
   std::string host;
@@ -79,6 +86,7 @@ struct Event {
   static Event first_write(std::string host, Epoch epoch);
   static Event host_gone(std::string host);
   static Event preempt(WriteSequence last_applied);
+  static Event fence_seen(std::string host, Epoch epoch);
 };
 
 struct Action {
@@ -88,8 +96,8 @@ struct Action {
     kGrant,     // ticket, host, epoch, parent: answer the request
     kRecall,    // host (the holder), epoch, wanted_by
     kBusy,      // ticket, host (the holder), epoch: refuse
-    kAccepted,  // the yield or resume is taken
-    kFenced,    // the yield, resume or write is refused: `epoch` is the newest
+    kAccepted,  // the yield, resume, preempt or fence_seen is taken
+    kFenced,    // ticket or 0: the acquire, yield, resume or write is refused: `epoch` is the newest
   };
   Kind kind = Kind::kGrant;
   Ticket ticket = 0;

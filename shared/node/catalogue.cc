@@ -9,6 +9,7 @@ namespace tidemark::node {
 namespace {
 
 constexpr uint8_t kVersion = 1;
+constexpr uint8_t kImageVersion = 2;
 constexpr uint16_t kIdentityVersion = 1;
 const char* const kTableNames[] = {"meta", "nodes", "images", "copies", "behind", "hosts", "marks"};
 
@@ -58,6 +59,17 @@ Result<M> versioned(Tables table, ByteSpan key, ByteSpan value) {
   return message;
 }
 
+Result<ImageRecord> image_record(ByteSpan key, ByteSpan value) {
+  if (value.empty() || value[0] == 0 || value[0] > kImageVersion) return corrupt(kImages, key, "unknown version");
+  ImageRecord record;
+  record.version = value[0];
+  wire::Decoder in(value.subspan(1));
+  record.fields(in);
+  if (!in.done()) return corrupt(kImages, key, "malformed");
+  record.version = kImageVersion;
+  return record;
+}
+
 struct NodeRecord {
   std::string name;
   wire::Attr attr;
@@ -89,7 +101,7 @@ Status load_nodes(kv::Snapshot& snapshot, Catalogue& out) {
 
 Status load_images(kv::Snapshot& snapshot, Catalogue& out) {
   TM_RETURN_IF_ERROR(for_each(snapshot, kImages, [&](ByteSpan key, ByteSpan value) -> Status {
-    TM_ASSIGN_OR_RETURN(ImageRecord record, versioned<ImageRecord>(kImages, key, value));
+    TM_ASSIGN_OR_RETURN(ImageRecord record, image_record(key, value));
     Reader in(key);
     ImageId id = in.uuid();
     if (!in.done()) return corrupt(kImages, key, "no image's UUID");
@@ -210,7 +222,9 @@ void put_counters(kv::WriteBatch& batch, const NameSpace& names) {
 }
 
 void put_image(kv::WriteBatch& batch, const ImageId& id, const ImageRecord& record) {
-  batch.put(kImages, id.bytes, with_version(record));
+  Bytes value{kImageVersion};
+  wire::encode(record, value);
+  batch.put(kImages, id.bytes, value);
 }
 
 void erase_image(kv::WriteBatch& batch, const ImageId& id) {

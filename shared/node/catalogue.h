@@ -4,7 +4,7 @@
 // | ------ | ------------------------------------- | -------------------------------------------------- |
 // | meta   | text                                  | "boot", "next_inode", "event": u64; "identity": see below |
 // | nodes  | u64 inode                             | u8 version 1, text name, Attr (shared/wire)        |
-// | images | uuid                                  | u8 version 1, ImageRecord (below, in its order)    |
+// | images | uuid                                  | u8 version 2, ImageRecord (below); 1 ends before `fenced` |
 // | copies | uuid, text host                       | empty: the host has been given its map             |
 // | behind | uuid, text host, 0, u32 region        | u64 cut of the last mark                           |
 // | hosts  | text host, 0, u64 incarnation         | uuid nonce, uuid journal generation                |
@@ -43,13 +43,21 @@ struct ImageRecord {
   CoordinatorSequence reserved;      // no number up to it is given again after a crash
   uint64_t region_bytes = 0;         // of the behind-maps
   fence::State tenure;               // without its waiters
+  uint8_t outdated = 0;              // the holder said that it has acknowledged writes which this copy lacks
+  Generation generation;             // of the copies' condition: what the witness is asked under
   template <class A> void fields(A& a) {
     a(inode, has_copy, nameless, reserved, region_bytes, tenure.epoch, tenure.holder, tenure.last_holder);
-    uint8_t written = tenure.written, clean = tenure.parent.clean;
+    uint8_t written = tenure.written, clean = tenure.parent.taken ? wire::kTaken : uint8_t{tenure.parent.clean};
     a(written, tenure.parent.epoch, tenure.parent.source, tenure.parent.last, clean);
     tenure.written = written != 0;
-    tenure.parent.clean = clean != 0;
+    tenure.parent.taken = clean == wire::kTaken;
+    tenure.parent.clean = clean != 0 && !tenure.parent.taken;
+    if (version < 2) return;
+    std::vector<std::pair<std::string, Epoch>> fenced(tenure.fenced.begin(), tenure.fenced.end());
+    a(fenced, outdated, generation);
+    tenure.fenced = {fenced.begin(), fenced.end()};
   }
+  uint8_t version = 2;               // of the bytes that it is read from
 };
 
 struct HostRun {

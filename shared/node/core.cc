@@ -30,6 +30,9 @@ void SharedNode::accept(std::unique_ptr<net::Stream> stream) { core_->accept(std
 void SharedNode::stop(UniqueFunction<void()> done) { core_->stop(std::move(done)); }
 std::string SharedNode::status_json() { return core_->status_json(); }
 void SharedNode::resync_replica(Callback<Result<std::string>> done) { core_->resync_replica(std::move(done)); }
+void SharedNode::takeover(const std::string& request, Callback<Result<std::string>> done) {
+  core_->takeover(request, "", std::move(done));
+}
 std::string SharedNode::journal_json() const { return core_->journal_json(); }
 std::vector<std::string> SharedNode::unhealthy_reasons() const { return core_->unhealthy_reasons(); }
 void SharedNode::set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done) {
@@ -82,6 +85,7 @@ Status Core::open() {
   catalogue_->marks.clear();
   register_metrics();
   next_session_ = catalogue_->boot.value << 32;
+  started_at_ = env_.now();
   tick_timer_ = env_.after(kTickInterval, [this] { tick(); });
   kLog.info("opened", {{"node", options_.name}, {"boot", catalogue_->boot}, {"images", images_.size()},
                        {"nodes", names_->size()}, {"event", names_->last_event()}, {"loss_id", group_->loss_id()}});

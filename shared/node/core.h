@@ -1,6 +1,6 @@
 // The inside of SharedNode. One class, its members grouped by what they do; each group has its .cc:
 // core.cc (start, stop, commits), sessions.cc, data_requests.cc and data.cc (the way of a data request),
-// scans.cc (hash and extents), tenures.cc, name_requests.cc, status.cc.
+// scans.cc (hash and extents), tenures.cc, takeover.cc, name_requests.cc, status.cc.
 //
 // The way of a request that changes blocks:
 //
@@ -74,6 +74,8 @@ struct Image {
   uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
   // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
   enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite } holder_ahead = Ahead::kNo;
+  bool asking_witness = false;
+  bool fencing = false;                       // being taken from its holder: nothing more of the epoch is begun
   uint32_t ops = 0, write_ops = 0;            // begun or waiting
   std::vector<UniqueFunction<void()>> when_written;   // run when write_ops is 0
   std::map<std::string, Incarnation> users;   // hosts that may have it open
@@ -127,7 +129,12 @@ class Core {
   // ---- resync.cc
   void resync_replica(Callback<Result<std::string>> done);
   std::vector<std::string> unhealthy_reasons() const;
+  std::vector<std::string> notes() const;
   void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);
+
+  // ---- takeover.cc ----------------------------------------------------------------------------
+  // `by`: the host whose operator asks, or empty.
+  void takeover(const std::string& request, const std::string& by, Callback<Result<std::string>> done);
 
  private:
   friend struct StatusWriter;   // of status.cc, where JSON is known
@@ -255,12 +262,27 @@ class Core {
   void carry_out(Image& image, const fence::Action& action);
   void grant(fence::Ticket ticket, const fence::Action& action);
   void refuse_busy(fence::Ticket ticket, const fence::Action& action);
+  void refuse_fenced(const fence::Action& action);
   void recall(Image& image, const fence::Action& action);
   wire::Grant make_grant(Image& image, const std::string& host, bool copy_known);
   // Gives the host a map of its own if it has none; true if it had been given one before.
   bool register_host(Image& image, const std::string& host, bool copy_absent, kv::WriteBatch& batch);
   void respond_resumed(Peer& peer, uint64_t id, const Image& image);
   void drop_waiting(const Session& session);
+  void level_again(Image& image);
+
+  // ---- takeover.cc ----------------------------------------------------------------------------
+  struct TakeoverRun;
+  Image* image_named(const std::string& name);
+  std::string describe_takeover(Image& image, const std::string& by, bool accept_loss, TakeoverRun& run);
+  void preempt(Image& image, UniqueFunction<void()> then);
+  void takeover_request(const PeerPtr& peer, wire::Request& request);
+  void fence_seen_request(const PeerPtr& peer, wire::Request& request);
+
+  // ---- witness.cc -----------------------------------------------------------------------------
+  void terms_request(const PeerPtr& peer, wire::Request& request);
+  void consider_fencing(Image& image);
+  void ask_witness(const char* what, const Image& image, Callback<Result<std::string>> done);
 
   // ---- name_requests.cc -----------------------------------------------------------------------
   void name_request(const PeerPtr& peer, wire::Request& request);
@@ -321,6 +343,7 @@ class Core {
   Status failed_;                             // the catalogue is lost: nothing is answered any more
   bool stopping_ = false;
   UniqueFunction<void()> stopped_;
+  io::BootTime started_at_;
 
   metrics::Counter writes_total_, write_bytes_total_, reads_total_, read_bytes_total_, syncs_total_,
       sync_failures_total_, cold_writes_total_, fenced_total_, grants_total_, busy_total_, frames_refused_total_;

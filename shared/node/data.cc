@@ -38,7 +38,8 @@ void Core::run(Op* op) {
   }
   if (op->type == wire::Type::kHash) return issue_hash(op);
   if (!op->exclusive) return issue_read(op);
-  if (!fence::may_write(im.record.tenure, op->session->host, op->epoch) && !TM_PLANTED("ignore the epoch")) {
+  const bool over = im.fencing || !fence::may_write(im.record.tenure, op->session->host, op->epoch);
+  if (over && !TM_PLANTED("ignore the epoch")) {
     fenced_total_.add();
     return fail(op, Status(Code::kFenced, label(im) + ": epoch " + std::to_string(op->epoch.value) + " of " +
                                               op->session->host + " is over; the newest is " +
@@ -254,7 +255,7 @@ void Core::note_applied(const Op& op) {
   Image& im = *op.image;
   if (op.type == wire::Type::kRepair || op.epoch != im.record.tenure.epoch) return;
   im.last_applied = std::max(im.last_applied, op.sequence);
-  if (im.holder_ahead == Image::Ahead::kUntilWrite) im.holder_ahead = Image::Ahead::kNo;
+  if (im.holder_ahead == Image::Ahead::kUntilWrite) level_again(im);
 }
 
 void Core::answer_applied(Op* op) {
@@ -376,7 +377,7 @@ void Core::synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Stat
   for (Op* op : joined) {
     if (!status) { fail(op, status.with_context(label(*op->image))); continue; }
     if (op->type == wire::Type::kWrite) { answer_applied(op); continue; }
-    if (op->epoch == im.record.tenure.epoch) im.holder_ahead = Image::Ahead::kNo;
+    if (op->epoch == im.record.tenure.epoch) level_again(im);
     op->peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), up_to});
     finish(op);
   }

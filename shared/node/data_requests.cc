@@ -134,7 +134,7 @@ void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
     return fail(op, Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over"));
   }
   if (image->record.has_copy == 0 && !image->copy) {   // nothing was ever written here
-    image->holder_ahead = Image::Ahead::kNo;
+    level_again(*image);
     peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});
     return finish(op);
   }

@@ -57,6 +57,12 @@ void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
       reply(daemon::json_response(std::move(names)));
     });
   });
+  daemon.routes().post("/v1/images/takeover", [&node](daemon::Request request, daemon::Reply reply) {
+    if (node == nullptr) return reply(daemon::error_response(Status(Code::kUnavailable, "starting")));
+    node->takeover(std::string(request.text()), [reply = std::move(reply)](Result<std::string> report) mutable {
+      reply(daemon::json_response(std::move(report)));
+    });
+  });
   daemon.routes().post("/v1/images/policy", [&node](daemon::Request request, daemon::Reply reply) {
     auto policy = node::parse_policy(request.text());
     if (!policy) return reply(daemon::error_response(policy.status()));
@@ -83,6 +89,14 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
   options.region_bytes = config.journal.region_bytes;
   options.tenure_wait = config.tenure_wait;
   options.metrics = &daemon.metrics();
+  if (config.witness) {
+    net::HttpClientOptions http;
+    http.url = config.witness->url;
+    http.tls = tls;
+    http.server_role = config.witness->in_replica ? net::Role::kReplica : net::Role::kWitness;
+    http.server_node = config.witness->node;
+    TM_ASSIGN_OR_RETURN(options.witness, daemon.env().network().http_client(http));
+  }
   options.on_fatal = [&daemon](const Status&) { daemon.request_stop(1); };
   auto opened = node::SharedNode::open(daemon.env(), std::move(options), std::move(*marks));
   if (!opened) {

@@ -33,6 +33,7 @@ struct NodeOptions {
   std::chrono::milliseconds tenure_wait{5000};   // longest wait for another host's release
   bool direct = true;
   metrics::Registry* metrics = nullptr;
+  std::unique_ptr<net::HttpClient> witness;      // none: only an operator takes a tenure from its holder
   UniqueFunction<void(const Status&)> on_fatal;
 };
 
@@ -56,6 +57,8 @@ class SharedNode {
   std::vector<std::string> unhealthy_reasons() const;
   // `mirror` is "none" or "sync"; `image` a UUID or a path. The image's JSON, once durable.
   void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);
+  // Ends tenures without their holders' word; request and report are the JSON of control-api.md.
+  void takeover(const std::string& request, Callback<Result<std::string>> done);
 
  private:
   explicit SharedNode(std::unique_ptr<Core> core);

@@ -62,6 +62,9 @@ void Core::dispatch(const PeerPtr& peer, wire::Request request) {
     case Type::kYield: return yield_request(peer, request);
     case Type::kStaleMap: return stale_map_request(peer, request);
     case Type::kLevel: return level_request(peer, request);
+    case Type::kTakeover: return takeover_request(peer, request);
+    case Type::kTerms: return terms_request(peer, request);
+    case Type::kFenceSeen: return fence_seen_request(peer, request);
     default: return name_request(peer, request);
   }
 }

@@ -59,6 +59,8 @@ json StatusWriter::image(Image& image) const {
   const fence::State& tenure = image.record.tenure;
   json waiting = json::array();
   for (const fence::Waiter& w : tenure.waiters) waiting.push_back(w.host);
+  json fenced = json::object();
+  for (const auto& [host, epoch] : tenure.fenced) fenced[host] = epoch.value;
   return {{"path", core.names_->path(image.record.inode)},
           {"uuid", image.id.to_string()},
           {"size", attr.size},
@@ -67,11 +69,25 @@ json StatusWriter::image(Image& image) const {
           {"holder", tenure.holder},
           {"holder_connected", !tenure.holder.empty() && core.session_of(tenure.holder) != nullptr},
           {"waiting", std::move(waiting)},
+          {"outdated", image.record.outdated != 0},
+          {"fenced", std::move(fenced)},
           {"coordinator", image.coordinator.value},
           {"mirror", attr.mirror != 0 ? "sync" : "none"},
           {"nameless", image.record.nameless != 0},
           {"region_bytes", image.record.region_bytes},
           {"behind_bytes", std::move(behind)}};
+}
+
+std::vector<std::string> Core::notes() const {
+  std::vector<std::string> out;
+  for (const auto& [id, image] : images_) {
+    for (const auto& [host, epoch] : image->record.tenure.fenced) {
+      out.push_back(names_->path(image->record.inode) + ": taken by force from " + host + " (epoch " +
+                    std::to_string(epoch.value) +
+                    "), which has not said that it knows: until then it may be writing on alone");
+    }
+  }
+  return out;
 }
 
 std::string Core::status_json() {
@@ -88,6 +104,7 @@ std::string Core::status_json() {
               {"version", "0.1.0"},
               {"healthy", reasons.empty()},
               {"reasons", reasons},
+              {"notes", notes()},
               {"boot", catalogue_->boot.value},
               {"loss_id", group_->loss_id().value},
               {"event", names_->last_event().value},

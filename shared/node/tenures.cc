@@ -15,6 +15,8 @@ using fence::Event;
 namespace {
 const log::Logger kLog("node.tenure");
 
+uint8_t parent_clean(const fence::Parent& parent) { return parent.taken ? wire::kTaken : uint8_t{parent.clean}; }
+
 uint64_t regions_of(const Image& image) {
   return (image.attr->size + image.record.region_bytes - 1) / image.record.region_bytes;
 }
@@ -30,12 +32,14 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   bool known = register_host(*image, session.host, m.copy_absent != 0, batch);
   fence::Ticket ticket = ++next_ticket_;
   bool held_before = image->record.tenure.holder == session.host;
+  // It may hold acknowledged writes of its own, from before a crash, until it has flushed or written here.
+  if (held_before) image->record.outdated = 1;
   waiting_[ticket] = {peer, peer->session, request.id, image, known, held_before, {}};
   ++image->ops;   // keeps the image while the request waits
   fence::Outcome outcome =
       fence::step(image->record.tenure, Event::acquire(session.host, ticket, m.wait_ms > 0, image->last_applied));
   bool waits = std::none_of(outcome.actions.begin(), outcome.actions.end(), [&](const Action& a) {
-    return a.ticket == ticket && (a.kind == Action::Kind::kGrant || a.kind == Action::Kind::kBusy);
+    return a.ticket == ticket && a.kind != Action::Kind::kRecall;
   });
   if (waits) {
     std::chrono::milliseconds wait =
@@ -48,6 +52,7 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
     });
   }
   apply(*image, std::move(outcome), std::move(batch), {});
+  if (waits) consider_fencing(*image);
 }
 
 void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
@@ -57,7 +62,12 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
   note_user(*image, *peer->session);
   kv::WriteBatch batch;
   const std::string& host = peer->session->host;
+  if (image->fencing) {   // decided in a moment; the host asks again
+    return peer->link->respond_failure(request.type, request.id, Status(Code::kUnavailable, "it is being taken over"));
+  }
   if (m.alone != 0) {
+    if (fence::may_write(image->record.tenure, host, m.epoch) && std::exchange(image->record.outdated, 1) == 0)
+      put_image(batch, image->id, image->record);
     fence::Outcome wrote = fence::step(image->record.tenure, Event::first_write(host, m.epoch));
     image->record.tenure = std::move(wrote.state);
     if (wrote.durable) put_image(batch, image->id, image->record);
@@ -117,6 +127,7 @@ void Core::yield_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& m) {
   Image* im = &image;
+  if (fence::may_write(image.record.tenure, peer->session->host, m.epoch)) image.record.outdated = 0;
   apply(image, fence::step(image.record.tenure, Event::yield(peer->session->host, m.epoch, m.last)), {},
         [this, peer, id, im](bool accepted) {
           if (accepted) return peer->link->respond(wire::Type::kYield, id, wire::Yielded{im->attr->event});
@@ -175,7 +186,7 @@ wire::Mark Core::tenure_mark(Image& image, const Action& action) {
   mark.label = env_.wall();
   mark.epoch = action.epoch;
   mark.parent = {action.parent.epoch, action.parent.source, action.parent.last,
-                 static_cast<uint8_t>(action.parent.clean)};
+                 parent_clean(action.parent)};
   image.attr->event = mark.number;
   Result<const Node*> node = names_->find(image.record.inode);
   mark.node = *image.attr;
@@ -197,6 +208,7 @@ void Core::carry_out(Image& image, const Action& action) {
     }
     case Action::Kind::kBusy: return refuse_busy(action.ticket, action);
     case Action::Kind::kRecall: return recall(image, action);
+    case Action::Kind::kFenced: return refuse_fenced(action);
     default: return;
   }
 }
@@ -212,7 +224,7 @@ void Core::grant(fence::Ticket ticket, const Action& action) {
   wire::Grant answer = make_grant(image, action.host, waiting.copy_known);
   answer.epoch = action.epoch;
   answer.parent = {action.parent.epoch, action.parent.source, action.parent.last,
-                   static_cast<uint8_t>(action.parent.clean)};
+                   parent_clean(action.parent)};
   grants_total_.add();
   image.holder_session = waiting.session->number;
   image.holder_ahead = waiting.held_before ? Image::Ahead::kUntilWrite : Image::Ahead::kNo;
@@ -239,6 +251,29 @@ void Core::refuse_busy(fence::Ticket ticket, const Action& action) {
                                       Status(Code::kBusy, label(image) + " is held by " + action.host + " (" +
                                                               (connected ? "connected" : "not connected") +
                                                               "), epoch " + std::to_string(action.epoch.value)));
+}
+
+// An acquire of a host that has not said yet that it knows of the end of its last tenure.
+void Core::refuse_fenced(const Action& action) {
+  auto it = waiting_.find(action.ticket);
+  if (it == waiting_.end()) return;
+  Waiting waiting = std::move(it->second);
+  waiting_.erase(it);
+  env_.cancel(waiting.timer);
+  --waiting.image->ops;
+  fenced_total_.add();
+  waiting.peer->link->respond_failure(wire::Type::kAcquire, waiting.request,
+                                      Status(Code::kFenced, label(*waiting.image) + " was taken from " +
+                                                                waiting.session->host + " by force"));
+}
+
+// The holder's copy holds nothing that this one lacks. Lost in a crash, it is said once more.
+void Core::level_again(Image& image) {
+  image.holder_ahead = Image::Ahead::kNo;
+  if (std::exchange(image.record.outdated, 0) == 0) return;
+  kv::WriteBatch batch;
+  put_image(batch, image.id, image.record);
+  commit(std::move(batch), [] {});
 }
 
 void Core::recall(Image& image, const Action& action) {

@@ -44,6 +44,9 @@ std::string_view type_name(Type type) {
     case Type::kRecallNotify: return "recall_notify";
     case Type::kLevel: return "level";
     case Type::kStaleMap: return "stale_map";
+    case Type::kTakeover: return "takeover";
+    case Type::kFenceSeen: return "fence_seen";
+    case Type::kTerms: return "terms";
     case Type::kLookup: return "lookup";
     case Type::kGetAttr: return "getattr";
     case Type::kSetAttr: return "setattr";

@@ -27,6 +27,7 @@ enum class Type : uint16_t {
   kWrite = 10, kZero = 11, kResize = 12, kFlush = 13, kRead = 14, kHash = 15, kExtents = 16, kRepair = 17,
   // tenures
   kAcquire = 20, kResume = 21, kYield = 22, kRecallNotify = 23, kLevel = 24, kStaleMap = 25,
+  kTakeover = 26, kFenceSeen = 27, kTerms = 28,
   // name space
   kLookup = 30, kGetAttr = 31, kSetAttr = 32, kCreate = 33, kUnlink = 34, kRename = 35, kReadDir = 36,
   kSetXattr = 37, kStatFs = 38, kDrop = 39, kDump = 40, kInvalidateNotify = 41,
@@ -136,12 +137,13 @@ struct Repair {
 };
 
 // ---- tenures ------------------------------------------------------------------------------------
+inline constexpr uint8_t kTaken = 2;     // TenureParent::clean: what the shared copy holds now is the main line
 // Which writes of the epoch before the shared copy held when the new one began.
 struct TenureParent {
   Epoch epoch;                           // 0: the image was never written
   std::string source;                    // node that held it
   WriteSequence last;                    // its last write of that tenure (counter 0: none)
-  uint8_t clean = 1;                     // 0: taken without the holder's own word
+  uint8_t clean = 1;                     // 0: without the holder's own word; 2: taken from it by force (kTaken)
   template <class A> void fields(A& a) { a(epoch, source, last, clean); }
 };
 struct Acquire {
@@ -210,6 +212,17 @@ struct Level {  // these regions of this host's copy are level and durable; the 
   template <class A> void fields(A& a) { a(image, map_cut, regions, stale); }
 };
 
+// An operator's word by way of this host: the tenures of others that are to end without theirs. The texts are the JSON
+// of control-api.md.
+struct Takeover { std::string request; template <class A> void fields(A& a) { a(request); } };
+struct TakeoverAnswer { std::string report; template <class A> void fields(A& a) { a(report); } };
+// This host knows that its tenure of `epoch` was taken, and has put aside what only it had written. Before that an
+// Acquire is answered kFenced. The answer has an empty body.
+struct FenceSeen { ImageId image; Epoch epoch; template <class A> void fields(A& a) { a(image, epoch); } };
+// The holder's copy and the shared one are level: under which generation may either ask the witness from now on?
+struct Terms { ImageId image; Epoch epoch; template <class A> void fields(A& a) { a(image, epoch); } };
+struct TermsAnswer { Generation generation; template <class A> void fields(A& a) { a(generation); } };
+
 // ---- name space ---------------------------------------------------------------------------------
 enum class NodeKind : uint8_t { kImage = 1, kDirectory = 2, kSymlink = 3 };
 
@@ -243,6 +256,9 @@ enum class MarkKind : uint8_t {
   // A host's own: its session with the shared node began. Of its events up to `node.event`, those that its stream has
   // not told of before never will be told there: a crash or a lost connection took them.
   kSession = 11,
+  // A host's own: the batch with it holds all of the image as it was when a tenure began that was taken by force. What
+  // older epochs' batches would have brought is in it, or is no longer of the main line.
+  kWhole = 12,
 };
 struct Mark {
   MarkKind kind = MarkKind::kCreate;

@@ -28,6 +28,7 @@ LAYERS = {
     "fs": DAEMONS,
     "replica": DAEMONS,
     "shared/node": DAEMONS,
+    "shared/witness": PURE | {"shared/daemon"},
     "shared/cli": PURE | {"journal"},
 }
 

@@ -12,41 +12,59 @@
 
 namespace tidemark::sim {
 
+enum class Plant { kNone, kWitnessForgets, kHostDoesNotAsk };
+
 class Lab {
  public:
   static constexpr uint64_t kRegion = 64 << 10, kImageBytes = 4 * kRegion;
 
-  explicit Lab(uint64_t seed) : world({.seed = seed}) {
+  explicit Lab(uint64_t seed, bool with_witness = false, Plant plant = Plant::kNone)
+      : world({.seed = seed}), with_witness_(with_witness), plant_(plant) {
     std::array<uint8_t, 16> id;
     world.random().fill(id);
     cluster_ = Uuid::from_random(id);
     world.add_node({.name = "shared1", .cluster = cluster_, .role = net::Role::kShared});
     for (const char* host : {"host1", "host2"}) world.add_node({.name = host, .cluster = cluster_, .role = net::Role::kHost});
+    if (with_witness) {
+      world.add_node({.name = "witness1", .cluster = cluster_, .role = net::Role::kWitness});
+      start("witness1");
+    }
     for (const char* node : {"shared1", "host1", "host2"}) start(node);
   }
   ~Lab() {
     for (const char* node : {"shared1", "host1", "host2"}) if (world.running(node)) world.crash(node, Crash::kKill);
+    if (with_witness_ && world.running("witness1")) world.crash("witness1", Crash::kKill);
     engines_.clear();
     shared_.reset();
+    witness_ = {};
   }
 
   void start(const std::string& node) {
     SimEnv& env = world.start(node);
+    if (node == "witness1") {
+      auto opened = open_witness(env, plant_ == Plant::kWitnessForgets);
+      ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+      witness_ = std::move(*opened);
+      return;
+    }
     if (node == "shared1") {
       auto opened = open_shared(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false,
-                                      .on_fatal = [](const Status& s) { ADD_FAILURE() << s.to_string(); }});
+                                      .on_fatal = [](const Status& s) { ADD_FAILURE() << s.to_string(); },
+                                      .witness = with_witness_});
       ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
       shared_ = std::move(*opened);
       return;
     }
-    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false});
+    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false, .witness = with_witness_,
+                                   .reckless = plant_ == Plant::kHostDoesNotAsk});
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     engines_[node] = std::move(*opened);
     engines_[node]->start();
   }
   void crash(const std::string& node, Crash kind) {
     world.crash(node, kind);
-    if (node == "shared1") shared_.reset();
+    if (node == "witness1") witness_ = {};
+    else if (node == "shared1") shared_.reset();
     else engines_.erase(node);
   }
   fs::Engine& engine(const std::string& host) { return *engines_.at(host); }
@@ -59,6 +77,12 @@ class Lab {
     if (!result->has_value()) return T(Status(Code::kCancelled, "no answer in time"));
     return std::move(**result);
   }
+
+  // An operator's word at the shared node itself.
+  Result<std::string> take_at_shared(const std::string& request) {
+    return wait<Result<std::string>>([&](auto done) { shared_->takeover(request, std::move(done)); });
+  }
+  std::string shared_status() { return shared_->status_json(); }
 
   Result<fs::HandleId> open(const std::string& host, bool create = false) {
     auto attr = wait<Result<wire::Attr>>([&](auto done) {
@@ -111,7 +135,10 @@ class Lab {
   World world;
 
  private:
+  const bool with_witness_;
+  const Plant plant_;
   Uuid cluster_;
+  WitnessServer witness_;
   std::unique_ptr<node::SharedNode> shared_;
   std::map<std::string, std::unique_ptr<fs::Engine>> engines_;
   std::vector<std::shared_ptr<Bytes>> kept_;

@@ -14,6 +14,10 @@ Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup s
   options.storage.stripe_unit = 64 << 10;
   options.region_bytes = setup.region_bytes;
   options.on_fatal = std::move(setup.on_fatal);
+  if (setup.witness) {
+    TM_ASSIGN_OR_RETURN(options.witness, env.network().http_client({.url = kWitnessUrl, .tls = net::TlsFiles{},
+                                                                    .server_role = net::Role::kWitness}));
+  }
   std::unique_ptr<node::MarkSink> sink = std::make_unique<node::NoMarks>();
   if (setup.ships) {
     node::JournalMarksOptions marks;
@@ -42,8 +46,29 @@ Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setu
   options.config.journal.region_bytes = setup.region_bytes;
   options.config.journal.limit_bytes = setup.limit_bytes;
   options.config.journal.limit_age = std::chrono::duration_cast<std::chrono::milliseconds>(setup.limit_age);
+  if (setup.witness) {
+    options.config.witness = config::WitnessLink{kWitnessUrl, "witness1", false};
+    options.config.may_go_alone = setup.reckless;
+  }
   TM_RETURN_IF_ERROR(env.files().make_directories("/brick1"));
   return fs::Engine::open(env, std::move(options));
+}
+
+Result<WitnessServer> open_witness(SimEnv& env, bool forgets) {
+  WitnessServer out;
+  TM_ASSIGN_OR_RETURN(out.witness, witness::Witness::open(env, "/state/witness"));
+  net::HttpServerOptions options;
+  options.tls = net::TlsFiles{};
+  options.roles_accepted = {net::Role::kHost, net::Role::kShared};
+  options.address = {env.node(), kWitnessPort};
+  TM_ASSIGN_OR_RETURN(out.http, env.network().serve_http(
+      options, [witness = out.witness.get(), forgets](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+        const std::string verdict = request.target.substr(request.target.rfind('/') + 1);
+        if (forgets && verdict != "register")
+          return reply(net::HttpResponse::json(200, "{\"verdict\":\"" + verdict + "\"}"));
+        witness->handle(std::move(request), std::move(reply));
+      }));
+  return out;
 }
 
 }  // namespace tidemark::sim

@@ -8,11 +8,14 @@
 
 #include "fs/engine.h"
 #include "shared/node/node.h"
+#include "shared/witness/witness.h"
 #include "tests/sim/sim_env.h"
 
 namespace tidemark::sim {
 
 inline constexpr uint16_t kSharedPort = 7400, kReplicaPort = 7443;
+inline constexpr uint16_t kWitnessPort = 7444;
+inline constexpr const char* kWitnessUrl = "https://witness1:7444";
 inline constexpr const char* kReplicaUrl = "https://replica1:7443";
 
 struct SharedSetup {
@@ -21,6 +24,7 @@ struct SharedSetup {
   bool ships = true;                              // its time marks, to the replica
   Duration limit_age = std::chrono::hours(24);    // of their journal
   std::function<void(const Status&)> on_fatal;
+  bool witness = false;                           // asks witness1
 };
 Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup setup);
 
@@ -30,7 +34,17 @@ struct HostSetup {
   bool ships = true;
   uint64_t limit_bytes = 10ull << 30;             // of the journal
   Duration limit_age = std::chrono::hours(24);
+  bool witness = false;                           // asks witness1, and waits for it
+  bool reckless = false;                          // a planted bug: goes on alone without its vote
 };
 Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setup);
+
+// The witness's service behind its address.
+struct WitnessServer {
+  std::unique_ptr<witness::Witness> witness;
+  std::unique_ptr<net::HttpServer> http;
+};
+// `forgets`, a planted bug: it keeps no record, and gives everybody the vote that is asked for.
+Result<WitnessServer> open_witness(SimEnv& env, bool forgets = false);
 
 }  // namespace tidemark::sim

@@ -21,7 +21,7 @@ std::string show(const std::vector<Action>& actions) {
     if (out.tellp() > 0) out << ' ';
     auto parent = [&] {
       out << '<' << a.parent.epoch.value << a.parent.source << '(' << a.parent.last.incarnation.value << ','
-          << a.parent.last.counter.value << ')' << (a.parent.clean ? "" : "!");
+          << a.parent.last.counter.value << ')' << (a.parent.clean ? "" : "!") << (a.parent.taken ? "taken" : "");
     };
     switch (a.kind) {
       case K::kEnded: out << "ended:" << a.host << '@' << a.epoch.value; break;
@@ -123,10 +123,36 @@ TEST(Tenure, APreemptEndsItWithoutTheHoldersWord) {
   run({{Event::acquire("a", 1, true), "started:a@1<0(0,0) grant#1", true},
        {Event::first_write("a", Epoch(1)), "accepted", true},
        {Event::acquire("b", 2, true), "recall:a->b", false},
-       {Event::preempt(at(1, 3)), "ended:a@1 started:b@2<1a(1,3)! grant#2", true},
+       {Event::preempt(at(1, 3)), "ended:a@1 accepted started:b@2<1a(1,3)!taken grant#2", true},
        {Event::resume("a", Epoch(1)), "fenced@2", false},
        {Event::yield("a", Epoch(1), at(1, 3)), "fenced@2", false},
        {Event::first_write("a", Epoch(1)), "fenced@2", false}});
+}
+
+TEST(Tenure, WhoLostOneByForceGetsNoneBeforeItHasSaidThatItKnows) {
+  run({{Event::acquire("a", 1, true), "started:a@1<0(0,0) grant#1", true},
+       {Event::first_write("a", Epoch(1)), "accepted", true},
+       {Event::preempt(at(1, 3)), "ended:a@1 accepted", true},
+       {Event::yield("a", Epoch(1), at(1, 3)), "fenced@1", false},   // not taken for one whose answer was lost
+       {Event::acquire("a", 2, true), "fenced@1", false},
+       {Event::fence_seen("a", Epoch(0)), "accepted", false},        // of an earlier one
+       {Event::acquire("a", 3, true), "fenced@1", false},
+       {Event::fence_seen("a", Epoch(1)), "accepted", true},
+       {Event::fence_seen("a", Epoch(1)), "accepted", false},
+       {Event::acquire("a", 4, true), "started:a@2<1a(1,3)!taken grant#4", true}});
+}
+
+// What the holder wrote alone is not of the main line, even where nothing of it ever reached the shared copy.
+TEST(Tenure, ATenureTakenBeforeItsFirstWriteStillSaysSo) {
+  run({{Event::acquire("a", 1, true), "started:a@1<0(0,0) grant#1", true},
+       {Event::first_write("a", Epoch(1)), "accepted", true},
+       {Event::yield("a", Epoch(1), at(1, 7)), "ended:a@1 accepted", true},
+       {Event::acquire("b", 2, true), "started:b@2<1a(1,7) grant#2", true},
+       {Event::preempt({}), "ended:b@2 accepted", true},
+       {Event::acquire("c", 3, true), "started:c@3<1a(1,7)!taken grant#3", true},
+       {Event::first_write("c", Epoch(3)), "accepted", true},
+       {Event::yield("c", Epoch(3), at(1, 1)), "ended:c@3 accepted", true},
+       {Event::acquire("a", 4, true), "started:a@4<3c(1,1) grant#4", true}});
 }
 
 TEST(Tenure, OnlyTheNewestEpochsHolderMayWrite) {
@@ -149,6 +175,8 @@ TEST(Tenure, ARandomWalkNeverHasTwoHoldersInOneEpoch) {
     std::map<uint64_t, std::string> holder_of;          // by epoch
     std::set<Ticket> open;
     std::string model_holder;
+    std::map<std::string, Epoch> fenced_at;
+    std::set<std::string> fenced;                       // lost one by force, and have not said that they know
     Parent newest_written;
     Ticket next = 0;
     uint64_t counter = 0, written_at = 0;
@@ -156,7 +184,7 @@ TEST(Tenure, ARandomWalkNeverHasTwoHoldersInOneEpoch) {
       const std::string& host = hosts[random() % hosts.size()];
       Epoch epoch(random() % 4 == 0 ? random() % (state.epoch.value + 2) : state.epoch.value);
       Event event;
-      switch (random() % 7) {
+      switch (random() % 8) {
         case 0: case 1: {
           event = Event::acquire(host, ++next, random() % 3 != 0, at(1, written_at));
           open.insert(next);
@@ -166,6 +194,7 @@ TEST(Tenure, ARandomWalkNeverHasTwoHoldersInOneEpoch) {
         case 3: event = Event::yield(host, epoch, at(1, state.written ? written_at : 0)); break;
         case 4: event = Event::resume(host, epoch); break;
         case 5: event = Event::first_write(host, epoch); break;
+        case 6: event = Event::fence_seen(host, epoch); break;
         default: event = random() % 4 == 0 ? Event::preempt(at(1, written_at)) : Event::host_gone(host); break;
       }
       bool allowed = may_write(state, event.host, event.epoch);
@@ -182,23 +211,34 @@ TEST(Tenure, ARandomWalkNeverHasTwoHoldersInOneEpoch) {
                           (event.kind == Event::Kind::kAcquire && event.host == model_holder);
           ASSERT_TRUE(own_word) << "seed " << seed;
           if (state.written) newest_written = {a.epoch, a.host, at(1, written_at), event.kind == Event::Kind::kYield};
+          if (event.kind == Event::Kind::kPreempt) {
+            newest_written.clean = false;
+            newest_written.taken = true;
+            fenced.insert(a.host);
+            fenced_at[a.host] = a.epoch;
+          }
           model_holder.clear();
         }
         if (a.kind == K::kStarted) {
           ASSERT_TRUE(model_holder.empty()) << "seed " << seed << ": granted while another holds";
           ASSERT_TRUE(holder_of.emplace(a.epoch.value, a.host).second) << "seed " << seed << ": epoch given twice";
           ASSERT_EQ(a.parent, newest_written) << "seed " << seed;
+          ASSERT_FALSE(fenced.contains(a.host)) << "seed " << seed << ": granted to one that does not know";
           model_holder = a.host;
           ASSERT_TRUE(out.durable);
         }
         if (a.kind == K::kGrant) {
           ASSERT_EQ(holder_of[a.epoch.value], a.host) << "seed " << seed;
         }
-        if (a.kind == K::kGrant || a.kind == K::kBusy) {
+        if (a.kind == K::kGrant || a.kind == K::kBusy || (a.kind == K::kFenced && a.ticket != 0)) {
           ASSERT_EQ(open.erase(a.ticket), 1u) << "seed " << seed << ": ticket answered twice";
         }
       }
       ASSERT_EQ(out.state.holder, model_holder);
+      // Known again once it has named that epoch, or a newer one.
+      if (event.kind == Event::Kind::kFenceSeen && fenced.contains(event.host)) {
+        if (event.epoch >= fenced_at[event.host]) fenced.erase(event.host);
+      }
       state = out.state;
       // Nobody waits for a free image, and no host for itself.
       ASSERT_TRUE(!state.holder.empty() || state.waiters.empty()) << "seed " << seed;

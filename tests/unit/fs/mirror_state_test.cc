@@ -10,7 +10,8 @@ using E = MirrorEvent;
 constexpr S kAllStates[] = {S::kReadingShared, S::kMirrored,  S::kFilling, S::kWaiting,
                             S::kLocalOnly,     S::kResyncing, S::kFenced};
 constexpr E kAllEvents[] = {E::kGranted,      E::kYielded,     E::kLinkLost, E::kRefused, E::kResumed,
-                            E::kResumedOther, E::kLossChanged, E::kEqual,    E::kFilled,  E::kFencedOff};
+                            E::kResumedOther, E::kLossChanged, E::kEqual,    E::kFilled,  E::kFencedOff,
+                            E::kWitnessed};
 const MirrorFacts kWhole{.copy_whole = true, .handshaken = true};
 const MirrorFacts kBehind{.copy_whole = false, .handshaken = true};
 
@@ -18,6 +19,19 @@ TEST(MirrorState, GoesAloneOnlyWithAWholeCopyAndAHandshake) {
   EXPECT_EQ(step(kWhole, S::kMirrored, E::kLinkLost).next, S::kLocalOnly);
   EXPECT_EQ(step(kBehind, S::kFilling, E::kLinkLost).next, S::kWaiting);
   EXPECT_EQ(step({.copy_whole = true, .handshaken = false}, S::kMirrored, E::kLinkLost).next, S::kWaiting);
+}
+
+TEST(MirrorState, WithPauseItGoesAloneOnlyWithTheWitnesssRecord) {
+  MirrorFacts pause = kWhole;
+  pause.asks_first = true;
+  EXPECT_EQ(step(pause, S::kMirrored, E::kLinkLost).next, S::kWaiting);
+  EXPECT_EQ(step(pause, S::kWaiting, E::kWitnessed).next, S::kWaiting) << "without the record itself";
+  pause.witnessed = true;
+  EXPECT_EQ(step(pause, S::kWaiting, E::kWitnessed).next, S::kLocalOnly);
+  EXPECT_EQ(step(pause, S::kResyncing, E::kLinkLost).next, S::kLocalOnly) << "its vote stands until new terms are asked for";
+  pause.copy_whole = false;
+  EXPECT_EQ(step(pause, S::kWaiting, E::kWitnessed).next, S::kWaiting);
+  EXPECT_EQ(step(kWhole, S::kFenced, E::kWitnessed).next, S::kFenced);
 }
 
 TEST(MirrorState, LosingTheLinkStopsCleaningAtOnce) {

@@ -287,5 +287,89 @@ TEST(Order, OlderEpochIsBranchedAndTheRestGoesOn) {
   EXPECT_EQ(state.epochs[a], Epoch(7));
 }
 
+// ---- tenures taken by force -------------------------------------------------------------------------
+
+WriteSequence at(uint64_t counter) { return {Incarnation(1), Counter(counter)}; }
+wire::TenureParent taken_from(uint64_t epoch, const char* source, uint64_t through) {
+  return {.epoch = Epoch(epoch), .source = source, .last = at(through), .clean = wire::kTaken};
+}
+BatchFacts old_batch(const ImageId& a, uint64_t number, uint64_t last) {
+  return {.source = "host1", .number = BatchNumber(number), .last = at(last),
+          .slices = {{a, Epoch(1), {}, at(last), false}}};
+}
+BatchFacts new_batch(const ImageId& a, uint64_t through) {
+  return {.source = "host2", .number = BatchNumber(1), .last = at(5),
+          .slices = {{a, Epoch(2), taken_from(1, "host1", through), at(5), true}},
+          .taken = {{a, Epoch(2), taken_from(1, "host1", through)}}};
+}
+
+struct TakenTest : testing::Test {
+  TakenTest() {
+    a.bytes[0] = 7;
+    state.created.insert(a);
+  }
+  ImageId a;
+  OrderState state;
+};
+
+// The host that lost the tenure may come back: what it wrote up to the parent is inserted below.
+TEST_F(TakenTest, TheOldTenuresWritesWithinTheParentGoBelow) {
+  EXPECT_TRUE(step(state, new_batch(a, 20)).empty());
+  auto first = step(state, old_batch(a, 1, 10));
+  ASSERT_EQ(first.size(), 1u);
+  EXPECT_TRUE(first[0].branched.empty());
+  auto rest = step(state, old_batch(a, 2, 20));
+  ASSERT_EQ(rest.size(), 2u);
+  EXPECT_TRUE(rest[0].branched.empty());
+  EXPECT_EQ(rest[1].batch.source, "host2");
+  EXPECT_TRUE(rest[1].gaps.empty());
+}
+
+TEST_F(TakenTest, WhatGoesBeyondTheParentIsABranchEvenBeforeTheNewTenuresBatch) {
+  ASSERT_TRUE(note_taken(state, {a, Epoch(2), taken_from(1, "host1", 20)}));
+  EXPECT_FALSE(note_taken(state, {a, Epoch(2), taken_from(1, "host1", 20)}));
+  EXPECT_TRUE(step(state, old_batch(a, 1, 20))[0].branched.empty());
+  auto beyond = step(state, old_batch(a, 2, 21));
+  ASSERT_EQ(beyond.size(), 1u);
+  EXPECT_EQ(beyond[0].branched, std::vector<ImageId>{a});
+  EXPECT_EQ(beyond[0].newer, std::vector<Epoch>{Epoch(2)});
+}
+
+TEST_F(TakenTest, AWholeImageIsAppliedWithoutWhatNeverComesAndTheGapIsNamed) {
+  EXPECT_TRUE(step(state, new_batch(a, 20)).empty());
+  EXPECT_TRUE(may_release(state, state.sources["host2"].waiting.front()));
+  auto released = release(state, "host2");
+  ASSERT_EQ(released.size(), 1u);
+  ASSERT_EQ(released[0].gaps.size(), 1u);
+  EXPECT_EQ(released[0].gaps[0].source, "host1");
+  EXPECT_TRUE(release(state, "host2").empty());
+  // The tenure has begun: its next batch waits for nothing.
+  BatchFacts next = new_batch(a, 20);
+  next.number = BatchNumber(2);
+  next.slices[0].whole = false;
+  EXPECT_EQ(step(state, next).size(), 1u);
+  // Late after all: the whole image is newer than it.
+  EXPECT_EQ(step(state, old_batch(a, 1, 20))[0].branched, std::vector<ImageId>{a});
+}
+
+TEST_F(TakenTest, OnlyAWholeImageIsAppliedWithoutItsParent) {
+  BatchFacts batch = new_batch(a, 20);
+  batch.slices[0].whole = false;
+  EXPECT_TRUE(step(state, batch).empty());
+  EXPECT_FALSE(may_release(state, state.sources["host2"].waiting.front()));
+  EXPECT_TRUE(release(state, "host2").empty());
+  EXPECT_EQ(state.held(), 1u);
+}
+
+TEST_F(TakenTest, ItsOtherImagesWaitsAreNotGivenUp) {
+  ImageId b;
+  b.bytes[0] = 8;
+  state.created.insert(b);
+  BatchFacts batch = new_batch(a, 20);
+  batch.slices.push_back({b, Epoch(4), {.epoch = Epoch(3), .source = "host3", .last = at(9)}, at(4), false});
+  EXPECT_TRUE(step(state, batch).empty());
+  EXPECT_TRUE(release(state, "host2").empty());
+}
+
 }  // namespace
 }  // namespace tidemark::replica

@@ -1,0 +1,239 @@
+// A tenure that was taken by force, on both sides of it.
+//
+// The host that lost it (it learns so from an answer kFenced): what only its copy holds is put aside as a branch, in a
+// file below the state directory, durable before anything is overwritten; the shared node is told; the copy is behind,
+// to be filled with the next tenure. Handles that were open then answer EIO until they are closed, so that no guest
+// goes on upon blocks that are not its own.
+//
+//   fenced -> requests under way have ended -> branch durable -> behind, durable -> told -> reading shared
+//
+// The host that took it: the replica may never get what the old one had not shipped, so that the first batch of the
+// new tenure holds the whole image (a mark kWhole says so). A durable flag stands from before the first write until
+// that batch is staged; a crash in between begins it anew.
+#include <algorithm>
+#include <charconv>
+
+#include "fs/engine.h"
+#include "fs/survivor.h"
+#include "shared/base/limits.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kRetry{1};
+constexpr uint64_t kPiece = 1u << 20;
+constexpr std::string_view kSuffix = ".branch";
+
+// "UUID-epochN-incarnation.branch"
+std::string branch_name(const ImageId& image, Epoch epoch, Incarnation incarnation) {
+  return image.to_string() + "-epoch" + std::to_string(epoch.value) + "-" + std::to_string(incarnation.value) +
+         std::string(kSuffix);
+}
+}  // namespace
+
+std::string Engine::branch_directory() const { return options_.config.node.state_dir + "/branches"; }
+
+// The branches that this host keeps: names and sizes.
+std::vector<Engine::Branch> Engine::branches() {
+  std::vector<Branch> out;
+  auto names = env_.files().list(branch_directory());
+  if (!names) return out;   // none was ever made
+  for (const std::string& name : *names) {
+    size_t epoch_at = name.find("-epoch");
+    auto image = Uuid::parse(name.substr(0, epoch_at));
+    if (!name.ends_with(kSuffix) || epoch_at == std::string::npos || !image) continue;
+    Branch branch;
+    branch.image = *image;
+    branch.file = branch_directory() + "/" + name;
+    uint64_t epoch = 0;
+    std::from_chars(name.data() + epoch_at + 6, name.data() + name.size(), epoch);
+    branch.epoch = Epoch(epoch);
+    if (auto stat = env_.files().stat(branch.file)) branch.bytes = stat->allocated;
+    out.push_back(std::move(branch));
+  }
+  return out;
+}
+
+// Whole regions of the own copy as a sparse file of the image's size, and beside it a list of their extents.
+Task<Status> Engine::save_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes) {
+  const std::string directory = branch_directory();
+  const std::string path = directory + "/" + branch_name(im.id, epoch, journal_->incarnation());
+  const std::string partial = path + ".part";
+  if (env_.files().stat(path)) co_return Status::ok();   // kept before a crash came
+  if (Status s = env_.files().make_directories(directory); !s) co_return s;
+  auto opened = env_.files().open(partial, {.create = true});
+  if (!opened) co_return opened.status();
+  auto file = std::shared_ptr<io::File>(std::move(*opened));   // shared with its operations, should this frame go
+  const uint64_t size = im.copy->size();
+  if (Status s = file->truncate(0); !s) co_return s;
+  if (Status s = file->truncate(size); !s) co_return s;
+  std::string list = "image " + im.id.to_string() + "\npath " + names_->path_of(im.inode) + "\nepoch " +
+                     std::to_string(epoch.value) + "\nsize " + std::to_string(size) + "\n";
+  for (RegionIndex region : regions) {
+    const uint64_t begin = region.value * region_bytes, end = std::min(size, begin + region_bytes);
+    if (begin >= end) continue;
+    list += "extent " + std::to_string(begin) + " " + std::to_string(end - begin) + "\n";
+    for (uint64_t at = begin; at < end; at += kPiece) {
+      Extent piece{at, std::min(kPiece, end - at)};
+      auto buffer = std::make_shared<io::AlignedBuffer>(piece.length);   // shared with the operation, as above
+      Status s = co_await read_copy(im, piece, buffer);
+      if (!s) co_return s;
+      ByteSpan bytes = ByteSpan(buffer->span()).first(piece.length);
+      if (std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; })) continue;
+      s = co_await async<Status>([&](Callback<Status> done) {
+        file->write(piece.offset, bytes, io::IoMode::kQueued,
+                    [file, buffer, done = std::move(done)](Status w) mutable { done(std::move(w)); });
+      });
+      if (!s) co_return s;
+    }
+  }
+  Status synced = co_await async<Status>([&](Callback<Status> done) {
+    file->sync(io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
+  });
+  if (!synced) co_return synced;
+  if (Status s = env_.files().write_file_atomically(path + ".extents", as_bytes(list)); !s) co_return s;
+  if (Status s = env_.files().rename(partial, path); !s) co_return s;
+  if (Status s = env_.files().sync_directory(directory); !s) co_return s;
+  kLog.warning("branch_kept", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()}, {"file", path}});
+  co_return Status::ok();
+}
+
+// Nothing of the own copy is lost once this has returned OK, and nothing of it counts any more.
+Task<Status> Engine::settle_fence(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes) {
+  if (im.local() && !regions.empty()) {
+    if (Status s = co_await save_branch(im, epoch, regions, region_bytes); !s) co_return s;
+    if (Status s = set_flag(im, kFlagBehind, true); !s) co_return s;
+    im.behind = true;
+    im.facts.copy_whole = false;
+    kLog.warning("tail_diverged", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()},
+                                 {"acknowledged_alone", im.facts.alone ? 1 : 0},
+                                 {"kept", "as a branch: tidemark image branches"}});
+  }
+  if (im.attached) {
+    journal_->set_level(im.slot, false);
+    auto noted = co_await async<Status>([&](Callback<Status> done) {
+      journal_->note_copies(im.slot, host_loss(), im.shared_loss, false, std::move(done));
+    });
+    if (!noted) co_return noted;
+  }
+  im.facts.alone = im.apart = false;
+  im.unsynced.clear();
+  // Of whatever epoch: before this is answered the host gets no newer one.
+  wire::FenceSeen seen{im.id, Epoch(UINT64_MAX)};
+  co_return co_await async<Status>([&](Callback<Status> done) {
+    mirror_->send(wire::Type::kFenceSeen, wire::encode(seen), {},
+                  [done = std::move(done)](Result<wire::Answer> answer) mutable {
+                    done(answer ? Status::ok() : answer.status());
+                  });
+  });
+}
+
+// After a fence in the midst of a run. Until it has ended every request of the image is answered with an error.
+Task<void> Engine::after_fence(Image& im) {
+  Pin pin(im);
+  const Epoch epoch = im.epoch;
+  for (bool told = false;; told = true) {
+    co_await wait_idle(im);
+    while (im.fill_running || im.resync_running) co_await sleep(std::chrono::milliseconds(50));
+    std::vector<RegionIndex> regions;
+    if (im.attached) regions = journal_->dirty_regions(im.slot);
+    uint64_t region_bytes = im.attached ? journal_->region_bytes(im.slot) : limits::kRegionBytesMin;
+    // What was journaled is read for its batch before the copy changes: it becomes a branch at the replica, too.
+    if (!im.branch_staged && im.attached) {
+      co_await handover_cut();
+      im.branch_staged = true;
+    }
+    Status settled = co_await settle_fence(im, epoch, std::move(regions), region_bytes);
+    if (settled.is_ok()) break;
+    if (stopping_ || im.doomed || settled.code() == Code::kNotFound) co_return;
+    if (!told) kLog.warning("branch_waits", {{"image", im.id}, {"error", settled}});
+    co_await sleep(kRetry);
+  }
+  im.branch_staged = false;
+  if (im.state != MirrorState::kFenced) co_return;
+  im.attr.holder.clear();
+  apply(im, MirrorEvent::kYielded);
+}
+
+void Engine::fence_handles(Image& im) {
+  for (Handle& handle : handles_) {
+    if (handle.image != &im) continue;
+    handle.fenced = true;
+    if (handle.wrote) --im.wrote;
+    handle.wrote = false;
+    if (options_.survivor != nullptr) options_.survivor->fenced(static_cast<uint32_t>(&handle - handles_.data()));
+  }
+}
+
+// ---- the host that took it ------------------------------------------------------------------------
+
+bool Engine::standing_in(const Image& im) const {
+  auto at = flags_.find(im.id);
+  return at != flags_.end() && (at->second & kFlagStandIn) != 0;
+}
+
+// What the shared copy has allocated, while nobody writes it.
+Task<Result<std::vector<Extent>>> Engine::shared_extents(Image& im, uint64_t size) {
+  std::vector<Extent> out;
+  wire::Extents ask{im.id, 0, 4096};
+  while (ask.offset < size) {
+    using Answer = Result<wire::ExtentList>;
+    auto page = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::ExtentList>(wire::Type::kExtents, ask, std::move(done));
+    });
+    if (!page) co_return page.status();
+    for (Extent e : page->extents) {
+      uint64_t begin = e.offset / limits::kOrderGranule * limits::kOrderGranule;
+      uint64_t after = (e.end() + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule;
+      uint64_t end = std::min(size, after);
+      if (begin >= end) continue;
+      if (!out.empty() && out.back().end() >= begin) out.back().length = end - out.back().offset;
+      else out.push_back({begin, end - begin});
+    }
+    if (page->next_offset <= ask.offset) break;
+    ask.offset = page->next_offset;
+  }
+  co_return out;
+}
+
+// All of the image as records of the new tenure, in one turn, so that they are in one batch with the mark.
+void Engine::record_whole(Image& im, const std::vector<Extent>& extents, const wire::TenureParent& parent) {
+  std::vector<journal::Ticket> tickets;   // all begun before one is finished: a batch that is full is closed then
+  if (im.size != 0) tickets.push_back(journal_->begin(im.slot, journal::RecordKind::kDiscard, {0, im.size}));
+  for (const Extent& e : extents) tickets.push_back(journal_->begin(im.slot, journal::RecordKind::kWrite, e));
+  wire::Mark mark = mark_of(im, wire::MarkKind::kWhole);
+  mark.parent = parent;
+  journal_->mark(mark);
+  for (const journal::Ticket& ticket : tickets) journal_->finish(ticket, CoordinatorSequence(0), 0);
+  kLog.info("whole_image_recorded", {{"image", im.id}, {"epoch", im.epoch}, {"extents", extents.size()}});
+}
+
+// Until what was recorded is in immutable segments: then a crash cannot take it any more.
+Task<void> Engine::stage_whole(Image& im) {
+  Pin pin(im);
+  const Epoch epoch = im.epoch;
+  for (;;) {
+    HandoverCut cut = co_await handover_cut();
+    if (stopping_ || im.epoch != epoch) co_return;
+    if (cut.staged) break;
+    co_await sleep(kRetry);
+  }
+  Status s = set_flag(im, kFlagStandIn, false);
+  if (!s) kLog.warning("flag_not_cleared", {{"image", im.id}, {"error", s}});
+}
+
+// ---- the operator's word --------------------------------------------------------------------------
+
+void Engine::takeover(std::string request, Callback<Result<std::string>> done) {
+  if (!mirror_->up()) {
+    return done(Status(Code::kUnavailable, "the shared node is not connected: " + mirror_->last_error().message()));
+  }
+  mirror_->request<wire::TakeoverAnswer>(wire::Type::kTakeover, wire::Takeover{std::move(request)},
+                                         [done = std::move(done)](Result<wire::TakeoverAnswer> answer) mutable {
+                                           if (!answer) return done(answer.status());
+                                           done(std::move(answer->report));
+                                         });
+}
+
+}  // namespace tidemark::fs

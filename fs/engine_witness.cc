@@ -1,0 +1,106 @@
+// Going on alone where the witness must say so first, and the end of waiting by an operator's word.
+//
+//   mirrored --terms asked of the shared node--> generation known --link lost--> waiting --witness: outdated--> alone
+//
+// The vote that this host once got counts until it asks for new terms, which it does when both copies are level again;
+// from then on the shared node may get the vote.
+#include "fs/engine.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kRetry{1};
+}  // namespace
+
+void Engine::want_terms() {
+  if (!witness_) return;
+  for (auto& [id, image] : images_) {
+    Image& im = *image;
+    bool level = im.held && im.state == MirrorState::kMirrored && !im.recovering && !im.yielding;
+    if (level && im.terms.value == 0 && !im.asking_terms) tasks_.spawn(ask_terms(im));
+  }
+}
+
+Task<void> Engine::ask_terms(Image& im) {
+  Pin pin(im);
+  im.asking_terms = true;
+  im.facts.witnessed = false;   // before it is asked: the answer may be lost
+  const Epoch epoch = im.epoch;
+  using Answer = Result<wire::TermsAnswer>;
+  wire::Terms ask{im.id, epoch};
+  auto terms = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::TermsAnswer>(wire::Type::kTerms, ask, std::move(done));
+  });
+  im.asking_terms = false;
+  if (terms && im.held && im.epoch == epoch) im.terms = terms->generation;
+  im.witness_error = terms ? "" : terms.status().message();
+}
+
+Task<void> Engine::ask_witness(Image& im) {
+  if (im.asking_witness) co_return;
+  Pin pin(im);
+  im.asking_witness = true;
+  const Epoch epoch = im.epoch;
+  auto waits = [&] { return !stopping_ && im.held && im.epoch == epoch && im.state == MirrorState::kWaiting; };
+  while (waits()) {
+    if (im.terms.value == 0 || !im.facts.copy_whole || !im.facts.handshaken) {
+      im.witness_error = "this host may not ask the witness: its copy was not level under known terms";
+      break;
+    }
+    net::HttpRequest request;
+    request.method = "POST";
+    request.target = "/v1/witness/" + im.id.to_string() + "/" + std::to_string(epoch.value) + "/" +
+                     std::to_string(im.terms.value) + "/outdated";
+    using Answer = Result<net::HttpResponse>;
+    auto answer = co_await async<Answer>([&](Callback<Answer> done) {
+      witness_->request(std::move(request), std::move(done));
+    });
+    if (!waits()) break;
+    const std::string body = answer ? std::string(as_text(answer->body)) : answer.status().message();
+    if (answer && answer->status == 200 && body.starts_with("{\"verdict\":\"outdated\"")) {
+      kLog.warning("witness_recorded", {{"image", im.id}, {"epoch", epoch}, {"generation", im.terms},
+                                        {"effect", "this host goes on alone"}});
+      im.facts.witnessed = true;
+      im.terms = Generation(0);   // new ones are asked for when both copies are level again
+      im.witness_error.clear();
+      apply(im, MirrorEvent::kWitnessed);
+      break;
+    }
+    if (body.starts_with("{\"verdict\":\"fenced\"")) {
+      // The tenure moves, or this host is heard again before it has.
+      im.terms = Generation(0);
+      im.witness_error = "the witness has recorded that another host may take it";
+      break;
+    }
+    if (im.witness_error != body) kLog.warning("witness_silent", {{"image", im.id}, {"answer", body}});
+    im.witness_error = body;
+    co_await sleep(kRetry);
+  }
+  im.asking_witness = false;
+}
+
+void Engine::abort_waiting(std::string name, Callback<Result<std::string>> done) {
+  auto attr = names_->resolve(name);
+  if (!attr) return done(Status(Code::kNotFound, name + ": no such image"));
+  size_t count = 0;
+  if (Image* im = find(attr->image)) {
+    const Status aborted = Status::from_errno(EIO, "the waiting was ended by `tidemark image abort`");
+    std::vector<Op*> parked, unknown, flushes;
+    parked.swap(im->parked);
+    unknown.swap(im->unknown);
+    flushes.swap(im->flushes);
+    count = parked.size() + unknown.size() + flushes.size();
+    kLog.warning("waiting_aborted", {{"image", im->id}, {"requests", count}});
+    for (Op* op : parked) {
+      auto answer = std::move(op->done);
+      recycle(op);
+      answer(aborted);
+    }
+    for (Op* op : unknown) finish_op(op, aborted);
+    for (Op* op : flushes) leave(op, aborted);
+  }
+  done("{\"aborted\":" + std::to_string(count) + "}");
+}
+
+}  // namespace tidemark::fs

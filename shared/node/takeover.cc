@@ -1,0 +1,204 @@
+// Tenures that end by an operator's word, without their holder's: what would be lost is said first.
+//
+// The way of one image: its holder's sessions are ended, writes begun before finish (`fencing`: nothing more of its
+// epoch is begun), the fence is made durable, the word is answered. From then on no frame of that epoch is applied.
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "shared/base/log.h"
+#include "shared/node/core.h"
+
+namespace tidemark::node {
+
+using nlohmann::json;
+
+namespace {
+const log::Logger kLog("node.takeover");
+constexpr double kNanosecondsPerSecond = 1e9;
+
+struct Wish {
+  std::vector<std::string> images;
+  std::string host;
+  bool force = false, accept_loss = false, dry_run = false;
+};
+
+Result<Wish> parse_wish(const std::string& text) {
+  json j = json::parse(text, nullptr, false);
+  Status bad(Code::kInvalidArgument,
+             "the body must be {\"images\": [...] or \"host\": ..., \"force\", \"accept_loss\", \"dry_run\": bool}");
+  if (!j.is_object()) return bad;
+  Wish wish;
+  for (const auto& [key, value] : j.items()) {
+    if (key == "images" && value.is_array()) {
+      for (const json& i : value) {
+        if (!i.is_string()) return bad;
+        wish.images.push_back(i.get<std::string>());
+      }
+    } else if (key == "host" && value.is_string()) {
+      wish.host = value.get<std::string>();
+    } else if (key == "force" && value.is_boolean()) {
+      wish.force = value.get<bool>();
+    } else if (key == "accept_loss" && value.is_boolean()) {
+      wish.accept_loss = value.get<bool>();
+    } else if (key == "dry_run" && value.is_boolean()) {
+      wish.dry_run = value.get<bool>();
+    } else {
+      return bad;
+    }
+  }
+  if (wish.images.empty() == wish.host.empty()) return bad;
+  return wish;
+}
+}  // namespace
+
+// One word under way: its images, and how many are not durably fenced yet.
+struct Core::TakeoverRun {
+  json report;
+  std::vector<Image*> images;
+  size_t left = 0;
+  Callback<Result<std::string>> done;
+  void one_done() {
+    if (--left != 0) return;
+    report["taken"] = true;
+    done(report.dump(-1, ' ', false, json::error_handler_t::replace));
+  }
+};
+
+Image* Core::image_named(const std::string& name) {
+  for (auto& [id, image] : images_) {
+    if (image->record.nameless != 0) continue;
+    if (id.to_string() == name || names_->path(image->record.inode) == (name.starts_with('/') ? name : "/" + name))
+      return image.get();
+  }
+  return nullptr;
+}
+
+// What would happen to one image. `refused`: why nothing may be done.
+std::string Core::describe_takeover(Image& image, const std::string& by, bool accept_loss, TakeoverRun& run) {
+  const fence::State& tenure = image.record.tenure;
+  const std::string& holder = tenure.holder;
+  json entry = {{"path", names_->path(image.record.inode)}, {"uuid", image.id.to_string()},
+                {"holder", holder},                         {"epoch", tenure.epoch.value},
+                {"connected", session_of(holder) != nullptr}};
+  auto gone = host_gone_at_.find(holder);
+  entry["away_s"] = gone == host_gone_at_.end()
+                        ? json(nullptr)
+                        : json(static_cast<double>((env_.now() - gone->second).count()) / kNanosecondsPerSecond);
+  bool level = image.record.outdated == 0;
+  entry["level"] = level;
+  entry["copy"] =
+      level ? "level when " + holder + " was last heard of: what it acknowledged since, alone, is only there"
+            : "outdated: " + holder + " acknowledged writes that are not here";
+  entry["tail"] = "what " + holder + " wrote without this copy is kept there as a branch, when it is back";
+  std::string refused;
+  if (holder.empty()) {
+    entry["action"] = "none";
+    entry["reason"] = "nobody holds it: it can be written";
+  } else if (holder == by) {
+    refused = "this host holds it";
+  } else if (image.attr->mirror == 0) {
+    refused = "it has `mirror = none`: its blocks are on " + holder + " alone";
+  } else if (!level && !accept_loss) {
+    refused = "the shared copy is outdated: what " + holder +
+              " acknowledged without it would be lost to the main line; say --accept-loss, or restore the replica's "
+              "newest point";
+  }
+  if (!refused.empty()) {
+    entry["action"] = "refused";
+    entry["reason"] = refused;
+  } else if (!holder.empty()) {
+    entry["action"] = "take";
+    run.images.push_back(&image);
+  }
+  std::string line = entry["path"].get<std::string>() + ": " + refused;
+  run.report["images"].push_back(std::move(entry));
+  return refused.empty() ? "" : line;
+}
+
+void Core::takeover(const std::string& text, const std::string& by, Callback<Result<std::string>> done) {
+  auto wish = parse_wish(text);
+  if (!wish) return done(wish.status());
+  auto run = std::make_shared<TakeoverRun>();   // shared by the fences under way
+  run->report = {{"dry_run", wish->dry_run}, {"taken", false}, {"images", json::array()}};
+  std::vector<Image*> chosen;
+  for (const std::string& name : wish->images) {
+    Image* image = image_named(name);
+    if (image == nullptr) return done(Status(Code::kNotFound, "no image " + name));
+    chosen.push_back(image);
+  }
+  for (auto& [id, image] : images_) {
+    bool of_host = !wish->host.empty() && image->record.tenure.holder == wish->host;
+    if (of_host && image->record.nameless == 0) chosen.push_back(image.get());
+  }
+  std::string refused;
+  for (Image* image : chosen) {
+    std::string why = describe_takeover(*image, by, wish->accept_loss, *run);
+    if (!why.empty()) refused += (refused.empty() ? "" : "; ") + why;
+  }
+  auto answer = [&] { done(run->report.dump(-1, ' ', false, json::error_handler_t::replace)); };
+  if (wish->dry_run) return answer();
+  if (!refused.empty()) return done(Status(Code::kBusy, "nothing was taken: " + refused));
+  if (run->images.empty()) return answer();
+  if (!wish->force) {
+    return done(Status(Code::kInvalidArgument, "a holder that is alive may go on alone: say --force if it is to lose "
+                                               "these images"));
+  }
+  run->done = std::move(done);
+  run->left = run->images.size();
+  for (Image* image : run->images) preempt(*image, [run] { run->one_done(); });
+}
+
+// Ends the tenure without its holder's word; `then` once that is durable.
+void Core::preempt(Image& image, UniqueFunction<void()> then) {
+  const std::string holder = image.record.tenure.holder;
+  kLog.warning("tenure_taken", {{"image", image.id},
+                                {"path", names_->path(image.record.inode)},
+                                {"from", holder},
+                                {"epoch", image.record.tenure.epoch},
+                                {"outdated", image.record.outdated},
+                                {"effect", "what that host writes alone is a branch"}});
+  image.fencing = true;
+  ++image.ops;
+  // Its unread frames are never begun; what it reads from its own copy it asks for again, in a session that is fenced.
+  for (Session* session = session_of(holder); session != nullptr; session = session_of(holder)) {
+    end_session(sessions_.at(session->number), Status(Code::kUnavailable, "an image of it was taken over"));
+  }
+  auto fence_now = [this, &image, holder, then = std::move(then)]() mutable {
+    image.fencing = false;
+    if (image.record.tenure.holder != holder) {   // given back meanwhile
+      --image.ops;
+      return then();
+    }
+    image.record.outdated = 0;   // it is the main line now
+    image.holder_ahead = Image::Ahead::kNo;
+    apply(image, fence::step(image.record.tenure, fence::Event::preempt(image.last_applied)), {},
+          [&image, then = std::move(then)](bool) mutable {
+            --image.ops;
+            then();
+          });
+  };
+  if (image.write_ops == 0) return fence_now();
+  image.when_written.push_back([self = self_, go = std::move(fence_now)]() mutable {
+    if (*self != nullptr) go();
+  });
+}
+
+void Core::takeover_request(const PeerPtr& peer, wire::Request& request) {
+  wire::Takeover m;
+  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  takeover(m.request, peer->session->host, [peer, id = request.id](Result<std::string> report) {
+    if (!report) return peer->link->respond_failure(wire::Type::kTakeover, id, report.status());
+    peer->link->respond(wire::Type::kTakeover, id, wire::TakeoverAnswer{std::move(*report)});
+  });
+}
+
+void Core::fence_seen_request(const PeerPtr& peer, wire::Request& request) {
+  wire::FenceSeen m;
+  Image* image = image_of(peer, request, m);
+  if (image == nullptr) return;
+  kLog.info("fence_seen", {{"image", image->id}, {"host", peer->session->host}, {"epoch", m.epoch}});
+  apply(*image, fence::step(image->record.tenure, fence::Event::fence_seen(peer->session->host, m.epoch)), {},
+        [peer, id = request.id](bool) { peer->link->respond(wire::Type::kFenceSeen, id, ByteSpan{}); });
+}
+
+}  // namespace tidemark::node

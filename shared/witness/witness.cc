@@ -1,0 +1,114 @@
+#include "shared/witness/witness.h"
+
+#include <charconv>
+#include <vector>
+
+#include "shared/base/log.h"
+#include "shared/io/file.h"
+#include "shared/wire/codec.h"
+
+namespace tidemark::witness {
+namespace {
+
+const log::Logger kLog("witness");
+enum Table : kv::Table { kRecords };
+constexpr size_t kImagesMax = 1u << 20;
+
+std::vector<std::string> parts_of(std::string_view path) {
+  std::vector<std::string> out;
+  while (!path.empty()) {
+    size_t slash = path.find('/');
+    out.emplace_back(path.substr(0, slash));
+    path = slash == std::string_view::npos ? std::string_view() : path.substr(slash + 1);
+  }
+  return out;
+}
+
+std::optional<uint64_t> number_of(const std::string& text) {
+  uint64_t value = 0;
+  auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+net::HttpResponse refuse(int status, const std::string& error, const std::string& reason) {
+  return net::HttpResponse::json(status, "{\"error\":\"" + error + "\",\"reason\":\"" + reason + "\"}");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Witness>> Witness::open(io::Env& env, const std::string& directory) {
+  TM_RETURN_IF_ERROR(env.files().make_directories(directory));
+  kv::StoreOptions options;
+  options.tables = {"records"};
+  TM_ASSIGN_OR_RETURN(auto store, env.open_store(directory, options));
+  std::unique_ptr<Witness> witness(new Witness(std::move(store)));
+  auto snapshot = witness->store_->snapshot();
+  auto cursor = snapshot->cursor(kRecords);
+  for (bool found = cursor->first(); found; found = cursor->next()) {
+    Reader key(cursor->key());
+    ImageId image = key.uuid();
+    auto record = wire::decode<Record>(cursor->value());
+    if (!key.done() || !record) return Status(Code::kCorruption, directory + ": table records holds a malformed row");
+    witness->records_.emplace(image, std::move(*record));
+  }
+  return witness;
+}
+
+void Witness::handle(net::HttpRequest request, Callback<net::HttpResponse> reply) {
+  // ["", "v1", "witness", IMAGE, EPOCH, GENERATION, what]
+  std::vector<std::string> parts = parts_of(request.target);
+  if (request.method != "POST") return reply(refuse(405, "method", "POST only"));
+  auto image = parts.size() == 7 ? Uuid::parse(parts[3]) : std::nullopt;
+  auto epoch = parts.size() == 7 ? number_of(parts[4]) : std::nullopt;
+  auto generation = parts.size() == 7 ? number_of(parts[5]) : std::nullopt;
+  if (!image || !epoch || !generation) return reply(refuse(404, "not_found", "no such path"));
+  Question question;
+  question.epoch = Epoch(*epoch);
+  question.generation = Generation(*generation);
+  question.by = request.peer.node;
+  question.registers = parts[6] == "register";
+  if (parts[6] == "outdated") question.verdict = Verdict::kOutdated;
+  else if (parts[6] == "fenced") question.verdict = Verdict::kFenced;
+  else if (!question.registers) return reply(refuse(404, "not_found", "no such path"));
+  const net::Role asks = question.verdict == Verdict::kOutdated ? net::Role::kHost : net::Role::kShared;
+  if (request.peer.role != asks) return reply(refuse(403, "permission", "not this role's to ask"));
+  ask(*image, question, std::move(reply));
+}
+
+void Witness::ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply) {
+  auto known = records_.find(image);
+  auto record = step(known == records_.end() ? std::nullopt : std::optional<Record>(known->second), question);
+  if (!record) {
+    kLog.warning("no_vote", {{"image", image}, {"asked_by", question.by}, {"reason", record.status()}});
+    const bool unknown = record.status().code() == Code::kNotFound;
+    return reply(refuse(unknown ? 404 : 409, unknown ? "not_registered" : "other_generation", record.status().message()));
+  }
+  if (known == records_.end() && records_.size() >= kImagesMax) return reply(refuse(507, "full", "too many images"));
+  const bool changed = known == records_.end() || !(known->second == *record);
+  records_[image] = *record;
+  if (changed) {
+    kLog.info("recorded", {{"image", image}, {"epoch", record->epoch}, {"generation", record->generation},
+                           {"verdict", verdict_name(record->verdict)}, {"by", record->by}});
+  }
+  // Also where nothing changes: what is said again must be durable as well, and may still be on its way.
+  kv::WriteBatch batch;
+  batch.put(kRecords, image.bytes, wire::encode(*record));
+  store_->commit(std::move(batch), [answer = *record, reply = std::move(reply)](Status s) mutable {
+    if (!s) return reply(refuse(503, "unavailable", "the record could not be made durable"));
+    reply(net::HttpResponse::json(200, "{\"verdict\":\"" + std::string(verdict_name(answer.verdict)) + "\",\"by\":\"" +
+                                           answer.by + "\"}"));
+  });
+}
+
+std::string Witness::status_json() const {
+  size_t outdated = 0, fenced = 0;
+  for (const auto& [image, record] : records_) {
+    outdated += record.verdict == Verdict::kOutdated ? 1 : 0;
+    fenced += record.verdict == Verdict::kFenced ? 1 : 0;
+  }
+  return "{\"role\":\"witness\",\"healthy\":true,\"images\":" + std::to_string(records_.size()) +
+         ",\"outdated\":" + std::to_string(outdated) + ",\"fenced\":" + std::to_string(fenced) + "}";
+}
+
+}  // namespace tidemark::witness

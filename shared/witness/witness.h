@@ -1,0 +1,40 @@
+// The witness's service: one durable record an image, behind HTTPS. In tidemark-witness, or beside the replica's API.
+//
+//   POST /v1/witness/IMAGE/EPOCH/GENERATION/register     the shared node's alone
+//   POST /v1/witness/IMAGE/EPOCH/GENERATION/outdated     a host's alone: it goes on without the shared copy
+//   POST /v1/witness/IMAGE/EPOCH/GENERATION/fenced       the shared node's alone: it moves the tenure
+//
+// 200 {"verdict": "undecided" | "outdated" | "fenced", "by": NODE}: what is recorded, durably, whoever asked for it.
+// 404 not registered, 409 another generation, 403 not this role's to ask. Loop thread only.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "shared/io/env.h"
+#include "shared/kv/store.h"
+#include "shared/net/network.h"
+#include "shared/witness/rules.h"
+
+namespace tidemark::witness {
+
+class Witness {
+ public:
+  // Blocking: start only. `env` must outlive it.
+  static Result<std::unique_ptr<Witness>> open(io::Env& env, const std::string& directory);
+
+  // Whether a request is the witness's to answer.
+  static bool is_target(const std::string& target) { return target.starts_with("/v1/witness/"); }
+  void handle(net::HttpRequest request, Callback<net::HttpResponse> reply);
+  std::string status_json() const;
+
+ private:
+  explicit Witness(std::unique_ptr<kv::Store> store) : store_(std::move(store)) {}
+  void ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply);
+
+  std::unique_ptr<kv::Store> store_;
+  std::map<ImageId, Record> records_;
+};
+
+}  // namespace tidemark::witness
