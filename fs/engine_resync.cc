@@ -105,7 +105,8 @@ Task<void> Engine::resync(Image& im) {
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()}});
   Status status;
   if (!im.local() && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
-  if (im.local() && !TM_PLANTED("call copies level without a resync")) status = co_await make_equal(im, true, regions, journal_->region_bytes(im.slot), &repaired);
+  if (TM_PLANTED("call copies level without a resync")) regions.clear();
+  if (im.local()) status = co_await make_equal(im, true, regions, journal_->region_bytes(im.slot), &repaired);
   auto stands = [&] {
     return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss &&
            outages == im.outages && failures == im.failures;

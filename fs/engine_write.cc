@@ -169,7 +169,8 @@ void Engine::prepare(Op* op) {
       });
       return;
     }
-    if (range.length != 0 && journal_->must_preserve(im.slot, range) && !TM_PLANTED("overwrite a block of an unstaged cut")) {
+    const bool preserves = !TM_PLANTED("overwrite a block of an unstaged cut");
+    if (preserves && range.length != 0 && journal_->must_preserve(im.slot, range)) {
       journal_->preserve(im.slot, range, [this, op] { prepare(op); });
       return;
     }

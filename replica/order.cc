@@ -122,8 +122,8 @@ std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch) {
   std::vector<Wait> waits;
   for (const SliceFacts& slice : batch.slices) {
     const wire::TenureParent& parent = slice.parent;
-    const bool needs_parent = !TM_PLANTED("apply an epoch before its parent") && parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
-                              parent.source != batch.source;
+    const bool needs_parent = parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
+                              parent.source != batch.source && !TM_PLANTED("apply an epoch before its parent");
     // A tenure that has begun here follows what it follows, or stands in for it.
     auto newest = state.epochs.find(slice.image);
     const bool begun = newest != state.epochs.end() && newest->second >= slice.epoch;
