@@ -51,8 +51,8 @@ TEST_F(AppTest, WrongUsageIsExitCodeTwoAndOneLine) {
 
 TEST_F(AppTest, WrongUsageNamesTheWordAndTheHelpThatSaysMore) {
   EXPECT_EQ(tidemark({"image", "creat", "a.img", "1GiB"}).error,
-            "tidemark: unknown command creat: one of create, list, info, resize, import, export, remove: "
-            "see tidemark image --help\n");
+            "tidemark: unknown command creat: one of create, list, info, resize, import, export, remove, takeover, "
+            "abort, branches: see tidemark image --help\n");
   EXPECT_EQ(tidemark({"image", "create", "a.img"}).error,
             "tidemark: SIZE is required: see tidemark image create --help\n");
   EXPECT_EQ(Json::parse(tidemark({"image", "create", "--json"}).error)["error"], "invalid_argument");
