@@ -10,7 +10,6 @@ namespace tidemark::node {
 using nlohmann::json;
 
 namespace {
-constexpr double kNanosecondsPerSecond = 1e9;
 constexpr double kNanosecondsPerMicrosecond = 1e3;
 
 // Names may hold any bytes: those that are no UTF-8 are replaced rather than thrown at.
