@@ -153,13 +153,23 @@ class Engine final : public journal::BlockSource {
   Status open_all();
   Status load_flags();
 
-  // ---- engine_write.cc
+  // ---- engine_request.cc
   Op* take_op(Image& image, OpKind kind, io::IoMode mode);
   void recycle(Op* op);
-  void start_op(Op* op);
   bool gate(Op* op);
   void park(Op* op);
+  void unpark(Image& image);
+  void unpark_later(Image& image);
+  void start_op(Op* op);
   void in_order(Op* op);
+  void leave(Op* op, Result<size_t> result);
+  void deactivate(Image& image);
+  void step_back(Op* op);
+  // ---- engine_read.cc
+  void read_in_order(Op* op);
+  void read_remote(Op* op);
+  void finish_read(Op* op, Status status);
+  // ---- engine_write.cc
   bool follows_filling(const Op& op) const;
   void prepare(Op* op);
   void issue(Op* op);
@@ -168,15 +178,7 @@ class Engine final : public journal::BlockSource {
   void answered(Op* op);
   void settle(Op* op);
   void settle_local_failed(Op* op);
-  void step_back(Op* op);
-  void deactivate(Image& image);
   void finish_op(Op* op, Status status);
-  void read_in_order(Op* op);
-  void read_remote(Op* op);
-  void finish_read(Op* op, Status status);
-  void leave(Op* op, Result<size_t> result);
-  void unpark(Image& image);
-  void unpark_later(Image& image);
   void extend_then_write(Op* op, uint64_t new_size);
   // ---- engine_failure.cc
   bool shared_whole(const Image& image) const;

@@ -1,4 +1,4 @@
-// The hot path: the way of a read and of a write (README.md draws it).
+// The hot path: the way of a write once it has its place in the order (README.md draws it).
 #include <algorithm>
 
 #include "fs/engine.h"
@@ -10,10 +10,10 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::chrono::milliseconds kResendDelay{10};
 
-bool changes(OpKind kind) { return kind != OpKind::kRead && kind != OpKind::kFlush; }
-bool journaled(OpKind kind) { return changes(kind) && kind != OpKind::kAllocate; }
+bool journaled(OpKind kind) {
+  return kind == OpKind::kWrite || kind == OpKind::kZero || kind == OpKind::kDiscard || kind == OpKind::kResize;
+}
 
 journal::RecordKind record_kind(OpKind kind) {
   switch (kind) {
@@ -34,99 +34,6 @@ Extent touched(const Op& op, uint64_t size) {
   return {size, 1};
 }
 }  // namespace
-
-Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
-  if (free_ops_ == nullptr) {
-    op_pool_.push_back(std::make_unique<Op>());
-    free_ops_ = op_pool_.back().get();
-  }
-  Op* op = free_ops_;
-  free_ops_ = op->next;
-  op->image = &image;
-  op->kind = kind;
-  op->mode = mode;
-  op->begun = op->at_least = op->within = op->own = op->filled = false;
-  op->pending = 0;
-  op->local = op->remote = Status::ok();
-  op->coordinator = CoordinatorSequence(0);
-  op->digest = 0;
-  op->tag = 0;
-  ++ops_in_flight_;
-  return op;
-}
-
-void Engine::recycle(Op* op) {
-  op->done = nullptr;
-  op->data = {};
-  op->out = {};
-  op->next = free_ops_;
-  free_ops_ = op;
-  --ops_in_flight_;
-}
-
-// True if the request may go on now; else it was parked or answered.
-bool Engine::gate(Op* op) {
-  Image& im = *op->image;
-  if (im.recovering || im.yielding) {
-    park(op);
-    return false;
-  }
-  if (im.state == MirrorState::kFenced) {
-    Status fenced(Code::kFenced, "image " + im.id.to_string() + " was taken over by another host");
-    Callback<Result<size_t>> done = std::move(op->done);
-    recycle(op);
-    done(fenced);
-    return false;
-  }
-  // Another host may have the tenure by now: not even a read is answered here.
-  if (im.state == MirrorState::kWaiting && im.facts.asks_first && op->kind == OpKind::kRead) {
-    park(op);
-    return false;
-  }
-  if (!changes(op->kind)) return true;
-  if (!im.held) {
-    park(op);
-    want_tenure(im, true);
-    return false;
-  }
-  if (im.state == MirrorState::kWaiting) {
-    park(op);
-    return false;
-  }
-  return true;
-}
-
-void Engine::park(Op* op) { op->image->parked.push_back(op); }
-
-void Engine::unpark(Image& image) {
-  if (image.parked.empty()) return;
-  std::vector<Op*> parked;
-  parked.swap(image.parked);
-  for (Op* op : parked) start_op(op);
-}
-
-void Engine::unpark_later(Image& image) {
-  env_.after(kResendDelay, [this, id = image.id] {
-    if (Image* im = find(id)) unpark(*im);
-  });
-}
-
-void Engine::start_op(Op* op) {
-  if (!gate(op)) return;
-  Image& im = *op->image;
-  ++im.active;
-  if (op->kind == OpKind::kFlush) return start_flush(op);
-  bool whole = op->kind == OpKind::kResize;
-  op->hold.extent = whole ? Extent{0, UINT64_MAX} : op->extent;
-  op->hold.exclusive = op->kind != OpKind::kRead;
-  if (im.order.acquire(op->hold)) return in_order(op);
-  op->hold.granted = [this, op] { in_order(op); };
-}
-
-void Engine::in_order(Op* op) {
-  if (op->kind == OpKind::kRead) return read_in_order(op);
-  prepare(op);
-}
 
 // An earlier write that overlaps is still waiting for its regions: this one must not overtake it.
 bool Engine::follows_filling(const Op& op) const {
@@ -330,115 +237,6 @@ void Engine::finish_op(Op* op, Status status) {
     return leave(op, std::move(status));
   }
   leave(op, size_t(op->extent.length));
-}
-
-// Gives the place in the order up and the answer to the guest.
-void Engine::leave(Op* op, Result<size_t> result) {
-  Image& im = *op->image;
-  auto done = std::move(op->done);
-  if (op->hold.held) im.order.release(op->hold);
-  recycle(op);
-  done(std::move(result));
-  deactivate(im);
-}
-
-void Engine::deactivate(Image& im) {
-  if (--im.active != 0 || im.idle.empty()) return;
-  std::vector<UniqueFunction<void()>> waiting;
-  waiting.swap(im.idle);
-  for (auto& fn : waiting) fn();
-}
-
-// Nothing was changed for it yet: it gives its place up and waits before the gate.
-void Engine::step_back(Op* op) {
-  Image& im = *op->image;
-  if (op->hold.held) im.order.release(op->hold);
-  park(op);
-  deactivate(im);
-}
-
-// ---- reads --------------------------------------------------------------------------------------
-
-void Engine::read_in_order(Op* op) {
-  Image& im = *op->image;
-  bool own_data = (im.held && !im.yield_unknown) || im.facts.policy_none;
-  if (!own_data) want_tenure(im, false);
-  uint64_t size = im.size_now();
-  if (op->extent.offset >= size) {
-    op->out = op->out.first(0);
-    op->extent.length = 0;
-    return finish_read(op, Status::ok());
-  }
-  op->extent.length = std::min<uint64_t>(op->extent.length, size - op->extent.offset);
-  op->out = op->out.first(op->extent.length);
-  bool level = !im.stale.stale(op->extent) || TM_PLANTED("read a stale local block");
-  bool local = own_data && im.local() && level && op->extent.end() <= im.copy->size();
-  if (!local) return read_remote(op);
-  im.copy->read(op->extent.offset, op->out, op->mode, [this, op](Status s) {
-    Image& image = *op->image;
-    if (s.is_ok() && (image.held || image.facts.policy_none)) return finish_read(op, std::move(s));
-    if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
-    // Never from a shared copy that lacks what was acknowledged without it.
-    if (!s && (!mirror_->up() || !shared_whole(image))) return finish_read(op, std::move(s));
-    read_remote(op);
-  });
-}
-
-void Engine::read_remote(Op* op) {
-  Image& im = *op->image;
-  wire::Read ask{im.id, op->extent.offset, static_cast<uint32_t>(op->extent.length)};
-  mirror_->send(wire::Type::kRead, wire::encode(ask), {}, [this, op](Result<wire::Answer> answer) {
-    if (answer && answer->payload.size() == op->out.size()) {
-      std::copy_n(answer->payload.data(), op->out.size(), op->out.data());
-      return finish_read(op, Status::ok());
-    }
-    if (answer) return finish_read(op, Status(Code::kCorruption, "read answer of another length"));
-    mirror_->note_failure();
-    if (answer.status().code() != Code::kUnavailable) return finish_read(op, answer.status());
-    // The link is down: the request gives its place up and waits before the gate.
-    Image& image = *op->image;
-    step_back(op);
-    if (mirror_->up()) unpark_later(image);
-  });
-  if (op->mode == io::IoMode::kInline) mirror_->flush();
-}
-
-void Engine::finish_read(Op* op, Status status) {
-  ++counts_.reads;
-  counts_.read_bytes += op->extent.length;
-  if (!status) {
-    ++counts_.errors;
-    return leave(op, std::move(status));
-  }
-  leave(op, size_t(op->extent.length));
-}
-
-void Engine::interrupt(uint64_t tag) {
-  for (auto& [id, image] : images_) {
-    auto& parked = image->parked;
-    auto at = std::find_if(parked.begin(), parked.end(), [&](const Op* op) { return op->tag == tag; });
-    if (at == parked.end()) continue;
-    Op* op = *at;
-    parked.erase(at);
-    auto done = std::move(op->done);
-    recycle(op);
-    return done(Status::from_errno(EINTR, "interrupted"));
-  }
-}
-
-// ---- what the shell calls -------------------------------------------------------------------------
-
-void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
-                  uint64_t tag) {
-  Handle* h = handle_of(handle);
-  if (h == nullptr) return done(Status::from_errno(EBADF, "read"));
-  if (h->fenced) return done(Status::from_errno(EIO, "read: the image was taken over by another host"));
-  Op* op = take_op(*h->image, OpKind::kRead, mode);
-  op->tag = tag;
-  op->extent = {offset, out.size()};
-  op->out = out;
-  op->done = std::move(done);
-  start_op(op);
 }
 
 void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done,

@@ -1,6 +1,7 @@
 // What the engine keeps of one image, and of one request on it. Engine-private; loop thread only.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <string>
@@ -23,6 +24,9 @@ namespace tidemark::fs {
 struct Image;
 
 enum class OpKind : uint8_t { kRead, kWrite, kZero, kDiscard, kAllocate, kResize, kFlush };
+
+// Before a request whose session went is tried on the new one.
+inline constexpr std::chrono::milliseconds kResendDelay{10};
 
 // A guest's request on its way. Pooled; no allocation in the steady state.
 struct Op {

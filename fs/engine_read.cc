@@ -1,0 +1,80 @@
+// The way of a read: from the own copy where that is level and the tenure held, else from the shared one.
+#include <algorithm>
+
+#include "fs/engine.h"
+#include "shared/base/log.h"
+#include "shared/base/planted.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+}  // namespace
+
+void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
+                  uint64_t tag) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return done(Status::from_errno(EBADF, "read"));
+  if (h->fenced) return done(Status::from_errno(EIO, "read: the image was taken over by another host"));
+  Op* op = take_op(*h->image, OpKind::kRead, mode);
+  op->tag = tag;
+  op->extent = {offset, out.size()};
+  op->out = out;
+  op->done = std::move(done);
+  start_op(op);
+}
+
+void Engine::read_in_order(Op* op) {
+  Image& im = *op->image;
+  bool own_data = (im.held && !im.yield_unknown) || im.facts.policy_none;
+  if (!own_data) want_tenure(im, false);
+  uint64_t size = im.size_now();
+  if (op->extent.offset >= size) {
+    op->out = op->out.first(0);
+    op->extent.length = 0;
+    return finish_read(op, Status::ok());
+  }
+  op->extent.length = std::min<uint64_t>(op->extent.length, size - op->extent.offset);
+  op->out = op->out.first(op->extent.length);
+  bool level = !im.stale.stale(op->extent) || TM_PLANTED("read a stale local block");
+  bool local = own_data && im.local() && level && op->extent.end() <= im.copy->size();
+  if (!local) return read_remote(op);
+  im.copy->read(op->extent.offset, op->out, op->mode, [this, op](Status s) {
+    Image& image = *op->image;
+    if (s.is_ok() && (image.held || image.facts.policy_none)) return finish_read(op, std::move(s));
+    if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
+    // Never from a shared copy that lacks what was acknowledged without it.
+    if (!s && (!mirror_->up() || !shared_whole(image))) return finish_read(op, std::move(s));
+    read_remote(op);
+  });
+}
+
+void Engine::read_remote(Op* op) {
+  Image& im = *op->image;
+  wire::Read ask{im.id, op->extent.offset, static_cast<uint32_t>(op->extent.length)};
+  mirror_->send(wire::Type::kRead, wire::encode(ask), {}, [this, op](Result<wire::Answer> answer) {
+    if (answer && answer->payload.size() == op->out.size()) {
+      std::copy_n(answer->payload.data(), op->out.size(), op->out.data());
+      return finish_read(op, Status::ok());
+    }
+    if (answer) return finish_read(op, Status(Code::kCorruption, "read answer of another length"));
+    mirror_->note_failure();
+    if (answer.status().code() != Code::kUnavailable) return finish_read(op, answer.status());
+    // The link is down: the request gives its place up and waits before the gate.
+    Image& image = *op->image;
+    step_back(op);
+    if (mirror_->up()) unpark_later(image);
+  });
+  if (op->mode == io::IoMode::kInline) mirror_->flush();
+}
+
+void Engine::finish_read(Op* op, Status status) {
+  ++counts_.reads;
+  counts_.read_bytes += op->extent.length;
+  if (!status) {
+    ++counts_.errors;
+    return leave(op, std::move(status));
+  }
+  leave(op, size_t(op->extent.length));
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,142 @@
+// The life of a request, whatever it asks: from the pool through the gate to its place in the order, and the answer.
+#include <algorithm>
+
+#include "fs/engine.h"
+
+namespace tidemark::fs {
+namespace {
+bool changes(OpKind kind) { return kind != OpKind::kRead && kind != OpKind::kFlush; }
+}  // namespace
+
+Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
+  if (free_ops_ == nullptr) {
+    op_pool_.push_back(std::make_unique<Op>());
+    free_ops_ = op_pool_.back().get();
+  }
+  Op* op = free_ops_;
+  free_ops_ = op->next;
+  op->image = &image;
+  op->kind = kind;
+  op->mode = mode;
+  op->begun = op->at_least = op->within = op->own = op->filled = false;
+  op->pending = 0;
+  op->local = op->remote = Status::ok();
+  op->coordinator = CoordinatorSequence(0);
+  op->digest = 0;
+  op->tag = 0;
+  ++ops_in_flight_;
+  return op;
+}
+
+void Engine::recycle(Op* op) {
+  op->done = nullptr;
+  op->data = {};
+  op->out = {};
+  op->next = free_ops_;
+  free_ops_ = op;
+  --ops_in_flight_;
+}
+
+// True if the request may go on now; else it was parked or answered.
+bool Engine::gate(Op* op) {
+  Image& im = *op->image;
+  if (im.recovering || im.yielding) {
+    park(op);
+    return false;
+  }
+  if (im.state == MirrorState::kFenced) {
+    Status fenced(Code::kFenced, "image " + im.id.to_string() + " was taken over by another host");
+    Callback<Result<size_t>> done = std::move(op->done);
+    recycle(op);
+    done(fenced);
+    return false;
+  }
+  // Another host may have the tenure by now: not even a read is answered here.
+  if (im.state == MirrorState::kWaiting && im.facts.asks_first && op->kind == OpKind::kRead) {
+    park(op);
+    return false;
+  }
+  if (!changes(op->kind)) return true;
+  if (!im.held) {
+    park(op);
+    want_tenure(im, true);
+    return false;
+  }
+  if (im.state == MirrorState::kWaiting) {
+    park(op);
+    return false;
+  }
+  return true;
+}
+
+void Engine::park(Op* op) { op->image->parked.push_back(op); }
+
+void Engine::unpark(Image& image) {
+  if (image.parked.empty()) return;
+  std::vector<Op*> parked;
+  parked.swap(image.parked);
+  for (Op* op : parked) start_op(op);
+}
+
+void Engine::unpark_later(Image& image) {
+  env_.after(kResendDelay, [this, id = image.id] {
+    if (Image* im = find(id)) unpark(*im);
+  });
+}
+
+void Engine::start_op(Op* op) {
+  if (!gate(op)) return;
+  Image& im = *op->image;
+  ++im.active;
+  if (op->kind == OpKind::kFlush) return start_flush(op);
+  bool whole = op->kind == OpKind::kResize;
+  op->hold.extent = whole ? Extent{0, UINT64_MAX} : op->extent;
+  op->hold.exclusive = op->kind != OpKind::kRead;
+  if (im.order.acquire(op->hold)) return in_order(op);
+  op->hold.granted = [this, op] { in_order(op); };
+}
+
+void Engine::in_order(Op* op) {
+  if (op->kind == OpKind::kRead) return read_in_order(op);
+  prepare(op);
+}
+
+// Gives the place in the order up and the answer to the guest.
+void Engine::leave(Op* op, Result<size_t> result) {
+  Image& im = *op->image;
+  auto done = std::move(op->done);
+  if (op->hold.held) im.order.release(op->hold);
+  recycle(op);
+  done(std::move(result));
+  deactivate(im);
+}
+
+void Engine::deactivate(Image& im) {
+  if (--im.active != 0 || im.idle.empty()) return;
+  std::vector<UniqueFunction<void()>> waiting;
+  waiting.swap(im.idle);
+  for (auto& fn : waiting) fn();
+}
+
+// Nothing was changed for it yet: it gives its place up and waits before the gate.
+void Engine::step_back(Op* op) {
+  Image& im = *op->image;
+  if (op->hold.held) im.order.release(op->hold);
+  park(op);
+  deactivate(im);
+}
+
+void Engine::interrupt(uint64_t tag) {
+  for (auto& [id, image] : images_) {
+    auto& parked = image->parked;
+    auto at = std::find_if(parked.begin(), parked.end(), [&](const Op* op) { return op->tag == tag; });
+    if (at == parked.end()) continue;
+    Op* op = *at;
+    parked.erase(at);
+    auto done = std::move(op->done);
+    recycle(op);
+    return done(Status::from_errno(EINTR, "interrupted"));
+  }
+}
+
+}  // namespace tidemark::fs
