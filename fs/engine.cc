@@ -191,12 +191,7 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
       if (synced && im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());
     }
   }
-  auto left = std::max<io::Duration>(deadline - env_.now(), std::chrono::milliseconds(100));
-  auto limit = std::chrono::duration_cast<std::chrono::milliseconds>(left);
-  auto closed = co_await async<Status>([&](Callback<Status> d) { journal_->close(limit, std::move(d)); });
-  if (!closed) kLog.warning("journal_close", {{"error", closed}});
-  mirror_->stop();
-  env_.cancel(tick_timer_);
+  Status closed = co_await close_ends(deadline);
   // What was given up with its link may still have its local part under way: a file is not closed under it.
   auto under_way = [&] {
     auto busy = [](const auto& image) { return image.second->copy && !image.second->copy->idle(); };
@@ -204,6 +199,17 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
   };
   while (under_way() && env_.now() < deadline) co_await sleep(std::chrono::milliseconds(5));
   done(closed);
+}
+
+// The journal and the link to the shared node: nothing of this run goes out after them.
+Task<Status> Engine::close_ends(io::BootTime deadline) {
+  auto left = std::max<io::Duration>(deadline - env_.now(), std::chrono::milliseconds(100));
+  auto limit = std::chrono::duration_cast<std::chrono::milliseconds>(left);
+  auto closed = co_await async<Status>([&](Callback<Status> d) { journal_->close(limit, std::move(d)); });
+  if (!closed) kLog.warning("journal_close", {{"error", closed}});
+  mirror_->stop();
+  env_.cancel(tick_timer_);
+  co_return closed;
 }
 
 // ---- what the coroutines share ------------------------------------------------------------------

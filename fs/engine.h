@@ -321,6 +321,7 @@ class Engine final : public journal::BlockSource {
   // ---- engine.cc
   void tick();
   Task<void> stop_task(io::Duration timeout, Done done);
+  Task<Status> close_ends(io::BootTime deadline);
   Task<bool> wait_idle(Image& image);
   Task<void> lock(Image& image, RangeLock::Hold& hold);
   Task<Status> read_copy(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);

@@ -165,13 +165,7 @@ Task<void> Engine::hand_over_task(io::Duration timeout, Done done) {
     if (!flushed) kLog.info("handed_over_dirty", {{"image", im->id}, {"reason", flushed}});
     else if (im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());
   }
-  auto left = std::max<io::Duration>(deadline - env_.now(), std::chrono::milliseconds(100));
-  auto limit = std::chrono::duration_cast<std::chrono::milliseconds>(left);
-  auto closed = co_await async<Status>([&](Callback<Status> d) { journal_->close(limit, std::move(d)); });
-  if (!closed) kLog.warning("journal_close", {{"error", closed}});
-  mirror_->stop();
-  env_.cancel(tick_timer_);
-  done(closed);
+  done(co_await close_ends(deadline));
 }
 
 }  // namespace tidemark::fs
