@@ -94,10 +94,17 @@ void JournalImpl::put_degraded() {
 
 // ---- the limit ----------------------------------------------------------------------------------
 
-uint64_t JournalImpl::limit_bytes() const {
+uint64_t JournalImpl::free_share() const {
   uint64_t queued = shipper_->queued_bytes();
-  uint64_t share = free_bytes_ > UINT64_MAX - queued ? UINT64_MAX : (free_bytes_ + queued) / kFreeShare;
-  return std::min(options_.settings.limit_bytes, share);
+  return free_bytes_ > UINT64_MAX - queued ? UINT64_MAX : (free_bytes_ + queued) / kFreeShare;
+}
+
+uint64_t JournalImpl::limit_bytes() const { return std::min(options_.settings.limit_bytes, free_share()); }
+
+// A batch goes as a whole or not at all. One of a part is taken however small the limit is: otherwise a quick writer's batches
+// would be given up one after the other though the replica takes them.
+uint64_t JournalImpl::batch_bytes_max() const {
+  return std::min(std::max(options_.settings.limit_bytes, limits::kBatchPartBytesMax), free_share());
 }
 
 // Once a second.
@@ -113,8 +120,9 @@ void JournalImpl::measure_limit() {
 void JournalImpl::check_limit() {
   if (shipping_ == Shipping::kDegraded || !degrade_wanted_.empty() || shipper_->idle()) return;
   const StagedBatch& oldest = shipper_->queue().front();
-  // The pieces of a resync are few by themselves.
-  if (shipping_ == Shipping::kNormal && shipper_->queued_bytes() >= limit_bytes()) {
+  // One large batch that is on its way is no reason. The pieces of a resync are few by themselves.
+  bool stuck = shipper_->queued() > 1 || !shipper_->error().empty();
+  if (shipping_ == Shipping::kNormal && stuck && shipper_->queued_bytes() >= limit_bytes()) {
     want_degrade("unshipped batches reached limit_bytes (" + std::to_string(limit_bytes()) + " bytes)");
   } else if (env_.now() - oldest.staged_at >= options_.settings.limit_age) {
     want_degrade("the oldest unshipped batch reached limit_age");

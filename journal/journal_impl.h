@@ -163,7 +163,9 @@ class JournalImpl final : public Journal {
   void absorb_open_batch();
   void lack_if_followed(uint32_t slot);
   void put_degraded();
+  uint64_t free_share() const;
   uint64_t limit_bytes() const;
+  uint64_t batch_bytes_max() const;
   void measure_limit();
   void check_limit();
   void want_degrade(std::string why);

@@ -282,7 +282,7 @@ Task<Status> JournalImpl::stage(BatchPtr batch) {
   std::shared_ptr<StagePlan> plan = make_plan(*batch, std::move(extents));
   uint64_t planned = 0;
   for (const PartPlan& part : plan->parts) planned += part.data_bytes;
-  if (shipping_ == Shipping::kNormal && planned > limit_bytes()) {
+  if (shipping_ == Shipping::kNormal && planned > batch_bytes_max()) {
     want_degrade("a batch of " + std::to_string(planned) + " bytes is larger than the journal's limit");
     co_return Status::ok();
   }

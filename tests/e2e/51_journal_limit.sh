@@ -6,7 +6,7 @@ source "$(dirname "$0")/lib.sh"
 configure host1
 sed -i 's/^limit_bytes = .*/limit_bytes = "16MiB"/' "$D/host1.toml"
 state="$D/host1/state"
-truncate -s 160M "$D/medium"
+truncate -s 320M "$D/medium"
 mkfs.ext4 -q -m0 "$D/medium"
 mount -o loop "$D/medium" "$state"
 AT_END+=("mountpoint -q '$state' && umount '$state'")
@@ -53,6 +53,7 @@ while ! level; do
   kill -0 $loader 2> /dev/null || wait_for 60 "the resync's end" level
 done
 wait $loader || die "the load saw an error"
+wait_for 60 "the resync's end" level
 [ "$seen" = 1 ] || say "the resync was too fast to be seen in between"
 expect "new points after the resync" test "$(mark host1)" -gt "$first"
 verify_equal host1

@@ -39,8 +39,6 @@ class LimitTest : public JournalTest {
   void expect_level() {
     ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
     wait_shipped();
-    // The last batch may itself have been larger than so small a limit.
-    ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
     expect_points_right();
     EXPECT_EQ(replica_->conflicts, 0u);
     for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes) << image.to_string();
@@ -82,6 +80,21 @@ TEST_F(LimitTest, AtTheLimitOfBytesPointsAreGivenUpAndAResyncEndsInOne) {
   expect_level();
   EXPECT_GT(replica_->pieces, 1u);
   EXPECT_EQ(replica_->points[shown].kind, BatchKind::kResync) << "the first point shown is the resync's end";
+}
+
+TEST_F(LimitTest, WhileTheReplicaAnswersABatchLargerThanASmallLimitIsAPointLikeAnyOther) {
+  options_.settings.limit_bytes = 64u << 10;
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  for (int i = 0; i < 10; ++i) run_load(100, 8);
+  Status waited(Code::kUnavailable, "nobody answered");
+  Point point = journal_->cut(Journal::CutReason::kNamed, "large");
+  journal_->when_shipped(point.batch, [&](Result<std::string> r) { waited = r.status(); });
+  wait_shipped();
+  EXPECT_TRUE(waited) << waited.to_string();
+  EXPECT_TRUE(normal());
+  EXPECT_EQ(journal_->usage().points_given_up, 0u);
+  expect_points_right();
 }
 
 TEST_F(LimitTest, AtTheLimitOfAgeTheSameHappens) {
