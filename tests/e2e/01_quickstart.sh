@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Runs alone: it finds its ports by itself.
 # The README's first command, and what a user then does: a real ext4 image is converted into a mount, used
 # through a loop device, marked, exported off-site at two moments and compared.
 set -euo pipefail

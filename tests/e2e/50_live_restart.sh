@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Runs alone: guests are held to a time.
 # The daemon killed with -9 under load, three times and once more while the shared node is away, then upgraded: nobody
 # gets an error, nothing is lost or old, open, locked and unlinked files go on, and nobody waits three seconds.
 source "$(dirname "$0")/lib.sh"

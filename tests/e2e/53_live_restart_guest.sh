@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Runs alone: the guest is held to a time.
 # A running guest that writes and syncs, while the daemon below it is killed with -9 twice and upgraded once: no error in
 # the guest, every block is the last one that it wrote, and it waits less than three seconds. (Emulated: that works on any
 # machine, and the disk is what counts.)

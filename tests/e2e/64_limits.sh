@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Runs alone: listing is held to a time.
 # Large numbers: 10,000 images in a directory, 1,000 open files, a sparse image of 4 TiB, names of 255 bytes in deep
 # directories. Listing and status stay quick, and neither grows with the square of the images.
 [ -n "${TMPDIR:-}" ] || export TMPDIR=/dev/shm     # ten thousand durable creations

@@ -15,6 +15,7 @@ PATH=$BIN:$PATH
 D=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-e2e.XXXXXX")
 cd "$D"                                         # fio leaves files where it runs
 declare -A PID=()
+PORTS=${TMPDIR:-/tmp}/tidemark-ports              # taken by the tests that run now: a link each, to its process
 AT_END=()                                       # commands for the end, last first, before the directory goes
 
 say() { echo "[$(date +%T)] $*"; }
@@ -37,14 +38,20 @@ wait_for() { # SECONDS DESCRIPTION COMMAND...: until it succeeds
     sleep 0.05
   done
 }
-free_port() {
+free_port() { # nobody listens there, and no other test that runs now has it
   local port
+  mkdir -p "$PORTS"
   while :; do
     port=$((20000 + RANDOM % 12000))
-    [[ " ${PORTS_TAKEN:-} " != *" $port "* ]] && [ -z "$(ss -Htln "sport = :$port")" ] && break
+    ln -s $$ "$PORTS/$port" 2> /dev/null || port_left "$port" || continue
+    [ -z "$(ss -Htln "sport = :$port")" ] && break
   done
-  PORTS_TAKEN="${PORTS_TAKEN:-} $port"
+  AT_END+=("rm -f '$PORTS/$port'")
   FREE_PORT=$port
+}
+port_left() { # PORT: taken over from a test that was killed
+  kill -0 "$(readlink "$PORTS/$1")" 2> /dev/null && return 1
+  ln -sfn $$ "$PORTS/$1"
 }
 
 # ---- certificates and configuration ---------------------------------------------------------------
