@@ -115,6 +115,16 @@ Status Engine::set_flag(Image& image, uint8_t flag, bool on) {
 
 void Engine::start() {
   const config::Host& config = options_.config;
+  if (config.witness) {
+    net::HttpClientOptions http;
+    http.url = config.witness->url;
+    http.tls = net::TlsFiles{config.tls.authority, config.tls.certificate, config.tls.key};
+    http.server_role = config.witness->in_replica ? net::Role::kReplica : net::Role::kWitness;
+    http.server_node = config.witness->node;
+    auto client = env_.network().http_client(http);
+    if (client) witness_ = std::move(*client);
+    else kLog.error("witness_client", {{"error", client.status()}});
+  }
   mirror_->start();
   if (options_.successor) take_over_handles();
   tasks_.spawn(recover_all());
@@ -135,16 +145,6 @@ void Engine::start() {
     else kLog.error("replica_client", {{"error", shipper.status()}});
     auto client = env_.network().http_client(http);
     if (client) verify_client_ = std::move(*client);
-  }
-  if (config.witness) {
-    net::HttpClientOptions http;
-    http.url = config.witness->url;
-    http.tls = net::TlsFiles{config.tls.authority, config.tls.certificate, config.tls.key};
-    http.server_role = config.witness->in_replica ? net::Role::kReplica : net::Role::kWitness;
-    http.server_node = config.witness->node;
-    auto client = env_.network().http_client(http);
-    if (client) witness_ = std::move(*client);
-    else kLog.error("witness_client", {{"error", client.status()}});
   }
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }

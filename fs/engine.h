@@ -241,6 +241,7 @@ class Engine final : public journal::BlockSource {
   Task<void> stage_whole(Image& image);
   // ---- engine_witness.cc
   Task<void> ask_witness(Image& image);
+  Task<void> ask_unless_linked(Image& image);
   Task<void> ask_terms(Image& image);
   void want_terms();
   wire::Mark mark_of(Image& image, wire::MarkKind kind);

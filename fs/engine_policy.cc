@@ -68,8 +68,8 @@ Task<void> Engine::mirror_again(Image& im) {
   im.facts.policy_none = false;
   im.facts.alone = true;
   im.facts.copy_whole = im.local();
-  im.state = MirrorState::kLocalOnly;
-  journal_->set_level(im.slot, false);
+  im.state = MirrorState::kWaiting;   // as after a lost link: it may have to ask before it goes on alone
+  apply(im, MirrorEvent::kLinkLost);
   if (mirror_->up()) co_await resume(im);
 }
 

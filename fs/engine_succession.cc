@@ -2,14 +2,17 @@
 //
 // What the run before held it holds on with, under the same epoch, without asking first: this host's copy is whole, the
 // shared node had confirmed the tenure in this mount's lifetime, and the one before might have gone on without the link
-// just the same. After a crash this host's copy decides for every dirty region (which is durably noted before anything
-// is served), so that requests are served at once and the shared copy is made equal in the background, as after a time
-// alone. Where any of that does not hold, the image recovers as after any crash, and its requests wait.
+// just the same. Where it might not have (autonomy = pause), this one waits for the shared node or the witness; under
+// which terms that may be asked, and whether it has answered already, is handed on. After a crash this host's copy
+// decides for every dirty region (which is durably noted before anything is served), so that requests are served at
+// once and the shared copy is made equal in the background, as after a time alone. Where any of that does not hold, the
+// image recovers as after any crash, and its requests wait.
 #include <algorithm>
 
 #include "fs/engine.h"
 #include "fs/survivor.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::fs {
 namespace {
@@ -22,10 +25,11 @@ void Engine::remember(Image& im) {
   bool whole = im.held && im.local() && !im.behind && !im.yield_unknown;
   bool with_mirror = im.facts.copy_whole && im.facts.handshaken &&
                      (im.state == MirrorState::kMirrored || im.state == MirrorState::kLocalOnly ||
-                      im.state == MirrorState::kResyncing);
+                      im.state == MirrorState::kResyncing || im.state == MirrorState::kWaiting);
   if (!whole || (!with_mirror && im.state != MirrorState::kNone)) return options_.survivor->let_go(im.id);
   options_.survivor->hold(
-      {im.id, im.inode, im.epoch, im.parent, host_loss(), im.shared_loss, im.state == MirrorState::kNone});
+      {im.id, im.inode, im.epoch, im.parent, host_loss(), im.shared_loss, im.state == MirrorState::kNone, im.terms,
+       im.facts.witnessed});
 }
 
 void Engine::take_over_handles() {
@@ -93,6 +97,8 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   const bool none = saved->mirror_none || im.attr.mirror == 0;
   im.facts.policy_none = none;
   im.facts.copy_whole = im.facts.handshaken = true;
+  im.terms = saved->terms;
+  im.facts.witnessed = saved->witnessed;
   im.shared_loss = im.resync_loss = saved->shared_loss;
   im.unsynced.finish();   // by the run before; the next flush is to cover it
   im.stale.clear_all();
@@ -126,7 +132,12 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   if (none) {
     apply(im, MirrorEvent::kGranted);
   } else {
-    im.state = MirrorState::kLocalOnly;
+    // The shared node may have given the tenure away since the run before was last heard of. Where that one had to ask
+    // before it went on alone this one has to, too: not even a read is answered before the word of either.
+    im.state = MirrorState::kWaiting;
+    if (TM_PLANTED("a successor goes on without asking")) im.facts.witnessed = true;
+    if (im.facts.asks_first && !im.facts.witnessed) tasks_.spawn(ask_unless_linked(im));
+    else apply(im, MirrorEvent::kLinkLost);
     remember(im);
     if (mirror_->up()) tasks_.spawn(resume(im));
   }

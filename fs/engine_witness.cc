@@ -26,6 +26,7 @@ Task<void> Engine::ask_terms(Image& im) {
   Pin pin(im);
   im.asking_terms = true;
   im.facts.witnessed = false;   // before it is asked: the answer may be lost
+  remember(im);
   const Epoch epoch = im.epoch;
   using Answer = Result<wire::TermsAnswer>;
   wire::Terms ask{im.id, epoch};
@@ -33,7 +34,10 @@ Task<void> Engine::ask_terms(Image& im) {
     mirror_->request<wire::TermsAnswer>(wire::Type::kTerms, ask, std::move(done));
   });
   im.asking_terms = false;
-  if (terms && im.held && im.epoch == epoch) im.terms = terms->generation;
+  if (terms && im.held && im.epoch == epoch) {
+    im.terms = terms->generation;
+    remember(im);
+  }
   im.witness_error = terms ? "" : terms.status().message();
 }
 
@@ -70,6 +74,7 @@ Task<void> Engine::ask_witness(Image& im) {
     if (body.starts_with("{\"verdict\":\"fenced\"")) {
       // The tenure moves, or this host is heard again before it has.
       im.terms = Generation(0);
+      remember(im);
       im.witness_error = "the witness has recorded that another host may take it";
       break;
     }
@@ -78,6 +83,13 @@ Task<void> Engine::ask_witness(Image& im) {
     co_await sleep(kRetry);
   }
   im.asking_witness = false;
+}
+
+// At the start of a run: its link to the shared node is likely to be there in a moment.
+Task<void> Engine::ask_unless_linked(Image& im) {
+  Pin pin(im);
+  if (co_await wait_link(kRetry) || !witness_) co_return;
+  if (im.state == MirrorState::kWaiting) co_await ask_witness(im);
 }
 
 void Engine::abort_waiting(std::string name, Callback<Result<std::string>> done) {

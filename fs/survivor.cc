@@ -33,6 +33,11 @@ struct Tenure {
   uint8_t parent_clean, mirror_none, unused[2];
   uint32_t held;
 };
+// Of the tenure at the same index, if it is of this epoch.
+struct Vote {
+  uint64_t epoch;
+  uint64_t terms_and_witnessed;   // terms * 2 + 1: witnessed
+};
 struct Change {
   uint64_t before;
   uint64_t request;
@@ -64,6 +69,7 @@ struct Survivor::Layout {
   Handle handles[kHandlesMax];
   Tenure tenures[kTenuresMax];
   Change changes[kChangesMax];
+  Vote votes[kTenuresMax];
 };
 
 Survivor::Survivor(Layout* layout) : layout_(layout) {
@@ -164,6 +170,9 @@ void Survivor::hold(const SavedTenure& tenure) {
     t.host_loss = tenure.host_loss.value;
     t.shared_loss = tenure.shared_loss.value;
     t.mirror_none = tenure.mirror_none ? 1 : 0;
+    Vote& vote = layout_->votes[i];
+    vote.epoch = tenure.epoch.value;
+    vote.terms_and_witnessed = tenure.terms.value * 2 + (tenure.witnessed ? 1 : 0);
     in_order();
     t.held = 1;
     return;
@@ -194,6 +203,11 @@ std::vector<SavedTenure> Survivor::tenures() const {
     saved.host_loss = LossId(t.host_loss);
     saved.shared_loss = LossId(t.shared_loss);
     saved.mirror_none = t.mirror_none != 0;
+    const Vote& vote = layout_->votes[i];
+    if (vote.epoch == t.epoch) {
+      saved.terms = Generation(vote.terms_and_witnessed / 2);
+      saved.witnessed = vote.terms_and_witnessed % 2 != 0;
+    }
     out.push_back(saved);
   }
   return out;

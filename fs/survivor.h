@@ -3,6 +3,7 @@
 // successor takes over. It never outlives the machine or the mount, and nothing in it decides what is on a disk.
 //
 //   | header | handles, 40 bytes each | tenures, 144 bytes each | name changes under way, 16 bytes each |
+//   | terms of the witness, 16 bytes for each tenure: zeros in what an older program laid out |
 //
 // Valid if and only if magic and layout version agree; a program that knows another layout must not take over. A run
 // may die between any two instructions: an entry counts from the store of its last word on (`state`, `held`,
@@ -38,6 +39,8 @@ struct SavedTenure {
   wire::TenureParent parent;
   LossId host_loss, shared_loss;
   bool mirror_none = false;
+  Generation terms;                      // under which the witness may be asked; 0: none are known
+  bool witnessed = false;                // it has recorded that this host may go on alone
 };
 
 class Survivor {

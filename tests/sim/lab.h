@@ -55,12 +55,11 @@ class Lab {
       shared_ = std::move(*opened);
       return;
     }
-    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false, .witness = with_witness_,
-                                   .reckless = plant_ == Plant::kHostDoesNotAsk});
-    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
-    engines_[node] = std::move(*opened);
-    engines_[node]->start();
+    mounts_[node] = std::make_unique<Mount>();
+    start_run(env, node, false);
   }
+  // On the mount that stands, with its handles and tenures: what a live restart, or a kill of the daemon alone, does.
+  void succeed(const std::string& node) { start_run(world.start(node), node, true); }
   void crash(const std::string& node, Crash kind) {
     world.crash(node, kind);
     if (node == "witness1") witness_ = {};
@@ -135,11 +134,21 @@ class Lab {
   World world;
 
  private:
+  void start_run(SimEnv& env, const std::string& node, bool successor) {
+    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false, .witness = with_witness_,
+                                   .reckless = plant_ == Plant::kHostDoesNotAsk,
+                                   .survivor = &mounts_.at(node)->attach(), .successor = successor});
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    engines_[node] = std::move(*opened);
+    engines_[node]->start();
+  }
+
   const bool with_witness_;
   const Plant plant_;
   Uuid cluster_;
   WitnessServer witness_;
   std::unique_ptr<node::SharedNode> shared_;
+  std::map<std::string, std::unique_ptr<Mount>> mounts_;
   std::map<std::string, std::unique_ptr<fs::Engine>> engines_;
   std::vector<std::shared_ptr<Bytes>> kept_;
 };

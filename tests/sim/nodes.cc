@@ -34,9 +34,17 @@ Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup s
   return node;
 }
 
+fs::Survivor& Mount::attach() {
+  auto attached = fs::Survivor::attach(memory);
+  TM_CHECK(attached.is_ok(), "a mount's memory is laid out by this program");
+  return survivor.emplace(*attached);
+}
+
 Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setup) {
   fs::EngineOptions options;
   options.cluster = setup.cluster;
+  options.survivor = setup.survivor;
+  options.successor = setup.successor;
   options.config.node.name = env.node();
   options.config.node.role = "host";
   options.config.node.state_dir = options.config.node.run_dir = "/state";

@@ -4,9 +4,11 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "fs/engine.h"
+#include "fs/survivor.h"
 #include "shared/node/node.h"
 #include "shared/witness/witness.h"
 #include "tests/sim/sim_env.h"
@@ -36,6 +38,14 @@ struct HostSetup {
   Duration limit_age = std::chrono::hours(24);
   bool witness = false;                           // asks witness1, and waits for it
   bool reckless = false;                          // a planted bug: goes on alone without its vote
+  fs::Survivor* survivor = nullptr;               // of its mount
+  bool successor = false;                         // that mount stands, with what a run before left in it
+};
+// What a mount keeps from one run to the next.
+struct Mount {
+  Bytes memory = Bytes(fs::Survivor::kBytes, 0);
+  std::optional<fs::Survivor> survivor;
+  fs::Survivor& attach();
 };
 Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setup);
 

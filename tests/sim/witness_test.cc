@@ -229,6 +229,98 @@ TEST(Witness, ACutOffHostGoesOnAloneWithItsVoteAndNobodyElseDoes) {
   EXPECT_EQ(lab.verify("host1"), "");
 }
 
+// The daemon dies with its link: the one that follows on the same mount must not take the tenure for granted, which
+// the shared node has given to host 2 meanwhile.
+TEST(Witness, ASuccessorWithoutALinkDoesNotGoOnBesideAnotherHost) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.crash("host1", Crash::kKill);
+    lab.world.partition("host1", "shared1");
+    const bool early = seed % 3 == 0;          // before the lease has run out
+    if (seed % 3 != 2) lab.world.partition("host1", "witness1");
+    if (early) lab.succeed("host1");
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    auto data = std::make_shared<Bytes>(4096, 'u');
+    std::optional<Result<size_t>> mine, read;
+    auto read_into = std::make_shared<Bytes>(4096);
+    auto ask_host1 = [&] {
+      lab.engine("host1").write(*first, 0, *data, io::IoMode::kQueued, [&](Result<size_t> n) { mine = std::move(n); });
+      lab.engine("host1").read(*first, 4096, *read_into, io::IoMode::kQueued, [&](Result<size_t> n) { read = std::move(n); });
+    };
+    if (early) ask_host1();
+    Status taken(Code::kBusy, "not asked yet");
+    for (int tries = 0; tries < 10 && !taken; ++tries) taken = lab.write("host2", *second, 4096, 'b');
+    ASSERT_TRUE(taken.is_ok()) << "seed " << seed << ": " << taken.to_string();
+    if (!early) lab.succeed("host1"), ask_host1();
+    lab.world.run_for(seconds(30));
+    EXPECT_FALSE(mine && mine->is_ok()) << "seed " << seed << ": both sides acknowledge";
+    EXPECT_FALSE(read && read->is_ok()) << "seed " << seed << ": an old block is read";
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    EXPECT_EQ(errno_of(lab.write("host1", *first, 0, 'z')), EIO) << "seed " << seed;
+    lab.engine("host2").release(*second);
+    lab.engine("host1").release(*first);
+    auto third = lab.open("host1");
+    ASSERT_TRUE(third.is_ok()) << third.status().to_string();
+    EXPECT_TRUE(lab.write("host1", *third, 8192, 'c').is_ok()) << "seed " << seed;
+    auto byte = lab.read("host1", *third, 4096);
+    EXPECT_TRUE(byte.is_ok() && *byte == 'b') << "seed " << seed;
+    EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed;
+  }
+}
+
+// What the witness has said to the run before, and the terms under which it may be asked, count for the one that follows.
+TEST(Witness, ASuccessorGoesOnAloneWithTheVoteOfItsMount) {
+  for (bool voted : {false, true}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.partition("host1", "shared1");
+    if (voted) {
+      ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+      lab.world.partition("host1", "witness1");   // is not asked again
+    }
+    lab.crash("host1", Crash::kKill);
+    lab.succeed("host1");
+    EXPECT_TRUE(lab.write("host1", *first, 4096, 'u').is_ok()) << "voted " << voted;
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    EXPECT_EQ(lab.write("host2", *second, 8192, 'b').code(), Code::kBusy) << "voted " << voted;
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1"));
+    EXPECT_EQ(lab.verify("host1"), "");
+    auto byte = lab.read("host2", *second, 4096);
+    EXPECT_TRUE(byte.is_ok() && *byte == 'u') << "voted " << voted;
+  }
+}
+
+// A live restart with all links whole asks the witness for nothing.
+TEST(Witness, ASuccessorWithALinkDoesNotUseTheVote) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  lab.world.run_for(seconds(5));
+  for (int runs = 0; runs < 3; ++runs) {
+    lab.crash("host1", Crash::kKill);
+    lab.succeed("host1");
+    ASSERT_TRUE(lab.write("host1", *first, 4096, 'u').is_ok());
+    ASSERT_TRUE(lab.healthy("host1"));
+  }
+  for (const auto& [key, value] : lab.world.committed("witness1", "/state/witness", "records")) {
+    auto record = wire::decode<witness::Record>(value);
+    ASSERT_TRUE(record.is_ok());
+    EXPECT_EQ(record->verdict, witness::Verdict::kUndecided);
+  }
+}
+
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   Lab lab(1, true);
   auto first = lab.open("host1", true);
