@@ -213,6 +213,13 @@ void JournalImpl::take_over(const std::deque<StagedBatch>& given, std::vector<St
     pending_.erase_range(kBatchesTable, {}, batch_prefix(last_staged_.next()));
     pending_.erase_range(kStagedTable, {}, batch_prefix(last_staged_.next()));
   }
+  // The replica may have any number before the open batch's, even whole, though its answer was lost: none is used again.
+  if (open.number.value > 1) {
+    BatchRow spent;
+    spent.state = BatchState::kGivenUp;
+    spent.incarnation = incarnation_;
+    pending_.put(kBatchesTable, batch_prefix(BatchNumber(open.number.value - 1)), encode_batch_row(spent));
+  }
   last_staged_ = shipper_->replica().newest;   // what is known to be there; the replica will say
   last_digest_ = shipper_->replica().digest;
   for (StoredMark& mark : marks) {

@@ -442,7 +442,7 @@ void JournalImpl::when_shipped(BatchNumber batch, Callback<Result<std::string>> 
 }
 
 void JournalImpl::forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done) {
-  pending_.erase(kBatchesTable, batch_prefix(batch.number));
+  pending_.erase_range(kBatchesTable, {}, batch_prefix(batch.number.next()));
   // Kept until now: had the batch been given up, they would have been needed.
   pending_.erase_range(kMarksTable, {}, batch_prefix(batch.number.next()));
   pending_.erase_range(kStagedTable, {}, batch_prefix(batch.number.next()));
