@@ -244,6 +244,7 @@ void Holder::on_words() {
 
 void Holder::on_ready() {
   daemon_ready_ = true;
+  program_before_.reset();                  // what has come up once may have written what the one before cannot read
   if (told_ready_) {
     auto away = std::chrono::duration_cast<milliseconds>(Clock::now() - died_at_);
     kLog.info("daemon_replaced",

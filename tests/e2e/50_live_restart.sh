@@ -58,7 +58,7 @@ progress() { # after this many writes more of both writers
   wait_for 30 "writes of stall_writer" sh -c "[ \$(cat '$D/report.stall') -ge $one ]"
   wait_for 30 "writes with mirror = none" sh -c "[ \$(cat '$D/report.none') -ge $two ]"
 }
-replaced() { [ "$(restart daemon_pid)" != "$1" ]; }
+replaced() { local now; now=$(restart daemon_pid) && [ "$now" != "$1" ]; }
 longest=0
 measure() { # WHAT: the longest gap since the last time
   local name ms
@@ -100,6 +100,20 @@ daemon=$(daemon_pid host1)
 expect_exit 2 "a program that does not start is refused" tm host1 host restart
 [ "$(daemon_pid host1)" = "$daemon" ] || die "the daemon went for a program that does not start"
 mv "$D/programs/good" "$D/programs/tidemark-fs"
+# A start that fails long after the upgrade brings the program from before it back no more.
+runs() { stat -Lc %i "/proc/$(daemon_pid host1)/exe"; }
+daemon=$(daemon_pid host1) program=$(runs)
+cp "$D/host1.toml" "$D/host1.good"
+echo 'unknown = 1' >> "$D/host1.toml"
+deaths() { [ "$(grep -c 'holder daemon_died' "$D/log/host1.log")" -ge "$1" ]; }
+before=$(grep -c 'holder daemon_died' "$D/log/host1.log")
+kill -KILL "$daemon"
+wait_for 20 "a start that fails" deaths $((before + 2))
+mv "$D/host1.good" "$D/host1.toml"
+wait_for 20 "a successor" replaced "$daemon"
+expect "the program that was upgraded to goes on" [ "$(runs)" = "$program" ]
+progress 200
+measure "a start that failed"
 
 # ---- what was open ----
 rm "$D/names.on"
