@@ -95,9 +95,11 @@ void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t
     shell.engine_.open_image(attr->inode, std::move(opened), change.request, change.again);
   };
   shell.engine_.create(request, [&shell, request, exclusive, change, open](Result<wire::Attr> attr) {
+    if (attr || attr.status().code() != Code::kAlreadyExists) return open(std::move(attr));
     // Another host was faster: without O_EXCL that is an open. Or this very request was carried out by a run before.
-    if (!attr && attr.status().code() == Code::kAlreadyExists && (!exclusive || change.before))
-      return shell.engine_.lookup(request.parent, request.name, open);
+    if (!exclusive) return shell.engine_.lookup(request.parent, request.name, open);
+    if (change.before)
+      return shell.engine_.lookup(request.parent, request.name, change.unless_made(wire::NodeKind::kImage, open));
     open(std::move(attr));
   });
 }

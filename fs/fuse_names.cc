@@ -98,6 +98,13 @@ NameChange::NameChange(fuse_req_t req, InodeNumber parent, const char* name) {
   if (!before) survivor->begin_change(request, shell.engine_.known_at(parent, name));
 }
 
+AttrDone NameChange::unless_made(wire::NodeKind kind, AttrDone then) const {
+  return [before = *before, kind, then = std::move(then)](Result<wire::Attr> now) mutable {
+    if (now && !made_before(before, *now, kind)) now = Status::from_errno(EEXIST, "create");
+    then(std::move(now));
+  };
+}
+
 void NameChange::end() const {
   if (survivor != nullptr) survivor->end_change(request);
 }
@@ -181,9 +188,8 @@ void FuseOps::make(fuse_req_t req, wire::Create request) {
     change.end();
   };
   shell.engine_.create(request, [&shell, request, change, reply](Result<wire::Attr> attr) {
-    // Made by a run before, whose answer was lost.
     if (!attr && attr.status().code() == Code::kAlreadyExists && change.before)
-      return shell.engine_.lookup(request.parent, request.name, reply);
+      return shell.engine_.lookup(request.parent, request.name, change.unless_made(request.kind, reply));
     reply(std::move(attr));
   });
 }
