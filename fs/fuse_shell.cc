@@ -41,8 +41,10 @@ std::vector<std::string> missing_kernel_features() {
   return out;
 }
 
-// The kernel takes directory locks while it forgets an entry, and may hold them for a lookup that waits for the loop:
-// so notifications are written by a thread of their own.
+// What another host changed, told to the kernel by a thread of its own: dropping an inode's pages may wait for a read of
+// them that waits for the loop. Entries are not invalidated: for that the kernel waits, uninterruptibly, for a directory's
+// lock, which a lookup may hold that nobody answers any more, and a daemon with such a thread cannot die to be replaced.
+// An entry that another host removed or moved is believed for kAttrSeconds at most.
 class FuseShell::Notifier {
  public:
   explicit Notifier(fuse_session* session) : session_(session), thread_([this] { run(); }) {}
@@ -55,6 +57,7 @@ class FuseShell::Notifier {
     thread_.join();
   }
   void push(const wire::InvalidateNotify& message) {
+    if (message.inode.value == 0) return;
     {
       std::lock_guard lock(mutex_);
       if (queue_.size() >= kNotificationsMax)
@@ -74,8 +77,7 @@ class FuseShell::Notifier {
       queue_.pop_front();
       lock.unlock();
       // What the kernel does not know is answered with ENOENT, which is as good.
-      if (!m.name.empty()) fuse_lowlevel_notify_inval_entry(session_, m.parent.value, m.name.c_str(), m.name.size());
-      if (m.inode.value != 0) fuse_lowlevel_notify_inval_inode(session_, m.inode.value, 0, 0);
+      fuse_lowlevel_notify_inval_inode(session_, m.inode.value, 0, 0);
       lock.lock();
     }
   }
