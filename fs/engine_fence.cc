@@ -7,6 +7,8 @@
 //
 //   fenced -> requests under way have ended -> branch durable -> behind, durable -> told -> reading shared
 //
+// Until then no tenure of the image is asked for.
+//
 // The host that took it: the replica may never get what the old one had not shipped, so that the first batch of the
 // new tenure holds the whole image (a mark kWhole says so). A durable flag stands from before the first write until
 // that batch is staged; a crash in between begins it anew.
@@ -152,7 +154,6 @@ Task<void> Engine::after_fence(Image& im) {
   }
   im.branch_staged = false;
   if (im.state != MirrorState::kFenced) co_return;
-  im.attr.holder.clear();
   apply(im, MirrorEvent::kYielded);
 }
 

@@ -75,10 +75,12 @@ Task<void> Engine::resume(Image& im) {
   // Where the shared copy may lack something it must not be read by others before the resync that follows.
   bool lost = im.apart || (mirror_->hello().loss_id != im.shared_loss && (im.unsynced.any() || im.active != 0));
   uint8_t ahead = im.facts.alone || im.noting_alone || lost ? 1 : 0;
-  wire::Resume ask{im.id, im.epoch, im.size, im.size_generation, ahead};
+  const Epoch epoch = im.epoch;
+  wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
   auto answer = co_await async<Answer>([&](Callback<Answer> done) {
     mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
   });
+  if (!im.held || im.epoch != epoch) co_return;   // the tenure that was asked for has ended meanwhile
   if (!answer) {
     if (answer.status().code() == Code::kFenced) {
       if (im.yield_unknown) co_return tenure_ended(im);  // the yield had been taken
@@ -95,7 +97,7 @@ Task<void> Engine::resume(Image& im) {
     }
     co_return;
   }
-  if (!im.held || sends_mirror(im.state)) co_return;
+  if (sends_mirror(im.state)) co_return;
   if (answer->size_generation > im.size_generation) {
     Status adopted = co_await adopt_size(im, answer->size, answer->size_generation);
     if (!adopted) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", adopted}});
@@ -153,6 +155,7 @@ void Engine::fence(Image& im) {
   if (im.state == MirrorState::kFenced) return;
   kLog.warning("fenced", {{"image", im.id}, {"epoch", im.epoch}});
   im.held = false;
+  im.attr.holder.clear();
   im.facts.copy_whole = false;
   fence_handles(im);
   apply(im, MirrorEvent::kFencedOff);

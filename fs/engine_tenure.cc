@@ -17,6 +17,7 @@ constexpr std::chrono::seconds kStageTries{3};   // while staging fails
 // `wait`: a write needs it. Else only if it is free, so that reads become local.
 void Engine::want_tenure(Image& im, bool wait) {
   if (im.held || im.acquiring || im.recovering || stopping_) return;  // a recovery acquires for itself
+  if (im.state == MirrorState::kFenced) return;   // its tail is being kept: what follows would undo a new tenure
   if (giving_back_.contains(im.id)) return;
   if (!wait) {
     if (!mirror_->up() || im.recovering || im.yielding || im.attr.mirror == 0 || env_.now() < im.try_again) return;

@@ -5,6 +5,7 @@
 namespace tidemark::sim {
 namespace {
 
+using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 Status take(Lab& lab, const std::string& host, const std::string& more = "") {
@@ -140,6 +141,48 @@ TEST(Takeover, AnOutdatedSharedCopyIsNotTakenWithoutASecondWord) {
   auto second = lab.open("host2");
   ASSERT_TRUE(second.is_ok()) << second.status().to_string();
   EXPECT_TRUE(lab.write("host2", *second, 4096, 'b').is_ok());
+}
+
+// Keeping the branch takes long: nothing of the image is taken up again before it is done, for what follows upon that
+// (the copy does not count, nothing is unflushed) must not come over a tenure that has begun meanwhile.
+TEST(Takeover, NoTenureBeginsBeforeTheBranchIsKept) {
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    Lab lab(seed);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+    ASSERT_TRUE(take(lab, "host2").is_ok());
+    lab.world.inject("host1", FileFault{.times = UINT64_MAX, .path_contains = ".branch.part", .error = 28});
+    lab.world.heal_all();
+    lab.world.run_for(seconds(20) + milliseconds(170 * seed));   // to any place between two tries
+    lab.world.clear_faults("host1");
+    ASSERT_TRUE(lab.world.run_until([&] { return lab.engine("host1").branches().size() == 1; }, seconds(60)));
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host1");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    Status wrote(Code::kFenced, "not tried yet");
+    for (int tries = 0; tries < 100 && !wrote; ++tries) {
+      wrote = lab.write("host1", *second, 4096, 'c');
+      if (!wrote) lab.world.run_for(milliseconds(10));
+    }
+    ASSERT_TRUE(wrote.is_ok()) << "seed " << seed << ": " << wrote.to_string();
+    lab.world.run_for(milliseconds(1200));
+    ASSERT_TRUE(lab.flush("host1", *second).is_ok()) << "seed " << seed;
+    for (const char* node : {"host1", "shared1"}) lab.crash(node, Crash::kPowerLoss);
+    for (const char* node : {"shared1", "host1"}) lab.start(node);
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    auto kept = branch_byte(lab, "host1", 0);
+    ASSERT_TRUE(kept.is_ok()) << "seed " << seed << ": " << kept.status().to_string();
+    EXPECT_EQ(*kept, 't') << "seed " << seed;
+    auto third = lab.open("host1");
+    ASSERT_TRUE(third.is_ok()) << third.status().to_string();
+    auto byte = lab.read("host1", *third, 4096);
+    ASSERT_TRUE(byte.is_ok()) << "seed " << seed << ": " << byte.status().to_string();
+    EXPECT_EQ(*byte, 'c') << "seed " << seed << ": what was flushed is lost";
+  }
 }
 
 // Whether what host 1 wrote alone stays out of the main line although the shared node dies with the answer.
