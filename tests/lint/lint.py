@@ -175,7 +175,7 @@ def check_text(path, raw, out, notes):
 
 def check_readmes(files, out):
     folders = {str(pathlib.PurePosixPath(f).parent) for f in files if f.endswith((".cc", ".h")) and f.startswith(CORE)}
-    folders |= {f for f in ("tests", "tests/bench", "tests/e2e", "tests/sim", "tests/lint", "examples", "shared/docs", "tests/fuzz")
+    folders |= {f for f in ("tests", "tests/bench", "tests/crash", "tests/e2e", "tests/sim", "tests/lint", "examples", "shared/docs", "tests/fuzz")
                 if any(x.startswith(f + "/") for x in files)}
     for folder in sorted(folders):
         if f"{folder}/README.md" not in files:

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The power of a node goes under load: what its bricks and its state had not synced is kept, dropped or torn by sector,
+# names included. First a host, then the shared node, then the replica, then all three in one moment. Whatever fdatasync
+# was acknowledged is there, the copies and the replica are equal, every store opens. TIDEMARK_TEST_SCALE: more of each.
+source "$(dirname "$0")/lib.sh"
+BRICKS=1
+configure host1
+for node in host1 shared1 replica1; do on_medium "$node"; done
+for node in shared1 replica1 host1; do start "$node"; done
+image="$D/mnt/host1/vm.img"
+fallocate -l 16M "$image"
+fallocate -l 16M "$D/mnt/host1/other.img"   # written, never synced
+noted() { [ "$(stat -c %s "$D/acks" 2> /dev/null || echo 0)" -gt "$1" ]; }
+names() { # the directory's names go on changing, too
+  local i=0
+  while [ ! -e "$D/names.stop" ] && echo "$i" > "$D/mnt/host1/name.$i" && sync "$D/mnt/host1/name.$i" &&
+    mv "$D/mnt/host1/name.$i" "$D/mnt/host1/other.$((i % 8))"; do i=$((i + 1)); done 2> /dev/null
+}
+cut() { # STYLE SEED NODE...
+  local style=$1 seed=$2 bytes name point; shift 2
+  rm -f "$D/acks" "$D/names.stop"
+  "$T/ack_writer" "$image" "$D/acks" "$seed" & local writer=$!
+  fio --name=other --filename="$D/mnt/host1/other.img" --size=16M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio \
+    --iodepth=4 --rate_iops=500 --time_based=1 --runtime=300 --randrepeat=0 --output="$D/log/fio" & local other=$!
+  names & local changes=$!
+  wait_for 20 "acknowledged syncs" noted 16384
+  say "not durable: $(for node in "$@"; do echo "$node: $(medium "$node" unsynced);"; done)"
+  lose_power "$style" "$seed" "$@"
+  power_back "$@"
+  if [[ " $* " == *" host1 "* ]]; then
+    if wait $writer; then die "the writer must see its file go"; fi
+  else
+    bytes=$(stat -c %s "$D/acks")
+    wait_for 30 "more acknowledged syncs" noted $((bytes + 16384))
+    kill -KILL $writer || die "the writer got an error"
+    wait $writer 2> /dev/null || true
+  fi
+  touch "$D/names.stop"; wait $changes || true
+  kill -TERM $other 2> /dev/null || true; wait $other 2> /dev/null || true
+  for name in vm.img other.img; do wait_for 60 "$name to be mirrored again" mirrored host1 $name; done
+  expect "every synced write is there ($* $style $seed)" "$T/ack_writer" --check-sectors "$image" "$D/acks"
+  verify_equal host1
+  point=$(mark host1)
+  for name in vm.img other.img; do
+    export_point host1 $name "$point" "$D/out"
+    expect "the replica's $name is equal" cmp "$D/out" "$D/mnt/host1/$name"
+    rm "$D/out"
+  done
+}
+seed=${TIDEMARK_SEED:-1}
+for ((round = 0; round < ${TIDEMARK_TEST_SCALE:-1}; round++)); do
+  cut mix $((seed++)) host1
+  cut mix $((seed++)) shared1
+  cut mix $((seed++)) replica1
+  cut drop $((seed++)) host1 shared1 replica1
+  [ $((round % 2)) = 0 ] || cut mix $((seed++)) host1 shared1 replica1
+done
+no_error_lines
