@@ -3,8 +3,8 @@
 // A page (4096 bytes) that was written and not synced is kept, dropped or torn: then each of its sectors (512 bytes) is
 // kept or dropped by itself. A size that was not synced is the old or the new one. Changes of names that no fsync of
 // their directory made durable are lost from some moment on, in the order in which they were made; an fsync of a file
-// says nothing of its name. What a change takes away (an unlinked file, a file renamed over) stands in a directory of its own until that
-// is durable. A rename of a directory is durable at once, with all changes of names before it.
+// says nothing of its name. What a change takes away (an unlinked file, a file renamed over) is kept in a directory
+// beside until that is durable. A rename of a directory is durable at once, with all changes of names before it.
 //
 // Not thread-safe: its user holds one lock. Paths begin with "/" and are those of the directory.
 #pragma once

@@ -9,8 +9,8 @@
 //   cut STYLE SEED       after a freeze, once its users are being killed: forgets (drop, keep or mix), and ends
 //   fail, heal           every request gets EIO, until healed
 //
-// It is cached and writes through, as a disk's file system does: LMDB maps its lock file shared. Every request holds one
-// lock, so a cut is one moment for all files; a write with O_DSYNC may be cut between its write and its sync.
+// It is cached and writes through, as a disk's file system does: LMDB maps its lock file shared. Every request holds
+// one lock, so a cut is one moment for all files; a write with O_DSYNC may be cut between its write and its sync.
 #define FUSE_USE_VERSION 314
 #include <dirent.h>
 #include <fcntl.h>
