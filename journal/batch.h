@@ -38,7 +38,7 @@ struct Batch {
   std::string name;
   bool empty = true;              // neither record nor mark
   uint32_t in_flight = 0;         // begun and not finished
-  bool compacting = false;        // its records are being consolidated in the open
+  uint32_t compacting = 0;        // times that records of it are with a worker, which consolidates them
   std::vector<ChangeRecord> records;
   std::vector<SegmentMark> marks;
   std::vector<std::unique_ptr<BatchImage>> images;   // by slot

@@ -185,7 +185,7 @@ void JournalImpl::merge_given_up(Batch& from) {
   open.empty = false;
   open.data_bytes += from.data_bytes;
   open.in_flight += from.in_flight;
-  open.compacting = open.compacting || from.compacting;
+  open.compacting += from.compacting;
   from.state = Batch::State::kGivenUp;
 }
 
@@ -193,8 +193,8 @@ void JournalImpl::merge_given_up(Batch& from) {
 
 void JournalImpl::compact_if_needed() {
   BatchPtr batch = batches_.back();
-  if (batch->records.size() < kOpenRecordsMax || batch->compacting) return;
-  batch->compacting = true;
+  if (batch->records.size() < kOpenRecordsMax || batch->compacting > 0) return;
+  batch->compacting = 1;
   if (!batch->pack.empty()) pending_.put(kRecordsTable, record_key(batch->number, batch->next_serial++), batch->pack.take());
   auto work = std::make_shared<Compaction>();   // shared by the worker and the loop, one after the other
   work->records.swap(batch->records);
@@ -235,9 +235,9 @@ void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
   owner->records.insert(owner->records.end(), compacted.begin(), compacted.end());
   kLog.info("compacted", {{"batch", owner->number}, {"records", done.records.size()}, {"into", compacted.size()},
                           {"whole_regions", coarse ? "yes" : "no"}});
-  owner->compacting = false;
+  --owner->compacting;
   if (compacted_wake_) env_.post(std::exchange(compacted_wake_, {}));
-  if (owner->when_drained && owner->in_flight == 0) std::exchange(owner->when_drained, {})();
+  if (owner->when_drained && owner->in_flight == 0 && owner->compacting == 0) std::exchange(owner->when_drained, {})();
 }
 
 void JournalImpl::put_compacted(Batch& owner, const Compaction& done, const std::vector<ChangeRecord>& records) {

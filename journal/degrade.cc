@@ -150,7 +150,8 @@ Task<void> JournalImpl::degrade() {
       [this](Callback<std::deque<StagedBatch>> done) { shipper_->hand_over(std::move(done)); });
   uint64_t bytes = 0;
   for (const StagedBatch& batch : given) bytes += batch.bytes();
-  while (open_batch().compacting) {
+  // Of whichever batch: what a worker holds of its records would come back into a batch that lacks nothing of them.
+  while (std::any_of(batches_.begin(), batches_.end(), [](const BatchPtr& b) { return b->compacting > 0; })) {
     co_await async<bool>([this](Callback<bool> done) {
       compacted_wake_ = [done = std::move(done)]() mutable { done(true); };
     });

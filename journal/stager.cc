@@ -85,7 +85,8 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
   }
 };
 
-// Lays preserved blocks over what was read; from then on the unit's blocks may change freely.
+// Lays preserved blocks over what was read; from then on the unit's blocks may change freely. Each was needed until now, or
+// was kept: what is neither is not in the buffer, and the cut cannot be had exactly.
 void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& status) {
   const PartJob::Unit& unit = job.units[index];
   BatchImage& image = *batch.image(unit.slot);
@@ -98,6 +99,7 @@ void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& s
     status = Status::ok();
     if (job.absent.empty()) job.absent.resize(job.data_bytes / kSegmentUnit);
   }
+  GranuleMap missing;
   for (uint64_t granule = first; granule < end; ++granule) {
     uint64_t position = unit.position + (granule - first) * limits::kOrderGranule;
     auto it = batch.preserved.find(block_key(unit.slot, granule));
@@ -107,7 +109,16 @@ void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& s
       batch.preserved.erase(it);
     } else if (gone) {
       job.absent[position / kSegmentUnit] = true;
+    } else if (!image.needs.contains(granule)) {
+      missing.set(granule, granule + 1);
     }
+  }
+  if (missing.population() > 0) {
+    kLog.error("block_not_kept", {{"batch", batch.number}, {"image", slots_[unit.slot].image}, {"offset", unit.extent.offset},
+                                  {"blocks", missing.population()}, {"effect", "the batch is given up; the block is read again"}});
+    image.needs.merge(missing);
+    status = Status(Code::kCorruption, "a block of the batch was neither read nor kept");
+    return;
   }
   image.read.set(first, end);
   image.needs.clear(first, end);
@@ -225,7 +236,7 @@ void JournalImpl::restore_piece(Batch& batch) {
 }
 
 Task<void> JournalImpl::wait_until_settled(BatchPtr batch) {
-  while (batch->state != Batch::State::kGivenUp && (batch->in_flight > 0 || batch->compacting)) {
+  while (batch->state != Batch::State::kGivenUp && (batch->in_flight > 0 || batch->compacting > 0)) {
     if (TM_PLANTED("stage a cut with writes in flight")) break;
     co_await async<bool>([&](Callback<bool> done) {
       batch->when_drained = [done = std::move(done)]() mutable { done(true); };

@@ -64,8 +64,15 @@ void FakeReplica::handle(net::HttpRequest request, Callback<net::HttpResponse> d
     return;
   }
   ++puts;
-  done(take(std::stoull(path.at(4)), static_cast<uint32_t>(std::stoul(path.at(5))), std::move(request.body),
-            request.headers["x-tidemark-digest"]));
+  net::HttpResponse answer = take(std::stoull(path.at(4)), static_cast<uint32_t>(std::stoul(path.at(5))),
+                                  std::move(request.body), request.headers["x-tidemark-digest"]);
+  if (!hold_answers) return done(std::move(answer));
+  held.push_back([answer = std::move(answer), done = std::move(done)]() mutable { done(std::move(answer)); });
+}
+
+void FakeReplica::release_answers() {
+  hold_answers = false;
+  for (auto& answer : std::exchange(held, {})) answer();
 }
 
 void FakeReplica::take_silently(net::HttpRequest request) {
@@ -183,7 +190,7 @@ void FakeCopy::open_gate() {
 
 // ---- the host -----------------------------------------------------------------------------------
 
-JournalTest::JournalTest(uint64_t seed) : world_({.seed = seed}), copy_(world_) {
+JournalTest::JournalTest(const sim::WorldOptions& options) : world_(options), copy_(world_) {
   std::array<uint8_t, 16> cluster{};
   cluster.fill(7);
   options_.directory = "/state";

@@ -40,6 +40,9 @@ class FakeReplica {
   uint64_t puts = 0, conflicts = 0, pieces = 0;
   std::function<std::optional<net::HttpResponse>(const net::HttpRequest&)> interfere;
   std::vector<std::string> violations;
+  bool hold_answers = false;                                 // to PUTs, which are taken
+  std::vector<UniqueFunction<void()>> held;
+  void release_answers();
   std::unique_ptr<net::HttpServer> server;
   sim::SimEnv* env;
 
@@ -74,7 +77,7 @@ class JournalTest : public testing::Test {
     uint64_t old_size = 0;
     Bytes data;
   };
-  explicit JournalTest(uint64_t seed = 1);
+  explicit JournalTest(const sim::WorldOptions& options = {});
   ~JournalTest() override;
 
   void open_journal();

@@ -17,7 +17,7 @@ constexpr uint64_t kG = limits::kOrderGranule;
 
 class JournalSeeds : public JournalTest, public testing::WithParamInterface<uint64_t> {
  protected:
-  JournalSeeds() : JournalTest(GetParam()) {}
+  JournalSeeds() : JournalTest({.seed = GetParam()}) {}
 };
 
 TEST_P(JournalSeeds, EveryPointHoldsExactlyWhatWasBegunBeforeItsCut) {

@@ -15,8 +15,8 @@ constexpr uint64_t kG = limits::kOrderGranule;
 
 class LimitTest : public JournalTest {
  protected:
-  LimitTest() : LimitTest(1) {}
-  explicit LimitTest(uint64_t seed) : JournalTest(seed) {
+  LimitTest() : LimitTest(sim::WorldOptions()) {}
+  explicit LimitTest(const sim::WorldOptions& options) : JournalTest(options) {
     options_.settings.limit_bytes = 1u << 20;
     options_.settings.region_bytes = 16 * kG;
     for (int i = 0; i < 3; ++i) add_image(i, 200 * kG);
@@ -294,10 +294,53 @@ TEST_F(LimitTest, AnImageThatWasRemovedMeanwhileHoldsNothingUp) {
   for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes);
 }
 
+// What is handed to a worker comes back late.
+class SlowWorkersTest : public LimitTest {
+ protected:
+  static constexpr sim::DurationRange kLate{std::chrono::milliseconds(20), std::chrono::milliseconds(20)};
+  SlowWorkersTest() : LimitTest({.offload_latency = kLate}) {}
+};
+
+TEST_F(SlowWorkersTest, ABatchWhoseRecordsAreWithAWorkerIsNotGivenUpBeforeTheyAreBack) {
+  options_.settings.limit_bytes = 64u << 10;
+  options_.settings.cut_bytes = 1ull << 40;
+  options_.settings.cut_interval = std::chrono::seconds(1);
+  open_journal();
+  run_load(100, 8);
+  wait_shipped();
+  // A batch is on its way that fills the spool: the next cut waits for it.
+  replica_->hold_answers = true;
+  run_load(200, 8);
+  journal_->cut(Journal::CutReason::kNamed, "on its way");
+  ASSERT_TRUE(settle([&] { return !replica_->held.empty() && journal_->usage().closed_batches == 0; }));
+  ASSERT_GE(journal_->usage().spool_bytes, options_.settings.limit_bytes);
+  world_.run_for(std::chrono::milliseconds(1100));
+  // So many writes to a new image that the open batch's records go to a worker.
+  ImageId fresh = image_id(9);
+  add_image(9, 150 * kG);
+  for (uint8_t& b : copy_.images[fresh]) b = static_cast<uint8_t>(world_.random().next());
+  history_[journal_->incarnation().value].base[fresh] = copy_.images[fresh];
+  Slot s = slots_[fresh] = journal_->attach(fresh, 150 * kG);
+  for (uint64_t i = 0; i < 1u << 19; ++i) {
+    Ticket ticket = journal_->begin(s, RecordKind::kWrite, {i % 150 * kG, kG});
+    journal_->finish(ticket, CoordinatorSequence(ticket.sequence.counter.value), 1);
+  }
+  ASSERT_LT(journal_->usage().records_unstaged, 1u << 18) << "they are with the worker";
+  // The spool is given up meanwhile; when the answer comes, that batch is closed first.
+  journal_->resync_replica({});
+  world_.run_for(std::chrono::milliseconds(1));
+  replica_->release_answers();
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  EXPECT_EQ(journal_->usage().records_unstaged, 0u);
+  ASSERT_TRUE(settle([&] { return normal() || !journal_->usage().ship_error.empty(); }, 600));
+  EXPECT_EQ(journal_->usage().ship_error, "") << "what is sent was read, without a second try";
+  expect_level();
+}
+
 // Crashes anywhere between the limit and the resync's end, each from a seed.
 class LimitCrashTest : public LimitTest, public testing::WithParamInterface<int> {
  protected:
-  LimitCrashTest() : LimitTest(static_cast<uint64_t>(GetParam()) + 100) {}
+  LimitCrashTest() : LimitTest({.seed = static_cast<uint64_t>(GetParam()) + 100}) {}
 };
 
 TEST_P(LimitCrashTest, GoesOnWhereItStood) {
