@@ -170,13 +170,7 @@ Task<void> JournalImpl::degrade() {
   absorb_open_batch();
   for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
   std::vector<StoredMark> marks;
-  if (Result<std::vector<StoredMark>> kept = read_marks(*store_->snapshot())) {
-    for (StoredMark& mark : *kept) {
-      if (mark.batch <= last_staged_ && mark.batch > shipper_->replica().newest) marks.push_back(std::move(mark));
-    }
-  } else {
-    kLog.error("marks_unreadable", {{"status", kept.status()}, {"effect", "names may be missing at the replica"}});
-  }
+  if (last_staged_ > shipper_->replica().newest) marks = marks_of_staged();
   pending_.erase_range(kMarksTable, {}, batch_prefix(last_staged_.next()));
   take_over(given, std::move(marks));
   for (const ImageExtent& e : std::exchange(full_wanted_, {})) lacks_.set(e.image, e.extent);
@@ -195,6 +189,20 @@ Task<void> JournalImpl::degrade() {
   measured_bytes_ = 0;
   growth_ = 0;
   ask_replica();
+}
+
+// Of batches that are staged and not at the replica. While degraded there are none, and maybe no store either.
+std::vector<StoredMark> JournalImpl::marks_of_staged() {
+  std::vector<StoredMark> marks;
+  Result<std::vector<StoredMark>> kept = read_marks(*store_->snapshot());
+  if (!kept) {
+    kLog.error("marks_unreadable", {{"status", kept.status()}, {"effect", "names may be missing at the replica"}});
+    return marks;
+  }
+  for (StoredMark& mark : *kept) {
+    if (mark.batch <= last_staged_ && mark.batch > shipper_->replica().newest) marks.push_back(std::move(mark));
+  }
+  return marks;
 }
 
 // Staged batches that will not be shipped: their regions are lacked, their events stay.

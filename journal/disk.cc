@@ -57,7 +57,10 @@ void JournalImpl::mark_outdated() {
 void JournalImpl::try_recover_disk() {
   if (outdated_ == nullptr || marking_outdated_ || ending_outdated_) return;
   if (!disk_failure_.empty() && !drl_->blind()) return mark_outdated();
-  if (store_lost_ && env_.now() >= reopen_at_ && shipping_ == Shipping::kDegraded && degrade_wanted_.empty()) {
+  // Whoever waits for a commit under way is to hear of it from the store of before.
+  const bool idle = !commit_running_ && !drl_->committing();
+  const bool given_up = shipping_ == Shipping::kDegraded && degrade_wanted_.empty();
+  if (store_lost_ && env_.now() >= reopen_at_ && given_up && idle) {
     reopen_at_ = env_.now() + kReopenInterval;
     if (Status s = reopen_stores(); !s) {
       disk_failure_ = s.to_string();
@@ -81,10 +84,10 @@ void JournalImpl::try_recover_disk() {
   });
 }
 
-// The stores of before are lost: closed, opened again where they stand, and given everything.
+// The stores of before are lost: closed, opened again where they stand, and given everything. If that fails there are none
+// until the next try.
 Status JournalImpl::reopen_stores() {
-  if (commit_running_) return Status(Code::kBusy, "a commit is under way");
-  drl_->release_store();
+  drl_->close_store();
   store_.reset();
   kv::StoreOptions journal_options{.tables = journal_table_names()};
   kv::StoreOptions drl_options{.tables = drl_table_names(), .map_bytes_max = 8ull << 30};

@@ -318,6 +318,12 @@ bool DirtyLog::try_end_blind() {
   return settled;
 }
 
+void DirtyLog::close_store() {
+  TM_CHECK(!in_flight_, "whoever waits for the commit under way would not hear of it");
+  failed_ = true;
+  store_.reset();
+}
+
 void DirtyLog::use_store(std::unique_ptr<kv::Store> store) {
   store_ = std::move(store);
   failed_ = full_ = false;

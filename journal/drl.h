@@ -63,9 +63,11 @@ class DirtyLog {
   bool blind() const { return blind_; }
   // All that was marked is durable and nothing is on its way: marks are durable again from here on.
   bool try_end_blind();
-  // After an I/O error the old store is lost: this one takes all of it.
+  // After an I/O error the old store is lost: closed, while no commit is under way, and from then on there is none, until
+  // this one takes all of it.
+  void close_store();
   void use_store(std::unique_ptr<kv::Store> store);
-  std::unique_ptr<kv::Store> release_store() { return std::move(store_); }
+  bool committing() const { return in_flight_; }
   bool failed() const { return failed_; }
 
  private:

@@ -170,6 +170,7 @@ class JournalImpl final : public Journal {
   void check_limit();
   void want_degrade(std::string why);
   Task<void> degrade();
+  std::vector<StoredMark> marks_of_staged();
   void take_over(const std::deque<StagedBatch>& given, std::vector<StoredMark> marks);
   void count_given_up(BatchNumber number, BatchKind kind, WallTime label, const std::string& name);
   Status load_degraded(kv::Snapshot& snapshot);

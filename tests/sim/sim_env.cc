@@ -228,6 +228,10 @@ void World::clear_faults(const std::string& node) {
   machine.file_faults.clear();
   machine.crash_point.reset();
   machine.commit_fault.reset();
+  machine.store_fault.reset();
+}
+void World::set_store_fault(const std::string& node, std::optional<StoreFault> fault) {
+  state_->machine(node).store_fault = std::move(fault);
 }
 uint64_t World::file_operations(const std::string& node) const { return state_->machine(node).file_operations; }
 uint64_t World::commits(const std::string& node) const { return state_->machine(node).commits; }

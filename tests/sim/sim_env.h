@@ -74,6 +74,14 @@ struct FileFault {
   int error = 5;                        // EIO; 28 is ENOSPC
 };
 
+// Of stores, until it is taken back: each commit fails, or takes longer.
+struct StoreFault {
+  std::string path_contains;            // empty: every store
+  Status status;                        // kOutOfSpace leaves the store usable, others do not; OK: none fails
+  bool opens = false;                   // opening one anew fails too
+  Duration delay{};                     // of each transaction
+};
+
 struct CrashPoint {
   uint64_t nth = 1;                     // the nth matching operation from now, counted from 1
   bool at_commits = false;              // count key-value commits instead of file operations
@@ -129,6 +137,7 @@ class World {
   uint64_t commits(const std::string& node) const;
   // Fails the next commit of every store of the node: kOutOfSpace leaves it usable, others do not.
   void fail_next_commit(const std::string& node, Status status);
+  void set_store_fault(const std::string& node, std::optional<StoreFault> fault);
   void set_disk_bytes(const std::string& node, uint64_t bytes);
   // What the oracle sees without the daemons' code: files below a directory as a read would show them, and a store's
   // table as it was last committed.

@@ -94,6 +94,10 @@ struct Machine {
   std::list<FileFault> file_faults;
   std::optional<CrashPoint> crash_point;
   std::optional<Status> commit_fault;
+  std::optional<StoreFault> store_fault;
+  const StoreFault* fault_of_store(const std::string& path) const {
+    return store_fault && path.find(store_fault->path_contains) != std::string::npos ? &*store_fault : nullptr;
+  }
   std::string commits_answered_early;          // path part; empty: none
   uint64_t file_operations = 0;
   uint64_t commits = 0;

@@ -180,9 +180,10 @@ class SimStore final : public kv::Store {
     if (options_.read_only) return Status(Code::kUnsupported, path_ + ": opened for reading only");
     if (!state_->broken) return state_->broken;
     if (!keys_fit(batch)) return Status(Code::kInvalidArgument, path_ + ": key empty or over 511 bytes");
-    if (!fault) return Status::ok();
-    if (fault->code() != Code::kOutOfSpace) state_->broken = *fault;
-    return *fault;
+    const StoreFault* lasting = ProcessAccess::machine(env_).fault_of_store(path_);
+    Status status = fault ? *fault : lasting != nullptr ? lasting->status : Status::ok();
+    if (!status && status.code() != Code::kOutOfSpace) state_->broken = status;
+    return status;
   }
 
   Callback<Status> take_front() {
@@ -201,7 +202,9 @@ class SimStore final : public kv::Store {
   void begin_transaction() {
     state_->under_way = state_->queue.size();
     uint64_t number = ++*transaction_;
-    world().schedule(&env_, world().random.in(world().options.commit_latency), EventKind::kCommit, state_->under_way,
+    Duration latency = world().random.in(world().options.commit_latency);
+    if (const StoreFault* fault = ProcessAccess::machine(env_).fault_of_store(path_)) latency += fault->delay;
+    world().schedule(&env_, latency, EventKind::kCommit, state_->under_way,
                      [this, alive = alive_, transaction = transaction_, number] {
                        if (*alive && *transaction == number) end_transaction();
                      });
@@ -234,6 +237,8 @@ Result<std::unique_ptr<kv::Store>> open_sim_store(SimEnv& env, const std::string
   if (ProcessAccess::internals(env).open_stores.contains(state.get())) {
     return Status(Code::kBusy, path + ": already open in this process");
   }
+  const StoreFault* fault = ProcessAccess::machine(env).fault_of_store(path);
+  if (fault != nullptr && fault->opens) return fault->status;
   if (!options.read_only) TM_RETURN_IF_ERROR(ProcessAccess::machine(env).disk.make_directories(path));
   return std::unique_ptr<kv::Store>(std::make_unique<SimStore>(env, path, options, state));
 }

@@ -484,6 +484,47 @@ TEST_F(DiskTest, AnIoErrorIsOutlivedWithStoresOpenedAnew) {
   expect_level();
 }
 
+TEST_F(DiskTest, StoresThatCannotBeOpenedAnewAreTriedAgainAndNobodyFallsOverTheirAbsence) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/journal", .status = Status(Code::kIoError, "read-only"), .opens = true});
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  world_.run_for(std::chrono::seconds(12));
+  run_load(400, 16);        // cold regions
+  journal_->resync_replica({});
+  EXPECT_GT(journal_->usage().resync_left_bytes, 0u);
+  world_.run_for(std::chrono::seconds(12));
+  EXPECT_TRUE(journal_->condition());
+  world_.set_store_fault("host1", {});
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+  run_load(50, 8);
+  expect_level();
+}
+
+TEST_F(DiskTest, ADirtyLogThatIsCommittingIsNotReplaced) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  Slot cold = journal_->attach(image_id(9), 200 * kG);
+  // The log's commit hangs, the journal's fails.
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/drl", .delay = std::chrono::seconds(20)});
+  bool alone = false;
+  journal_->note_copies(cold, LossId(), LossId(), true, [&](Status status) { alone = status.is_ok(); });
+  world_.run_for(std::chrono::milliseconds(10));
+  world_.fail_next_commit("host1", Status(Code::kIoError, "input/output error"));
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 15));
+  ASSERT_TRUE(settle([&] { return alone; }, 40)) << "whoever waits for that commit hears of it";
+  world_.set_store_fault("host1", {});
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+}
+
 // ---- the map --------------------------------------------------------------------------------------
 
 ImageId an_image(uint8_t n) {
