@@ -4,12 +4,16 @@
 // older than its last synced stamp. After a power cut a later write, which nobody was promised, may have torn a block:
 // `--check-sectors` asks that of each sector of 512 bytes.
 //
-//   ack_writer IMAGE ACKS SEED          ack_writer --check|--check-sectors IMAGE ACKS
+// COUNTS, if given, holds four 64-bit numbers as they grow: writes issued, answered and synced, and syncs under way.
+//
+//   ack_writer IMAGE ACKS SEED [COUNTS]          ack_writer --check|--check-sectors IMAGE ACKS
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
 #include <cstdint>
 #include <cstdio>
@@ -25,6 +29,16 @@ namespace {
 constexpr size_t kBlock = 4096, kSector = 512;
 constexpr int kThreads = 8;
 struct Note { uint64_t block, stamp; };
+struct Counts { std::atomic<uint64_t> issued, answered, synced, syncs; };
+
+// Seen by others while this goes on, and after it was killed.
+Counts* map_counts(const char* path) {
+  int fd = path == nullptr ? -1 : ::open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+  if (path != nullptr && (fd < 0 || ::ftruncate(fd, sizeof(Counts)) != 0)) { std::perror(path); std::exit(2); }
+  void* at = ::mmap(nullptr, sizeof(Counts), PROT_READ | PROT_WRITE, fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+  if (at == MAP_FAILED) { std::perror("mmap"); std::exit(2); }
+  return static_cast<Counts*>(at);
+}
 
 void fill(uint8_t* data, uint64_t block, uint64_t stamp) {
   for (size_t i = 0; i < kBlock; i += 16) {
@@ -33,7 +47,8 @@ void fill(uint8_t* data, uint64_t block, uint64_t stamp) {
   }
 }
 
-int write_all(const char* image, const char* notes, uint64_t seed) {
+int write_all(const char* image, const char* notes, uint64_t seed, const char* counts_path) {
+  Counts& counts = *map_counts(counts_path);
   int fd = ::open(image, O_RDWR | O_DIRECT);
   int out = ::open(notes, O_WRONLY | O_CREAT | O_APPEND, 0600);
   struct stat st {};
@@ -51,12 +66,17 @@ int write_all(const char* image, const char* notes, uint64_t seed) {
       for (;;) {
         uint64_t block = random() % (blocks / kThreads) * kThreads + static_cast<uint64_t>(t);
         fill(data, block, ++stamp);
+        ++counts.issued;
         if (::pwrite(fd, data, kBlock, static_cast<off_t>(block * kBlock)) != static_cast<ssize_t>(kBlock)) std::_Exit(1);
+        ++counts.answered;
         pending.push_back({block, stamp});
         if (pending.size() < 16) continue;
+        ++counts.syncs;
         if (::fdatasync(fd) != 0) std::_Exit(1);
+        --counts.syncs;
         size_t bytes = pending.size() * sizeof(Note);
         if (::write(out, pending.data(), bytes) != static_cast<ssize_t>(bytes)) std::_Exit(2);
+        counts.synced += pending.size();
         pending.clear();
       }
     });
@@ -97,7 +117,9 @@ int check(const char* image, const char* notes, size_t unit) {
 int main(int argc, char** argv) {
   if (argc == 4 && std::strcmp(argv[1], "--check") == 0) return check(argv[2], argv[3], kBlock);
   if (argc == 4 && std::strcmp(argv[1], "--check-sectors") == 0) return check(argv[2], argv[3], kSector);
-  if (argc == 4) return write_all(argv[1], argv[2], std::strtoull(argv[3], nullptr, 10));
-  std::fprintf(stderr, "usage: ack_writer IMAGE ACKS SEED | ack_writer --check|--check-sectors IMAGE ACKS\n");
+  if (argc == 4 || argc == 5) {
+    return write_all(argv[1], argv[2], std::strtoull(argv[3], nullptr, 10), argc == 5 ? argv[4] : nullptr);
+  }
+  std::fprintf(stderr, "usage: ack_writer IMAGE ACKS SEED [COUNTS] | ack_writer --check|--check-sectors IMAGE ACKS\n");
   return 2;
 }
