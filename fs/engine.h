@@ -132,6 +132,7 @@ class Engine final : public journal::BlockSource {
   void abort_waiting(std::string image, Callback<Result<std::string>> done);
   // What this host had written and lost to another's tenure that was taken by force.
   struct Branch { ImageId image; Epoch epoch; std::string file; uint64_t bytes = 0; };
+  std::string branch_directory() const;
   std::vector<Branch> branches();
   std::vector<std::string> notes();
   std::string journal_json();
@@ -230,8 +231,9 @@ class Engine final : public journal::BlockSource {
   Task<void> give_back_copied(wire::Attr attr);
   Task<Status> flush_both(Image& image);
   // ---- engine_fence.cc
-  std::string branch_directory() const;
   Task<Status> save_branch(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
+  Task<Status> write_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes,
+                            std::string path);
   Task<Status> settle_fence(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<void> after_fence(Image& image);
   void fence_handles(Image& image);

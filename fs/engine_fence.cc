@@ -25,12 +25,12 @@ namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kRetry{1};
 constexpr uint64_t kPiece = 1u << 20;
+constexpr uint64_t kFreeShare = 2;   // a branch takes at most one part in so many of what is free: the journal lives there
 constexpr std::string_view kSuffix = ".branch";
 
-// "UUID-epochN-incarnation.branch"
-std::string branch_name(const ImageId& image, Epoch epoch, Incarnation incarnation) {
-  return image.to_string() + "-epoch" + std::to_string(epoch.value) + "-" + std::to_string(incarnation.value) +
-         std::string(kSuffix);
+// "UUID-epochN.branch": an epoch is fenced once, however often the host crashes over it.
+std::string branch_name(const ImageId& image, Epoch epoch) {
+  return image.to_string() + "-epoch" + std::to_string(epoch.value) + std::string(kSuffix);
 }
 }  // namespace
 
@@ -60,10 +60,29 @@ std::vector<Engine::Branch> Engine::branches() {
 // Whole regions of the own copy as a sparse file of the image's size, and beside it a list of their extents.
 Task<Status> Engine::save_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes) {
   const std::string directory = branch_directory();
-  const std::string path = directory + "/" + branch_name(im.id, epoch, journal_->incarnation());
+  const std::string path = directory + "/" + branch_name(im.id, epoch);
   const std::string partial = path + ".part";
   if (env_.files().stat(path)) co_return Status::ok();   // kept before a crash came
   if (Status s = env_.files().make_directories(directory); !s) co_return s;
+  const uint64_t bytes = regions.size() * region_bytes;
+  auto space = env_.files().space(directory);
+  if (!space) co_return space.status();
+  if (bytes > space->available / kFreeShare) {
+    co_return Status(Code::kOutOfSpace, "a branch of up to " + std::to_string(bytes) + " bytes takes more than half of the " +
+                                            std::to_string(space->available) + " bytes that are free in " + directory +
+                                            ": make room there");
+  }
+  Status written = co_await write_branch(im, epoch, std::move(regions), region_bytes, path);
+  if (written) co_return written;
+  Status removed = env_.files().unlink(partial);
+  if (!removed && removed.code() != Code::kNotFound) kLog.warning("branch_part_left", {{"file", partial}, {"error", removed}});
+  co_return written;
+}
+
+Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes,
+                                  std::string path) {
+  const std::string directory = branch_directory();
+  const std::string partial = path + ".part";
   auto opened = env_.files().open(partial, {.create = true});
   if (!opened) co_return opened.status();
   auto file = std::shared_ptr<io::File>(std::move(*opened));   // shared with its operations, should this frame go
@@ -150,9 +169,11 @@ Task<void> Engine::after_fence(Image& im) {
     if (settled.is_ok()) break;
     if (stopping_ || im.doomed || settled.code() == Code::kNotFound) co_return;
     if (!told) kLog.warning("branch_waits", {{"image", im.id}, {"error", settled}});
+    im.fence_error = settled.to_string();
     co_await sleep(kRetry);
   }
   im.branch_staged = false;
+  im.fence_error.clear();
   if (im.state != MirrorState::kFenced) co_return;
   apply(im, MirrorEvent::kYielded);
 }

@@ -119,6 +119,42 @@ TEST(Takeover, WhatACutOffHostWroteAloneBecomesABranch) {
   }
 }
 
+// The branch stands beside the journal: it waits for room rather than take what the journal needs.
+TEST(Takeover, ABranchWaitsForRoomAndSaysSo) {
+  Lab lab(1);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  lab.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+  ASSERT_TRUE(lab.healthy("host2"));
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  ASSERT_TRUE(take(lab, "host2").is_ok());
+  io::FileSystem& files = lab.world.process("host1")->files();
+  auto space = files.space("/");
+  ASSERT_TRUE(space.is_ok());
+  lab.world.set_disk_bytes("host1", space->total - space->available + Lab::kRegion);
+  lab.world.heal_all();
+  auto reason = [&] {
+    std::vector<std::string> reasons;
+    lab.engine("host1").healthy(&reasons);
+    return std::any_of(reasons.begin(), reasons.end(),
+                       [](const std::string& r) { return r.find("make room") != std::string::npos; });
+  };
+  ASSERT_TRUE(lab.world.run_until(reason, seconds(60)));
+  auto names = files.list(lab.engine("host1").branch_directory());
+  ASSERT_TRUE(names.is_ok());
+  EXPECT_TRUE(names->empty()) << names->front();
+  lab.world.set_disk_bytes("host1", space->total);
+  ASSERT_TRUE(lab.world.run_until([&] { return lab.engine("host1").branches().size() == 1; }, seconds(60)));
+  ASSERT_TRUE(lab.healthy("host1"));
+  auto kept = branch_byte(lab, "host1", 0);
+  ASSERT_TRUE(kept.is_ok()) << kept.status().to_string();
+  EXPECT_EQ(*kept, 't');
+}
+
 // Back, but not level yet, the old holder is known to have more than the shared copy: that takes a second word.
 TEST(Takeover, AnOutdatedSharedCopyIsNotTakenWithoutASecondWord) {
   Lab lab(1);
