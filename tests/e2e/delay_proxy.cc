@@ -1,10 +1,16 @@
-// A TCP proxy on loopback that delays what clients send on some of their connections.
+// A TCP proxy on loopback that delays what clients send on some of their connections, and fails on command.
 //
 //   delay_proxy LISTEN_PORT TARGET_PORT MS     holds every second connection (the 2nd, 4th, ...) back by MS
 //
-// Bytes come out in order, MS after they came in: latency, no limit of the rate. `stats` on standard
-// input answers with one line a connection, "NUMBER OPEN DELAY_MS BYTES_FROM_CLIENT", then "end". It ends with its
-// standard input.
+// Bytes come out in order, MS after they came in: latency, no limit of the rate. Commands on standard input, each
+// answered by a line "end"; it ends with its standard input:
+//
+//   stats          one line a connection before, "NUMBER OPEN DELAY_MS BYTES_FROM_CLIENT"
+//   hold WAY       up (from the clients), down or both: nothing passes that way on any connection, also on new ones;
+//                  nobody is told, as with a cable pulled
+//   pass           all passes again: what was held comes late, as by retransmission
+//   reset WAY N    all connections are reset once N more bytes went that way on any of them: in mid-frame
+//   resets         how many times that happened: a line "N" before
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -37,10 +43,41 @@ constexpr size_t kHeldBytesMax = 64u << 20;
   std::_Exit(1);
 }
 
+enum Way { kUp, kDown };
+
+void disconnect(int fd) {   // by a reset, whoever reads or writes it
+  sockaddr unspecified{};
+  unspecified.sa_family = AF_UNSPEC;
+  if (::connect(fd, &unspecified, sizeof unspecified) != 0) std::perror("disconnect");
+}
+
+// What all connections have in common.
+struct Faults {
+  std::mutex mutex;                      // guards the following
+  std::condition_variable changed;
+  bool held[2] = {false, false};
+  int64_t until_reset[2] = {-1, -1};     // bytes; negative: no reset is planned
+  std::atomic<uint64_t> resets{0};
+
+  // Waits as long as nothing passes; how many of `wanted` bytes may go, and whether a reset comes after them.
+  size_t take(Way way, size_t wanted, bool* reset) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return !held[way]; });
+    int64_t& left = until_reset[way];
+    *reset = left >= 0 && static_cast<uint64_t>(left) <= wanted;
+    if (left < 0) return wanted;
+    size_t part = *reset ? static_cast<size_t>(left) : wanted;
+    left = *reset ? -1 : left - static_cast<int64_t>(part);
+    return part;
+  }
+};
+Faults faults;
+void reset_all();
+
 // One direction: a reader stamps what it gets, a writer sends it when it is due.
 class Pipe {
  public:
-  Pipe(int from, int to, std::chrono::milliseconds delay) : from_(from), to_(to), delay_(delay) {}
+  Pipe(Way way, int from, int to, std::chrono::milliseconds delay) : way_(way), from_(from), to_(to), delay_(delay) {}
   void run(std::atomic<uint64_t>* counted) {
     std::thread writer([this] { write_all(); });
     std::vector<uint8_t> buffer(256u << 10);
@@ -81,12 +118,15 @@ class Pipe {
       }
       changed_.notify_all();
       std::this_thread::sleep_until(piece.due);
-      for (size_t at = 0; at < piece.bytes.size();) {
-        ssize_t n = ::send(to_, piece.bytes.data() + at, piece.bytes.size() - at, MSG_NOSIGNAL);
+      bool reset = false;
+      const size_t size = faults.take(way_, piece.bytes.size(), &reset);
+      for (size_t at = 0; at < size;) {
+        ssize_t n = ::send(to_, piece.bytes.data() + at, size - at, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return give_up();
         at += static_cast<size_t>(n);
       }
+      if (reset) reset_all();
     }
     ::shutdown(to_, SHUT_WR);
   }
@@ -99,6 +139,7 @@ class Pipe {
     ::shutdown(from_, SHUT_RD);
   }
 
+  const Way way_;
   int from_, to_;
   std::chrono::milliseconds delay_;
   std::mutex mutex_;
@@ -112,15 +153,23 @@ struct Relay {
   int client = -1, server = -1;
   std::chrono::milliseconds delay{0};
   std::atomic<uint64_t> from_client{0};
+  std::mutex mutex;                      // of the two descriptors' end
   std::atomic<bool> open{true};
   void run() {
-    Pipe up(client, server, delay), down(server, client, {});
+    Pipe up(kUp, client, server, delay), down(kDown, server, client, {});
     std::thread back([&] { down.run(nullptr); });
     up.run(&from_client);
     back.join();
+    std::lock_guard lock(mutex);
     open = false;
     ::close(client);
     ::close(server);
+  }
+  void reset() {
+    std::lock_guard lock(mutex);
+    if (!open) return;
+    disconnect(client);
+    disconnect(server);
   }
 };
 
@@ -171,8 +220,10 @@ class Proxy {
       std::printf("%zu %s %lld %llu\n", i + 1, r.open ? "open" : "closed", static_cast<long long>(r.delay.count()),
                   static_cast<unsigned long long>(r.from_client));
     }
-    std::printf("end\n");
-    std::fflush(stdout);
+  }
+  void reset_all() {
+    std::lock_guard lock(mutex_);
+    for (auto& relay : relays_) relay->reset();
   }
 
  private:
@@ -193,6 +244,34 @@ class Proxy {
   std::vector<std::unique_ptr<Relay>> relays_;   // kept until the end: the statistics name them all
 };
 
+Proxy* the_proxy = nullptr;   // for the pipes; lives as long as the process
+void reset_all() {
+  the_proxy->reset_all();
+  ++faults.resets;
+}
+
+bool obey(const std::string& line) {
+  char verb[16] = "", way[16] = "";
+  long long bytes = 0;
+  const int words = std::sscanf(line.c_str(), "%15s %15s %lld", verb, way, &bytes);
+  const std::string v = verb, w = way;
+  if (v == "stats") return the_proxy->print_stats(), true;
+  if (v == "resets") return std::printf("%llu\n", static_cast<unsigned long long>(faults.resets)), true;
+  std::lock_guard lock(faults.mutex);
+  if (v == "pass") {
+    faults.held[kUp] = faults.held[kDown] = false;
+  } else if (v == "hold" && (w == "up" || w == "down" || w == "both")) {
+    faults.held[kUp] = faults.held[kUp] || w != "down";
+    faults.held[kDown] = faults.held[kDown] || w != "up";
+  } else if (v == "reset" && words == 3 && bytes >= 0 && (w == "up" || w == "down")) {
+    faults.until_reset[w == "up" ? kUp : kDown] = bytes;
+  } else {
+    return false;
+  }
+  faults.changed.notify_all();
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -201,10 +280,13 @@ int main(int argc, char** argv) {
     return 2;
   }
   static Proxy proxy(std::atoi(argv[1]), std::atoi(argv[2]), std::atoi(argv[3]));
+  the_proxy = &proxy;
   std::thread([] { proxy.accept_all(); }).detach();
   std::string line;
   while (std::getline(std::cin, line)) {
-    if (line == "stats") proxy.print_stats();
+    if (!obey(line)) std::fprintf(stderr, "delay_proxy: unknown command: %s\n", line.c_str());
+    std::printf("end\n");
+    std::fflush(stdout);
   }
   std::_Exit(0);
 }
