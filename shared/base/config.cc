@@ -340,14 +340,28 @@ void read_log(Document& d, Log& out) {
   s.path("file", out.file);
 }
 
+// The sections that daemons have in common, each where `out` has its place.
+template <class Out>
+void read_common(Document& d, const std::string& role, Out& out) {
+  read_node(d, role, out.node);
+  read_tls(d, out.tls);
+  if constexpr (requires { out.listen; }) read_listen(d, out.listen);
+  if constexpr (requires { out.storage; out.journal; }) {
+    read_storage(d, out.storage);
+    read_replica_link(d, out.replica);
+    read_witness_link(d, out.witness);
+    read_journal(d, out.journal);
+  }
+  read_metrics(d, out.metrics);
+  read_log(d, out.log);
+}
+
 }  // namespace
 
 Result<Host> load_host(const std::string& file) {
   TM_ASSIGN_OR_RETURN(Document d, Document::open(file));
   Host out;
-  read_node(d, "host", out.node);
-  read_tls(d, out.tls);
-  read_storage(d, out.storage);
+  read_common(d, "host", out);
   {
     Section s(d, "shared", Need::kRequired);
     SharedLink link;
@@ -356,11 +370,6 @@ Result<Host> load_host(const std::string& file) {
     s.number("connections", link.connections, {1, 16});
     out.shared = std::move(link);
   }
-  read_replica_link(d, out.replica);
-  read_witness_link(d, out.witness);
-  read_journal(d, out.journal);
-  read_metrics(d, out.metrics);
-  read_log(d, out.log);
   {
     Section s(d, "autonomy", Need::kOptional);
     std::string policy = out.witness ? "pause" : "continue";
@@ -382,15 +391,7 @@ Result<Host> load_host(const std::string& file) {
 Result<Shared> load_shared(const std::string& file) {
   TM_ASSIGN_OR_RETURN(Document d, Document::open(file));
   Shared out;
-  read_node(d, "shared", out.node);
-  read_tls(d, out.tls);
-  read_storage(d, out.storage);
-  read_listen(d, out.listen);
-  read_replica_link(d, out.replica);
-  read_witness_link(d, out.witness);
-  read_journal(d, out.journal);
-  read_metrics(d, out.metrics);
-  read_log(d, out.log);
+  read_common(d, "shared", out);
   {
     Section s(d, "tenure", Need::kOptional);
     s.duration("wait", out.tenure_wait, std::chrono::milliseconds(0), std::chrono::milliseconds(60'000));
@@ -402,11 +403,7 @@ Result<Shared> load_shared(const std::string& file) {
 Result<Replica> load_replica(const std::string& file) {
   TM_ASSIGN_OR_RETURN(Document d, Document::open(file));
   Replica out;
-  read_node(d, "replica", out.node);
-  read_tls(d, out.tls);
-  read_listen(d, out.listen);
-  read_metrics(d, out.metrics);
-  read_log(d, out.log);
+  read_common(d, "replica", out);
   {
     Section s(d, "witness", Need::kOptional);
     s.flag("enabled", out.witness);
@@ -422,11 +419,7 @@ Result<Replica> load_replica(const std::string& file) {
 Result<Witness> load_witness(const std::string& file) {
   TM_ASSIGN_OR_RETURN(Document d, Document::open(file));
   Witness out;
-  read_node(d, "witness", out.node);
-  read_tls(d, out.tls);
-  read_listen(d, out.listen);
-  read_metrics(d, out.metrics);
-  read_log(d, out.log);
+  read_common(d, "witness", out);
   TM_RETURN_IF_ERROR(d.finish());
   return out;
 }
