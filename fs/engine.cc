@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "shared/base/log.h"
+#include "shared/daemon/links.h"
 #include "shared/wire/features.h"
 
 namespace tidemark::fs {
@@ -116,12 +117,7 @@ Status Engine::set_flag(Image& image, uint8_t flag, bool on) {
 void Engine::start() {
   const config::Host& config = options_.config;
   if (config.witness) {
-    net::HttpClientOptions http;
-    http.url = config.witness->url;
-    http.tls = net::TlsFiles{config.tls.authority, config.tls.certificate, config.tls.key};
-    http.server_role = config.witness->in_replica ? net::Role::kReplica : net::Role::kWitness;
-    http.server_node = config.witness->node;
-    auto client = env_.network().http_client(http);
+    auto client = env_.network().http_client(daemon::client_of(*config.witness, config.tls));
     if (client) witness_ = std::move(*client);
     else kLog.error("witness_client", {{"error", client.status()}});
   }
@@ -137,9 +133,7 @@ void Engine::start() {
     (*image)->doomed_batch = journal_->usage().newest_closed.value;
   }
   if (config.replica) {
-    net::HttpClientOptions http;
-    http.url = config.replica->url;
-    http.tls = net::TlsFiles{config.tls.authority, config.tls.certificate, config.tls.key};
+    const auto http = daemon::client_of(*config.replica, config.tls);
     auto shipper = env_.network().http_client(http);
     if (shipper) journal_->start_shipping(std::move(*shipper));
     else kLog.error("replica_client", {{"error", shipper.status()}});

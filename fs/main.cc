@@ -9,7 +9,7 @@
 #include "fs/mount_point.h"
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
-#include "shared/net/pki.h"
+#include "shared/daemon/links.h"
 
 namespace tidemark {
 namespace {
@@ -24,15 +24,6 @@ Result<config::Host> load(const fs::Arguments& arguments) {
     return Status(Code::kInvalidArgument, arguments.config + ": no mount point: name one, or set [mount] path");
   TM_RETURN_IF_ERROR(config::check_paths(arguments.config, config.tls, &config.storage));
   return config;
-}
-
-Result<net::pki::CertificateInfo> certificate_of(const fs::Arguments& arguments, const config::Host& config) {
-  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo found, net::pki::inspect(config.tls.certificate));
-  if (!found.identity || found.identity->role != net::Role::kHost || found.identity->node != config.node.name)
-    return Status(Code::kInvalidArgument, arguments.config + ": [tls] certificate: " + config.tls.certificate +
-                                              " is not of host " + config.node.name +
-                                              ": make one with `tidemark pki issue`");
-  return found;
 }
 
 int run_holder(const fs::Arguments& arguments, const config::Host& config, std::vector<std::string> words) {
@@ -70,15 +61,15 @@ int run(const fs::Arguments& arguments, std::vector<std::string> words) {
     std::printf("%s: the configuration is good\n", arguments.config.c_str());
     return 0;
   }
-  auto certificate = certificate_of(arguments, *config);
-  if (!certificate) return daemon::fail(kName, certificate.status());
+  auto identity = daemon::own_identity(arguments.config, config->node, config->tls);
+  if (!identity) return daemon::fail(kName, identity.status());
   auto holding = fs::Holding::from_environment();
   if (!holding) {
     int code = daemon::fail(kName, holding.status());
     return holding.status().code() == Code::kUnsupported ? fs::kExitCannotFollow : code;
   }
   if (!*holding) return run_holder(arguments, *config, std::move(words));
-  return fs::run_host(arguments, *config, certificate->cluster, std::move(*holding));
+  return fs::run_host(arguments, *config, identity->cluster, std::move(*holding));
 }
 
 }  // namespace

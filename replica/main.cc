@@ -5,7 +5,7 @@
 #include "replica/replica.h"
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
-#include "shared/net/pki.h"
+#include "shared/daemon/links.h"
 #include "shared/witness/witness.h"   // lint: allow include: the program joins the two services, the libraries do not
 
 namespace tidemark::replica {
@@ -39,21 +39,14 @@ class Server {
     daemon_.set_health([this] { return replica_->health(); });
     daemon_.routes().get("/v1/status",
                          [this](const daemon::Request&) -> Result<std::string> { return replica_->status_json(); });
-    auto address = net::Address::parse(config_.listen.address);
-    if (!address) return daemon_.config_error("listen", "address", address.status(), "write HOST:PORT");
-    net::HttpServerOptions options{
-        .tls = net::TlsFiles{config_.tls.authority, config_.tls.certificate, config_.tls.key},
-        .roles_accepted = {net::Role::kHost, net::Role::kShared, net::Role::kOperator},
-        .address = *address};
-    auto server = daemon_.env().network().serve_http(
-        options, [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
-          const bool witness = witness_ != nullptr && witness::Witness::is_target(request.target);
-          if (witness) return witness_->handle(std::move(request), std::move(reply));
-          replica_->handle(std::move(request), std::move(reply));
-        });
-    if (!server) return daemon_.config_error("listen", "address", server.status(), "free the port or choose another");
-    http_ = std::move(*server);
-    return daemon_.publish_address("replica", {address->host, http_->port()});
+    auto handle = [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+      const bool witness = witness_ != nullptr && witness::Witness::is_target(request.target);
+      if (witness) return witness_->handle(std::move(request), std::move(reply));
+      replica_->handle(std::move(request), std::move(reply));
+    };
+    std::vector<net::Role> roles{net::Role::kHost, net::Role::kShared, net::Role::kOperator};
+    TM_ASSIGN_OR_RETURN(http_, daemon_.serve_nodes("replica", config_.listen, config_.tls, std::move(roles), handle));
+    return Status::ok();
   }
 
   daemon::Daemon& daemon_;
@@ -64,19 +57,6 @@ class Server {
   std::unique_ptr<net::HttpServer> http_;   // destroyed first: it pulls bodies from the replica
 };
 
-Result<Uuid> cluster_of(const config::Replica& config) {
-  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(config.tls.certificate));
-  if (!info.identity || info.identity->role != net::Role::kReplica) {
-    return Status(Code::kInvalidArgument,
-                  config.tls.certificate + " is not a replica's certificate: issue one with --role replica");
-  }
-  if (info.identity->node != config.node.name) {
-    return Status(Code::kInvalidArgument, config.tls.certificate + " is of node " + info.identity->node +
-                                              ", [node] name is " + config.node.name);
-  }
-  return info.cluster;
-}
-
 int run(int argc, char** argv) {
   daemon::Arguments arguments;
   if (auto code = daemon::parse_arguments(argc, argv, {kProgram, "Keeps the history of a cluster's images, off site"},
@@ -86,17 +66,12 @@ int run(int argc, char** argv) {
   auto config = config::load_replica(arguments.config);
   if (!config) return daemon::fail(kProgram, config.status());
   if (Status s = config::check_paths(arguments.config, config->tls, nullptr); !s) return daemon::fail(kProgram, s);
-  auto cluster = cluster_of(*config);
-  if (!cluster) return daemon::fail(kProgram, cluster.status());
-  auto made = daemon::Daemon::create({.program = kProgram,
-                                      .config_file = arguments.config,
-                                      .node = config->node,
-                                      .log = config->log,
-                                      .metrics = config->metrics,
-                                      .background = arguments.background});
+  auto identity = daemon::own_identity(arguments.config, config->node, config->tls);
+  if (!identity) return daemon::fail(kProgram, identity.status());
+  auto made = daemon::Daemon::create(daemon::options_of(kProgram, arguments, *config));
   if (!made) return daemon::fail(kProgram, made.status());
   daemon::Daemon& daemon = **made;
-  Server server(daemon, *config, *cluster);
+  Server server(daemon, *config, identity->cluster);
   return daemon.run([&](Callback<Status> ready) { server.start(std::move(ready)); },
                     [&](UniqueFunction<void()> done) { server.stop(std::move(done)); });
 }

@@ -81,7 +81,7 @@ Result<ReplicaClient*> Context::replica() {
   if (!c->replica) {
     return Status(Code::kInvalidArgument, c->file + ":1: no section [replica]: add its url, or name another configuration");
   }
-  replica_.emplace(Http::to_server(c->replica->url, c->tls));
+  replica_.emplace(Http::to_server(*c->replica, c->tls));
   return &*replica_;
 }
 

@@ -73,12 +73,13 @@ Http Http::to_socket(const std::string& path) {
   return out;
 }
 
-Http Http::to_server(const std::string& url, const config::Tls& tls) {
+Http Http::to_server(const config::ReplicaLink& link, const config::Tls& tls) {
   Http out;
-  out.options_.url = url;
+  out.options_.url = link.url;
   out.options_.tls = net::TlsFiles{tls.authority, tls.certificate, tls.key};
   out.options_.server_role = net::Role::kReplica;
-  out.name_ = url;
+  out.options_.server_node = link.node;
+  out.name_ = link.url;
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/base/version.h"
+#include "shared/daemon/links.h"
 #include "shared/daemon/process.h"
 #include "shared/io/file.h"
 #include "shared/kv/lmdb_store.h"
@@ -172,6 +173,21 @@ Status Daemon::config_error(std::string_view section, std::string_view key, cons
 Status Daemon::publish_address(const std::string& name, const net::Address& address) {
   return state_->env->files().write_file_atomically(state_->options.node.run_dir + "/" + name + ".address",
                                                     as_bytes(address.to_string() + "\n"), 0644);
+}
+
+Result<std::unique_ptr<net::HttpServer>> Daemon::serve_nodes(const std::string& name, const config::Listen& listen,
+                                                             const config::Tls& tls, std::vector<net::Role> roles,
+                                                             net::HttpHandler handler) {
+  auto address = net::Address::parse(listen.address);
+  if (!address) return config_error("listen", "address", address.status(), "write HOST:PORT");
+  net::HttpServerOptions options;
+  options.tls = files_of(tls);
+  options.roles_accepted = std::move(roles);
+  options.address = *address;
+  auto server = env().network().serve_http(options, std::move(handler));
+  if (!server) return config_error("listen", "address", server.status(), "free the port or choose another");
+  TM_RETURN_IF_ERROR(publish_address(name, {address->host, (*server)->port()}));
+  return std::move(*server);
 }
 
 Status Daemon::State::serve(Daemon& daemon) {

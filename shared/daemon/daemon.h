@@ -6,9 +6,7 @@
 //     if (auto code = daemon::parse_arguments(argc, argv, {"tidemark-shared", "..."}, arguments)) return *code;
 //     auto config = config::load_shared(arguments.config);
 //     if (!config) return daemon::fail("tidemark-shared", config.status());
-//     auto d = daemon::Daemon::create({.program = "tidemark-shared", .config_file = arguments.config,
-//                                      .node = config->node, .log = config->log, .metrics = config->metrics,
-//                                      .background = arguments.background});
+//     auto d = daemon::Daemon::create(daemon::options_of("tidemark-shared", arguments, *config));
 //     if (!d) return daemon::fail("tidemark-shared", d.status());
 //     Node node((*d)->env(), *config);                       // destroyed before the daemon
 //     (*d)->routes().get("/v1/status", ...);
@@ -59,6 +57,13 @@ struct Options {
   std::string pid_suffix;     // run_dir/NAME + this + ".pid"
 };
 
+// What a daemon's configuration says of all that.
+template <class Config>
+Options options_of(std::string program, const Arguments& arguments, const Config& config) {
+  return {.program = std::move(program), .config_file = arguments.config, .node = config.node, .log = config.log,
+          .metrics = config.metrics, .background = arguments.background, .pid_suffix = {}};
+}
+
 class Daemon {
  public:
   // The part of create() that finds faults of the configuration: certificates, state_dir and run_dir (which are made).
@@ -84,6 +89,10 @@ class Daemon {
   Status config_error(std::string_view section, std::string_view key, const Status& why, std::string_view remedy) const;
   // Writes run_dir/NAME.address ("127.0.0.1:41234"), where a port 0 of the configuration became a real one.
   Status publish_address(const std::string& name, const net::Address& address);
+  // Serves HTTPS at the address of [listen] to nodes of these roles, and publishes the address under `name`.
+  Result<std::unique_ptr<net::HttpServer>> serve_nodes(const std::string& name, const config::Listen& listen,
+                                                       const config::Tls& tls, std::vector<net::Role> roles,
+                                                       net::HttpHandler handler);
 
   // Opens control socket and metrics listener, calls `start` on the loop thread, reports readiness when
   // its callback got OK, runs the loop until SIGTERM, SIGINT or request_stop(), calls `stop` and ends the loop

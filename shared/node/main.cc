@@ -3,27 +3,15 @@
 
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
+#include "shared/daemon/links.h"
 #include "shared/net/network.h"
-#include "shared/net/pki.h"
 #include "shared/node/journal_marks.h"
 #include "shared/node/node.h"
 
 namespace tidemark {
 namespace {
 
-// The cluster and name that this node's certificate gives it.
-Result<net::PeerIdentity> own_identity(const config::Shared& config) {
-  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(config.tls.certificate));
-  if (!info.identity || info.identity->role != net::Role::kShared) {
-    return Status(Code::kInvalidArgument, config.tls.certificate + " is no shared node's certificate");
-  }
-  if (info.identity->node != config.node.name) {
-    return Status(Code::kInvalidArgument, config.tls.certificate + " is of node " + info.identity->node);
-  }
-  return *info.identity;
-}
-
-Result<std::unique_ptr<node::MarkSink>> open_marks(io::Env& env, const config::Shared& config, const net::TlsFiles& tls,
+Result<std::unique_ptr<node::MarkSink>> open_marks(io::Env& env, const config::Shared& config,
                                                    const Uuid& cluster) {
   node::JournalMarksOptions options;
   options.directory = config.node.state_dir;
@@ -31,10 +19,7 @@ Result<std::unique_ptr<node::MarkSink>> open_marks(io::Env& env, const config::S
   options.cluster = cluster;
   options.settings = config.journal;
   if (config.replica) {
-    net::HttpClientOptions http;
-    http.url = config.replica->url;
-    http.tls = tls;
-    TM_ASSIGN_OR_RETURN(options.replica, env.network().http_client(http));
+    TM_ASSIGN_OR_RETURN(options.replica, env.network().http_client(daemon::client_of(*config.replica, config.tls)));
   }
   return node::JournalMarks::open(env, std::move(options));
 }
@@ -75,26 +60,20 @@ void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
 
 // Opens everything; a message names the file and key to change.
 Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_ptr<node::SharedNode>& node) {
-  auto identity = own_identity(config);
-  if (!identity)
-    return daemon.config_error("tls", "certificate", identity.status(), "issue one with `tidemark pki issue`");
-  net::TlsFiles tls{config.tls.authority, config.tls.certificate, config.tls.key};
-  auto marks = open_marks(daemon.env(), config, tls, identity->cluster);
+  TM_ASSIGN_OR_RETURN(net::PeerIdentity identity,
+                      daemon::own_identity(daemon.options().config_file, config.node, config.tls));
+  auto marks = open_marks(daemon.env(), config, identity.cluster);
   if (!marks) return marks.status();
   node::NodeOptions options;
   options.name = config.node.name;
-  options.cluster = identity->cluster;
+  options.cluster = identity.cluster;
   options.state_dir = config.node.state_dir;
   options.storage = config.storage;
   options.region_bytes = config.journal.region_bytes;
   options.tenure_wait = config.tenure_wait;
   options.metrics = &daemon.metrics();
   if (config.witness) {
-    net::HttpClientOptions http;
-    http.url = config.witness->url;
-    http.tls = tls;
-    http.server_role = config.witness->in_replica ? net::Role::kReplica : net::Role::kWitness;
-    http.server_node = config.witness->node;
+    const auto http = daemon::client_of(*config.witness, config.tls);
     TM_ASSIGN_OR_RETURN(options.witness, daemon.env().network().http_client(http));
   }
   options.on_fatal = [&daemon](const Status&) { daemon.request_stop(1); };
@@ -106,7 +85,7 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
   }
   auto address = net::Address::parse(config.listen.address);
   if (!address) return daemon.config_error("listen", "address", address.status(), "write HOST:PORT");
-  if (Status s = (*opened)->listen(*address, tls); !s) {
+  if (Status s = (*opened)->listen(*address, daemon::files_of(config.tls)); !s) {
     return daemon.config_error("listen", "address", s, "choose a free address, or port 0 for any");
   }
   address->port = (*opened)->port();
@@ -126,14 +105,7 @@ int main(int argc, char** argv) {
   }
   auto config = config::load_shared(arguments.config);
   if (!config) return daemon::fail("tidemark-shared", config.status());
-  daemon::Options options;
-  options.program = "tidemark-shared";
-  options.config_file = arguments.config;
-  options.node = config->node;
-  options.log = config->log;
-  options.metrics = config->metrics;
-  options.background = arguments.background;
-  auto daemon = daemon::Daemon::create(std::move(options));
+  auto daemon = daemon::Daemon::create(daemon::options_of("tidemark-shared", arguments, *config));
   if (!daemon) return daemon::fail("tidemark-shared", daemon.status());
   std::unique_ptr<node::SharedNode> node;   // destroyed before the daemon
   node::SharedNode* serving = nullptr;

@@ -3,7 +3,7 @@
 
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
-#include "shared/net/pki.h"
+#include "shared/daemon/links.h"
 #include "shared/witness/witness.h"
 
 namespace tidemark::witness {
@@ -28,19 +28,12 @@ class Server {
     TM_ASSIGN_OR_RETURN(witness_, Witness::open(daemon_.env(), config_.node.state_dir + "/witness"));
     daemon_.routes().get("/v1/status",
                          [this](const daemon::Request&) -> Result<std::string> { return witness_->status_json(); });
-    auto address = net::Address::parse(config_.listen.address);
-    if (!address) return daemon_.config_error("listen", "address", address.status(), "write HOST:PORT");
-    net::HttpServerOptions options{
-        .tls = net::TlsFiles{config_.tls.authority, config_.tls.certificate, config_.tls.key},
-        .roles_accepted = {net::Role::kHost, net::Role::kShared},
-        .address = *address};
-    auto server = daemon_.env().network().serve_http(
-        options, [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
-          witness_->handle(std::move(request), std::move(reply));
-        });
-    if (!server) return daemon_.config_error("listen", "address", server.status(), "free the port or choose another");
-    http_ = std::move(*server);
-    return daemon_.publish_address("witness", {address->host, http_->port()});
+    auto handle = [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+      witness_->handle(std::move(request), std::move(reply));
+    };
+    std::vector<net::Role> roles{net::Role::kHost, net::Role::kShared};
+    TM_ASSIGN_OR_RETURN(http_, daemon_.serve_nodes("witness", config_.listen, config_.tls, std::move(roles), handle));
+    return Status::ok();
   }
 
   daemon::Daemon& daemon_;
@@ -48,19 +41,6 @@ class Server {
   std::unique_ptr<Witness> witness_;
   std::unique_ptr<net::HttpServer> http_;   // destroyed first: it asks the witness
 };
-
-Status check_certificate(const config::Witness& config) {
-  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(config.tls.certificate));
-  if (!info.identity || info.identity->role != net::Role::kWitness) {
-    return Status(Code::kInvalidArgument,
-                  config.tls.certificate + " is not a witness's certificate: issue one with --role witness");
-  }
-  if (info.identity->node != config.node.name) {
-    return Status(Code::kInvalidArgument, config.tls.certificate + " is of node " + info.identity->node +
-                                              ", [node] name is " + config.node.name);
-  }
-  return Status::ok();
-}
 
 int run(int argc, char** argv) {
   daemon::Arguments arguments;
@@ -71,13 +51,9 @@ int run(int argc, char** argv) {
   auto config = config::load_witness(arguments.config);
   if (!config) return daemon::fail(kProgram, config.status());
   if (Status s = config::check_paths(arguments.config, config->tls, nullptr); !s) return daemon::fail(kProgram, s);
-  if (Status s = check_certificate(*config); !s) return daemon::fail(kProgram, s);
-  auto made = daemon::Daemon::create({.program = kProgram,
-                                      .config_file = arguments.config,
-                                      .node = config->node,
-                                      .log = config->log,
-                                      .metrics = config->metrics,
-                                      .background = arguments.background});
+  auto identity = daemon::own_identity(arguments.config, config->node, config->tls);
+  if (!identity) return daemon::fail(kProgram, identity.status());
+  auto made = daemon::Daemon::create(daemon::options_of(kProgram, arguments, *config));
   if (!made) return daemon::fail(kProgram, made.status());
   daemon::Daemon& daemon = **made;
   Server server(daemon, *config);

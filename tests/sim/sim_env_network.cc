@@ -163,6 +163,7 @@ struct Exchange final : ExchangeAtServer, std::enable_shared_from_this<Exchange>
     if (!options.tls) return true;
     net::PeerIdentity me = client_machine().identity(), there = server_machine->identity();
     bool right = me.cluster == there.cluster && there.role == options.server_role &&
+                 (options.server_node.empty() || options.server_node == there.node) &&
                  accepts(server.options().roles_accepted, me.role);
     if (!right) {
       answer(world->network_delay(*server_machine, client_machine()),
