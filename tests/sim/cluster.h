@@ -59,6 +59,7 @@ class Cluster {
     std::unique_ptr<fs::Engine> engine;
     std::vector<std::unique_ptr<Guest>> guests;
     std::vector<size_t> images;                 // its own, indices into models_
+    uint32_t crashes = 0;
   };
   // An image whose VM moves: one turn after another, each on a host of the seed's choice.
   struct Relay {
@@ -71,6 +72,8 @@ class Cluster {
   };
   struct Marked {
     std::string name, image;
+    const Host* host = nullptr;                 // that made it, after so many crashes, for the replica of then
+    uint32_t crashes = 0, replicas = 0;
     size_t model = 0;
     ImageModel::View before, after;
     bool complete = false;
@@ -81,6 +84,7 @@ class Cluster {
   void start_host(Host& host, bool first);
   void start_guests(Host& host, bool first);
   void crash_host(Host& host, Crash kind);
+  void crash_shared(Crash kind);
   void lost_power();
   void lost_power_alone(Host& host);
   void begin_turn(Relay& relay);
@@ -103,6 +107,7 @@ class Cluster {
   bool level();
   bool verify(Host& host, const std::vector<std::string>& images);
   bool check_points();
+  bool may_be_lost(const Marked& mark);
   std::string read_point(const std::string& point, const std::string& image, Bytes* out);
   Result<net::HttpResponse> get(const std::string& target);
 
