@@ -1,6 +1,6 @@
-// The Journal's one implementation. Its parts: journal_impl.cc (images, writes, commits),
+// The Journal's one implementation. Its parts: journal_impl.cc (writes, commits), slots.cc (images),
 // recovery.cc (opening), cuts.cc (cuts, giving up, compaction), preserve.cc (old blocks, freeze),
-// stager.cc (closed batches into segment files).
+// stager.cc (closed batches into segment files), shipping.cc (what the shipper has sent).
 #pragma once
 
 #include <deque>
@@ -120,7 +120,11 @@ class JournalImpl final : public Journal {
   void sweep_spool();
   void recover_batch(std::vector<ChangeRecord> records, std::vector<StoredMark> marks);
   void start_timers();
+
+  // slots.cc
   uint32_t slot_of(const ImageId& image);
+  void put_tenure(uint32_t slot);
+  void commit_tenure(uint32_t slot);
 
   // journal_impl.cc
   Batch& batch_of(const Ticket& ticket);
@@ -136,8 +140,6 @@ class JournalImpl final : public Journal {
   void start_commit();
   void commit_later(kv::WriteBatch batch, std::vector<Callback<Status>> waiting, const Status& status);
   void fail(const Status& status, const char* what);
-  void put_tenure(uint32_t slot);
-  void commit_tenure(uint32_t slot);
   void tick();
 
   // cuts.cc
@@ -221,6 +223,7 @@ class JournalImpl final : public Journal {
   bool can_stage() const;
   void kick_stager();
   void answer_staged(BatchNumber first, BatchNumber last, const Status& status);
+  // shipping.cc
   void ended_shipping(const StagedBatch& batch, const std::string& receipt);
   void forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done);
   void fail_waiters(const Status& status);

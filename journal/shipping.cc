@@ -1,0 +1,86 @@
+// The shipper's and the waiters' end of the journal: what a batch that is durable at the replica releases.
+#include "journal/journal_impl.h"
+
+namespace tidemark::journal {
+
+void JournalImpl::start_shipping(std::unique_ptr<net::HttpClient> client) { shipper_->start(std::move(client)); }
+
+void JournalImpl::pause_shipping(bool paused) {
+  paused_ = paused;
+  shipper_->pause(paused);
+  if (paused) fail_waiters(Status(Code::kUnavailable, "shipping is paused"));
+  kick_stager();
+  cut_if_due();
+}
+
+void JournalImpl::fail_waiters(const Status& status) {
+  for (auto& [batch, done] : std::exchange(waiters_, {})) done(status);
+}
+
+void JournalImpl::when_shipped(BatchNumber batch, Callback<Result<std::string>> done) {
+  auto receipt = receipts_.find(batch);
+  if (receipt != receipts_.end()) return done(receipt->second);
+  if (shipping_ != Shipping::kNormal && batch > last_staged_) {
+    return done(Status(Code::kCancelled, "no point is made: " + degraded_.why + "; the replica is brought level"));
+  }
+  if (batch <= shipper_->replica().newest) return done(std::string(R"({"durable":true,"complete":true})"));
+  if (!shipper_->running()) return done(Status(Code::kUnavailable, "shipping is paused or not configured"));
+  bool known = batch <= last_staged_;
+  for (const BatchPtr& b : batches_) known = known || b->number == batch;
+  if (!known) return done(Status(Code::kCancelled, "the point of batch " + std::to_string(batch.value) + " was given up"));
+  waiters_.emplace(batch, std::move(done));
+}
+
+void JournalImpl::forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done) {
+  pending_.erase_range(kBatchesTable, {}, batch_prefix(batch.number.next()));
+  // Kept until now: had the batch been given up, they would have been needed.
+  pending_.erase_range(kMarksTable, {}, batch_prefix(batch.number.next()));
+  pending_.erase_range(kStagedTable, {}, batch_prefix(batch.number.next()));
+  pending_.put(kMetaTable, as_bytes("replica"), encode_replica_row(row));
+  commit_now(std::move(done));
+}
+
+void JournalImpl::ended_shipping(const StagedBatch& batch, const std::string& receipt) {
+  for (const SlotBytes& b : staged_bytes_[batch.number]) slots_[b.slot].unshipped_bytes -= b.bytes;
+  staged_bytes_.erase(batch.number);
+  if (batch.kind == BatchKind::kPiece || batch.number == resync_end_) resync_sent_ += batch.bytes();
+  if (batch.number == resync_end_) end_resync();
+  receipts_[batch.number] = receipt;
+  if (receipts_.size() > limits::kClosedBatchesMax) receipts_.erase(receipts_.begin());
+  auto [first, end] = waiters_.equal_range(batch.number);
+  std::vector<Callback<Result<std::string>>> ready;
+  for (auto it = first; it != end; ++it) ready.push_back(std::move(it->second));
+  waiters_.erase(first, end);
+  for (auto& done : ready) done(receipt);
+  kick_stager();
+  cut_if_due();
+}
+
+Usage JournalImpl::usage() const {
+  Usage u;
+  for (const BatchPtr& b : batches_) u.records_unstaged += b->records.size() + b->marks.size();
+  if (store_ != nullptr) {
+    Result<kv::Store::Usage> store = store_->usage();
+    if (store) u.journal_bytes = store->file_bytes;
+  }
+  u.spool_bytes = shipper_->queued_bytes();
+  u.spool_batches = shipper_->queued();
+  u.closed_batches = closed_count();
+  u.preserved_bytes = preserved_bytes_;
+  u.shipping_paused = paused_;
+  u.ship_error = !shipper_->error().empty() ? shipper_->error() : stage_error_;
+  if (!no_space_.empty()) u.ship_error = no_space_;
+  if (!condition_) u.ship_error = condition_.to_string();
+  u.disk_failure = disk_failure_;
+  u.newest_durable = shipper_->replica().newest;
+  u.newest_durable_label = shipper_->replica().label;
+  u.newest_closed = newest_closed_;
+  bool all_shipped = open_batch().empty && closed_count() == 0 && shipper_->idle();
+  // Before the first point is durable, what would be lost began with this run at the latest.
+  int64_t since = u.newest_durable_label.ns != 0 ? u.newest_durable_label.ns : opened_.ns;
+  if (!all_shipped) u.rpo_ns = std::max<int64_t>(0, env_.wall().ns - since);
+  fill_usage(u);
+  return u;
+}
+
+}  // namespace tidemark::journal

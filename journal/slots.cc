@@ -1,0 +1,117 @@
+// The images of this host, each in its slot: sizes, tenures and what is kept of its copies.
+#include "journal/journal_impl.h"
+
+namespace tidemark::journal {
+
+uint32_t JournalImpl::slot_of(const ImageId& image) {
+  auto it = slot_by_image_.find(image);
+  if (it != slot_by_image_.end()) return it->second;
+  auto slot = static_cast<uint32_t>(slots_.size());
+  SlotState& s = slots_.emplace_back();
+  s.image = image;
+  auto known = known_tenures_.find(image);
+  if (known != known_tenures_.end()) {
+    s.size = known->second.size;
+    s.epoch = known->second.epoch;
+    s.parent = known->second.parent;
+    s.size_generation = known->second.size_generation;
+    known_tenures_.erase(known);
+  }
+  slot_by_image_.emplace(image, slot);
+  drl_->attach(slot, image, 0);
+  Bytes value;
+  Writer(value).uuid(image);
+  pending_.put(kSlotsTable, kv::KeyBuilder().u64(incarnation_.value).u32(slot), value);
+  return slot;
+}
+
+Slot JournalImpl::attach(const ImageId& image, uint64_t size) {
+  uint32_t slot = slot_of(image);
+  SlotState& s = slots_[slot];
+  if (!s.attached) {
+    s.attached = true;
+    s.size = size;
+    drl_->grow(slot, size);
+    put_tenure(slot);
+  }
+  return {slot};
+}
+
+void JournalImpl::detach(Slot slot) {
+  SlotState& s = slots_[slot.index];
+  s.attached = false;
+  // Its number stays taken: batches still speak of it. The image, should it come back, gets another.
+  slot_by_image_.erase(s.image);
+  drl_->detach(slot.index);
+  lacks_.forget(s.image);
+  pending_.erase(kImagesTable, kv::KeyBuilder().uuid(s.image));
+  arm_commit();
+}
+
+void JournalImpl::set_size(Slot slot, uint64_t size) {
+  slots_[slot.index].size = size;
+  drl_->grow(slot.index, size);
+  put_tenure(slot.index);
+}
+
+void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& parent) {
+  SlotState& s = slots_[slot.index];
+  // A batch holds one epoch of an image: what was written under the old one ends here.
+  const BatchImage* image = open_batch().image(slot.index);
+  if (image != nullptr && image->epoch != epoch && image->epoch.value != 0 && unreconciled_.empty()) cut(CutReason::kHandover, {});
+  s.epoch = epoch;
+  // After an own tenure (a crash in between) the replica must still wait for what came before that one: its batches,
+  // which said so, may be part of the resync batch. Own batches are in order anyhow.
+  bool own = parent.source == options_.source && parent.source != s.parent.source && !s.parent.source.empty();
+  if (!own) s.parent = parent;
+  if (shipping_ != Shipping::kNormal) lack_if_followed(slot.index);
+  put_tenure(slot.index);
+  commit_tenure(slot.index);
+}
+
+// The tenure (its row, its start mark) is durable before its first write: until then no region of the
+// image counts as dirty, and marking one waits.
+void JournalImpl::commit_tenure(uint32_t slot) {
+  ++slots_[slot].uncommitted;
+  env_.at_turn_end([this, slot, alive = std::weak_ptr<bool>(alive_)] {
+    if (alive.expired()) return;
+    commit_now([this, slot](Status) {
+      SlotState& s = slots_[slot];
+      if (--s.uncommitted > 0) return;
+      // Should the commit have failed, condition() says so; the regions themselves are durably marked.
+      for (auto& done : std::exchange(s.tenure_waiters, {})) done(Status::ok());
+    });
+  });
+}
+
+void JournalImpl::mark_dirty(Slot slot, Extent extent, Callback<Status> done) {
+  drl_->mark(slot.index, extent, [this, slot, done = std::move(done)](Status status) mutable {
+    SlotState& s = slots_[slot.index];
+    if (status && s.uncommitted > 0) s.tenure_waiters.push_back(std::move(done));
+    else done(std::move(status));
+  });
+}
+
+void JournalImpl::put_tenure(uint32_t slot) {
+  const SlotState& s = slots_[slot];
+  pending_.put(kImagesTable, kv::KeyBuilder().uuid(s.image), encode_tenure({s.size, s.epoch, s.parent, s.size_generation}));
+  arm_commit();
+}
+
+void JournalImpl::note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) {
+  drl_->note(slot.index, host, shared, alone, slots_[slot.index].epoch, std::move(done));
+}
+
+ImageCounters JournalImpl::counters(Slot slot) const {
+  uint64_t regions = drl_->dirty_count(slot.index);
+  return {regions, regions * drl_->region_bytes(slot.index), slots_[slot.index].unshipped_bytes};
+}
+
+Epoch JournalImpl::tenure_epoch(const ImageId& image) const {
+  auto slot = slot_by_image_.find(image);
+  if (slot != slot_by_image_.end()) return slots_[slot->second].epoch;
+  auto known = known_tenures_.find(image);
+  return known == known_tenures_.end() ? Epoch() : known->second.epoch;
+}
+
+}  // namespace tidemark::journal
