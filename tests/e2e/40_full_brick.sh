@@ -7,10 +7,7 @@ BRICKS=1
 configure host1
 image="$D/mnt/host1/vm.img"
 brick="$D/host1/brick1"
-truncate -s 96M "$D/medium"
-mkfs.ext4 -q -m0 "$D/medium"
-mount -o loop "$D/medium" "$brick"
-AT_END+=("mountpoint -q '$brick' && umount '$brick'")
+small_disk "$brick" 96M
 for node in shared1 replica1 host1; do start "$node"; done
 
 truncate -s 16M "$image"

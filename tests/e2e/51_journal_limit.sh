@@ -6,10 +6,7 @@ source "$(dirname "$0")/lib.sh"
 configure host1
 sed -i 's/^limit_bytes = .*/limit_bytes = "16MiB"/' "$D/host1.toml"
 state="$D/host1/state"
-truncate -s 320M "$D/medium"
-mkfs.ext4 -q -m0 "$D/medium"
-mount -o loop "$D/medium" "$state"
-AT_END+=("mountpoint -q '$state' && umount '$state'")
+small_disk "$state" 320M
 for node in shared1 replica1 host1; do start "$node"; done
 
 image="$D/mnt/host1/vm.img"

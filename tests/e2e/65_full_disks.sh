@@ -5,41 +5,29 @@ source "$(dirname "$0")/lib.sh"
 BRICKS=1
 configure host1
 mnt="$D/mnt/host1"
-for node in host1 shared1; do
-  truncate -s 128M "$D/medium.$node"
-  mkfs.ext4 -q -m0 "$D/medium.$node"
-  mount -o loop "$D/medium.$node" "$D/$node/brick1"
-  AT_END+=("mountpoint -q '$D/$node/brick1' && umount '$D/$node/brick1'")
-done
+for node in host1 shared1; do small_disk "$D/$node/brick1" 128M; done
 for node in shared1 replica1 host1; do start "$node"; done
 hog() { if dd if=/dev/zero of="$D/$1/brick1/hog" bs=64k status=none 2> /dev/null; then die "$1's brick is not full"; fi; }
 give_room() { rm "$D/$1/brick1/hog"; }
-mirror_is() { [ "$(image_field host1 "$1" mirror)" = "$2" ]; }
 write_at() { # IMAGE MIB COUNT: durable, of known contents
   dd if="$D/content" of="$mnt/$1" bs=1M seek="$2" skip="$2" count="$3" oflag=direct conv=notrunc,fsync status=none
 }
 same() { cmp -n $(($2 << 20)) "$D/content" "$mnt/$1"; }   # IMAGE MIB
 dd if=/dev/urandom of="$D/content" bs=1M count=32 status=none
 
-# The shared node's brick is full: the host goes on alone.
-truncate -s 32M "$mnt/one.img"
-write_at one.img 0 4
-hog shared1
-expect "writes go on without the shared copy" write_at one.img 4 4
-expect "nothing is lost" same one.img 8
-give_room shared1
-wait_for 60 "one.img to be mirrored again" mirrored host1 one.img
-verify_equal host1 one.img
-
-# The host's brick is full: the shared copy serves.
-truncate -s 32M "$mnt/two.img"
-write_at two.img 0 4
-hog host1
-expect "writes go on without the own copy" write_at two.img 4 4
-expect "nothing is lost" same two.img 8
-give_room host1
-wait_for 90 "two.img to be filled and level" mirrored host1 two.img
-verify_equal host1 two.img
+# One brick is full: the shared node's, and the host goes on alone; the host's, and the shared copy serves.
+one_full() { # NODE IMAGE
+  truncate -s 32M "$mnt/$2"
+  write_at "$2" 0 4
+  hog "$1"
+  expect "$1's brick is full: writes go on" write_at "$2" 4 4
+  expect "nothing is lost" same "$2" 8
+  give_room "$1"
+  wait_for 90 "$2 to be mirrored again" mirrored host1 "$2"
+  verify_equal host1 "$2"
+}
+one_full shared1 one.img
+one_full host1 two.img
 
 # Both are full.
 truncate -s 32M "$mnt/three.img"

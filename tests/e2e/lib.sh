@@ -19,7 +19,8 @@ PORTS=${TMPDIR:-/tmp}/tidemark-ports              # taken by the tests that run 
 AT_END=()                                       # commands for the end, last first, before the directory goes
 
 say() { echo "[$(date +%T)] $*"; }
-die() { echo "FAILED: $*" >&2; exit 1; }
+ERR=                                            # within wait_for: the descriptor where die() is heard
+die() { echo "FAILED: $*" >&"${ERR:-2}"; exit 1; }
 expect() { # DESCRIPTION COMMAND...: the command must succeed
   local what=$1; shift
   "$@" || die "$what: $*"
@@ -32,11 +33,14 @@ expect_exit() { # CODE DESCRIPTION COMMAND...
   say "ok: $what (exit $code)"
 }
 wait_for() { # SECONDS DESCRIPTION COMMAND...: until it succeeds
-  local limit=$(($(date +%s) + $1)) what=$2; shift 2
+  local limit=$(($(date +%s) + $1)) what=$2 outer=${ERR:-}; shift 2
+  # What the command prints is not wanted, what die() says in it is. Closed again, lest a daemon keep it open.
+  [ -n "$outer" ] || exec {ERR}>&2
   until "$@" > /dev/null 2>&1; do
     [ "$(date +%s)" -lt "$limit" ] || die "timeout waiting for $what: $*"
     sleep 0.05
   done
+  [ -n "$outer" ] || { exec {ERR}>&-; ERR=; }
 }
 free_port() { # nobody listens there, and no other test that runs now has it
   local port
@@ -107,6 +111,13 @@ configure() { # HOST...
   for host in "$@"; do issue "$host" host; host_config "$host"; done
 }
 
+small_disk() { # DIRECTORY SIZE: a file system of its own is mounted there
+  truncate -s "$2" "$1.medium"
+  mkfs.ext4 -q -m0 "$1.medium"
+  mount -o loop "$1.medium" "$1"
+  AT_END+=("mountpoint -q '$1' && umount '$1'")
+}
+
 # ---- daemons --------------------------------------------------------------------------------------
 control() { # NODE METHOD-PATH [JSON]: one request on the control socket
   local node=$1 path=$2 body=${3:-}
@@ -157,6 +168,7 @@ cluster_down() {
   local code=$? node dir i
   trap - EXIT
   set +e
+  [ -z "$ERR" ] || exec 2>&"$ERR" {ERR}>&-
   for dir in "$D"/mnt/*; do mountpoint -q "$dir" && umount "$dir" 2>/dev/null; done
   for node in "${!PID[@]}"; do kill -TERM "${PID[$node]}" 2>/dev/null; done
   for node in "${!PID[@]}"; do timeout 20 tail --pid="${PID[$node]}" -f /dev/null || kill -KILL "${PID[$node]}"; done
