@@ -212,13 +212,19 @@ TEST(Witness, TheTenureOfAHostThatIsGoneMovesByItself) {
   }
 }
 
-TEST(Witness, ACutOffHostGoesOnAloneWithItsVoteAndNobodyElseDoes) {
-  Lab lab(1, true);
-  auto first = lab.open("host1", true);
-  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+// The image, open on host 1, which has its terms of the witness and then loses the shared node.
+Result<fs::HandleId> cut_off_after_a_write(Lab& lab) {
+  TM_ASSIGN_OR_RETURN(fs::HandleId image, lab.open("host1", true));
+  TM_RETURN_IF_ERROR(lab.write("host1", image, 0, 'a'));
   lab.world.run_for(seconds(5));
   lab.world.partition("host1", "shared1");
+  return image;
+}
+
+TEST(Witness, ACutOffHostGoesOnAloneWithItsVoteAndNobodyElseDoes) {
+  Lab lab(1, true);
+  auto first = cut_off_after_a_write(lab);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
   EXPECT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
   lab.world.run_for(seconds(20));
   auto second = lab.open("host2");
@@ -323,11 +329,8 @@ TEST(Witness, ASuccessorWithALinkDoesNotUseTheVote) {
 
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   Lab lab(1, true);
-  auto first = lab.open("host1", true);
+  auto first = cut_off_after_a_write(lab);
   ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
-  lab.world.run_for(seconds(5));
-  lab.world.partition("host1", "shared1");
   lab.world.partition("host1", "witness1");
   Status answer(Code::kCancelled, "none yet");
   auto data = std::make_shared<Bytes>(4096, 't');

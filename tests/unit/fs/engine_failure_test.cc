@@ -32,9 +32,7 @@ TEST_F(FailureTest, AWriteIntoAStaleRegionOfABrokenCopyIsServedByTheSharedOne) {
 // Should this host forget all it knows, its copy is still not taken for level: the shared node was told before the
 // write was answered.
 TEST_F(FailureTest, TheSharedNodeKnowsOfAFailedCopyBeforeTheAnswer) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_EQ(behind_bytes(f), 0u);
   fail_local(sim::FileOp::kWrite, 1);
   ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
@@ -62,9 +60,7 @@ TEST_F(FailureTest, ACopyWhoseBrickServesAgainIsFilledAndCountsAgain) {
 
 // The link goes just then: the answer waits for it.
 TEST_F(FailureTest, AFailedCopyIsToldWhenTheLinkIsBack) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   fail_local(sim::FileOp::kSync, 1);
   Pending flushed = flush(f);
   ASSERT_TRUE(until([&] { return logged("local_copy_behind"); }));
@@ -140,9 +136,7 @@ TEST_F(FailureTest, ASizeOverTheLimitIsRefusedAndTheImageStaysMirrored) {
 
 // After a crash a sector of the host's copy cannot be read: the shared copy has all that was acknowledged.
 TEST_F(FailureTest, ACopyThatCannotBeReadAfterACrashIsLeftToTheSharedOne) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   crash_host(1, sim::Crash::kKill);
   start_host(1);
   fail_local(sim::FileOp::kRead, 100000);

@@ -47,6 +47,13 @@ void EngineTest::start() {
   ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
 }
 
+EngineTest::File EngineTest::start_written() {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  EXPECT_TRUE(write_now(f, 0, 0x11, kMiB));
+  return f;
+}
+
 bool EngineTest::linked(int host) {
   return nlohmann::json::parse(engine(host).status_json())["shared"]["connected"].get<bool>();
 }

@@ -45,6 +45,8 @@ class EngineTest : public testing::Test {
 
   // Everything up, both hosts linked. Called by the tests, so that they may set `options_` first.
   void start();
+  // That, and host 1's "a.img" of 8 MiB, whose first MiB is 0x11 all over.
+  File start_written();
   void start_shared();
   void start_host(int host);
   // On the mount of the run before, with its handles and tenures.

@@ -9,9 +9,7 @@ class FlushTest : public EngineTest {};
 // The flush begins while the host is on its own and ends when it no longer is: the shared copy counts again by then.
 TEST_F(FlushTest, OneBegunWithoutTheSharedCopyCoversItOnceItCountsAgain) {
   options_.sync_latency = {milliseconds(700), milliseconds(900)};
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   world_->reset_connections("host1", "shared1");
   ASSERT_TRUE(until([&] { return mirror(f) == "local only"; }));
   Pending flushed = flush(f);
@@ -47,9 +45,7 @@ TEST_F(FlushTest, ALaterOneIsNotCoveredByAnEarlierOneThatEndsAfterIt) {
 
 // The only copy that held unflushed writes lost them: the guest hears of it at its flush, as from a disk.
 TEST_F(FlushTest, FailsWhenTheOnlyCopyLostWhatItIsToCover) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_TRUE(wait(flush(f)));
   world_->inject("host1", sim::FileFault{
       .operations = static_cast<uint16_t>(sim::FileOp::kWrite), .path_contains = "objects"});

@@ -12,9 +12,7 @@ class LinkTest : public EngineTest {
 // A resync is at its last step when the link goes and comes back: what was written in between is not in it.
 TEST_F(LinkTest, AnOutageWithinAResyncStartsItAnew) {
   options_.sync_latency = {milliseconds(1500), milliseconds(1800)};
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   lose_link(1);
   ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));
   heal_link(1);
@@ -31,9 +29,7 @@ TEST_F(LinkTest, AnOutageWithinAResyncStartsItAnew) {
 
 // The shared node took the write and its answer was lost; the own copy failed. Nobody may take the copies for level.
 TEST_F(LinkTest, AFailedWriteOfUnknownOutcomeIsMadeEqualBeforeTheCopiesCountAsLevel) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_TRUE(wait(flush(f)));
   world_->cut("shared1", "host1");
   world_->inject("host1", sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects"});
@@ -48,9 +44,7 @@ TEST_F(LinkTest, AFailedWriteOfUnknownOutcomeIsMadeEqualBeforeTheCopiesCountAsLe
 }
 
 TEST_F(LinkTest, BothCopiesRefusingAWriteAreMadeEqualAfterwards) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_TRUE(wait(flush(f)));
   for (const char* node : {"host1", "shared1"})
     world_->inject(node, sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects"});
@@ -113,9 +107,7 @@ TEST_F(LinkTest, OverlappingWritesKeepTheirOrderWhileRegionsAreFilledForThem) {
 }
 
 TEST_F(LinkTest, ReadsNeverFallBackOnASharedCopyThatLacksWrites) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_TRUE(wait(flush(f)));
   lose_link(1);
   ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));

@@ -59,9 +59,7 @@ TEST_F(SuccessionTest, WhileTheSharedNodeIsAwayItGoesOnAlone) {
 }
 
 TEST_F(SuccessionTest, WithoutAMirrorItGoesOn) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_TRUE(await_mirror(f, "mirrored"));
   ASSERT_TRUE(wait(set_mirror(f, "none")));
   ASSERT_TRUE(await_mirror(f, "none"));
@@ -79,9 +77,7 @@ TEST_F(SuccessionTest, WithoutAMirrorItGoesOn) {
 }
 
 TEST_F(SuccessionTest, AnUnlinkedFileStaysAsLongAsItIsOpen) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_TRUE(unlink(1, "a.img"));
   kill_and_succeed(1);
   EXPECT_EQ(byte_at(f, 0, kMiB), 0x11);
@@ -95,9 +91,7 @@ TEST_F(SuccessionTest, AnUnlinkedFileStaysAsLongAsItIsOpen) {
 }
 
 TEST_F(SuccessionTest, AnotherHostThatAsksMeanwhileDoesNotGetTheTenure) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   File theirs = open(2, "a.img");
   crash_host(1, sim::Crash::kKill);
   Pending asked = write(theirs, 0, 0x22, 4096);
@@ -113,9 +107,7 @@ TEST_F(SuccessionTest, AnotherHostThatAsksMeanwhileDoesNotGetTheTenure) {
 
 // The yield was sent, its answer not seen: the tenure may be another's, nothing may be served from it unasked.
 TEST_F(SuccessionTest, ATenureThatIsBeingGivenBackIsNotCarriedOn) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   close(f);
   f = open(1, "a.img");
   File theirs = open(2, "a.img");
@@ -171,9 +163,7 @@ TEST_F(SuccessionTest, AnOpenThatComesAgainGetsTheHandleThatItMade) {
 
 // Both killed, the machine stays: what the shared node had not made durable, the host has.
 TEST_F(SuccessionTest, AfterPowerIsLostOnTheOtherSideTheHostsCopyDecides) {
-  start();
-  File f = create(1, "a.img", 8 * kMiB);
-  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  File f = start_written();
   ASSERT_TRUE(wait(flush(f)));
   ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));   // acknowledged, on no disk yet
   crash_host(1, sim::Crash::kKill);

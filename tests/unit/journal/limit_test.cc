@@ -25,6 +25,21 @@ class LimitTest : public JournalTest {
     replica_->interfere = [](const net::HttpRequest&) { return std::optional(net::HttpResponse::json(503, "{}")); };
   }
   void replica_back() { replica_->interfere = {}; }
+  // Another store, with nothing in it.
+  void empty_replica() {
+    replica_->store = Uuid::from_random({1, 2, 3});
+    replica_->expected = 1;
+    replica_->last_digest = {};
+    replica_->images.clear();
+    replica_->known.clear();
+    replica_->points.clear();
+    checked_ = 0;
+  }
+  void resync_all() {
+    std::vector<ImageExtent> all;
+    for (const auto& [image, bytes] : copy_.images) all.push_back({image, {0, bytes.size()}});
+    journal_->resync_replica(all);
+  }
   void load_until(std::function<bool()> done) {
     for (int i = 0; i < 300 && !done(); ++i) {
       run_load(40, 8);
@@ -230,14 +245,7 @@ TEST_F(LimitTest, AReplacedReplicaIsRefusedUntilAnOperatorSaysSoAndThenBroughtLe
   run_load(200, 8);
   wait_shipped();
   expect_points_right();
-  // Emptied: another store, nothing in it.
-  replica_->store = Uuid::from_random({1, 2, 3});
-  replica_->expected = 1;
-  replica_->last_digest = {};
-  replica_->images.clear();
-  replica_->known.clear();
-  replica_->points.clear();
-  checked_ = 0;
+  empty_replica();
   run_load(50, 8);
   ASSERT_TRUE(settle([&] { return journal_->usage().needs_full_resync; }, 60));
   EXPECT_TRUE(journal_->usage().replica_empty);
@@ -245,9 +253,7 @@ TEST_F(LimitTest, AReplacedReplicaIsRefusedUntilAnOperatorSaysSoAndThenBroughtLe
   world_.run_for(std::chrono::seconds(40));
   EXPECT_TRUE(replica_->points.empty()) << "never taken silently";
 
-  std::vector<ImageExtent> all;
-  for (const auto& [image, bytes] : copy_.images) all.push_back({image, {0, bytes.size()}});
-  journal_->resync_replica(all);
+  resync_all();
   for (int i = 0; i < 10; ++i) run_load(40, 8);
   ASSERT_TRUE(settle([&] { return !replica_->points.empty(); }, 120)) << journal_->usage().ship_error;
   expect_level();
@@ -259,16 +265,8 @@ TEST_F(LimitTest, AFullResyncThatWasAskedForGoesOnAfterACrash) {
   run_load(200, 8);
   wait_shipped();
   replica_away();
-  replica_->store = Uuid::from_random({4, 5, 6});
-  replica_->expected = 1;
-  replica_->last_digest = {};
-  replica_->images.clear();
-  replica_->known.clear();
-  replica_->points.clear();
-  checked_ = 0;
-  std::vector<ImageExtent> all;
-  for (const auto& [image, bytes] : copy_.images) all.push_back({image, {0, bytes.size()}});
-  journal_->resync_replica(all);
+  empty_replica();
+  resync_all();
   ASSERT_TRUE(settle([&] { return degraded(); }));
   world_.run_for(std::chrono::seconds(1));
   crash(sim::Crash::kPowerLoss);
