@@ -10,8 +10,10 @@ namespace {
 const log::Logger kLog("mirror");
 constexpr std::chrono::milliseconds kBackoffMin{100};
 constexpr std::chrono::milliseconds kBackoffMax{2000};
-constexpr std::chrono::seconds kPingInterval{1};
-constexpr std::chrono::seconds kSilenceMax{5};
+// A guest waits this long when a link dies without a word: under two seconds in all. The shared node answers reads of
+// others only while it heard the holder less than kHolderSilenceMax ago (data_requests.cc), which must stay well below.
+constexpr std::chrono::milliseconds kPingInterval{250};
+constexpr std::chrono::milliseconds kSilenceMax{1400};
 }  // namespace
 
 Mirror::Mirror(io::Env& env, MirrorOptions options, MirrorEvents events)

@@ -11,8 +11,8 @@ namespace tidemark::node {
 namespace {
 constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
 constexpr io::Duration kHolderPoll = std::chrono::milliseconds(50);
-// A host pings every second, and goes on alone no sooner than after five of silence.
-constexpr io::Duration kHolderSilenceMax = std::chrono::seconds(3);
+// A host pings every 250 ms, and goes on alone no sooner than after 1400 ms of silence.
+constexpr io::Duration kHolderSilenceMax = std::chrono::milliseconds(900);
 }  // namespace
 
 std::string Core::label(const Image& image) const {
