@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The power of a node goes under load: what its bricks and its state had not synced is kept, dropped or torn by sector,
-# names included. First a host, then the shared node, then the replica, then all three in one moment. Whatever fdatasync
-# was acknowledged is there, the copies and the replica are equal, every store opens. TIDEMARK_TEST_SCALE: more of each.
+# names included: a host's, the shared node's, the replica's, that of all three in one moment. Whatever fdatasync was
+# acknowledged is there, the copies and the replica are equal, every store opens. TIDEMARK_TEST_SCALE: more of each, and
+# cuts of what is recovering from one.
 source "$(dirname "$0")/lib.sh"
 BRICKS=1
 configure host1
@@ -27,6 +28,10 @@ cut() { # STYLE SEED NODE...
   say "not durable: $(for node in "$@"; do echo "$node: $(medium "$node" unsynced);"; done)"
   lose_power "$style" "$seed" "$@"
   power_back "$@"
+  if [ -n "${TWICE:-}" ]; then           # while it recovers
+    lose_power "$style" "$((seed + 1000))" "$@"
+    power_back "$@"
+  fi
   if [[ " $* " == *" host1 "* ]]; then
     if wait $writer; then die "the writer must see its file go"; fi
   else
@@ -53,6 +58,8 @@ for ((round = 0; round < ${TIDEMARK_TEST_SCALE:-1}; round++)); do
   cut mix $((seed++)) shared1
   cut mix $((seed++)) replica1
   cut drop $((seed++)) host1 shared1 replica1
-  [ $((round % 2)) = 0 ] || cut mix $((seed++)) host1 shared1 replica1
+  [ $round != 0 ] || continue
+  cut mix $((seed++)) host1 shared1 replica1
+  for nodes in host1 shared1 "host1 shared1"; do TWICE=yes cut mix $((seed++)) $nodes; done
 done
 no_error_lines

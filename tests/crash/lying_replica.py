@@ -2,8 +2,8 @@
 
   lying_replica.py PORT REPLICA_PORT AUTHORITY CERTIFICATES LIE_FILE
 
-It has the replica's certificate towards the host and host1's towards the replica. LIE_FILE holds one word, read anew for
-each request; anything else is passed on as it is:
+It has the replica's certificate towards the host and host1's towards the replica. LIE_FILE holds one word, read anew
+for each request; anything else is passed on as it is:
 
   nothing      a batch is answered as durable, complete and applied, and thrown away
   cut-answer   the same, and the answer ends in the middle of its text
@@ -57,7 +57,8 @@ class Liar(http.server.BaseHTTPRequestHandler):
         if self.command == "PUT" and self.lie in ("nothing", "cut-answer", "no-durable"):
             said = b"{}" if self.lie == "no-durable" else json.dumps(
                 {"durable": True, "complete": True, "applied": True, "point": 1, "waits_for": []}).encode()
-            return self.answer(200, [("content-type", "application/json")], said[:25] if self.lie == "cut-answer" else said)
+            said = said[:25] if self.lie == "cut-answer" else said
+            return self.answer(200, [("content-type", "application/json")], said)
         if target.endswith("/hash") and self.lie == "old-hash":
             target = re.sub(r"/points/[^/]+/", "/points/1/", target)
         status, headers, data = self.ask(target, body)
