@@ -178,14 +178,11 @@ Task<void> JournalImpl::degrade() {
   kLog.warning("degraded", {{"reason", degraded_.why}, {"batches", given.size()}, {"bytes", bytes},
                             {"lacked_bytes", lacks_.bytes()},
                             {"effect", "unshipped points are given up; the replica is brought level when it answers"}});
-  // Room first, where there is none: the mark covers all that is said here.
-  const bool marked = outdated_->stands();
-  Status status;
-  if (!marked) status = co_await async<Status>([&](Callback<Status> done) { commit_now(std::move(done)); });
+  // Where there is no room to commit this, the mark covers it, and here is the room.
+  Status status = co_await async<Status>([&](Callback<Status> done) { commit_work(std::move(done)); });
   if (status) {
     for (const StagedBatch& batch : given) remove_spool_files(batch.number, batch.parts.size());
   }
-  if (marked) commit_now([](const Status&) {});   // condition() tells, should it fail for good
   measured_bytes_ = 0;
   growth_ = 0;
   ask_replica();

@@ -8,6 +8,9 @@
 // (LMDB says so) and are opened anew, and everything in memory is written to them. The mark goes when both stores hold
 // everything again. A crash before: every region of every image is dirty, all of it is compared, and the replica lacks it.
 //
+// The loops that send, stage and give the spool up go on under the mark as if their commits had come about: they make the
+// room, and leave the stores idle. What they would have committed stays pending, in its order. A handover is told otherwise.
+//
 // Not given from memory: that writes are acknowledged without the shared copy (it decides the direction of recovery), and
 // a tenure's start. Those wait for the disk.
 #include <algorithm>
@@ -50,6 +53,7 @@ void JournalImpl::mark_outdated() {
     kLog.warning("marked_outdated", {{"effect", "should this host crash now, every region is compared"}});
     drl_->go_blind();
     if (shipping_ != Shipping::kDegraded) want_degrade("the journal's own disk takes nothing: " + disk_failure_);
+    answer_covered();                // they go on, and come to that
   });
 }
 

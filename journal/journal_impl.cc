@@ -229,12 +229,34 @@ void JournalImpl::commit_now(Callback<Status> done) {
   start_commit();
 }
 
+// Of the loops that send, stage and give up: what they do makes the room, or the idle moment, that a disk which failed needs.
+// So they wait for the mark at the longest: what was to be committed stays pending in its order, and the mark covers a crash.
+void JournalImpl::commit_work(Callback<Status> done) {
+  auto once = std::make_shared<Callback<Status>>(std::move(done));   // shared by the commit and the mark: the first answers
+  covered_.push_back(once);
+  commit_now([once](Status status) {
+    if (*once) std::exchange(*once, {})(std::move(status));
+  });
+  if (drl_->blind()) answer_covered();
+}
+
+void JournalImpl::answer_covered() {
+  for (auto& once : std::exchange(covered_, {})) {
+    if (*once) std::exchange(*once, {})(Status::ok());
+  }
+}
+
 void JournalImpl::start_commit() {
   if (commit_running_) {
     commit_wanted_ = true;
     return;
   }
-  if (store_lost_) return;           // whoever waits waits for the next store
+  if (store_lost_) {                 // whoever waits waits for the next store
+    if (pending_.bytes() < kPendingBytesMax) return;
+    fail(Status(Code::kIoError, "too much waits for a disk that fails: " + disk_failure_), "records");
+    for (auto& done : std::exchange(pending_done_, {})) done(condition_);
+    return;
+  }
   flush_packs();
   if (pending_.empty() && pending_done_.empty()) return;
   commit_running_ = true;
@@ -256,7 +278,9 @@ void JournalImpl::start_commit() {
     else fail(status, "records");
     bool again = std::exchange(commit_wanted_, false);
     for (auto& done : waiting) done(status);
-    if (again && !alive.expired()) start_commit();
+    if (alive.expired()) return;
+    std::erase_if(covered_, [](const auto& once) { return !*once; });
+    if (again) start_commit();
   });
 }
 
@@ -301,33 +325,41 @@ void JournalImpl::tick() {
 // ---- stop ---------------------------------------------------------------------------------------
 
 void JournalImpl::close(std::chrono::milliseconds timeout, Callback<Status> done) {
-  struct Closing { Callback<Status> done; };
-  auto closing = std::make_shared<Closing>(Closing{std::move(done)});   // shared by the timer and the last commit
+  struct Closing {
+    Callback<Status> done;
+    bool finishing = false;
+  };
+  auto closing = std::make_shared<Closing>(Closing{std::move(done)});   // shared by the timers and the last commits
   env_.cancel(cut_timer_);
   env_.cancel(clean_timer_);
   if (!open_batch().empty && unreconciled_.empty()) cut(CutReason::kStop, {});
-  auto finish = [this, closing] {
+  auto answer = [this, closing](Status status) {
     if (!closing->done) return;
+    env_.cancel(close_timer_);
+    closing_ = true;
+    // The mark stands, or what it would say is not known to be needless: the next start compares everything.
+    if (!disk_failure_.empty()) status = Status(Code::kIoError, "the journal's own disk: " + disk_failure_);
+    std::exchange(closing->done, {})(std::move(status));
+  };
+  auto finish = [this, closing, answer, timeout]() mutable {
+    if (std::exchange(closing->finishing, true) || !closing->done) return;
     env_.cancel(close_timer_);
     env_.cancel(commit_timer_);
     idle_wake_ = {};
     fail_waiters(Status(Code::kUnavailable, "the journal is closing"));
-    if (!disk_failure_.empty()) {
-      // The mark stands: the next start compares everything.
-      closing_ = true;
-      return std::exchange(closing->done, {})(Status(Code::kIoError, "the journal's own disk: " + disk_failure_));
-    }
+    if (!disk_failure_.empty()) return answer(Status::ok());
+    close_timer_ = env_.after(timeout, [answer]() mutable { answer(Status(Code::kUnavailable, "the journal's disk does not answer")); });
     bool staged = closed_count() == 0 && open_batch().empty;
     Bytes value;
     Writer(value).id(incarnation_).uuid(nonce_).u8(1);
     pending_.put(kMetaTable, as_bytes("incarnation"), value);
-    commit_now([this, closing, staged](Status status) {
-      closing_ = true;
-      if (!status) return std::exchange(closing->done, {})(status);
+    commit_work([this, closing, answer, staged](Status status) mutable {
+      if (!closing->done) return;
+      if (!status || !disk_failure_.empty()) return answer(std::move(status));
       kLog.info("closed", {{"incarnation", incarnation_}, {"staged", staged ? "all" : "not all; merged at the next start"}});
       // Records and resync content are safe; only then may the regions go.
-      if (hold_regions_) return std::exchange(closing->done, {})(status);
-      drl_->clean_all([closing](Status s) { std::exchange(closing->done, {})(std::move(s)); });
+      if (hold_regions_) return answer(std::move(status));
+      drl_->clean_all(std::move(answer));
     });
   };
   // The stager reports when it has nothing left; without it the timeout ends the wait.

@@ -137,6 +137,8 @@ class JournalImpl final : public Journal {
   void arm_commit();
   void flush_packs();
   void commit_now(Callback<Status> done);
+  void commit_work(Callback<Status> done);
+  void answer_covered();
   void start_commit();
   void commit_later(kv::WriteBatch batch, std::vector<Callback<Status>> waiting, const Status& status);
   void fail(const Status& status, const char* what);
@@ -290,6 +292,7 @@ class JournalImpl final : public Journal {
 
   kv::WriteBatch pending_;
   std::vector<Callback<Status>> pending_done_;
+  std::vector<std::shared_ptr<Callback<Status>>> covered_;   // of these, whom the mark answers too; shared with those
   bool commit_armed_ = false, commit_running_ = false, commit_wanted_ = false;
 
   Sha256 last_digest_{};                         // of the newest staged batch

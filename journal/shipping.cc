@@ -37,7 +37,7 @@ void JournalImpl::forget_staged(const StagedBatch& batch, const ReplicaRow& row,
   pending_.erase_range(kMarksTable, {}, batch_prefix(batch.number.next()));
   pending_.erase_range(kStagedTable, {}, batch_prefix(batch.number.next()));
   pending_.put(kMetaTable, as_bytes("replica"), encode_replica_row(row));
-  commit_now(std::move(done));
+  commit_work(std::move(done));
 }
 
 void JournalImpl::ended_shipping(const StagedBatch& batch, const std::string& receipt) {

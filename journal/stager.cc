@@ -157,7 +157,8 @@ void JournalImpl::answer_staged(BatchNumber first, BatchNumber last, const Statu
 }
 
 void JournalImpl::kick_stager() {
-  bool hurry = retry_wake_ && !staged_waiters_.empty();   // a handover does not wait for the next try
+  // Neither a handover nor the making of room waits for the next try.
+  bool hurry = retry_wake_ && (!staged_waiters_.empty() || !degrade_wanted_.empty());
   if (!stage_wake_ && !hurry) return;
   env_.post([this, hurry, alive = std::weak_ptr<bool>(alive_)] {
     if (alive.expired()) return;
@@ -458,8 +459,10 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   }
   pending_.erase_range(kSlotsTable, {}, kv::KeyBuilder().u64(incarnation_.value));
   pending_.put(kBatchesTable, batch_prefix(batch->number), encode_batch_row(row));
-  Status status = co_await async<Status>([&](Callback<Status> done) { commit_now(std::move(done)); });
+  Status status = co_await async<Status>([&](Callback<Status> done) { commit_work(std::move(done)); });
   if (!status) co_return status;
+  // Answered by the mark alone: it is given up with the rest, and whoever relies on it is told so.
+  Status staged = drl_->blind() ? Status(Code::kUnavailable, "the journal's own disk takes nothing") : Status::ok();
 
   last_digest_ = row.digest;
   last_staged_ = batch->number;
@@ -469,7 +472,7 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   }
   staged_bytes_[batch->number] = std::move(bytes);
   batches_.pop_front();
-  answer_staged(BatchNumber(0), batch->number, Status::ok());
+  answer_staged(BatchNumber(0), batch->number, staged);
   // The resync batch that took over what a crash left is safe now.
   if (condition_) hold_regions_ = false;
   kLog.debug("staged", {{"batch", batch->number}, {"parts", row.parts.size()}, {"first", row.first.value}, {"last", row.last.value}});

@@ -35,6 +35,7 @@ Result<std::unique_ptr<MarkSink>> JournalMarks::open(io::Env& env, JournalMarksO
   o.source = options.source;
   o.cluster = options.cluster;
   o.settings = options.settings;
+  o.reserve_directories = options.reserve_directories;
   TM_ASSIGN_OR_RETURN(out->journal_, journal::Journal::open(env, std::move(o), *out->blocks_));
   for (const journal::DirtyImage& dirty : out->journal_->dirty_after_crash()) out->journal_->reconciled(dirty.image);
   out->replica_ = options.replica != nullptr;

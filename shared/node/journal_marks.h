@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "shared/base/config.h"
 #include "shared/io/env.h"
@@ -18,6 +19,7 @@ struct JournalMarksOptions {
   std::string source;                          // this node's name
   Uuid cluster;
   config::Journal settings;
+  std::vector<std::string> reserve_directories;   // see journal::Options
   std::unique_ptr<net::HttpClient> replica;    // null: kept here only
 };
 

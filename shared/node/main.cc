@@ -18,6 +18,7 @@ Result<std::unique_ptr<node::MarkSink>> open_marks(io::Env& env, const config::S
   options.source = config.node.name;
   options.cluster = cluster;
   options.settings = config.journal;
+  options.reserve_directories = config.storage.bricks;   // best on other disks than the journal
   if (config.replica) {
     TM_ASSIGN_OR_RETURN(options.replica, env.network().http_client(daemon::client_of(*config.replica, config.tls)));
   }

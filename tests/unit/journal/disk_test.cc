@@ -1,0 +1,276 @@
+// The journal's own disk full or failing: guests go on, nothing is relied on that does not stand, and it recovers by itself.
+#include <gtest/gtest.h>
+
+#include "tests/unit/journal/limit_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+class DiskTest : public LimitTest {
+ protected:
+  DiskTest() { options_.settings.limit_bytes = 64u << 20; }
+  // Every commit fails from now on, until `good_disk()`.
+  void full_disk() {
+    full_ = true;
+    keep_full();
+  }
+  void good_disk() {
+    full_ = false;
+    world_.fail_next_commit("host1", Status::ok());
+  }
+  void keep_full() {
+    if (!full_) return;
+    world_.fail_next_commit("host1", Status(Code::kOutOfSpace, "no space left"));
+    world_.at(std::chrono::microseconds(200), [this] { keep_full(); });
+  }
+  bool outdated() {
+    auto bytes = env_->files().read_file("/state/journal-outdated");
+    return bytes && (*bytes)[8] == 1;
+  }
+  bool full_ = false;
+};
+
+TEST_F(DiskTest, AFullDiskNeverStopsTheGuestAndRecoversByItself) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  EXPECT_FALSE(outdated());
+  full_disk();
+  run_load(400, 16);        // cold regions too: each answer came without an error
+  ASSERT_TRUE(settle([&] { return degraded(); }, 30));
+  EXPECT_TRUE(outdated());
+  EXPECT_NE(journal_->usage().disk_failure.find("no space left"), std::string::npos);
+  EXPECT_EQ(spool_files(), 0u) << "room is made of what there is";
+  run_load(400, 16);
+  world_.run_for(std::chrono::seconds(5));
+  EXPECT_TRUE(journal_->condition());
+  good_disk();
+  run_load(100, 8);
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+  run_load(100, 8);
+  expect_level();
+}
+
+TEST_F(DiskTest, NoWriteToACleanRegionGoesOnBeforeTheMarkStands) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  // The disk takes nothing at all, the mark neither.
+  sim::FileFault fault;
+  fault.path_contains = "journal-outdated";
+  fault.nth = 1;
+  fault.times = UINT64_MAX;
+  fault.operations = sim::kMutatingFileOps;
+  fault.error = 5;
+  world_.inject("host1", fault);
+  full_disk();
+  bool answered = false;
+  add_image(9, 200 * kG);
+  Slot clean = journal_->attach(image_id(9), 200 * kG);
+  journal_->set_level(clean, true);
+  journal_->mark_dirty(clean, {0, kG}, [&](Status status) { answered = status.is_ok(); });
+  world_.run_for(std::chrono::seconds(10));
+  EXPECT_FALSE(answered);
+  world_.clear_faults("host1");
+  ASSERT_TRUE(settle([&] { return answered; }, 30)) << "the mark stands now";
+  EXPECT_TRUE(outdated());
+}
+
+TEST_F(DiskTest, WhatWaitsForADiskThatTakesNotEvenTheMarkIsBounded) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  sim::FileFault fault;
+  fault.path_contains = "journal-outdated";
+  fault.times = UINT64_MAX;
+  world_.inject("host1", fault);
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/journal", .status = Status(Code::kIoError, "gone")});
+  wire::Mark mark;
+  mark.kind = wire::MarkKind::kRename;
+  mark.name = mark.old_name = std::string(255, 'n');
+  uint64_t marks = 0;
+  for (; journal_->condition() && marks < 1'000'000; ++marks) {
+    journal_->mark(mark);
+    if (marks % 10'000 == 0) world_.run_for(std::chrono::milliseconds(50));
+  }
+  EXPECT_FALSE(journal_->condition()) << "after " << marks;
+}
+
+TEST_F(DiskTest, ACrashUnderTheMarkMakesEverythingDirtyAndSendsItAll) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  full_disk();
+  run_load(300, 16);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  run_load(200, 16);
+  good_disk();
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  auto dirty = journal_->dirty_after_crash();
+  ASSERT_EQ(dirty.size(), copy_.images.size());
+  for (const DirtyImage& d : dirty) {
+    EXPECT_GE(d.regions.size() * d.region_bytes, copy_.images.at(d.image).size());
+  }
+  EXPECT_TRUE(outdated()) << "until all is reconciled";
+  reconcile_all();
+  run_load(50, 8);
+  expect_level();
+  ASSERT_TRUE(settle([&] { return !outdated(); }, 30));
+}
+
+TEST_F(DiskTest, AnIoErrorIsOutlivedWithStoresOpenedAnew) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  world_.fail_next_commit("host1", Status(Code::kIoError, "input/output error"));
+  run_load(400, 16);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  EXPECT_TRUE(journal_->condition()) << "no reason to stop";
+  run_load(200, 16);
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  expect_level();
+  run_load(100, 8);
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  run_load(50, 8);
+  expect_level();
+}
+
+// The loops that make room (sending, staging, giving the spool up) are in the midst of it when the disk fails.
+class BusyDiskTest : public DiskTest, public testing::WithParamInterface<Code> {
+ protected:
+  void broken_disk() {
+    world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/journal", .status = Status(GetParam(), "the disk's own error")});
+  }
+  void repaired_disk() { world_.set_store_fault("host1", {}); }
+  void expect_outlived() {
+    run_load(400, 16);
+    ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 60));
+    ASSERT_TRUE(settle([&] { return spool_files() == 0; }, 60)) << "room is made of what there is";
+    run_load(200, 16);
+    EXPECT_TRUE(journal_->condition());
+    repaired_disk();
+    ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+    EXPECT_FALSE(outdated());
+    run_load(100, 8);
+    expect_level();
+    // What was answered under the mark is in the stores now.
+    crash(sim::Crash::kPowerLoss);
+    open_journal();
+    reconcile_all();
+    run_load(50, 8);
+    expect_level();
+  }
+};
+
+TEST_P(BusyDiskTest, WhileABatchIsSent) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_->hold_answers = true;
+  run_load(100, 8);
+  ASSERT_TRUE(settle([&] { return !replica_->held.empty(); }));
+  broken_disk();
+  replica_->release_answers();
+  expect_outlived();
+}
+
+TEST_P(BusyDiskTest, WhileABatchIsStaged) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  run_load(100, 8);
+  copy_.hold_reads = true;
+  Point cut = journal_->cut(Journal::CutReason::kHandover, {});
+  ASSERT_TRUE(settle([&] { return !copy_.held.empty(); }));
+  Status staged(Code::kBusy, "not yet");
+  journal_->when_staged(cut.batch, [&](Status s) { staged = std::move(s); });
+  broken_disk();
+  copy_.open_gate();
+  ASSERT_TRUE(settle([&] { return degraded(); }, 60));
+  EXPECT_FALSE(staged) << "nothing is durable on such a disk";
+  EXPECT_NE(staged.code(), Code::kBusy) << "a handover hears of it";
+  expect_outlived();
+}
+
+TEST_P(BusyDiskTest, WhileTheSpoolIsGivenUp) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  run_load(100, 8);
+  ASSERT_TRUE(settle([&] { return spool_files() > 1; }));
+  replica_back();
+  broken_disk();
+  journal_->resync_replica({});
+  expect_outlived();
+}
+
+TEST_P(BusyDiskTest, WhileTheJournalIsClosed) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  broken_disk();
+  Status closed(Code::kBusy, "not yet");
+  journal_->close(std::chrono::seconds(10), [&](Status s) { closed = std::move(s); });
+  ASSERT_TRUE(settle([&] { return closed.code() != Code::kBusy; }, 60));
+  EXPECT_FALSE(closed) << "no clean stop";
+  repaired_disk();
+  crash(sim::Crash::kKill);
+  open_journal();
+  EXPECT_FALSE(journal_->dirty_after_crash().empty());
+  reconcile_all();
+  run_load(50, 8);
+  expect_level();
+}
+
+INSTANTIATE_TEST_SUITE_P(Errors, BusyDiskTest, testing::Values(Code::kOutOfSpace, Code::kIoError),
+                         [](const auto& error) { return error.param == Code::kIoError ? "IoError" : "OutOfSpace"; });
+
+TEST_F(DiskTest, StoresThatCannotBeOpenedAnewAreTriedAgainAndNobodyFallsOverTheirAbsence) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/journal", .status = Status(Code::kIoError, "read-only"), .opens = true});
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  world_.run_for(std::chrono::seconds(12));
+  run_load(400, 16);        // cold regions
+  journal_->resync_replica({});
+  EXPECT_GT(journal_->usage().resync_left_bytes, 0u);
+  world_.run_for(std::chrono::seconds(12));
+  EXPECT_TRUE(journal_->condition());
+  world_.set_store_fault("host1", {});
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+  run_load(50, 8);
+  expect_level();
+}
+
+TEST_F(DiskTest, ADirtyLogThatIsCommittingIsNotReplaced) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  Slot cold = journal_->attach(image_id(9), 200 * kG);
+  // The log's commit hangs, the journal's fails.
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/drl", .delay = std::chrono::seconds(20)});
+  bool alone = false;
+  journal_->note_copies(cold, LossId(), LossId(), true, [&](Status status) { alone = status.is_ok(); });
+  world_.run_for(std::chrono::milliseconds(10));
+  world_.fail_next_commit("host1", Status(Code::kIoError, "input/output error"));
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 15));
+  ASSERT_TRUE(settle([&] { return alone; }, 40)) << "whoever waits for that commit hears of it";
+  world_.set_store_fault("host1", {});
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+}
+
+}  // namespace
+}  // namespace tidemark::journal
