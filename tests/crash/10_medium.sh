@@ -111,7 +111,7 @@ record() { # SEED
   kill -KILL $writer; wait $writer || true
 }
 fallocate -l 16M "$D/m/disk"
-python3 -c "import os, sys; f = os.open(sys.argv[1], os.O_RDONLY); os.fsync(f); os.fsync(os.open(os.path.dirname(sys.argv[1]), os.O_RDONLY))" "$D/m/disk"
+sync "$D/m/disk" "$D/m"
 record 1
 remount drop 4 deaf
 expect "no synced write is lost" "$T/ack_writer" --check-sectors "$D/m/disk" "$D/acks"

@@ -12,18 +12,44 @@ image="$D/mnt/host1/vm.img"
 fallocate -l 16M "$image"
 fallocate -l 16M "$D/mnt/host1/other.img"   # written, never synced
 noted() { [ "$(stat -c %s "$D/acks" 2> /dev/null || echo 0)" -gt "$1" ]; }
-names() { # the directory's names go on changing, too
-  local i=0
-  while [ ! -e "$D/names.stop" ] && echo "$i" > "$D/mnt/host1/name.$i" && sync "$D/mnt/host1/name.$i" &&
-    mv "$D/mnt/host1/name.$i" "$D/mnt/host1/other.$((i % 8))"; do i=$((i + 1)); done 2> /dev/null
-}
+cat > "$D/names.py" <<'PYTHON'
+# Files written, synced, renamed over 16 names, the directory synced: only then noted. What was noted must be there.
+import os, sys
+mode, directory, notes = sys.argv[1:]
+def newest():
+    last = {}
+    for line in open(notes).read().split("\n")[:-1]: last[int(line) % 16] = int(line)
+    return last
+if mode == "write":
+    fd = os.open(directory, os.O_RDONLY)
+    out = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    i = max([-1, *newest().values()]) + 1000
+    try:
+        while not os.path.exists(notes + ".stop"):
+            i += 1
+            with open(f"{directory}/new.{i % 4}", "w") as f:
+                f.write(f"{i}\n" * 1000); f.flush(); os.fsync(f.fileno())
+            os.rename(f"{directory}/new.{i % 4}", f"{directory}/name.{i % 16}")
+            os.fsync(fd)
+            os.write(out, f"{i}\n".encode())
+    except OSError as error:
+        sys.exit(f"{error}")
+last = newest()
+for slot, i in last.items():
+    text = open(f"{directory}/name.{slot}").read()
+    found = int(text.split("\n")[0] or -1)
+    if found < i or found % 16 != slot or text != f"{found}\n" * 1000:
+        sys.exit(f"name.{slot} holds {len(text)} bytes of {found}, synced was {i}")
+print(len(last), "names are there")
+PYTHON
+touch "$D/notes"
 cut() { # STYLE SEED NODE...
-  local style=$1 seed=$2 bytes name point; shift 2
-  rm -f "$D/acks" "$D/names.stop"
+  local style=$1 seed=$2 bytes name; shift 2
+  rm -f "$D/acks" "$D/notes.stop"
   "$T/ack_writer" "$image" "$D/acks" "$seed" & local writer=$!
   fio --name=other --filename="$D/mnt/host1/other.img" --size=16M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio \
     --iodepth=4 --rate_iops=500 --time_based=1 --runtime=300 --randrepeat=0 --output="$D/log/fio" & local other=$!
-  names & local changes=$!
+  python3 "$D/names.py" write "$D/mnt/host1" "$D/notes" > "$D/log/names" 2>&1 & local changes=$!
   wait_for 20 "acknowledged syncs" noted 16384
   say "not durable: $(for node in "$@"; do echo "$node: $(medium "$node" unsynced);"; done)"
   lose_power "$style" "$seed" "$@"
@@ -40,23 +66,22 @@ cut() { # STYLE SEED NODE...
     kill -KILL $writer || die "the writer got an error"
     wait $writer 2> /dev/null || true
   fi
-  touch "$D/names.stop"; wait $changes || true
+  touch "$D/notes.stop"
+  wait $changes || say "names: $(tail -n 1 "$D/log/names")"   # they need the shared node
   kill -TERM $other 2> /dev/null || true; wait $other 2> /dev/null || true
   for name in vm.img other.img; do wait_for 60 "$name to be mirrored again" mirrored host1 $name; done
   expect "every synced write is there ($* $style $seed)" "$T/ack_writer" --check-sectors "$image" "$D/acks"
+  expect "every synced name is there" python3 "$D/names.py" check "$D/mnt/host1" "$D/notes"
   verify_equal host1
-  point=$(mark host1)
-  for name in vm.img other.img; do
-    export_point host1 $name "$point" "$D/out"
-    expect "the replica's $name is equal" cmp "$D/out" "$D/mnt/host1/$name"
-    rm "$D/out"
-  done
+  export_point host1 vm.img "$(mark host1)" "$D/out"
+  expect "the replica is equal" cmp "$D/out" "$image"
+  rm "$D/out"
 }
 seed=${TIDEMARK_SEED:-1}
 for ((round = 0; round < ${TIDEMARK_TEST_SCALE:-1}; round++)); do
   cut mix $((seed++)) host1
   cut mix $((seed++)) shared1
-  cut mix $((seed++)) replica1
+  [ $round = 0 ] || cut mix $((seed++)) replica1
   cut drop $((seed++)) host1 shared1 replica1
   [ $round != 0 ] || continue
   cut mix $((seed++)) host1 shared1 replica1

@@ -7,8 +7,8 @@ cluster_up host1
 image="$D/mnt/host1/vm.img" other="$D/mnt/host1/fio.img"
 fallocate -l 16M "$image"
 fallocate -l 8M "$other"
-KINDS=("daemon shared1" "host1 again" "shared1" "daemon" "shared1 again" "host1" "replica1" "host1 shared1" "daemon again"
-  "shared1 replica1" "host1 replica1" "replica1 again" "daemon replica1")
+KINDS=("daemon shared1" "host1 again" "shared1" "daemon" "shared1 again" "host1" "replica1" "host1 shared1"
+  "daemon again" "shared1 replica1" "host1 replica1" "replica1 again" "daemon replica1")
 RANDOM=${TIDEMARK_SEED:-1}
 noted() { [ "$(stat -c %s "$D/acks" 2> /dev/null || echo 0)" -gt "$1" ]; }
 counts() { od -An -tu8 -w32 "$D/counts"; }
@@ -22,7 +22,7 @@ kill_all() { # NODE...: at once; `daemon` is the host's, whose holder starts ano
       *) pids+=("${PID[$node]}") ;;
     esac
   done
-  kill -KILL "${pids[@]}"
+  kill -KILL "${pids[@]}" || die "$* were not all there to kill"
   read -r issued answered synced syncs < <(counts)
   IN_FLIGHT=$((issued - answered)) UNSYNCED=$((answered - synced)) SYNCS=$syncs
   for pid in "${pids[@]}"; do timeout 20 tail --pid="$pid" -f /dev/null || die "$pid outlived its end"; done
@@ -47,7 +47,8 @@ start_load() { # SEED
   rm -f "$D/acks" "$D/counts"
   "$T/ack_writer" "$image" "$D/acks" "$1" "$D/counts" & WRITER=$!
   fio --name=verify --filename="$other" --size=8M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=8 \
-    --loops=100 --rate_iops=1000 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed="$1" --output="$D/log/fio" & FIO=$!
+    --loops=100 --rate_iops=1000 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed="$1" \
+    --output="$D/log/fio" & FIO=$!
 }
 end_load() { # MOUNT-DIED
   local bytes
@@ -71,11 +72,13 @@ round() { # SEED NODE... [again]
   wait_for 30 "acknowledged syncs" noted $((4096 + RANDOM % 32768))
   daemon=$(daemon_pid host1)
   kill_all "${nodes[@]}"
-  say "round $seed: killed ${nodes[*]}: $IN_FLIGHT writes in flight, $UNSYNCED answered and not synced, $SYNCS syncs under way"
+  say "round $seed: killed ${nodes[*]}: $IN_FLIGHT writes in flight," \
+    "$UNSYNCED answered and not synced, $SYNCS syncs under way"
   if [ -n "$again" ]; then
     start_all "${nodes[@]}"
     if [ "${nodes[0]}" = daemon ]; then wait_for 20 "a successor" replaced "$daemon"; daemon=$(daemon_pid host1); fi
-    say "killed again with $(unrecovered) images unrecovered, $(tm host1 status --json 2> /dev/null | jq -c '[.images[] | {mirror, stale_bytes}]' || echo "status does not answer")"
+    say "killed again with $(unrecovered) images unrecovered:" \
+      "$(tm host1 status --json 2> /dev/null | jq -c '[.images[] | {mirror, stale_bytes}]' || echo "no status")"
     local first=$IN_FLIGHT
     kill_all "${nodes[@]}"
     IN_FLIGHT=$first
@@ -83,26 +86,25 @@ round() { # SEED NODE... [again]
   start_all "${nodes[@]}"
   if [ "${nodes[0]}" = daemon ]; then wait_for 20 "a successor" replaced "$daemon"; fi
   end_load "$died"
-  [ "$IN_FLIGHT" -gt 0 ] || return 1
-}
-replica_equal() { # IMAGE
-  export_point host1 "$1" "$(mark host1)" "$D/out"
-  expect "the replica's $1 is equal" cmp "$D/out" "$D/mnt/host1/$1"
-  rm "$D/out"
 }
 seed=${TIDEMARK_SEED:-1}
 done_rounds=0 lost_rounds=0
 while [ $done_rounds -lt $((2 * ${TIDEMARK_TEST_SCALE:-1})) ]; do
+  kind=$(((done_rounds + ${TIDEMARK_SEED:-1} - 1) % ${#KINDS[@]}))
   # shellcheck disable=SC2086
-  if round "$seed" ${KINDS[(done_rounds + ${TIDEMARK_SEED:-1} - 1) % ${#KINDS[@]}]}; then done_rounds=$((done_rounds + 1))
+  round "$seed" ${KINDS[kind]}
+  if [ "$IN_FLIGHT" -gt 0 ]; then done_rounds=$((done_rounds + 1))
   else lost_rounds=$((lost_rounds + 1)); say "nothing was in flight: does not count"; fi
   [ $lost_rounds -lt $((5 + done_rounds)) ] || die "too many rounds without a write in flight"
   seed=$((seed + 1))
   wait_for 60 "both images to be mirrored" level
   expect "every synced write is there" "$T/ack_writer" --check "$image" "$D/acks"
   verify_equal host1
-  replica_equal vm.img
 done
-replica_equal fio.img
+for name in vm.img fio.img; do
+  export_point host1 $name "$(mark host1)" "$D/out"
+  expect "the replica's $name is equal" cmp "$D/out" "$D/mnt/host1/$name"
+  rm "$D/out"
+done
 say "$done_rounds rounds, every one with writes in flight; $lost_rounds more that did not count"
 no_error_lines

@@ -6,7 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../e2e/lib.sh"
 declare -A LAYER=()
 mount_medium() { # NAME [deaf]: $D/medium/NAME is seen at $D/NAME
   mkdir -p "$D/medium/$1" "$D/$1" "$D/log"
-  setsid "$T/power_cut" "$D/medium/$1" "$D/$1" "$D/medium.$1.socket" ${2:+"$2"} >> "$D/log/medium.$1.log" 2>&1 < /dev/null &
+  setsid "$T/power_cut" "$D/medium/$1" "$D/$1" "$D/medium.$1.socket" ${2:+"$2"} \
+    >> "$D/log/medium.$1.log" 2>&1 < /dev/null &
   LAYER[$1]=$!
   AT_END+=("kill -KILL ${LAYER[$1]} 2> /dev/null")   # frozen, it would not end
   wait_for 10 "the medium of $1" mountpoint -q "$D/$1"
@@ -19,11 +20,12 @@ on_medium() { # NODE: its bricks and its state, as `configure` made them, stand 
 }
 medium() { "$T/power_cut" tell "$D/medium.$1.socket" "${*:2}"; }   # NAME COMMAND...
 lose_power() { # STYLE SEED NODE...: in one moment for all of them
-  local style=$1 seed=$2 node; shift 2
+  local style=$1 seed=$2 node report; shift 2
   for node in "$@"; do medium "$node" freeze > /dev/null || die "freeze $node"; done
   for node in "$@"; do doom "$node"; done
   for node in "$@"; do
-    [ ! -e "$D/medium.$node.socket" ] || say "cut of $node ($style $seed): $(medium "$node" cut "$style" "$seed")" || die "cut $node"
+    report=$(medium "$node" cut "$style" "$seed") || die "cut $node: $report"
+    say "cut of $node ($style $seed): $report"
     wait "${LAYER[$node]}" || die "the medium of $node: $(tail -n 3 "$D/log/medium.$node.log")"
   done
   for node in "$@"; do buried "$node"; done
