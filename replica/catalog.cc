@@ -113,6 +113,29 @@ Result<bool> Catalog::ends_resync(kv::Snapshot& snapshot, const BatchFacts& fact
   return before.kind == journal::BatchKind::kPiece;
 }
 
+Bytes Catalog::piece_value(const BatchFacts& piece) {
+  Bytes out;
+  for (const SliceFacts& slice : piece.slices) {
+    if (slice.whole) Writer(out).uuid(slice.image);
+  }
+  return out;
+}
+
+Result<std::vector<ImageId>> Catalog::whole_of_pieces(kv::Snapshot& snapshot, const BatchFacts& end) {
+  std::vector<ImageId> out;
+  const Bytes first = batch_key(end.source, end.generation, BatchNumber(0));
+  const Bytes here = batch_key(end.source, end.generation, end.number);
+  auto cursor = snapshot.cursor(kPieces);
+  for (bool found = cursor->seek(first); found; found = cursor->next()) {
+    const ByteSpan key = cursor->key();
+    if (!std::lexicographical_compare(key.begin(), key.end(), here.begin(), here.end())) break;
+    Reader value(cursor->value());
+    for (size_t i = 0; i < cursor->value().size() / 16; ++i) out.push_back(value.uuid());
+    if (!value.done()) return Status(Code::kCorruption, "a value of table pieces has the wrong length");
+  }
+  return out;
+}
+
 Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
   auto held = snapshot.cursor(kHeld);
   for (bool found = held->first(); found; found = held->next()) {

@@ -42,6 +42,10 @@ class Catalog {
   // Reads the store, initializing a new one (`new_store` names it). kPermission if it is another cluster's.
   static Result<Catalog> load(kv::Store& store, const Uuid& cluster, const Uuid& new_store);
 
+  // The images that the pieces of the resync which this batch ends say are whole.
+  static Result<std::vector<ImageId>> whole_of_pieces(kv::Snapshot& snapshot, const BatchFacts& end);
+  static Bytes piece_value(const BatchFacts& piece);
+
   const SourceRecord* source(const std::string& name) const;
   const StreamRecord* stream(const std::string& name, const Uuid& generation) const;
   const Image* image(const ImageId& id) const;

@@ -348,7 +348,7 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   if (header.kind == journal::BatchKind::kPiece) {
     for (const ImageId& image : facts.created) catalog_.order.created.insert(image);
     put_record(out, kBatches, batch_key(name.source, name.generation, name.number), record);
-    out.put(kPieces, batch_key(name.source, name.generation, name.number), {});
+    out.put(kPieces, batch_key(name.source, name.generation, name.number), Catalog::piece_value(facts));
     Status kept = co_await commit(std::move(out));
     if (kept) co_return answer_stored(name, record);
     co_return refuse(*up, kept.code() == Code::kOutOfSpace ? 507 : 503, std::string(code_name(kept.code())),
@@ -357,7 +357,15 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
 
   auto ends = Catalog::ends_resync(*store_.snapshot(), facts);
   if (!ends) co_return refuse(*up, 500, "corruption", ends.status().to_string());
-  if (*ends) catalog_.order.resyncs.insert({facts.source, facts.number});
+  if (*ends) {
+    catalog_.order.resyncs.insert({facts.source, facts.number});
+    // What stands in for a host that is gone came with the pieces; the order looks at the end alone.
+    auto whole = Catalog::whole_of_pieces(*store_.snapshot(), facts);
+    if (!whole) co_return refuse(*up, 500, "corruption", whole.status().to_string());
+    for (SliceFacts& slice : facts.slices) {
+      slice.whole = slice.whole || std::find(whole->begin(), whole->end(), slice.image) != whole->end();
+    }
+  }
   std::vector<ApplyAction> actions = step(catalog_.order, facts);
   const bool at_once = catalog_.ready.empty() && !actions.empty() && actions[0].batch.number == facts.number &&
                        actions[0].batch.source == facts.source && actions[0].batch.generation == facts.generation;

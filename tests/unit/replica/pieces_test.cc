@@ -71,6 +71,30 @@ TEST_F(PiecesTest, NothingOfThemIsShownBeforeTheEnd) {
   EXPECT_EQ(h.get("/v1/points/latest").json()["kind"], "resync");
 }
 
+TEST_F(PiecesTest, AnImageThatAPieceSaysIsWholeIsAppliedWithoutWhatNeverComes) {
+  wire::Mark opened = create_of(kOne, 7, "host2"), whole = opened;
+  opened.kind = wire::MarkKind::kOpenWrite;
+  whole.kind = wire::MarkKind::kWhole;
+  auto taken = [&](std::vector<Piece> pieces) {
+    SliceSpec out = slice(kOne, std::move(pieces));
+    out.epoch = Epoch(2);
+    out.parent = {Epoch(1), "host1", {Incarnation(1), Counter(1'000'000)}, wire::kTaken};
+    return out;
+  };
+  host2.kind = journal::BatchKind::kPiece;
+  ASSERT_EQ(h.put(host2, host2.make({taken({units(0, 4, 'z')})}, {opened, whole})).status, 200);
+  host2.kind = journal::BatchKind::kResync;
+  auto answer = h.put(host2, host2.make({taken({units(0, 1, 'y')})}));
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  EXPECT_EQ(answer.json()["applied"], false) << "what host1 has not sent yet is waited for";
+  EXPECT_EQ(points(), 1u);
+  // It is known after a restart, too.
+  h.restart();
+  h.world.run_for(std::chrono::hours(2));
+  EXPECT_EQ(points(), 2u);
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'y'}, {3, 'z'}}));
+}
+
 TEST_F(PiecesTest, WhatIsNewerLiesOverWhatIsOlder) {
   piece({slice(kOne, {units(0, 4, 'b')})});
   piece({slice(kOne, {units(1, 2, 'c')})}, 2);
