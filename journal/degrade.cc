@@ -115,6 +115,7 @@ void JournalImpl::measure_limit() {
   growth_ += kGrowthSmoothing * (static_cast<double>(queued) - static_cast<double>(measured_bytes_) - growth_);
   measured_bytes_ = queued;
   check_limit();
+  if (work_to_do()) kick_stager();   // there may be room again
 }
 
 void JournalImpl::check_limit() {
@@ -356,6 +357,9 @@ void JournalImpl::next_piece() {
     if (!known) lacks_.forget(e.image);
     return !known;
   });
+  // A write begun while degraded is in no record, only its region is lacked, once it has finished: the end waits for it.
+  const bool all_known = tracker_.all_finished_below() >= resync_from_.value;
+  if (regions.empty() && !all_known) return;
   bool last = regions.empty() && lacks_.empty() && (open.data_bytes <= kLastDeltaBytes || resync_rounds_ >= kRoundsMax);
   if (regions.empty()) resync_rounds_ = last ? 0 : resync_rounds_ + 1;
   Counter taken(next_counter_++);
@@ -389,6 +393,10 @@ void JournalImpl::next_piece() {
 void JournalImpl::resync_staged(const Batch& batch) {
   lacks_.staged(batch.lacked);
   if (shipping_ != Shipping::kResyncing || batch.kind == BatchKind::kPiece) return;
+  if (!lacks_.empty()) {            // a tenure that began meanwhile: what it follows is to be sent, too
+    resync_end_ = BatchNumber();
+    return;
+  }
   kLog.info("resync_cut", {{"batch", batch.number}, {"effect", "a recovery point once the replica has it"}});
   shipping_ = Shipping::kNormal;
   degraded_ = {};

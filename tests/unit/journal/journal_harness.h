@@ -110,6 +110,7 @@ class JournalTest : public testing::Test {
   struct History { Images base; std::map<uint64_t, Op> ops; };
   std::map<uint64_t, History> history_;
   bool ship_ = true;
+  wire::TenureParent parent_{Epoch(2), "host2", {Incarnation(1), Counter(5)}, 1};   // of every image's tenure
   size_t checked_ = 0;
   uint64_t generation_of_run_ = 0;
 

@@ -232,6 +232,66 @@ TEST_F(LimitTest, AnImageThatWasRemovedMeanwhileHoldsNothingUp) {
   for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes);
 }
 
+TEST_F(LimitTest, TheEndOfAResyncWaitsForAWriteBegunBefore) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  parent_ = {};             // no image is lacked whole
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  // All that is lacked is of an image that nobody knows; a write begun while degraded is not answered yet.
+  journal_->resync_replica({{image_id(9), {0, kG}}});
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  ImageId written = image_id(0);
+  Bytes data(kG, 9);
+  Ticket ticket = journal_->begin(slot(written), RecordKind::kWrite, {0, kG});
+  history_[journal_->incarnation().value].ops[ticket.sequence.counter.value] = {written, RecordKind::kWrite, {0, kG}, 0, data};
+  replica_back();
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_FALSE(normal()) << "the resync has ended without it";
+  apply_op(copy_.images, written, RecordKind::kWrite, {0, kG}, data);
+  journal_->finish(ticket, CoordinatorSequence(ticket.sequence.counter.value), 1);
+  expect_level();
+}
+
+TEST_F(LimitTest, ATenureThatFollowsAnotherAsTheResyncEndsIsSentWhole) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  run_load(50, 8);
+  journal_->resync_replica({});
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  replica_back();
+  // The resync's last batch is cut and not staged yet.
+  ASSERT_TRUE(settle([&] { return journal_->usage().resync_left_bytes == 0 && journal_->usage().closed_batches > 0; }));
+  BatchNumber piece = journal_->usage().newest_closed;
+  ASSERT_TRUE(settle([&] { return journal_->usage().newest_closed > piece; }));
+  ASSERT_EQ(journal_->usage().shipping, Shipping::kResyncing);
+  ImageId image = image_id(1);
+  history_[journal_->incarnation().value].base = {};
+  for (uint8_t& b : copy_.images[image]) b = 0x42;    // by that other host
+  journal_->set_tenure(slot(image), Epoch(5), {Epoch(4), "host2", {Incarnation(1), Counter(9)}, 1});
+  ASSERT_TRUE(settle([&] { return normal(); }, 120)) << journal_->usage().ship_error;
+  wait_shipped();
+  EXPECT_EQ(replica_->images[image], copy_.images[image]);
+}
+
+TEST_F(LimitTest, StagingGoesOnWhenTheDiskOfTheSpoolHasRoomAgain) {
+  options_.settings.limit_bytes = 64u << 20;
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  world_.set_disk_bytes("host1", 0);
+  world_.run_for(std::chrono::seconds(2));
+  ASSERT_EQ(journal_->usage().limit_bytes, 0u);
+  Point point = journal_->cut(Journal::CutReason::kNamed, "no room");
+  world_.run_for(std::chrono::seconds(2));
+  world_.set_disk_bytes("host1", 1ull << 40);
+  ASSERT_TRUE(settle([&] { return journal_->usage().newest_durable >= point.batch; }));
+}
+
 // What is handed to a worker comes back late.
 class SlowWorkersTest : public LimitTest {
  protected:
