@@ -256,14 +256,14 @@ void DirtyLog::flush() {
   std::vector<std::vector<uint64_t>> states;
   for (uint32_t slot : slots) states.push_back(at(slot).wanted);
   in_flight_ = true;
+  committing_ = std::exchange(waiters_, {});
   store_->commit(std::move(batch), [this, alive = std::weak_ptr<bool>(alive_), slots = std::move(slots),
-                                    states = std::move(states), waiters = std::exchange(waiters_, {})](Status s) mutable {
-    if (!alive.expired()) committed(std::move(s), std::move(slots), std::move(waiters), std::move(states));
+                                    states = std::move(states)](Status s) mutable {
+    if (!alive.expired()) committed(std::move(s), std::move(slots), std::move(states));
   });
 }
 
-void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector<Waiter> waiters,
-                         std::vector<std::vector<uint64_t>> states) {
+void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector<std::vector<uint64_t>> states) {
   in_flight_ = false;
   if (!status) {
     // The marks did not become durable and nothing may rely on them: no copy changes under them, unless blind.
@@ -273,7 +273,7 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
       rewritten_.insert(slot);
       changed_rows_.insert(slot);
     }
-    retry_later(std::move(waiters), status);
+    retry_later(status);
     if (on_failure_) on_failure_(status);
     return;
   }
@@ -285,12 +285,13 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
     if (!blind_) image.dirty = std::move(states[i]);
   }
   full_ = false;
-  for (Waiter& w : waiters) w.done(status);
+  for (Waiter& w : std::exchange(committing_, {})) w.done(status);
   if (!waiters_.empty() || !changed_pages_.empty() || !changed_rows_.empty()) schedule();
 }
 
 // Whoever waits for a mark waits until there is room, or another store, or the owner's word that marks need not be durable.
-void DirtyLog::retry_later(std::vector<Waiter> waiters, const Status& status) {
+void DirtyLog::retry_later(const Status& status) {
+  std::vector<Waiter> waiters = std::exchange(committing_, {});
   for (Waiter& w : waiters_) waiters.push_back(std::move(w));
   waiters_ = std::move(waiters);
   failed_ = status.code() != Code::kOutOfSpace;
@@ -305,9 +306,14 @@ void DirtyLog::retry_later(std::vector<Waiter> waiters, const Status& status) {
 void DirtyLog::go_blind() {
   blind_ = true;
   for (auto& image : images_) image->dirty = image->wanted;
+  answer_blind(committing_);        // whatever becomes of that commit
+  answer_blind(waiters_);
+}
+
+void DirtyLog::answer_blind(std::vector<Waiter>& waiters) {
   std::vector<Waiter> given, kept;
-  for (Waiter& w : waiters_) (w.must_commit ? kept : given).push_back(std::move(w));
-  waiters_ = std::move(kept);
+  for (Waiter& w : waiters) (w.must_commit ? kept : given).push_back(std::move(w));
+  waiters = std::move(kept);
   for (Waiter& w : given) w.done(Status::ok());
 }
 

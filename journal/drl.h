@@ -101,9 +101,9 @@ class DirtyLog {
   void put_page(uint32_t slot, uint64_t page);
   void schedule();
   void flush();
-  void retry_later(std::vector<Waiter> waiters, const Status& status);
-  void committed(Status status, std::vector<uint32_t> slots, std::vector<Waiter> waiters,
-                 std::vector<std::vector<uint64_t>> states);
+  void retry_later(const Status& status);
+  void committed(Status status, std::vector<uint32_t> slots, std::vector<std::vector<uint64_t>> states);
+  void answer_blind(std::vector<Waiter>& waiters);
   static uint64_t last_region(const Image& image, Extent extent) { return (extent.end() - 1) >> image.shift; }
 
   io::Env& env_;
@@ -116,7 +116,7 @@ class DirtyLog {
   std::set<uint32_t> changed_rows_;
   std::set<std::pair<uint32_t, uint64_t>> changed_pages_;
   std::set<uint32_t> rewritten_;                         // all pages: the region size changed, or the image is gone
-  std::vector<Waiter> waiters_;
+  std::vector<Waiter> waiters_, committing_;             // committing_: of the commit under way
   bool scheduled_ = false, in_flight_ = false, failed_ = false;
   bool full_ = false;                                    // the last commit found no room: tried again
   bool blind_ = false;

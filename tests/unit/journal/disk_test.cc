@@ -252,6 +252,26 @@ TEST_F(DiskTest, StoresThatCannotBeOpenedAnewAreTriedAgainAndNobodyFallsOverThei
   expect_level();
 }
 
+TEST_F(DiskTest, WhoeverWaitsForACommitUnderWayIsAnsweredUnderTheMark) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  Slot cold = journal_->attach(image_id(9), 200 * kG);
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/drl",
+                                                  .status = Status(Code::kIoError, "after long"), .delay = std::chrono::seconds(20)});
+  bool answered = false;
+  journal_->mark_dirty(cold, {0, kG}, [&](Status status) { answered = status.is_ok(); });
+  world_.run_for(std::chrono::milliseconds(10));
+  world_.fail_next_commit("host1", Status(Code::kIoError, "input/output error"));
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return answered; }, 10)) << "the mark stands for it";
+  EXPECT_TRUE(outdated());
+  world_.run_for(std::chrono::seconds(30));
+  world_.set_store_fault("host1", {});
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+}
+
 TEST_F(DiskTest, ADirtyLogThatIsCommittingIsNotReplaced) {
   options_.settings.cut_interval = std::chrono::seconds(60);
   open_journal();
