@@ -14,6 +14,14 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kRetry{1};
+
+// Dirty whole: as far as the image reaches now, not as the journal knew it.
+void reach(journal::DirtyImage& dirty, uint64_t size) {
+  if (!dirty.whole) return;
+  while (size > dirty.region_bytes * limits::kRegionsPerImageMax) dirty.region_bytes *= 2;
+  dirty.regions.clear();
+  for (uint64_t i = 0; i * dirty.region_bytes < size; ++i) dirty.regions.push_back(RegionIndex(i));
+}
 }  // namespace
 
 Task<void> Engine::recover_all() {
@@ -98,6 +106,10 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
 // What this host wrote and the shared copy's line lacks is kept: all of the image's dirty regions go to the replica in
 // the resync batch, under the epoch in which they were written, where they become a branch. The own copy is behind.
 Status Engine::keep_tail(Image& im, const journal::DirtyImage& dirty) {
+  if (dirty.whole && im.copy != nullptr && !im.attached) {   // so that the journal hears how far it reaches
+    im.slot = journal_->attach(im.id, im.copy->size());
+    im.attached = true;
+  }
   TM_RETURN_IF_ERROR(set_flag(im, kFlagBehind, true));
   im.behind = im.diverged = true;
   kLog.error("tail_diverged", {{"image", im.id}, {"epoch", dirty.epoch}, {"regions", dirty.regions.size()},
@@ -135,6 +147,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
         im.attached = true;
       }
       im.facts.alone = dirty.alone;
+      reach(dirty, im.copy != nullptr ? im.copy->size() : im.size);
       Status settled = co_await settle_fence(im, dirty.epoch, dirty.regions, dirty.region_bytes);
       im.diverged = settled.is_ok();
       co_return settled;
@@ -164,6 +177,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   journal_->set_level(im.slot, false);
   bool host_kept = dirty.host_loss_id == host_loss();
   bool host_wins = dirty.alone || host_kept;
+  reach(dirty, im.size);
   if (host_only(im)) {  // its policy was `none`: all of it is compared
     Status apart = co_await all_apart(im);
     if (!apart) co_return apart;

@@ -105,8 +105,8 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   Status noted;
   if (none) {
     noted = set_flag(im, kFlagHostOnly, true);
-  } else if (host_only(im)) {
-    noted = co_await all_apart(im);
+  } else if (host_only(im) || (dirty != nullptr && dirty->whole)) {
+    noted = co_await all_apart(im);   // the dirty-region log does not have all of it
   } else {
     noted = co_await async<Status>([&](Callback<Status> done) {
       journal_->note_copies(im.slot, host_loss(), im.shared_loss, dirty != nullptr, std::move(done));

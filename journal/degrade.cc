@@ -6,7 +6,7 @@
 //     +---- the last batch of the resync, an exact cut, is staged ------------------------------------------
 //
 // Degraded: nothing is staged, no cut is made; a write marks its region in `lacks_` (memory and disk are bounded by the
-// number of regions), metadata events stay in the open batch. The mark is committed like a record: until then the
+// number of regions), metadata events stay in the open batch (all of them: they have no bound). The mark is committed like a record: until then the
 // dirty-region log covers the write.
 // Resyncing: the open batch is closed again and again as a *piece*: the changes since the last one and some of the lacked
 // regions, read as they stand, writes going on. Whatever changes meanwhile is recorded in the next one. When nothing is

@@ -126,10 +126,11 @@ void JournalImpl::put_everything(kv::WriteBatch& out) {
 void JournalImpl::whole_is_dirty() {
   kLog.warning("opened_outdated", {{"images", known_tenures_.size()}, {"effect", "every region is compared and sent to the replica"}});
   for (const auto& [image, tenure] : known_tenures_) {
-    if (tenure.size == 0) continue;
     lacks_.set(image, {0, tenure.size});
     auto it = std::find_if(dirty_after_crash_.begin(), dirty_after_crash_.end(), [&](const auto& d) { return d.image == image; });
     if (it == dirty_after_crash_.end()) it = dirty_after_crash_.insert(it, drl_->known(image, tenure.size));
+    it->whole = true;
+    sizes_unknown_.insert(image);    // how far it reaches is said when it is attached
     it->regions.clear();
     for (uint64_t i = 0; i * it->region_bytes < tenure.size; ++i) it->regions.push_back(RegionIndex(i));
   }

@@ -75,6 +75,8 @@ struct DirtyImage {
   LossId host_loss_id, shared_loss_id; // as noted before the crash
   bool alone = false;                  // writes were acknowledged without the shared copy
   Epoch epoch;                         // of the last tenure noted
+  // All of it is dirty, however far it reaches: `regions` are those of the size that the journal knew, which may be old.
+  bool whole = false;
 };
 
 struct ImageExtent {

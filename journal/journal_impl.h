@@ -244,6 +244,7 @@ class JournalImpl final : public Journal {
   Uuid nonce_, generation_;
   std::vector<DirtyImage> dirty_after_crash_;
   std::set<ImageId> unreconciled_;
+  std::set<ImageId> sizes_unknown_;              // of images that are dirty whole, until they are attached or reconciled
   std::map<ImageId, TenureRow> known_tenures_;   // as stored, until the image has a slot
   std::string held_name_;                        // of a named cut asked for before all was reconciled
   bool hold_regions_ = false;                    // a resync batch is unstaged: the DRL keeps what it has

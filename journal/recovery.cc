@@ -267,6 +267,7 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
 }
 
 void JournalImpl::reconciled(const ImageId& image) {
+  sizes_unknown_.erase(image);
   if (unreconciled_.erase(image) == 0 || !unreconciled_.empty()) return;
   kLog.info("all_reconciled", {{"batch", open_batch().number}});
   if (shipping_ != Shipping::kNormal) return kick_stager();

@@ -33,6 +33,7 @@ Slot JournalImpl::attach(const ImageId& image, uint64_t size) {
     s.size = size;
     drl_->grow(slot, size);
     put_tenure(slot);
+    if (sizes_unknown_.erase(image) > 0 && shipping_ != Shipping::kNormal) note_lack(slot, RecordKind::kWrite, {0, size});
   }
   return {slot};
 }

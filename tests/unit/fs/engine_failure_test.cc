@@ -1,4 +1,6 @@
 // Bricks that fail or are full, on either side.
+#include <algorithm>
+
 #include "tests/unit/fs/engine_fixture.h"
 
 namespace tidemark::fs {
@@ -173,6 +175,32 @@ TEST_F(FailureTest, AHoleIsPunchedToWhereTheImageEndsWhenItIsHeld) {
   close(theirs);
   ASSERT_TRUE(wait(fallocate(f, Engine::Fallocate::kPunch, {0, 8 * kMiB})));
   EXPECT_EQ(byte_at(f, 4 * kMiB, kMiB), 0);
+}
+
+TEST_F(FailureTest, AnImageThatGrewUnderTheJournalsMarkIsComparedAsFarAsItReaches) {
+  File f = start_written();
+  world_->set_store_fault(host_name(1), sim::StoreFault{.path_contains = "/state/journal", .status = Status(Code::kOutOfSpace, "full")});
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+  ASSERT_TRUE(until([&] { return logged("marked_outdated"); }));
+  ASSERT_TRUE(wait(resize(f, 16 * kMiB)));
+  ASSERT_TRUE(write_now(f, 12 * kMiB, 0x77, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_host(1, sim::Crash::kPowerLoss);
+  world_->set_store_fault(host_name(1), {});
+  // The copies differ in what was added: as a write that was under way would leave them.
+  size_t changed = 0;
+  for (const auto& [path, bytes] : world_->files("host1", "/brick1")) {
+    auto at = std::search_n(bytes.begin(), bytes.end(), 4096, uint8_t{0x77});
+    if (at == bytes.end()) continue;
+    ASSERT_TRUE(world_->flip_byte("host1", path, static_cast<uint64_t>(at - bytes.begin())));
+    ++changed;
+  }
+  ASSERT_EQ(changed, 1u);
+  start_host(1);
+  File again = open(1, "a.img");
+  ASSERT_TRUE(await_mirror(again, "mirrored"));
+  ASSERT_TRUE(until([&] { return logged("fs recovered"); }));
+  EXPECT_EQ(verify(again), "");
 }
 
 }  // namespace

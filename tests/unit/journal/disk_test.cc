@@ -272,6 +272,28 @@ TEST_F(DiskTest, WhoeverWaitsForACommitUnderWayIsAnsweredUnderTheMark) {
   ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
 }
 
+TEST_F(DiskTest, WhatAnImageGrewByUnderTheMarkIsDirtyAndSent) {
+  parent_ = {};             // no image is lacked whole for another reason
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "", .status = Status(Code::kOutOfSpace, "no space left")});
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  ImageId grown = image_id(0);
+  bool done = false;
+  submit({grown, RecordKind::kResize, {400 * kG, 0}, 0, {}}, [&] { done = true; });
+  ASSERT_TRUE(settle([&] { return done; }));
+  submit({grown, RecordKind::kWrite, {390 * kG, kG}, 0, Bytes(kG, 3)}, [&] { done = false; });
+  ASSERT_TRUE(settle([&] { return !done; }));
+  crash(sim::Crash::kPowerLoss);
+  world_.set_store_fault("host1", {});
+  open_journal();
+  for (const DirtyImage& d : journal_->dirty_after_crash()) EXPECT_TRUE(d.whole) << d.image.to_string();
+  reconcile_all();
+  expect_level();
+}
+
 TEST_F(DiskTest, ADirtyLogThatIsCommittingIsNotReplaced) {
   options_.settings.cut_interval = std::chrono::seconds(60);
   open_journal();
