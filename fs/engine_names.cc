@@ -153,7 +153,9 @@ void Engine::reap() {
     bool quiet = im.active == 0 && im.pins == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() &&
                  im.order.idle() && !im.acquiring && !im.yielding && !im.recovering && !im.fill_running &&
                  !im.resync_running && !im.noting_alone;
-    bool staged = !im.attached || (usage.closed_batches == 0 && usage.newest_closed.value >= im.doomed_batch);
+    // Degraded, no batch needs its blocks: what is lacked of it is nothing any more.
+    bool staged = !im.attached || usage.shipping == journal::Shipping::kDegraded ||
+                  (usage.closed_batches == 0 && usage.newest_closed.value >= im.doomed_batch);
     if (!im.doomed || im.handles != 0 || !quiet || !staged || (im.copy && !im.copy->idle())) {
       ++at;
       continue;

@@ -203,5 +203,18 @@ TEST_F(FailureTest, AnImageThatGrewUnderTheJournalsMarkIsComparedAsFarAsItReache
   EXPECT_EQ(verify(again), "");
 }
 
+TEST_F(FailureTest, ARemovedImagesBlocksAreFreedWhileTheJournalIsDegraded) {
+  File f = start_written();
+  world_->set_store_fault(host_name(1), sim::StoreFault{.path_contains = "/state/journal", .status = Status(Code::kOutOfSpace, "full")});
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+  ASSERT_TRUE(until([&] { return logged("marked_outdated") && logged("degraded"); }));
+  close(f);
+  std::optional<Status> removed;
+  engine(1).unlink(InodeNumber(1), "a.img", false, [&](Status s) { removed = std::move(s); });
+  ASSERT_TRUE(until([&] { return removed.has_value(); }));
+  ASSERT_TRUE(*removed) << removed->to_string();
+  EXPECT_TRUE(until([&] { return logged("fs image_removed"); })) << "its blocks stay for ever";
+}
+
 }  // namespace
 }  // namespace tidemark::fs
