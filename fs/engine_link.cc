@@ -74,7 +74,7 @@ Task<void> Engine::resume(Image& im) {
   using Answer = Result<wire::Resumed>;
   // Where the shared copy may lack something it must not be read by others before the resync that follows.
   bool lost = im.apart || (mirror_->hello().loss_id != im.shared_loss && (im.unsynced.any() || im.active != 0));
-  uint8_t ahead = im.facts.alone || im.noting_alone || lost ? 1 : 0;
+  uint8_t ahead = im.facts.alone || im.noting_alone || unreconciled_.contains(im.id) || lost ? 1 : 0;
   const Epoch epoch = im.epoch;
   wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
   auto answer = co_await async<Answer>([&](Callback<Answer> done) {

@@ -170,7 +170,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.facts.witnessed = false;
   if (own_newer) {  // told before anything is written there
     using Answer = Result<wire::Resumed>;
-    wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, 0};
+    uint8_t ahead = unreconciled_.contains(im.id) ? 1 : 0;
+    wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, ahead};
     auto told = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
     });

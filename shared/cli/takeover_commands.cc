@@ -40,6 +40,8 @@ std::string takeover_text(const Json& report) {
     out += std::string("  ") + verb + " from " + text(image, "holder") + ", " + away(image) + "\n";
     if (action == "refused") out += "  " + text(image, "reason") + "\n";
     out += "  shared copy: " + text(image, "copy") + "\n  tail: " + text(image, "tail") + "\n";
+    const bool asks = !text(image, "witness").empty() && !flag(report, "taken");
+    if (asks) out += "  witness: " + text(image, "witness") + "\n";
     if (!text(image, "newest_point").empty()) out += "  newest point: " + text(image, "newest_point") + "\n";
   }
   return out.empty() ? "no images\n" : out;

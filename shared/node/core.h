@@ -74,7 +74,8 @@ struct Image {
   uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
   // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
   enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite } holder_ahead = Ahead::kNo;
-  bool asking_witness = false;
+  uint32_t asking_witness = 0;                // questions on their way: meanwhile no new terms
+  bool fence_later = false;                   // a timer is set to look at its holder's absence again
   bool fencing = false;                       // being taken from its holder: nothing more of the epoch is begun
   uint32_t ops = 0, write_ops = 0;            // begun or waiting
   std::vector<UniqueFunction<void()>> when_written;   // run when write_ops is 0
@@ -144,6 +145,7 @@ class Core {
   // ---- core.cc --------------------------------------------------------------------------------
   Status open_group(const Identity& identity);
   void load_images();
+  Status note_loss();
   // Runs `then` once the batch, and all before it, is durable. An empty batch waits for those before.
   void commit(kv::WriteBatch batch, UniqueFunction<void()> then);
   void fatal(const Status& status);
@@ -275,6 +277,9 @@ class Core {
   struct TakeoverRun;
   Image* image_named(const std::string& name);
   std::string describe_takeover(Image& image, const std::string& by, bool accept_loss, TakeoverRun& run);
+  bool asks_witness(const Image& image) const;
+  void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
+  void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);
   void preempt(Image& image, UniqueFunction<void()> then);
   void takeover_request(const PeerPtr& peer, wire::Request& request);
   void fence_seen_request(const PeerPtr& peer, wire::Request& request);
@@ -282,6 +287,16 @@ class Core {
   // ---- witness.cc -----------------------------------------------------------------------------
   void terms_request(const PeerPtr& peer, wire::Request& request);
   void consider_fencing(Image& image);
+  void consider_fencing_in(Image& image, io::Duration delay);
+  io::BootTime gone_since(const std::string& host) const;
+  // Under which a question is asked: the answer may come when it is another one.
+  struct TenureNow {
+    Epoch epoch;
+    std::string holder;
+    uint64_t session = 0;                     // in which the holder last said that its tenure stands
+  };
+  static TenureNow tenure_now(const Image& image);
+  void note_outdated(Image& image, const TenureNow& asked);
   void ask_witness(const char* what, const Image& image, Callback<Result<std::string>> done);
 
   // ---- name_requests.cc -----------------------------------------------------------------------

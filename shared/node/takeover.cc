@@ -1,7 +1,9 @@
 // Tenures that end by an operator's word, without their holder's: what would be lost is said first.
 //
-// The way of one image: its holder's sessions are ended, writes begun before finish (`fencing`: nothing more of its
-// epoch is begun), the fence is made durable, the word is answered. From then on no frame of that epoch is applied.
+// The way of one image: the witness, if there is one, records that its holder must not go on alone; its holder's
+// sessions are ended, writes begun before finish (`fencing`: nothing more of its epoch is begun), the fence is made
+// durable, the word is answered. From then on no frame of that epoch is applied. A witness that has let the holder go
+// on, or does not answer, takes a second word: then only the operator knows that the holder is off.
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -51,11 +53,15 @@ Result<Wish> parse_wish(const std::string& text) {
 }
 }  // namespace
 
-// One word under way: its images, and how many are not durably fenced yet.
+// One word under way: its images, and how many are not asked for, later not durably fenced, yet.
 struct Core::TakeoverRun {
   json report;
   std::vector<Image*> images;
+  bool accept_loss = false;
+  std::vector<std::pair<Image*, Epoch>> fenced;   // the witness bears their being taken
+  std::string refused;
   size_t left = 0;
+  void refuse(const std::string& why) { refused += (refused.empty() ? "" : "; ") + why; }
   Callback<Result<std::string>> done;
   void one_done() {
     if (--left != 0) return;
@@ -88,8 +94,11 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   entry["level"] = level;
   entry["copy"] =
       level ? "level when " + holder + " was last heard of: what it acknowledged since, alone, is only there"
-            : "outdated: " + holder + " acknowledged writes that are not here";
+            : "outdated: " + holder + " may have acknowledged writes that are not here";
   entry["tail"] = "what " + holder + " wrote without this copy is kept there as a branch, when it is back";
+  if (asks_witness(image)) {
+    entry["witness"] = "asked first: if it has let " + holder + " go on alone, or is silent, this takes --accept-loss";
+  }
   std::string refused;
   if (holder.empty()) {
     entry["action"] = "none";
@@ -130,22 +139,76 @@ void Core::takeover(const std::string& text, const std::string& by, Callback<Res
     bool of_host = !wish->host.empty() && image->record.tenure.holder == wish->host;
     if (of_host && image->record.nameless == 0) chosen.push_back(image.get());
   }
-  std::string refused;
   for (Image* image : chosen) {
     std::string why = describe_takeover(*image, by, wish->accept_loss, *run);
-    if (!why.empty()) refused += (refused.empty() ? "" : "; ") + why;
+    if (!why.empty()) run->refuse(why);
   }
   auto answer = [&] { done(run->report.dump(-1, ' ', false, json::error_handler_t::replace)); };
   if (wish->dry_run) return answer();
-  if (!refused.empty()) return done(Status(Code::kBusy, "nothing was taken: " + refused));
+  if (!run->refused.empty()) return done(Status(Code::kBusy, "nothing was taken: " + run->refused));
   if (run->images.empty()) return answer();
   if (!wish->force) {
     return done(Status(Code::kInvalidArgument, "a holder that is alive may go on alone: say --force if it is to lose "
                                                "these images"));
   }
   run->done = std::move(done);
+  run->accept_loss = wish->accept_loss;
   run->left = run->images.size();
-  for (Image* image : run->images) preempt(*image, [run] { run->one_done(); });
+  for (Image* image : run->images) ask_before_takeover(*image, run);
+}
+
+// A holder that got terms for this epoch may ask the witness for its vote: no vote, no going on alone.
+bool Core::asks_witness(const Image& image) const {
+  return options_.witness && image.record.generation.value != 0 && !image.record.tenure.holder.empty();
+}
+
+void Core::ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run) {
+  ++image.ops;
+  const TenureNow asked = tenure_now(image);
+  auto decided = [this, &image, run, epoch = asked.epoch](const std::string& refused) {
+    if (refused.empty()) {
+      run->fenced.emplace_back(&image, epoch);
+    } else {
+      --image.ops;
+      run->refuse(names_->path(image.record.inode) + ": " + refused);
+    }
+    if (--run->left == 0) carry_out_takeover(run);
+  };
+  if (!asks_witness(image)) return decided("");
+  ++image.asking_witness;
+  ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided](Result<std::string> verdict) {
+    if (*self == nullptr) return;
+    --image.asking_witness;
+    const std::string answer = verdict ? *verdict : verdict.status().to_string();
+    kLog.info("witness_asked", {{"image", image.id}, {"holder", asked.holder}, {"answer", answer}});
+    if (verdict && *verdict == "fenced") return decided("");
+    const bool outdated = verdict && *verdict == "outdated";
+    if (outdated) note_outdated(image, asked);
+    if (run->accept_loss) return decided("");
+    decided((outdated ? "the witness has let " + asked.holder + " go on alone: what it acknowledged since is not here"
+                      : "the witness gives no vote (" + answer + "), so that " + asked.holder + " may go on alone") +
+            "; say --accept-loss if that host is off for good");
+  });
+}
+
+void Core::carry_out_takeover(const std::shared_ptr<TakeoverRun>& run) {
+  std::vector<Image*> now;
+  for (auto [image, epoch] : run->fenced) {
+    --image->ops;
+    if (image->record.tenure.epoch == epoch && !image->record.tenure.holder.empty()) now.push_back(image);
+  }
+  if (!run->refused.empty()) {
+    // Of the others the vote is spent: their holder comes back for new terms.
+    for (Image* image : now) {
+      Session* session = asks_witness(*image) ? session_of(image->record.tenure.holder) : nullptr;
+      if (session != nullptr)
+        end_session(sessions_.at(session->number), Status(Code::kUnavailable, "the witness has fenced an image of it"));
+    }
+    return run->done(Status(Code::kBusy, "nothing was taken: " + run->refused));
+  }
+  run->left = now.size() + 1;   // + 1: not before all are begun
+  for (Image* image : now) preempt(*image, [run] { run->one_done(); });
+  run->one_done();
 }
 
 // Ends the tenure without its holder's word; `then` once that is durable.

@@ -71,6 +71,8 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
     fence::Outcome wrote = fence::step(image->record.tenure, Event::first_write(host, m.epoch));
     image->record.tenure = std::move(wrote.state);
     if (wrote.durable) put_image(batch, image->id, image->record);
+  } else if (fence::may_write(image->record.tenure, host, m.epoch) && std::exchange(image->record.outdated, 0) != 0) {
+    put_image(batch, image->id, image->record);   // whatever vote it got: nothing was acknowledged alone
   }
   apply(*image, fence::step(image->record.tenure, Event::resume(host, m.epoch)), std::move(batch),
         [this, peer, id = request.id, image, m](bool accepted) {
@@ -148,7 +150,10 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
     put_mark(batch, marks.back());
     image.settled = false;
     make_cold(image);
-    if (action.kind == Action::Kind::kStarted) image.last_applied = {};
+    if (action.kind == Action::Kind::kStarted) {
+      image.last_applied = {};
+      image.record.generation = Generation(0);   // its holder has no terms yet
+    }
     kLog.info(action.kind == Action::Kind::kStarted ? "tenure_started" : "tenure_ended",
               {{"image", image.id},
                {"host", action.host},

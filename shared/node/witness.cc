@@ -3,6 +3,9 @@
 //
 //   terms: generation + 1, durable -> registered at the witness -> answered to the holder
 //   fence: the holder's sessions are over, for longer than it takes to notice that -> witness: "fenced" -> preempt
+//
+// The generation begins anew with each epoch: 0 until the holder has asked for terms in it. A holder without terms
+// cannot get the vote.
 #include <utility>
 
 #include "shared/base/log.h"
@@ -12,9 +15,11 @@ namespace tidemark::node {
 
 namespace {
 const log::Logger kLog("node.witness");
-// A host pings every second and knows after five of silence that the link is gone: until then it answers reads from
-// its own copy. By CLOCK_BOOTTIME of this machine; twice that time leaves room for clocks that run apart.
+// A host notices after 1.4 s of silence that the link is gone, and answers no read from its own copy eight seconds
+// after it last asked and was answered, however long it stood still (fs/engine_read.cc). By CLOCK_BOOTTIME of this
+// machine; the rest is room for clocks that run apart.
 constexpr io::Duration kLease = std::chrono::seconds(10);
+constexpr io::Duration kAskAgain = std::chrono::seconds(1);
 }  // namespace
 
 // The verdict's name as the witness has recorded it.
@@ -44,19 +49,20 @@ void Core::terms_request(const PeerPtr& peer, wire::Request& request) {
   if (!fence::may_write(image->record.tenure, peer->session->host, m.epoch)) return refuse(Code::kFenced, "not held");
   if (!options_.witness) return refuse(Code::kUnsupported, "the shared node has no [witness]");
   if (image->record.outdated != 0) return refuse(Code::kBusy, "the copies are not level");
-  if (image->asking_witness || image->fencing) return refuse(Code::kUnavailable, "being decided");
-  image->asking_witness = true;
+  if (image->asking_witness != 0 || image->fencing) return refuse(Code::kUnavailable, "being decided");
+  ++image->asking_witness;
   ++image->ops;
   image->record.generation = image->record.generation.next();
   kv::WriteBatch batch;
   put_image(batch, image->id, image->record);
-  commit(std::move(batch), [this, peer, id = request.id, image] {
-    ask_witness("register", *image, [self = self_, peer, id, image](Result<std::string> verdict) {
+  commit(std::move(batch), [this, peer, id = request.id, image, epoch = m.epoch] {
+    ask_witness("register", *image, [self = self_, peer, id, image, epoch](Result<std::string> verdict) {
       if (*self == nullptr) return;
-      image->asking_witness = false;
+      --image->asking_witness;
       --image->ops;
       if (verdict && *verdict != "undecided")
         verdict = Status(Code::kBusy, "the witness has decided already: " + *verdict);
+      if (verdict && image->record.tenure.epoch != epoch) verdict = Status(Code::kFenced, "the tenure has moved");
       if (!verdict) return peer->link->respond_failure(wire::Type::kTerms, id, verdict.status());
       peer->link->respond(wire::Type::kTerms, id, wire::TermsAnswer{image->record.generation});
     });
@@ -68,32 +74,60 @@ void Core::consider_fencing(Image& image) {
   const fence::State& tenure = image.record.tenure;
   bool wanted = options_.witness && !tenure.waiters.empty() && !tenure.holder.empty() && image.attr->mirror != 0 &&
                 image.record.outdated == 0 && image.record.generation.value != 0 && !image.fencing &&
-                !image.asking_witness;
+                image.asking_witness == 0 && !image.fence_later;
   if (!wanted || session_of(tenure.holder) != nullptr) return;
-  auto gone = host_gone_at_.find(tenure.holder);
-  const io::BootTime lease_over = (gone == host_gone_at_.end() ? started_at_ : gone->second) + kLease;
-  image.asking_witness = true;
+  const io::BootTime lease_over = gone_since(tenure.holder) + kLease;
+  if (env_.now() < lease_over) return consider_fencing_in(image, lease_over - env_.now());
+  ++image.asking_witness;
   ++image.ops;
-  if (env_.now() < lease_over) {
-    env_.after(lease_over - env_.now(), [this, self = self_, &image] {
-      if (*self == nullptr) return;
-      image.asking_witness = false;
-      --image.ops;
-      consider_fencing(image);
-    });
-    return;
-  }
-  ask_witness("fenced", image, [this, self = self_, &image, holder = tenure.holder](Result<std::string> verdict) {
+  ask_witness("fenced", image, [this, self = self_, &image, asked = tenure_now(image),
+                                gone = gone_since(tenure.holder)](Result<std::string> verdict) {
     if (*self == nullptr) return;
-    image.asking_witness = false;
+    --image.asking_witness;
     --image.ops;
-    kLog.info("witness_asked", {{"image", image.id}, {"holder", holder},
+    kLog.info("witness_asked", {{"image", image.id}, {"holder", asked.holder},
                                 {"answer", verdict ? *verdict : verdict.status().to_string()}});
-    if (!verdict || *verdict != "fenced") return;
-    // It is back, and holds on: it cannot go on alone in this generation.
-    if (image.record.tenure.holder != holder || session_of(holder) != nullptr || image.fencing) return;
-    preempt(image, [] {});
+    if (!verdict) return consider_fencing_in(image, kAskAgain);
+    if (*verdict == "outdated") note_outdated(image, asked);
+    if (*verdict != "fenced" || image.record.tenure.epoch != asked.epoch || image.record.tenure.holder.empty()) return;
+    // It was back meanwhile: if it has gone again it may still answer reads from its own copy.
+    if (session_of(asked.holder) != nullptr || gone_since(asked.holder) != gone) return consider_fencing(image);
+    if (!image.fencing) preempt(image, [] {});
   });
+}
+
+void Core::consider_fencing_in(Image& image, io::Duration delay) {
+  image.fence_later = true;
+  ++image.ops;
+  env_.after(delay, [this, self = self_, &image] {
+    if (*self == nullptr) return;
+    image.fence_later = false;
+    --image.ops;
+    consider_fencing(image);
+  });
+}
+
+// When its last session ended, as far as this run can know.
+io::BootTime Core::gone_since(const std::string& host) const {
+  auto gone = host_gone_at_.find(host);
+  return gone == host_gone_at_.end() ? started_at_ : gone->second;
+}
+
+Core::TenureNow Core::tenure_now(const Image& image) {
+  return {image.record.tenure.epoch, image.record.tenure.holder, image.holder_session};
+}
+
+// The holder has got the vote: it may have acknowledged what is not here, until it has said that it has not.
+void Core::note_outdated(Image& image, const TenureNow& asked) {
+  const fence::State& tenure = image.record.tenure;
+  if (tenure.epoch != asked.epoch || tenure.holder.empty() || image.record.outdated != 0) return;
+  if (image.holder_session != asked.session) return;   // it has resumed meanwhile, and said so
+  image.record.outdated = 1;
+  kLog.warning("shared_copy_outdated", {{"image", image.id}, {"holder", tenure.holder}, {"epoch", tenure.epoch},
+                                        {"reason", "the witness has let its holder go on alone"}});
+  kv::WriteBatch batch;
+  put_image(batch, image.id, image.record);
+  commit(std::move(batch), [] {});
 }
 
 }  // namespace tidemark::node

@@ -81,6 +81,7 @@ class Lab {
   Result<std::string> take_at_shared(const std::string& request) {
     return wait<Result<std::string>>([&](auto done) { shared_->takeover(request, std::move(done)); });
   }
+  void begin_take(const std::string& request) { shared_->takeover(request, [](Result<std::string>) {}); }
   std::string shared_status() { return shared_->status_json(); }
 
   Result<fs::HandleId> open(const std::string& host, bool create = false) {

@@ -11,7 +11,8 @@ using std::chrono::seconds;
 // found in the end: if both sides of a partition acknowledge, one side's stamps are in a branch, and its block is old.
 class Writer {
  public:
-  Writer(Lab& lab, std::string host, uint64_t offset) : lab_(lab), host_(std::move(host)), offset_(offset) {}
+  Writer(Lab& lab, std::string host, uint64_t offset, Duration pause = milliseconds(200))
+      : lab_(lab), host_(std::move(host)), offset_(offset), pause_(pause) {}
 
   void turn() {
     if (stopped || waits_ || !lab_.world.running(host_)) return later();
@@ -62,7 +63,7 @@ class Writer {
   void later() {
     if (armed_ || stopped) return;
     armed_ = true;
-    lab_.world.at(milliseconds(200), [this] {
+    lab_.world.at(pause_, [this] {
       armed_ = false;
       turn();
     });
@@ -71,6 +72,7 @@ class Writer {
   Lab& lab_;
   const std::string host_;
   const uint64_t offset_;
+  const Duration pause_;
   std::optional<fs::HandleId> handle_;
   std::shared_ptr<Bytes> data_;   // shared with a request that may outlive this turn
   uint64_t stamp_ = 0, run_ = 0;
@@ -110,13 +112,15 @@ Partitioned run_partitions(uint64_t seed, Plant plant = Plant::kNone) {
   Random& random = lab.world.random();
   for (int event = 0; event < 14; ++event) {
     lab.world.run_for(random.in({seconds(2), seconds(22)}));
-    uint64_t choice = random.below(10);
+    uint64_t choice = random.below(11);
     if (choice < 6) {
       auto [a, b] = kLinks[random.below(std::size(kLinks))];
       lab.world.partition(a, b);
       if (random.below(2) == 0) lab.world.reset_connections(a, b);
     } else if (choice < 8) {
       lab.world.heal_all();
+    } else if (choice == 10) {   // whatever comes of it, without a second word
+      if (lab.world.running("shared1")) lab.begin_take("{\"images\":[\"disk.img\"],\"force\":true}");
     } else {
       const char* nodes[] = {"host1", "host2", "shared1", "witness1"};
       const std::string node = nodes[random.below(4)];
@@ -325,6 +329,154 @@ TEST(Witness, ASuccessorWithALinkDoesNotUseTheVote) {
     ASSERT_TRUE(record.is_ok());
     EXPECT_EQ(record->verdict, witness::Verdict::kUndecided);
   }
+}
+
+Status take(Lab& lab, const std::string& more = "") {
+  auto report = lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true" + more + "}");
+  if (!report) return report.status();
+  return report->find("\"taken\":true") != std::string::npos ? Status::ok() : Status(Code::kBusy, *report);
+}
+const std::string kAcceptLoss = ",\"accept_loss\":true";
+
+// A healthy holder is not left to go on alone between the end of its session and its word that the tenure is over.
+TEST(Witness, AForcedTakeoverStopsTheHolderFirst) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Lab lab(seed, true);
+    auto made = lab.open("host1", true);
+    ASSERT_TRUE(made.is_ok()) << made.status().to_string();
+    lab.engine("host1").release(*made);
+    Writer writer(lab, "host1", 0, milliseconds(1));
+    writer.turn();
+    lab.world.run_for(seconds(5) + milliseconds(seed));
+    const bool cut_off = seed % 2 == 0;        // it does not know of the takeover, and sees the witness
+    if (cut_off) lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(take(lab).is_ok()) << "seed " << seed;
+    lab.world.run_for(seconds(20));
+    writer.stopped = true;
+    lab.world.heal_all();
+    lab.world.run_for(seconds(10));
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    EXPECT_GE(stamp_at(lab, "host2", *second, 0), writer.acknowledged) << "seed " << seed << ": acknowledged alone";
+    EXPECT_GT(writer.acknowledged, 100u);
+  }
+}
+
+// The witness has let the holder go on alone: what it has acknowledged since is lost to the main line, so that it takes
+// a second word. The same where the witness does not answer, for it may let the holder go on in the next moment.
+TEST(Witness, AForcedTakeoverThatTheWitnessDoesNotBearTakesASecondWord) {
+  for (bool silent : {false, true}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.partition("host1", "shared1");
+    if (silent) {
+      lab.world.partition("shared1", "witness1");
+    } else {
+      ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+    }
+    Status taken = take(lab);
+    EXPECT_EQ(taken.code(), Code::kBusy) << taken.to_string();
+    EXPECT_NE(taken.message().find("--accept-loss"), std::string::npos) << taken.message();
+    EXPECT_EQ(lab.shared_status().find("\"outdated\":true") != std::string::npos, !silent);
+    if (silent) {   // nothing was decided: the holder goes on when it is back
+      lab.world.heal_all();
+      EXPECT_TRUE(lab.write("host1", *first, 0, 'b').is_ok());
+      lab.world.partition("host1", "shared1");
+      lab.world.partition("shared1", "witness1");
+    }
+    ASSERT_TRUE(take(lab, kAcceptLoss).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    EXPECT_TRUE(lab.write("host2", *second, 4096, 'b').is_ok());
+  }
+}
+
+// What the shared node has learned of its own copy stands, whoever asks next.
+TEST(Witness, AVerdictAgainstTheSharedCopyIsKept) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  lab.world.run_for(seconds(5));
+  lab.world.partition("host1", "shared1");
+  EXPECT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+  lab.world.run_for(seconds(40));      // its session is over, and the lease
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  EXPECT_EQ(lab.write("host2", *second, 4096, 'b').code(), Code::kBusy);
+  EXPECT_NE(lab.shared_status().find("\"outdated\":true"), std::string::npos);
+  lab.world.partition("shared1", "witness1");
+  for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {
+    lab.crash("shared1", kind);
+    lab.start("shared1");
+    lab.world.run_for(seconds(8));
+    EXPECT_NE(lab.shared_status().find("\"outdated\":true"), std::string::npos);
+  }
+  EXPECT_EQ(take(lab).code(), Code::kBusy);
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.healthy("host1"));
+  EXPECT_EQ(lab.verify("host1"), "");
+  EXPECT_EQ(lab.shared_status().find("\"outdated\":true"), std::string::npos);
+}
+
+bool moves(Lab& lab, fs::HandleId handle, Duration limit) {
+  return lab.world.run_until([&, next = Duration(0)]() mutable {
+    if (lab.world.elapsed() < next) return false;
+    next = lab.world.elapsed() + milliseconds(100);
+    return lab.write("host2", handle, 4096, 'b').is_ok();
+  }, limit);
+}
+
+// A holder that was back for a moment answers reads from its own copy until its lease has run out once more.
+TEST(Witness, ALeaseBeginsAnewWhenItsHolderWasBack) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.run_for(seconds(5));
+    lab.world.partition("host1", "witness1");
+    lab.world.partition("host1", "shared1");
+    lab.world.reset_connections("host1", "shared1");
+    lab.world.run_for(seconds(9));
+    lab.world.set_latency("shared1", "witness1", {seconds(12), seconds(12)});
+    Status early = lab.write("host2", *second, 4096, 'x');   // the question is on its way when this has been refused
+    EXPECT_EQ(early.code(), Code::kBusy) << early.to_string();
+    lab.world.heal("host1", "shared1");
+    lab.world.heal("shared1", "host1");
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'c').is_ok()) << "seed " << seed;
+    lab.world.partition("host1", "shared1");
+    lab.world.reset_connections("host1", "shared1");
+    const Duration left = lab.world.elapsed();
+    ASSERT_TRUE(moves(lab, *second, seconds(90))) << "seed " << seed;
+    EXPECT_GE(lab.world.elapsed() - left, seconds(10)) << "seed " << seed;
+  }
+}
+
+// A witness that did not answer is asked again as long as somebody waits.
+TEST(Witness, AWitnessThatIsBackIsAskedAgainForThoseThatWait) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  lab.world.run_for(seconds(5));
+  lab.crash("host1", Crash::kKill);
+  lab.world.run_for(seconds(12));
+  lab.crash("witness1", Crash::kKill);
+  lab.world.at(milliseconds(1500), [&] { lab.start("witness1"); });
+  Status wrote = lab.write("host2", *second, 4096, 'b');
+  EXPECT_TRUE(wrote.is_ok()) << wrote.to_string();
 }
 
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
