@@ -105,6 +105,7 @@ Task<void> Engine::resume(Image& im) {
   }
   im.facts.handshaken = true;
   im.yield_unknown = false;
+  im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
   // Requests under way may have been applied under the old loss id without counting as unflushed yet.
   bool unflushed = im.unsynced.any() || im.active != 0;
   bool other = im.apart || (answer->loss_id != im.shared_loss && unflushed && !TM_PLANTED("ignore the loss id"));

@@ -2,8 +2,9 @@
 //
 //   mirrored --terms asked of the shared node--> generation known --link lost--> waiting --witness: outdated--> alone
 //
-// The vote that this host once got counts until it asks for new terms, which it does when both copies are level again;
-// from then on the shared node may get the vote.
+// Terms end with the next handshake: while the link was away either side may have got the vote under them. The vote
+// that this host once got counts until it asks for new terms, which it does when both copies are level again; from then
+// on the shared node may get the vote.
 #include "fs/engine.h"
 #include "shared/base/log.h"
 
@@ -54,13 +55,15 @@ Task<void> Engine::ask_witness(Image& im) {
     }
     net::HttpRequest request;
     request.method = "POST";
+    const Generation terms = im.terms;
     request.target = "/v1/witness/" + im.id.to_string() + "/" + std::to_string(epoch.value) + "/" +
-                     std::to_string(im.terms.value) + "/outdated";
+                     std::to_string(terms.value) + "/outdated";
     using Answer = Result<net::HttpResponse>;
     auto answer = co_await async<Answer>([&](Callback<Answer> done) {
       witness_->request(std::move(request), std::move(done));
     });
     if (!waits()) break;
+    if (im.terms != terms) continue;   // the link was back meanwhile: what was said then decides nothing now
     const std::string body = answer ? std::string(as_text(answer->body)) : answer.status().message();
     if (answer && answer->status == 200 && body.starts_with("{\"verdict\":\"outdated\"")) {
       kLog.warning("witness_recorded", {{"image", im.id}, {"epoch", epoch}, {"generation", im.terms},

@@ -431,6 +431,40 @@ bool moves(Lab& lab, fs::HandleId handle, Duration limit) {
   }, limit);
 }
 
+// The link was away for so short a time that the vote came when nobody needed it any more: the next loss of either side
+// finds new terms.
+TEST(Witness, AVoteThatCameTooLateDoesNotCountTheNextTime) {
+  for (bool host_asked : {true, false}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.run_for(seconds(5));
+    const std::string asks = host_asked ? "host1" : "shared1";
+    lab.world.set_latency(asks, "witness1", {seconds(2), seconds(2)});
+    lab.world.partition("host1", "shared1");
+    lab.world.reset_connections("host1", "shared1");
+    lab.world.run_for(seconds(11));
+    if (!host_asked) {   // the question is on its way when this has been refused
+      EXPECT_FALSE(lab.write("host2", *second, 4096, 'x').is_ok());
+    }
+    lab.world.set_latency(asks, "witness1", {milliseconds(1), milliseconds(1)});
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1"));
+    lab.world.run_for(seconds(20));
+    if (host_asked) {
+      lab.crash("host1", Crash::kKill);
+      EXPECT_TRUE(moves(lab, *second, seconds(60))) << "the vote was spent";
+    } else {
+      lab.crash("shared1", Crash::kKill);
+      EXPECT_TRUE(lab.write("host1", *first, 8192, 'c').is_ok()) << "the vote was spent";
+    }
+  }
+}
+
 // A holder that was back for a moment answers reads from its own copy until its lease has run out once more.
 TEST(Witness, ALeaseBeginsAnewWhenItsHolderWasBack) {
   for (uint64_t seed = 1; seed <= 5; ++seed) {
