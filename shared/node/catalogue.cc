@@ -189,6 +189,22 @@ void put_identity(kv::WriteBatch& batch, const Identity& identity) {
   batch.put(kMeta, as_bytes("identity"), value);
 }
 
+Result<std::optional<LossId>> read_loss_id(kv::Store& store) {
+  auto value = store.snapshot()->get(kMeta, as_bytes("loss_id"));
+  if (!value && value.status().code() == Code::kNotFound) return std::optional<LossId>();
+  if (!value) return value.status();
+  Reader in(*value);
+  LossId out(in.u64());
+  if (!in.done()) return corrupt(kMeta, as_bytes("loss_id"), "unknown length");
+  return std::optional<LossId>(out);
+}
+
+void put_loss_id(kv::WriteBatch& batch, LossId loss_id) {
+  Bytes value;
+  Writer(value).u64(loss_id.value);
+  batch.put(kMeta, as_bytes("loss_id"), value);
+}
+
 Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now) {
   auto out = std::make_unique<Catalogue>(now);
   {

@@ -2,7 +2,7 @@
 //
 // | table  | key                                   | value                                              |
 // | ------ | ------------------------------------- | -------------------------------------------------- |
-// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity": see below |
+// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity", "loss_id": see below |
 // | nodes  | u64 inode                             | u8 version 1, text name, Attr (shared/wire)        |
 // | images | uuid                                  | u8 version 2, ImageRecord (below); 1 ends before `fenced` |
 // | copies | uuid, text host                       | empty: the host has been given its map             |
@@ -11,7 +11,8 @@
 // | marks  | u64 event number                      | Mark (shared/wire): not yet known to be recorded   |
 //
 // "identity" is u16 version 1, uuid cluster, uuid storage group, text node. Of a host's runs the newest counts;
-// it takes the older ones' place.
+// it takes the older ones' place. "loss_id" (u64, absent before the first start that wrote it) is that of the copies
+// when the records' `outdated` was last brought up to it.
 //
 // Keys are big-endian, values little-endian. Valid if and only if every value decodes to its last byte,
 // every node but the root has its place in a directory, and no number is above its counter. Anything
@@ -20,6 +21,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,8 +45,8 @@ struct ImageRecord {
   CoordinatorSequence reserved;      // no number up to it is given again after a crash
   uint64_t region_bytes = 0;         // of the behind-maps
   fence::State tenure;               // without its waiters
-  uint8_t outdated = 0;              // the holder said that it has acknowledged writes which this copy lacks
-  Generation generation;             // of the copies' condition: what the witness is asked under
+  uint8_t outdated = 0;              // the holder may have acknowledged writes which this copy lacks
+  Generation generation;             // of the copies' condition in this epoch: what the witness is asked under
   template <class A> void fields(A& a) {
     a(inode, has_copy, nameless, reserved, region_bytes, tenure.epoch, tenure.holder, tenure.last_holder);
     uint8_t written = tenure.written, clean = tenure.parent.taken ? wire::kTaken : uint8_t{tenure.parent.clean};
@@ -86,6 +88,9 @@ struct Identity {
 // kNotFound: the store is new.
 Result<Identity> read_identity(kv::Store& store);
 void put_identity(kv::WriteBatch& batch, const Identity& identity);
+// Absent: not known.
+Result<std::optional<LossId>> read_loss_id(kv::Store& store);
+void put_loss_id(kv::WriteBatch& batch, LossId loss_id);
 // Reads everything and makes this run's boot number durable. Blocking: start only.
 Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now);
 

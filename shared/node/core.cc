@@ -78,6 +78,7 @@ Status Core::open() {
   TM_ASSIGN_OR_RETURN(catalogue_, open_catalogue(*store_, env_.wall()));
   names_ = &catalogue_->names;
   load_images();
+  TM_RETURN_IF_ERROR(note_loss());
   marks_recorded_ = names_->last_event();
   marks_settled_ =
       catalogue_->marks.empty() ? names_->last_event() : EventNumber(catalogue_->marks.front().number.value - 1);
@@ -122,6 +123,26 @@ void Core::load_images() {
   }
   catalogue_->images.clear();
   catalogue_->behind.clear();
+}
+
+// Under another loss id the copies here may lack writes that were acknowledged and not flushed. Their holders say when
+// they resume whether they have any such; until then no copy of a held image is taken for level.
+Status Core::note_loss() {
+  const LossId now = group_->loss_id();
+  TM_ASSIGN_OR_RETURN(std::optional<LossId> before, read_loss_id(*store_));
+  if (before == now) return Status::ok();
+  kv::WriteBatch batch;
+  size_t held = 0;
+  for (auto& [id, image] : images_) {
+    if (image->record.tenure.holder.empty() || std::exchange(image->record.outdated, 1) != 0) continue;
+    put_image(batch, id, image->record);
+    ++held;
+  }
+  if (before) {
+    kLog.warning("unflushed_writes_may_be_lost", {{"loss_id", now}, {"before", *before}, {"images_held", held}});
+  }
+  put_loss_id(batch, now);
+  return store_->commit_and_wait(std::move(batch));
 }
 
 Status Core::listen(const net::Address& address, const net::TlsFiles& tls) {
