@@ -8,6 +8,18 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
+// The shared node gives an image to another host ten seconds after its holder's session ended, and not before: this
+// host stops earlier, by its own CLOCK_BOOTTIME, however long it stood still meanwhile.
+constexpr std::chrono::seconds kLease{8};
+
+// Another host may have the tenure by now. A host that goes on alone without asking has no lease to lose; while the
+// shared copy is known to lack something nobody gets it.
+bool lease_over(const Image& im, const Mirror& mirror) {
+  if (!im.facts.asks_first || im.facts.policy_none) return false;
+  if (im.state == MirrorState::kWaiting) return true;
+  bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
+  return level && mirror.unconfirmed() > kLease;
+}
 }  // namespace
 
 void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
@@ -40,8 +52,11 @@ void Engine::read_in_order(Op* op) {
   if (!local) return read_remote(op);
   im.copy->read(op->extent.offset, op->out, op->mode, [this, op](Status s) {
     Image& image = *op->image;
-    if (s.is_ok() && (image.held || image.facts.policy_none)) return finish_read(op, std::move(s));
+    // Looked at when it is answered: it may have taken any time.
+    bool holds = (image.held && !lease_over(image, *mirror_)) || image.facts.policy_none;
+    if (s.is_ok() && holds) return finish_read(op, std::move(s));
     if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
+    if (s.is_ok() && image.state == MirrorState::kWaiting) return step_back(op);   // to the gate, where reads wait
     // Never from a shared copy that lacks what was acknowledged without it.
     if (!s && (!mirror_->up() || !shared_whole(image))) return finish_read(op, std::move(s));
     read_remote(op);

@@ -165,6 +165,13 @@ void Mirror::flush() {
   for (auto& c : connections_) c->flush();
 }
 
+io::Duration Mirror::unconfirmed() const {
+  const io::BootTime now = env_.now();
+  io::BootTime oldest = now;
+  for (const auto& c : connections_) oldest = std::min(oldest, c->heard_for_certain());
+  return now - oldest;
+}
+
 io::Duration Mirror::round_trip() const {
   return connections_.empty() ? io::Duration(0) : connections_.front()->round_trip();
 }

@@ -45,6 +45,8 @@ class Mirror {
   const wire::HelloAnswer& hello() const { return answer_; }
   const Status& last_error() const { return last_error_; }
   io::Duration round_trip() const;
+  // Since the shared node held this session for certain; on all of its connections.
+  io::Duration unconfirmed() const;
   uint32_t connections() const { return options_.connections; }
 
   // The hot path: straight to a connection.

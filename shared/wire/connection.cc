@@ -115,7 +115,7 @@ struct Connection::State : std::enable_shared_from_this<Connection::State> {
   uint64_t bytes_received = 0;
 
   io::Duration ping_interval{0}, silence_max{0}, round_trip{0};
-  io::BootTime last_received;
+  io::BootTime last_received, certain;
   bool ping_unanswered = false;
   io::TimerId ping_timer;
 };
@@ -298,6 +298,7 @@ void Connection::State::keep_alive_tick() {
     slot->general = [this, sent = now](Result<Answer> answer) {
       ping_unanswered = false;
       if (!answer) return;
+      certain = sent;
       io::Duration sample = env.now() - sent;
       round_trip = round_trip.count() == 0 ? sample : (round_trip * 7 + sample) / 8;
     };
@@ -321,7 +322,7 @@ Connection::~Connection() {
 
 void Connection::start(Handlers handlers) {
   state_->handlers = std::move(handlers);
-  state_->last_received = state_->env.now();
+  state_->last_received = state_->certain = state_->env.now();
   std::weak_ptr<State> weak = state_;
   state_->stream->start({[weak](ByteSpan data) { if (auto s = weak.lock()) s->on_data(data); },
                          [weak](Status reason) { if (auto s = weak.lock()) s->on_stream_close(std::move(reason)); }});
@@ -333,6 +334,8 @@ void Connection::keep_alive(io::Duration interval, io::Duration silence_max) {
   state_->env.cancel(state_->ping_timer);
   state_->keep_alive_tick();
 }
+
+io::BootTime Connection::heard_for_certain() const { return state_->certain; }
 
 io::Duration Connection::silence() const { return state_->env.now() - state_->last_received; }
 

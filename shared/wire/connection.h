@@ -62,6 +62,9 @@ class Connection {
   void keep_alive(io::Duration interval, io::Duration silence_max);
   // Since something last came from the peer.
   io::Duration silence() const;
+  // The peer was there at this time or later: when the newest ping that it has answered was sent, before that when the
+  // connection began. Unlike silence() not fooled by what had arrived and lay unread while this process stood still.
+  io::BootTime heard_for_certain() const;
 
   // ---- asking ---------------------------------------------------------------------------------
   // At most limits::kFrameRequestsMax are unanswered; more fail with kUnavailable at once. After the

@@ -208,6 +208,11 @@ void World::heal_all() {
   for (auto& [ends, link] : state_->links) link.cut = false;
   resume_connections(*state_);
 }
+void World::slow_reads(const std::string& node, const std::string& path_contains, Duration by) {
+  Machine& m = state_->machine(node);
+  m.slow_path = path_contains;
+  m.slow_by = by;
+}
 void World::set_latency(const std::string& from, const std::string& to, DurationRange latency) {
   state_->links[{from, to}].latency = latency;
 }

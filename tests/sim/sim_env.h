@@ -138,6 +138,8 @@ class World {
   // Fails the next commit of every store of the node: kOutOfSpace leaves it usable, others do not.
   void fail_next_commit(const std::string& node, Status status);
   void set_store_fault(const std::string& node, std::optional<StoreFault> fault);
+  // Reads of files whose path contains this take so much longer.
+  void slow_reads(const std::string& node, const std::string& path_contains, Duration by);
   void set_disk_bytes(const std::string& node, uint64_t bytes);
   // What the oracle sees without the daemons' code: files below a directory as a read would show them, and a store's
   // table as it was last committed.

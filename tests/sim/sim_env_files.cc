@@ -22,7 +22,11 @@ class SimFile final : public io::File {
     Operation op(env_, FileOp::kRead, path_);
     if (op.dead()) return;
     Status status = op.fault() ? *op.fault() : check(offset, out.size(), out.data(), false);
-    complete(mode, world().options.file_latency, offset, [this, offset, out, status] {
+    const Machine& m = machine();
+    const bool slow = !m.slow_path.empty() && path_.find(m.slow_path) != std::string::npos;
+    DurationRange latency = world().options.file_latency;
+    if (slow) latency = {latency.min + m.slow_by, latency.max + m.slow_by};
+    complete(slow ? IoMode::kQueued : mode, latency, offset, [this, offset, out, status] {
       if (status) inode_->read(offset, out);
       return status;
     }, std::move(done));

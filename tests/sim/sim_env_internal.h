@@ -92,6 +92,8 @@ struct Machine {
   uint16_t next_port = 40000;
 
   std::list<FileFault> file_faults;
+  std::string slow_path;                       // empty: none
+  Duration slow_by{};
   std::optional<CrashPoint> crash_point;
   std::optional<Status> commit_fault;
   std::optional<StoreFault> store_fault;

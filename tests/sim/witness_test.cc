@@ -547,6 +547,31 @@ TEST(Witness, ASharedCopyThatLostUnflushedWritesServesNobodyByItself) {
   }
 }
 
+// A read that was begun while the tenure stood, and lands when another host has it, is not answered with what it found.
+TEST(Witness, AReadFromASlowDiskIsNotAnsweredAfterTheLease) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 4096, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  lab.world.run_for(seconds(5));
+  lab.world.slow_reads("host1", "/", seconds(120));
+  auto data = std::make_shared<Bytes>(4096);
+  std::optional<Result<size_t>> read;
+  lab.engine("host1").read(*first, 4096, *data, io::IoMode::kQueued, [&](Result<size_t> n) { read = std::move(n); });
+  lab.world.partition("host1", "shared1");
+  lab.world.partition("host1", "witness1");
+  ASSERT_TRUE(moves(lab, *second, seconds(90)));
+  EXPECT_FALSE(read.has_value());
+  lab.world.run_for(seconds(120));
+  EXPECT_FALSE(read && read->is_ok()) << "an old block is read";
+  lab.world.slow_reads("host1", "", Duration(0));
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.healthy("host1"));
+}
+
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   Lab lab(1, true);
   auto first = cut_off_after_a_write(lab);
