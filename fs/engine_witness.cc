@@ -101,11 +101,12 @@ void Engine::abort_waiting(std::string name, Callback<Result<std::string>> done)
   size_t count = 0;
   if (Image* im = find(attr->image)) {
     const Status aborted = Status::from_errno(EIO, "the waiting was ended by `tidemark image abort`");
-    std::vector<Op*> parked, unknown, flushes;
+    std::vector<Op*> parked, unknown, flushes, untold;
     parked.swap(im->parked);
     unknown.swap(im->unknown);
     flushes.swap(im->flushes);
-    count = parked.size() + unknown.size() + flushes.size();
+    untold.swap(im->untold);
+    count = parked.size() + unknown.size() + flushes.size() + untold.size();
     kLog.warning("waiting_aborted", {{"image", im->id}, {"requests", count}});
     for (Op* op : parked) {
       auto answer = std::move(op->done);
@@ -113,6 +114,7 @@ void Engine::abort_waiting(std::string name, Callback<Result<std::string>> done)
       answer(aborted);
     }
     for (Op* op : unknown) finish_op(op, aborted);
+    for (Op* op : untold) finish_op(op, aborted);
     for (Op* op : flushes) leave(op, aborted);
   }
   done("{\"aborted\":" + std::to_string(count) + "}");

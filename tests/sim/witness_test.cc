@@ -589,5 +589,36 @@ TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   EXPECT_EQ(errno_of(answer), EIO);
 }
 
+// Wherever a write waits when its own copy has failed and the link goes: for the shared node's answer, or for its word
+// that it knows of the failure.
+TEST(Witness, AbortEndsTheWaitingOfAWriteWhoseOwnCopyFailed) {
+  size_t waited = 0;
+  for (int events = 1; events < 200; ++events) {
+    Lab lab(3, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.inject("host1", FileFault{.times = UINT64_MAX, .operations = static_cast<uint16_t>(FileOp::kWrite),
+                                        .path_contains = "/brick"});
+    auto data = std::make_shared<Bytes>(4096, 't');
+    std::optional<Result<size_t>> answer;
+    lab.engine("host1").write(*first, 0, *data, io::IoMode::kQueued, [&](Result<size_t> n) { answer = std::move(n); });
+    for (int i = 0; i < events && !answer; ++i) lab.world.step();
+    if (answer) break;
+    ++waited;
+    lab.world.partition("host1", "shared1");
+    lab.world.partition("host1", "witness1");
+    lab.world.run_for(seconds(20));
+    if (answer) continue;
+    auto aborted = lab.wait<Result<std::string>>(
+        [&](auto done) { lab.engine("host1").abort_waiting("disk.img", std::move(done)); });
+    ASSERT_TRUE(aborted.is_ok()) << aborted.status().to_string();
+    ASSERT_TRUE(answer.has_value()) << "cut off after " << events << " events";
+    EXPECT_EQ(errno_of(answer->status()), EIO);
+  }
+  EXPECT_GT(waited, 3u);
+}
+
 }  // namespace
 }  // namespace tidemark::sim
