@@ -25,7 +25,7 @@ namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kRetry{1};
 constexpr uint64_t kPiece = 1u << 20;
-constexpr uint64_t kFreeShare = 2;   // a branch takes at most one part in so many of what is free: the journal lives there
+constexpr uint64_t kFreeShare = 2;   // a branch takes at most one part in so many of what is free: the journal is there
 constexpr std::string_view kSuffix = ".branch";
 
 // "UUID-epochN.branch": an epoch is fenced once, however often the host crashes over it.
@@ -68,14 +68,16 @@ Task<Status> Engine::save_branch(Image& im, Epoch epoch, std::vector<RegionIndex
   auto space = env_.files().space(directory);
   if (!space) co_return space.status();
   if (bytes > space->available / kFreeShare) {
-    co_return Status(Code::kOutOfSpace, "a branch of up to " + std::to_string(bytes) + " bytes takes more than half of the " +
-                                            std::to_string(space->available) + " bytes that are free in " + directory +
-                                            ": make room there");
+    std::string sizes =
+        std::to_string(bytes) + " bytes takes more than half of the " + std::to_string(space->available);
+    co_return Status(Code::kOutOfSpace,
+                     "a branch of up to " + sizes + " bytes that are free in " + directory + ": make room there");
   }
   Status written = co_await write_branch(im, epoch, std::move(regions), region_bytes, path);
   if (written) co_return written;
   Status removed = env_.files().unlink(partial);
-  if (!removed && removed.code() != Code::kNotFound) kLog.warning("branch_part_left", {{"file", partial}, {"error", removed}});
+  if (!removed && removed.code() != Code::kNotFound)
+    kLog.warning("branch_part_left", {{"file", partial}, {"error", removed}});
   co_return written;
 }
 

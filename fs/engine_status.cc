@@ -56,7 +56,8 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
     else if (im.state == MirrorState::kFenced || im.state == MirrorState::kWaiting ||
              im.state == MirrorState::kLocalOnly)
       why.push_back(name + ": " + std::string(mirror_state_name(im.state)));
-    if (!im.fence_error.empty()) why.push_back(name + ": what only this host has is not put aside yet: " + im.fence_error);
+    if (!im.fence_error.empty())
+      why.push_back(name + ": what only this host has is not put aside yet: " + im.fence_error);
     if (im.broken) why.push_back(name + ": the local copy failed");
   }
   journal::Usage usage = journal_->usage();

@@ -33,8 +33,8 @@ fuse_entry_param entry_of(const wire::Attr& attr);
 struct NameChange {
   NameChange(fuse_req_t req, InodeNumber parent, const char* name);
   void end() const;                      // once it is answered
-  // Of one that came again and finds its name taken: `then` gets what a run before made there, whose answer was lost, or
-  // EEXIST if it was there before.
+  // Of one that came again and finds its name taken: `then` gets what a run before made there, whose answer was lost,
+  // or EEXIST if it was there before.
   AttrDone unless_made(wire::NodeKind kind, AttrDone then) const;
 
   Survivor* survivor;

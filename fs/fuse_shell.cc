@@ -41,10 +41,10 @@ std::vector<std::string> missing_kernel_features() {
   return out;
 }
 
-// What another host changed, told to the kernel by a thread of its own: dropping an inode's pages may wait for a read of
-// them that waits for the loop. Entries are not invalidated: for that the kernel waits, uninterruptibly, for a directory's
-// lock, which a lookup may hold that nobody answers any more, and a daemon with such a thread cannot die to be replaced.
-// An entry that another host removed or moved is believed for kAttrSeconds at most.
+// What another host changed, told to the kernel by a thread of its own: dropping an inode's pages may wait for a read
+// of them that waits for the loop. Entries are not invalidated: for that the kernel waits, uninterruptibly, for a
+// directory's lock, which a lookup may hold that nobody answers any more, and a daemon with such a thread cannot die to
+// be replaced. An entry that another host removed or moved is believed for kAttrSeconds at most.
 class FuseShell::Notifier {
  public:
   explicit Notifier(fuse_session* session) : session_(session), thread_([this] { run(); }) {}

@@ -91,8 +91,8 @@ class Survivor {
   uint32_t tenures_used_ = 0;            // no entry beyond is held
 };
 
-// A request to make something came again, and its name is taken: whether by what a run before made of it. `before`: what
-// stood there when that run began (0: nothing).
+// A request to make something came again, and its name is taken: whether by what a run before made of it. `before`:
+// what stood there when that run began (0: nothing).
 inline bool made_before(InodeNumber before, const wire::Attr& now, wire::NodeKind kind) {
   return now.inode != before && now.kind == kind;
 }

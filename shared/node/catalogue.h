@@ -2,7 +2,7 @@
 //
 // | table  | key                                   | value                                              |
 // | ------ | ------------------------------------- | -------------------------------------------------- |
-// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity", "loss_id": see below |
+// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity", "loss_id": below |
 // | nodes  | u64 inode                             | u8 version 1, text name, Attr (shared/wire)        |
 // | images | uuid                                  | u8 version 2, ImageRecord (below); 1 ends before `fenced` |
 // | copies | uuid, text host                       | empty: the host has been given its map             |
