@@ -301,7 +301,7 @@ Shipper::Outcome Shipper::judge_state(const std::string& body) {
 Task<Result<Bytes>> Shipper::read_part(BatchNumber number, uint32_t part, uint64_t bytes) {
   struct Reading { std::unique_ptr<io::File> file; Bytes bytes; };
   std::string path = spool_ + "/" + spool_file_name(number, part);
-  auto opened = env_.files().open(path, {.read_only = true});
+  auto opened = env_.files().open(path, {.read_only = true, .background = true});
   if (!opened) co_return opened.status();
   auto reading = std::make_shared<Reading>();   // shared with the reads: they outlive a cancelled task
   reading->file = std::move(*opened);

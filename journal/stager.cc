@@ -401,7 +401,7 @@ Task<Status> JournalImpl::read_blocks(BatchPtr batch, std::shared_ptr<PartJob> j
 }
 
 Task<Status> JournalImpl::write_spool(std::shared_ptr<SpoolWrite> file) {
-  auto opened = env_.files().open(file->path, {.create = true});
+  auto opened = env_.files().open(file->path, {.create = true, .background = true});
   if (!opened) co_return opened.status();
   file->file = std::move(*opened);
   Status status = file->file->truncate(0);

@@ -16,7 +16,8 @@ namespace tidemark::io {
 // How a data operation is to be carried out. The simulator ignores it.
 enum class IoMode : uint8_t {
   kQueued,  // joins the batch submitted at the end of the loop's turn (io_uring)
-  kInline,  // a blocking system call now: wins at depth one, where every hand-over costs 20-40 us
+  kInline,  // a blocking system call as soon as the callback that asks has returned: wins at depth one, where every
+            // hand-over costs 20-40 us. Should the call hang, the loop goes on without it (real_env.h)
 };
 
 struct OpenOptions {
@@ -25,6 +26,7 @@ struct OpenOptions {
   bool direct = false;      // O_DIRECT: offset, length and memory aligned to File::kAlignment; falls
                             // back to buffered where the file system refuses it
   bool read_only = false;
+  bool background = false;  // queued operations may be slow, but wait for no device that others use
   uint32_t mode = 0600;
 };
 

@@ -9,6 +9,11 @@
 //   env.on_signal({SIGTERM, SIGINT}, [&](int) { daemon.stop([&] { env.stop(); }); });
 //   env.run();
 //
+// Inline file operations are made by run() itself, between callbacks: a blocking system call of which no frame above
+// the loop knows. Should one not come back (a device that hangs), a second thread takes the loop over, as it stands,
+// and the call is left to its thread, with its buffers; when it returns its completion is posted like any other, and
+// that thread watches the other one. So "the loop thread" is one thread at any moment, not the same one for ever.
+//
 // The thread that first calls run() or turn() is the loop thread. Before that, the thread that
 // built the Env may use it as if it were the loop thread. Construct and configure signals before
 // other threads start.
@@ -39,7 +44,7 @@ class RealEnv final : public Env, public Poller {
   // Joins the worker threads; functions not yet run are destroyed without running.
   ~RealEnv() override;
 
-  // Runs turns until stop().
+  // Runs turns until stop(). Ends the process instead of returning if a call still hangs some seconds later.
   void run();
   // Ends run() after the current turn. Callable from any thread.
   void stop();

@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 
 #include "shared/base/digest.h"
 
@@ -39,49 +41,6 @@ int open_retrying(const char* path, int flags, mode_t mode = 0) {
   return fd;
 }
 
-// Carries the request out with blocking calls, on whichever thread this is.
-Status run_blocking(const Ring::Request& request) {
-  Ring::Request r = request;
-  auto failed = [&](const char* verb) {
-    return Status::from_errno(errno, *r.path + ": " + verb + " at " + std::to_string(r.offset));
-  };
-  switch (r.kind) {
-    case Ring::Kind::kRead:
-      while (r.length > 0) {
-        ssize_t n = ::pread(r.fd, r.data, r.length, static_cast<off_t>(r.offset));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return failed("read");
-        auto moved = static_cast<uint64_t>(n);
-        if (moved == 0 || (r.direct && moved < r.length && moved % kSectorBytes != 0)) {
-          std::memset(r.data + moved, 0, r.length - moved);   // the end of the file
-          break;
-        }
-        r.offset += moved, r.data += moved, r.length -= moved;
-      }
-      return Status::ok();
-    case Ring::Kind::kWrite:
-      while (r.length > 0) {
-        ssize_t n = ::pwrite(r.fd, r.data, r.length, static_cast<off_t>(r.offset));
-        if (n < 0 && errno == EINTR) continue;
-        if (n == 0) errno = EIO;
-        if (n <= 0) return failed("write");
-        r.offset += static_cast<uint64_t>(n), r.data += n, r.length -= static_cast<uint64_t>(n);
-      }
-      return Status::ok();
-    case Ring::Kind::kDataSync:
-      while (::fdatasync(r.fd) != 0) {
-        if (errno != EINTR) return failed("fdatasync");
-      }
-      return Status::ok();
-    case Ring::Kind::kFallocate:
-      while (::fallocate(r.fd, r.fallocate_mode, static_cast<off_t>(r.offset), static_cast<off_t>(r.length)) != 0) {
-        if (errno != EINTR) return failed("fallocate");
-      }
-      return Status::ok();
-  }
-  return Status(Code::kInvalidArgument, "unknown file operation");
-}
-
 std::string parent_directory(const std::string& path) {
   size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
@@ -93,8 +52,8 @@ FileStat to_file_stat(const struct stat& st) {
 
 class RealFile final : public File {
  public:
-  RealFile(RealFileSystem& files, std::string path, int fd, bool direct)
-      : files_(files), path_(std::move(path)), fd_(fd), direct_(direct) {}
+  RealFile(RealFileSystem& files, std::string path, int fd, bool direct, bool background)
+      : files_(files), path_(std::move(path)), fd_(fd), direct_(direct), background_(background) {}
 
   ~RealFile() override {
     TM_CHECK(in_flight_ == 0, "file destroyed with operations in flight");
@@ -179,11 +138,16 @@ class RealFile final : public File {
 
   void start(const Ring::Request& request, IoMode mode, Callback<Status> done) {
     if (mode == IoMode::kInline) {
-      done(run_blocking(request));
+      ++in_flight_;
+      InlineOperation operation{request, &in_flight_, std::move(done)};
+      if (files_.at_base(operation)) return;
+      Status status = run_blocking(request);
+      --in_flight_;
+      operation.done(std::move(status));
       return;
     }
     ++in_flight_;
-    if (Ring* ring = files_.ring(); ring != nullptr) {
+    if (Ring* ring = background_ ? nullptr : files_.ring(); ring != nullptr) {
       ring->queue(request, &in_flight_, std::move(done));
       return;
     }
@@ -199,10 +163,53 @@ class RealFile final : public File {
   const std::string path_;
   Descriptor fd_;
   const bool direct_;
+  const bool background_;
   uint32_t in_flight_ = 0;
 };
 
 }  // namespace
+
+Status run_blocking(const Ring::Request& request) {
+  Ring::Request r = request;
+  auto failed = [&](const char* verb) {
+    return Status::from_errno(errno, *r.path + ": " + verb + " at " + std::to_string(r.offset));
+  };
+  switch (r.kind) {
+    case Ring::Kind::kRead:
+      while (r.length > 0) {
+        ssize_t n = ::pread(r.fd, r.data, r.length, static_cast<off_t>(r.offset));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return failed("read");
+        auto moved = static_cast<uint64_t>(n);
+        if (moved == 0 || (r.direct && moved < r.length && moved % kSectorBytes != 0)) {
+          std::memset(r.data + moved, 0, r.length - moved);   // the end of the file
+          break;
+        }
+        r.offset += moved, r.data += moved, r.length -= moved;
+      }
+      return Status::ok();
+    case Ring::Kind::kWrite:
+      while (r.length > 0) {
+        ssize_t n = ::pwrite(r.fd, r.data, r.length, static_cast<off_t>(r.offset));
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO;
+        if (n <= 0) return failed("write");
+        r.offset += static_cast<uint64_t>(n), r.data += n, r.length -= static_cast<uint64_t>(n);
+      }
+      return Status::ok();
+    case Ring::Kind::kDataSync:
+      while (::fdatasync(r.fd) != 0) {
+        if (errno != EINTR) return failed("fdatasync");
+      }
+      return Status::ok();
+    case Ring::Kind::kFallocate:
+      while (::fallocate(r.fd, r.fallocate_mode, static_cast<off_t>(r.offset), static_cast<off_t>(r.length)) != 0) {
+        if (errno != EINTR) return failed("fallocate");
+      }
+      return Status::ok();
+  }
+  return Status(Code::kInvalidArgument, "unknown file operation");
+}
 
 Result<std::unique_ptr<File>> RealFileSystem::open(const std::string& path, const OpenOptions& options) {
   int flags = options.read_only ? O_RDONLY : O_RDWR;
@@ -219,7 +226,7 @@ Result<std::unique_ptr<File>> RealFileSystem::open(const std::string& path, cons
   // Until the last write on it has ended, also one that outlives a killed process: whoever starts after that process
   // can wait for the lock. Where a file system has no such locks, nobody waits.
   if (options.direct && !options.read_only && ::flock(fd, LOCK_SH | LOCK_NB) != 0) errno = 0;
-  return std::unique_ptr<File>(std::make_unique<RealFile>(*this, path, fd, direct));
+  return std::unique_ptr<File>(std::make_unique<RealFile>(*this, path, fd, direct, options.background));
 }
 
 Result<FileStat> RealFileSystem::stat(const std::string& path) {
@@ -333,6 +340,32 @@ Status RealFileSystem::write_file_atomically(const std::string& path, ByteSpan d
   }
   TM_RETURN_IF_ERROR(rename(temporary, path));
   return sync_directory(parent_directory(path));
+}
+
+Status await_earlier_writes(const std::vector<std::string>& directories, std::chrono::milliseconds limit) {
+  constexpr int kLookMs = 2;
+  auto left_ms = limit.count();
+  for (const std::string& directory : directories) {
+    std::error_code error;
+    std::filesystem::recursive_directory_iterator at(directory, error), end;
+    for (; !error && at != end; at.increment(error)) {
+      if (!at->is_regular_file(error)) continue;
+      const std::string path = at->path().string();
+      Descriptor fd(open_retrying(path.c_str(), O_RDONLY | O_NOATIME));
+      if (!fd.valid()) continue;   // the storage group says what is wrong with it
+      bool taken = false;
+      while (!(taken = ::flock(fd.get(), LOCK_EX | LOCK_NB) == 0) && errno == EWOULDBLOCK && left_ms > 0) {
+        left_ms -= kLookMs;
+        ::poll(nullptr, 0, kLookMs);
+        errno = EWOULDBLOCK;
+      }
+      if (!taken && errno == EWOULDBLOCK) {
+        return Status(Code::kUnavailable,
+                      path + ": in use by another process, or a write of the run before has not ended: try again");
+      }
+    }
+  }
+  return Status::ok();
 }
 
 }  // namespace tidemark::io

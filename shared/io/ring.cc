@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <deque>
 
@@ -14,6 +15,7 @@ namespace {
 constexpr unsigned kSubmissionEntries = 512;
 constexpr unsigned kCompletionEntries = 4096;   // also the bound of what the kernel holds at once
 constexpr uint64_t kSectorBytes = 512;
+constexpr unsigned kWorkersMax = 512;           // kernel threads for operations that block
 
 struct Operation {
   Ring::Request request;
@@ -42,6 +44,7 @@ struct Ring::State {
   Operation* backlog_tail = nullptr;
   size_t in_kernel = 0;
   size_t in_flight = 0;
+  bool orphaned = false;              // nothing can be submitted any more
   bool deferred = false;              // completions show up only when asked for
   int event_fd = -1;
 
@@ -128,10 +131,12 @@ struct Ring::State {
   void complete(Operation* op, int result) {
     --in_kernel;
     Status status;
-    if (!advance(op, result, &status)) {
+    bool over = advance(op, result, &status);
+    if (!over && !orphaned) {
       start(op);
       return;
     }
+    if (!over) status = Status::from_errno(EIO, *op->request.path + ": " + verb(op->request.kind) + " was cut short");
     Callback<Status> done = std::move(op->done);
     --*op->owner_in_flight;
     --in_flight;
@@ -173,6 +178,9 @@ std::unique_ptr<Ring> Ring::create(std::string* why) {
     return nullptr;
   }
   io_uring_ring_dontfork(&state->ring);
+  // What may block is handed to kernel threads: those that a hung device holds must not keep others waiting.
+  unsigned workers[2] = {kWorkersMax, 0};
+  if (io_uring_register_iowq_max_workers(&state->ring, workers) < 0) errno = 0;   // before 5.15: the kernel's own bound
   // Polling the ring's own descriptor does not wake for deferred completions; its eventfd does.
   state->event_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   TM_CHECK(state->event_fd >= 0, "no descriptor left for the ring");
@@ -217,7 +225,25 @@ void Ring::reap(bool fetch) {
     io_uring_cqe_seen(&s.ring, cqe);
     s.complete(op, result);
   }
-  s.drain_backlog();
+  if (!s.orphaned) s.drain_backlog();
+}
+
+void Ring::orphan() {
+  State& s = *state_;
+  s.orphaned = true;
+  while (s.backlog_head != nullptr) {
+    Operation* op = s.backlog_head;
+    s.backlog_head = op->next;
+    ++s.in_kernel;   // complete() counts it down
+    s.complete(op, -EIO);
+  }
+  s.backlog_tail = nullptr;
+}
+
+
+void Ring::fetch() {
+  int n = io_uring_get_events(&state_->ring);
+  TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
 }
 
 bool Ring::has_ready() const { return io_uring_cq_ready(&state_->ring) > 0; }

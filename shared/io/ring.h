@@ -43,6 +43,10 @@ class Ring {
   // Written when something finished, never read: watch it edge-triggered.
   int event_fd() const;
   size_t in_flight() const;
+  // The thread that made the ring is stuck elsewhere: nothing more can be submitted. Only that thread can have the
+  // kernel show what finished (fetch()); anybody may then reap(false), one at a time.
+  void orphan();
+  void fetch();
 
  private:
   struct State;

@@ -1,0 +1,159 @@
+// An inline file operation that does not come back: the loop goes on without it. The call hangs because the memory that
+// it is to fill is missing until this test says so (userfaultfd).
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "shared/io/file.h"
+#include "shared/io/real_env.h"
+
+namespace tidemark::io {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+constexpr size_t kPage = 4096;
+
+// Memory that a read blocks on.
+class MissingMemory {
+ public:
+  MissingMemory() {
+    fd_ = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC));
+    uffdio_api api{};
+    api.api = UFFD_API;
+    void* at = ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    data_ = static_cast<uint8_t*>(at);
+    uffdio_register ask{};
+    ask.range = {reinterpret_cast<uint64_t>(at), kPage};
+    ask.mode = UFFDIO_REGISTER_MODE_MISSING;
+    ok_ = fd_ >= 0 && at != MAP_FAILED && ::ioctl(fd_, UFFDIO_API, &api) == 0 &&
+          ::ioctl(fd_, UFFDIO_REGISTER, &ask) == 0;
+  }
+  ~MissingMemory() {
+    if (fd_ >= 0) ::close(fd_);
+    ::munmap(data_, kPage);
+  }
+  bool ok() const { return ok_; }
+  MutableByteSpan span() { return {data_, kPage}; }
+  void provide() {
+    uffdio_zeropage zero{};
+    zero.range = {reinterpret_cast<uint64_t>(data_), kPage};
+    EXPECT_EQ(::ioctl(fd_, UFFDIO_ZEROPAGE, &zero), 0) << errno;
+  }
+
+ private:
+  int fd_ = -1;
+  uint8_t* data_ = nullptr;
+  bool ok_ = false;
+};
+
+class TakeoverTest : public testing::TestWithParam<bool> {
+ protected:
+  TakeoverTest() : env_(RealEnvOptions{{}, {}, GetParam()}) {
+    char name[] = "/tmp/tidemark-takeover.XXXXXX";
+    int fd = ::mkstemp(name);
+    path_ = name;
+    Bytes content(kPage, 'x');
+    EXPECT_EQ(::write(fd, content.data(), content.size()), static_cast<ssize_t>(content.size()));
+    ::close(fd);
+    auto file = env_.files().open(path_, {});
+    EXPECT_TRUE(file.is_ok());
+    file_ = std::move(*file);
+  }
+  ~TakeoverTest() override {
+    file_.reset();
+    ::unlink(path_.c_str());
+  }
+
+  RealEnv env_;
+  std::string path_;
+  std::unique_ptr<File> file_;
+};
+
+TEST_P(TakeoverTest, TheLoopGoesOnWhileAReadHangsAndHearsOfItsEnd) {
+  MissingMemory missing;
+  ASSERT_TRUE(missing.ok()) << "userfaultfd: errno " << errno << " (needs root, or vm.unprivileged_userfaultfd)";
+  Bytes before(kPage), meanwhile(kPage), after(kPage), inline_meanwhile(kPage);
+  int order = 0, hung_at = 0, meanwhile_at = 0;
+  auto finish = [&](Status s) {
+    EXPECT_TRUE(s.is_ok()) << s.to_string();
+    hung_at = ++order;
+    EXPECT_EQ(missing.span()[kPage - 1], 'x');
+    // The thread that was left behind watches now: inline operations go on, and the loop ends as ever.
+    file_->read(0, after, IoMode::kInline, [&](Status again) {
+      EXPECT_TRUE(again.is_ok());
+      env_.stop();
+    });
+  };
+  auto provide = [&] {
+    EXPECT_EQ(hung_at, 0);
+    missing.provide();
+  };
+  env_.post([&] {
+    file_->read(0, before, IoMode::kQueued, [](Status s) { EXPECT_TRUE(s.is_ok()); });   // with the ring that is left
+    file_->read(0, missing.span(), IoMode::kInline, finish);
+    env_.after(milliseconds(1), [&] {
+      EXPECT_EQ(hung_at, 0);
+      file_->read(0, inline_meanwhile, IoMode::kInline, [&](Status s) { EXPECT_TRUE(s.is_ok()); });
+      file_->read(0, meanwhile, IoMode::kQueued, [&](Status s) {
+        EXPECT_TRUE(s.is_ok());
+        meanwhile_at = ++order;
+        env_.after(milliseconds(1), provide);
+      });
+    });
+  });
+  env_.run();
+  EXPECT_EQ(meanwhile_at, 1);
+  EXPECT_EQ(hung_at, 2);
+  for (const Bytes* bytes : {&before, &meanwhile, &after, &inline_meanwhile}) EXPECT_EQ(bytes->back(), 'x');
+}
+
+TEST_P(TakeoverTest, ManyInARow) {
+  int left = 3;
+  std::vector<std::unique_ptr<MissingMemory>> memory;
+  for (int i = 0; i < left; ++i) memory.push_back(std::make_unique<MissingMemory>());
+  UniqueFunction<void()> next = [&] {
+    MissingMemory& missing = *memory[static_cast<size_t>(left - 1)];
+    file_->read(0, missing.span(), IoMode::kInline, [&](Status s) {
+      EXPECT_TRUE(s.is_ok());
+      if (--left == 0) env_.stop();
+      else env_.post([&] { next(); });
+    });
+    env_.after(milliseconds(1), [&] { memory[static_cast<size_t>(left - 1)]->provide(); });
+  };
+  env_.post([&] { next(); });
+  env_.run();
+  EXPECT_EQ(left, 0);
+}
+
+// What hangs for good must not keep a daemon that is told to stop.
+TEST_P(TakeoverTest, AStopIsCarriedOutAllTheSame) {
+  EXPECT_EXIT(
+      {
+        RealEnv env(RealEnvOptions{{}, {}, GetParam()});
+        auto file = env.files().open(path_, {});
+        MissingMemory missing;
+        env.post([&] {
+          (*file)->read(0, missing.span(), IoMode::kInline, [](Status) {});
+          env.after(milliseconds(1), [&] { env.stop(); });
+        });
+        env.run();
+        std::_Exit(0);
+      },
+      testing::ExitedWithCode(EXIT_FAILURE), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Rings, TakeoverTest, testing::Values(true, false),
+                         [](const auto& info) { return std::string(info.param ? "IoUring" : "Threads"); });
+
+}  // namespace
+}  // namespace tidemark::io
