@@ -101,6 +101,11 @@ void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std:
       reply(daemon::json_response(std::move(report)));
     });
   });
+  routes.post("/v1/bricks/replace", [&engine](const daemon::Request& r) -> Result<std::string> {
+    TM_ASSIGN_OR_RETURN(json body, body_of(r));
+    TM_ASSIGN_OR_RETURN(std::string brick, field<std::string>(body, "brick", ""));
+    return engine.replace_brick(brick);
+  });
   routes.post("/v1/shipping", [&engine](const daemon::Request& r) -> Result<std::string> {
     TM_ASSIGN_OR_RETURN(json body, body_of(r));
     if (!body.contains("paused")) return Status(Code::kInvalidArgument, "paused is missing");

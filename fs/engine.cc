@@ -52,7 +52,13 @@ Status Engine::open_all() {
   } else if (known.status().code() != Code::kNotFound) {
     return known.status();
   }
+  group.io_deadline = config.storage.io_deadline;
+  if (auto bricks = store_->snapshot()->get(kTableMeta, as_bytes("bricks")); bricks) {
+    Reader r(*bricks);
+    while (r.ok() && !r.done()) group.known_bricks.push_back(r.uuid());
+  }
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, group));
+  group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   if (!known) {
     kv::WriteBatch batch;
     Uuid id = group_->group_id();
@@ -60,12 +66,15 @@ Status Engine::open_all() {
     TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
   }
 
+  TM_RETURN_IF_ERROR(keep_bricks());
+
   journal::Options journal;
   journal.directory = config.node.state_dir;
   journal.source = config.node.name;
   journal.cluster = options_.cluster;
   journal.settings = config.journal;
-  journal.reserve_directories = config.storage.bricks;   // best on other disks than the journal
+  for (const auto& brick : group_->bricks())   // best on other disks than the journal
+    if (brick.status.is_ok()) journal.reserve_directories.push_back(brick.directory);
   TM_ASSIGN_OR_RETURN(journal_, journal::Journal::open(env_, journal, *this));
 
   MirrorOptions mirror;
@@ -87,6 +96,18 @@ Status Engine::open_all() {
   events.on_invalidate = [this](const wire::InvalidateNotify& m) { invalidated(m); };
   mirror_ = std::make_unique<Mirror>(env_, std::move(mirror), std::move(events));
   return Status::ok();
+}
+
+// So that a brick which is gone at the next start is missed.
+Status Engine::keep_bricks() {
+  Bytes now;
+  Writer w(now);
+  for (const auto& brick : group_->bricks()) w.uuid(brick.id);
+  auto known = store_->snapshot()->get(kTableMeta, as_bytes("bricks"));
+  if (known && std::ranges::equal(*known, now)) return Status::ok();
+  kv::WriteBatch batch;
+  batch.put(kTableMeta, as_bytes("bricks"), now);
+  return store_->commit_and_wait(std::move(batch));
 }
 
 Status Engine::load_flags() {
@@ -156,6 +177,11 @@ void Engine::tick() {
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }
 
+bool Engine::hangs() const {
+  auto busy = [](const auto& image) { return image.second->copy && !image.second->copy->idle(); };
+  return std::any_of(images_.begin(), images_.end(), busy);
+}
+
 void Engine::stop(io::Duration timeout, Done done) {
   stopping_ = true;
   tasks_.spawn(stop_task(timeout, std::move(done)));
@@ -180,18 +206,14 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
     if (mirror_->up() && im->held && !im->yielding && im->state != MirrorState::kNone) co_await yield(*im);
     else if (im->held && im->local()) {
       auto synced =
-          co_await async<Status>([&](Callback<Status> d) { im->copy->sync(io::IoMode::kQueued, std::move(d)); });
+          co_await sync_copy(*im);
       if (!synced) kLog.warning("sync_at_stop", {{"image", im->id}, {"error", synced}});
       if (synced && im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());
     }
   }
   Status closed = co_await close_ends(deadline);
   // What was given up with its link may still have its local part under way: a file is not closed under it.
-  auto under_way = [&] {
-    auto busy = [](const auto& image) { return image.second->copy && !image.second->copy->idle(); };
-    return std::any_of(images_.begin(), images_.end(), busy);
-  };
-  while (under_way() && env_.now() < deadline) co_await sleep(std::chrono::milliseconds(5));
+  while (hangs() && env_.now() < deadline) co_await sleep(std::chrono::milliseconds(5));
   done(closed);
 }
 
@@ -231,19 +253,21 @@ Task<void> Engine::lock(Image& im, RangeLock::Hold& hold) {
 }
 
 Task<Status> Engine::read_copy(Image& im, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer) {
-  co_return co_await async<Status>([&](Callback<Status> done) {
+  UniqueFunction<void(Callback<Status>)> start = [&](Callback<Status> done) {
     MutableByteSpan out = buffer->span().first(extent.length);
     im.copy->read(extent.offset, out, io::IoMode::kQueued,
                   [done = std::move(done), buffer](Status s) mutable { done(std::move(s)); });
-  });
+  };
+  co_return co_await on_copy(im, start);
 }
 
 Task<Status> Engine::write_copy(Image& im, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer) {
-  co_return co_await async<Status>([&](Callback<Status> done) {
+  UniqueFunction<void(Callback<Status>)> start = [&](Callback<Status> done) {
     ByteSpan data = ByteSpan(buffer->span()).first(extent.length);
     im.copy->write(extent.offset, data, io::IoMode::kQueued,
                    [done = std::move(done), buffer](Status s) mutable { done(std::move(s)); });
-  });
+  };
+  co_return co_await on_copy(im, start);
 }
 
 Task<Status> Engine::read_shared(Image& im, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer) {
@@ -321,8 +345,12 @@ void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out
     uint64_t within = extent.offset >= size ? 0 : std::min(extent.length, size - extent.offset);
     std::fill(out.begin() + static_cast<ptrdiff_t>(within), out.begin() + static_cast<ptrdiff_t>(extent.length), 0);
     if (within == 0) return done(Status::ok());
-    return im->copy->read(extent.offset, out.first(within), io::IoMode::kQueued, std::move(done));
+    return read_own_block(*im, {extent.offset, within}, out.first(within), std::move(done));
   }
+  read_shared_block(image, extent, out, std::move(done));
+}
+
+void Engine::read_shared_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) {
   wire::Read ask{image, extent.offset, static_cast<uint32_t>(extent.length)};
   mirror_->send(wire::Type::kRead, wire::encode(ask), {},
                 [out, done = std::move(done)](Result<wire::Answer> answer) mutable {

@@ -5,9 +5,9 @@
 // must be valid until the callback ran.
 //
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
-// that fail), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
-// engine_fence.cc (tenures taken by force), engine_witness.cc,
-// engine_fill.cc, engine_resync.cc, engine_recovery.cc, engine_succession.cc
+// that fail), engine_hang.cc (bricks that hang), engine_policy.cc (mirror = none and back), engine_link.cc (link lost
+// and back), engine_tenure.cc, engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
+// engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc, engine_recovery.cc, engine_succession.cc
 // (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc (handles, unlink),
 // engine_verify.cc, engine_status.cc.
 #pragma once
@@ -41,6 +41,15 @@ struct EngineOptions {
   Uuid cluster;                          // of this host's certificate
   Survivor* survivor = nullptr;          // what this run leaves to a successor; null: nothing
   bool successor = false;                // the survivor is of a run before, whose mount stands
+};
+
+// Owns the memory of requests. Where a brick hangs, a request is answered while a device may still use its memory.
+class MemoryKeeper {
+ public:
+  virtual ~MemoryKeeper() = default;
+  // `memory` stays as it is until landed(). Gives other memory, of the same size, for what a read is answered with.
+  virtual MutableByteSpan keep(ByteSpan memory) = 0;
+  virtual void landed(ByteSpan memory) = 0;
 };
 
 using Done = Callback<Status>;
@@ -111,6 +120,10 @@ class Engine final : public journal::BlockSource {
   void seek(HandleId handle, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   // The journal can no longer be relied on: stop and start anew, which recovers.
   void on_fatal(UniqueFunction<void(const Status&)> fn) { fatal_ = std::move(fn); }
+  // Has to be there before a brick hangs; must outlive the engine's requests.
+  void set_memory_keeper(MemoryKeeper* keeper) { memory_keeper_ = keeper; }
+  // An operation on a brick has not ended: the engine cannot be destroyed.
+  bool hangs() const;
   // Requests between their start and their answer.
   uint32_t in_flight() const { return ops_in_flight_; }
 
@@ -126,6 +139,8 @@ class Engine final : public journal::BlockSource {
   std::string set_shipping_paused(bool paused);
   // An operator's word that a replica, emptied or replaced, is to be brought level.
   void resync_replica(Callback<Result<std::string>> done);
+  // Takes the empty directory of a brick that is gone as a new one; its images are filled from the shared copies.
+  Result<std::string> replace_brick(const std::string& directory);
   // Ends other hosts' tenures without their word; request and report are the JSON of control-api.md.
   void takeover(std::string request, Callback<Result<std::string>> done);
   // Requests of this image that wait for the shared node or the witness are answered EIO. How many, as JSON.
@@ -153,6 +168,7 @@ class Engine final : public journal::BlockSource {
   Engine(io::Env& env, EngineOptions options);
   Status open_all();
   Status load_flags();
+  Status keep_bricks();
 
   // ---- engine_request.cc
   Op* take_op(Image& image, OpKind kind, io::IoMode mode);
@@ -189,7 +205,19 @@ class Engine final : public journal::BlockSource {
   void tell_behind(Image& image);
   void answer_untold(Image& image);
   void try_failed_copies();
+  Status open_failed_copy(Image& image);
   Task<void> reopen_copy(Image& image);
+  // ---- engine_hang.cc
+  void copy_overdue(ImageId id);
+  void give_up_local(Image& image, const Status& why);
+  void give_up(Op* op, const Status& why);
+  bool landed(Op* op, uint32_t number);
+  Task<Status> on_copy(Image& image, UniqueFunction<void(Callback<Status>)>& start);
+  Task<Status> sync_copy(Image& image);
+  void read_own_block(Image& image, Extent extent, MutableByteSpan out, Callback<Status> done);
+  void read_shared_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done);
+  io::AlignedBuffer take_stage_buffer(size_t size);
+  void give_back_stage_buffer(io::AlignedBuffer buffer);
   // ---- engine_policy.cc
   bool host_only(const Image& image) const;
   Status before_policy(const wire::SetXattr& request);
@@ -254,6 +282,16 @@ class Engine final : public journal::BlockSource {
   Task<void> fill_before(Op* op);
   Task<Status> fill_for(Op& op);
   Task<Status> level(Image& image, uint64_t map_cut, std::vector<uint64_t> regions);
+  // ---- engine_pace.cc
+  bool waited_for(const Image& image) const;
+  Task<bool> take_turn(Image& image, uint64_t bytes);
+  void end_turn(Image& image);
+  Task<void> pace(Image& image, uint64_t bytes);
+  uint64_t level_left(const Image& image) const;
+  uint64_t level_rate(const Image& image) const;
+  // ---- engine_repair.cc
+  void repair_read(Image& image, Extent extent);
+  Task<void> repair_own(Image& image, Extent extent);
   // ---- engine_resync.cc
   Task<void> resync(Image& image);
   Task<Status> make_equal(Image& image, bool host_wins, std::vector<RegionIndex> regions, uint64_t region_bytes,
@@ -321,6 +359,7 @@ class Engine final : public journal::BlockSource {
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;
+  static std::string replaced_json(const std::string& directory, uint64_t images, uint64_t bytes);
   // ---- engine.cc
   void tick();
   Task<void> stop_task(io::Duration timeout, Done done);
@@ -356,6 +395,12 @@ class Engine final : public journal::BlockSource {
   std::unique_ptr<net::HttpClient> verify_client_;
   std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
   bool verify_running_ = false;
+  uint32_t turns_taken_ = 0;                        // images being made level
+  io::BootTime paced_until_;                        // what was copied so far is paid for then
+  MemoryKeeper* memory_keeper_ = nullptr;
+  std::map<std::pair<Op*, uint32_t>, ByteSpan> given_up_;   // parts of requests that a brick still has
+  static constexpr size_t kStageBufferBytes = 64u << 10, kStageBuffersKept = 16;
+  std::vector<io::AlignedBuffer> stage_buffers_;
   UniqueFunction<void(const wire::InvalidateNotify&)> invalidate_;
   UniqueFunction<void(const Status&)> fatal_;
   std::vector<std::string> missing_features_;
@@ -368,7 +413,7 @@ class Engine final : public journal::BlockSource {
   struct Counts {
     uint64_t reads = 0, writes = 0, flushes = 0, read_bytes = 0, write_bytes = 0, errors = 0;
     uint64_t link_losses = 0, resynced_bytes = 0, filled_bytes = 0, differences = 0, alone = 0, local_failures = 0,
-             lost = 0;
+             lost = 0, hung = 0, repaired_own = 0, repaired_shared = 0;
   } counts_;
   std::unique_ptr<Mirror> mirror_;
   TaskGroup tasks_;

@@ -1,5 +1,7 @@
 // Bricks that fail. The own copy may leave the in-sync set only where the shared one has every acknowledged write; else
 // the guest gets the error, and the two are made equal before they count as level again.
+#include <algorithm>
+
 #include "fs/engine.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
@@ -72,7 +74,10 @@ void Engine::answer_untold(Image& im) {
 void Engine::try_failed_copies() {
   for (auto& [id, image] : images_) {
     Image& im = *image;
-    bool due = im.broken && im.held && !im.doomed && im.state == MirrorState::kFilling && env_.now() >= im.reopen_at;
+    // One that hung is tried as soon as all that hung has ended.
+    bool answers = im.hung && im.copy != nullptr && im.copy->idle() && !group_->stuck();
+    bool due = im.broken && im.held && !im.doomed && im.state == MirrorState::kFilling &&
+               (answers || env_.now() >= im.reopen_at);
     if (!due || im.reopening || im.yielding || im.recovering || im.telling || !mirror_->up()) continue;
     tasks_.spawn(reopen_copy(im));
   }
@@ -84,12 +89,9 @@ Task<void> Engine::reopen_copy(Image& im) {
   im.reopen_at = env_.now() + kReopenInterval;
   Status status = Status(Code::kBusy, "operations on the copy have not ended");
   if (im.copy == nullptr || im.copy->idle()) {
+    im.hung = false;
     im.copy.reset();
-    auto opened = group_->open_image(im.id);
-    if (!opened && opened.status().code() == Code::kNotFound)
-      opened = group_->create(im.id, im.size, im.size_generation);
-    status = opened.status();
-    if (opened) im.copy = std::move(*opened);
+    status = open_failed_copy(im);
   }
   Epoch epoch = im.epoch;
   using Answer = Result<wire::Grant>;
@@ -103,7 +105,8 @@ Task<void> Engine::reopen_copy(Image& im) {
   bool stands = im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding && im.broken;
   if (status.is_ok() && !stands) status = Status(Code::kCancelled, "the tenure or the link changed");
   if (status.is_ok()) {
-    im.broken = false;  // behind it stays, until it was filled
+    im.broken = im.hung = false;  // behind it stays, until it was filled
+    im.refilling = true;          // what was written meanwhile is on the shared copy alone: staging reads it there
     status = co_await adopt_size(im, im.size, im.size_generation);
     if (!status) im.broken = true;
   }
@@ -117,6 +120,54 @@ Task<void> Engine::reopen_copy(Image& im) {
   im.stale.set_all(im.size, im.map_region_bytes);
   kLog.info("local_copy_reopened", {{"image", im.id}, {"stale_regions", im.stale.count()}});
   if (!im.fill_running) tasks_.spawn(fill(im));
+}
+
+// Whatever is left of it, or an empty one: it is behind everywhere.
+Status Engine::open_failed_copy(Image& im) {
+  TM_RETURN_IF_ERROR(group_->look_at_bricks());
+  auto opened = group_->open_image(im.id);
+  const Code code = opened.status().code();
+  if (!opened && (code == Code::kNotFound || code == Code::kCorruption)) {
+    if (!im.behind) return opened.status();
+    Status swept = group_->remove(im.id);   // what lay on other bricks than the one that is gone
+    if (!swept && swept.code() != Code::kNotFound) return swept;
+    opened = group_->create(im.id, im.size, im.size_generation);
+  }
+  TM_RETURN_IF_ERROR(opened.status());
+  im.copy = std::move(*opened);
+  return Status::ok();
+}
+
+Result<std::string> Engine::replace_brick(const std::string& directory) {
+  auto bricks = group_->bricks();
+  auto at = std::find_if(bricks.begin(), bricks.end(), [&](const auto& b) { return b.directory == directory; });
+  TM_RETURN_IF_ERROR(group_->look_at_bricks());
+  std::vector<Image*> on_it;
+  for (auto& [id, image] : images_) {
+    if (!image->local() || at == bricks.end()) continue;
+    const auto& theirs = image->copy->metadata().layout.bricks();
+    if (std::find(theirs.begin(), theirs.end(), at->id) == theirs.end()) continue;
+    if (!shared_whole(*image)) {
+      return Status(Code::kBusy, names_->path_of(image->inode) +
+                                     ": the shared copy may lack what was written here; wait until it is level, or "
+                                     "bring the old brick back");
+    }
+    on_it.push_back(image.get());
+  }
+  TM_RETURN_IF_ERROR(group_->replace_brick(directory));
+  TM_RETURN_IF_ERROR(keep_bricks());
+  const Status why(Code::kIoError, "its brick was replaced");
+  for (Image* im : on_it)
+    if (own_copy_failed(*im, why)) give_up_local(*im, why);
+  uint64_t images = 0, bytes = 0;
+  for (auto& [id, image] : images_) {
+    if (!image->broken || image->doomed) continue;
+    image->reopen_at = env_.now();
+    ++images;
+    bytes += image->size_now();
+  }
+  try_failed_copies();
+  return replaced_json(directory, images, bytes);
 }
 
 // A request failed after one of the copies may have changed: where they differ, no resync under way need have seen it.

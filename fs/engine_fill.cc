@@ -43,8 +43,10 @@ Task<Status> Engine::fill_unit(Image& im, Extent unit) {
     } else if (status.is_ok() && !im.local()) {
       status = Status(Code::kCancelled, "the own copy failed");
     } else if (status.is_ok()) {
-      own = co_await async<Status>(
-          [&](Callback<Status> done) { im.copy->zero(range.offset, range.length, std::move(done)); });
+      UniqueFunction<void(Callback<Status>)> start = [&](Callback<Status> done) {
+        im.copy->zero(range.offset, range.length, std::move(done));
+      };
+      own = co_await on_copy(im, start);
     }
     if (!own) status = own_copy_failed(im, own) ? Status(Code::kCancelled, "the own copy failed") : own;
   }
@@ -69,8 +71,7 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
 // Tells the shared node which regions of this copy are level and durable now.
 Task<Status> Engine::level(Image& im, uint64_t map_cut, std::vector<uint64_t> regions) {
   if (!im.local()) co_return Status(Code::kCancelled, "the own copy failed");
-  Status synced =
-      co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+  Status synced = co_await sync_copy(im);
   // A failed sync is not tried again: what it was to cover may be gone.
   if (!synced) co_return own_copy_failed(im, synced) ? Status(Code::kCancelled, "the own copy failed") : synced;
   wire::Level message{im.id, map_cut, {}};
@@ -95,13 +96,17 @@ Task<void> Engine::fill(Image& im) {
   Epoch epoch = im.epoch;
   uint64_t map_cut = im.map_cut;      // of the map that this run fills by: a later tenure's says more
   std::vector<uint64_t> before;
+  const bool turn = co_await take_turn(im, im.stale.stale_bytes(im.size));
   for (uint64_t r = im.stale.next(0); r != UINT64_MAX; r = im.stale.next(r + 1)) before.push_back(r);
   for (uint64_t region : before) {
-    bool go_on = im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding && im.local();
+    if (im.stale.region_stale(region)) co_await pace(im, im.stale.region_bytes());
+    bool go_on = turn && im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding &&
+                 im.local();
     if (!go_on) break;
     // Filled meanwhile on behalf of a write: it is level all the same.
     if (im.stale.region_stale(region)) status = co_await fill_region(im, region);
     if (!status) break;
+    im.run.done += im.stale.region_bytes();
     regions.push_back(region);
     if (regions.size() - at >= kRegionsPerLevel) {
       std::vector<uint64_t> batch(regions.begin() + static_cast<ptrdiff_t>(at), regions.end());
@@ -110,7 +115,8 @@ Task<void> Engine::fill(Image& im) {
       at = regions.size();
     }
   }
-  bool still = im.held && im.epoch == epoch && im.local();
+  if (turn) end_turn(im);
+  bool still = turn && im.held && im.epoch == epoch && im.local();
   if (status.is_ok() && still && im.stale.none()) {
     // All of it once more: a region filled for a write between two batches may be in none of them.
     status = co_await level(im, map_cut, before);

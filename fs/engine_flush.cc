@@ -50,7 +50,9 @@ void Engine::start_flush(Op* op) {
     if (op->mode == io::IoMode::kInline) mirror_->flush();
   }
   if (op->local_asked) {
-    im.copy->sync(op->mode, [this, op](Status s) {
+    op->local_pending = true;
+    im.copy->sync(op->mode, [this, op, number = op->local_number](Status s) {
+      if (landed(op, number)) return;
       op->local = std::move(s);
       answered(op);
     });

@@ -50,7 +50,9 @@ void Engine::read_in_order(Op* op) {
   bool level = !im.stale.stale(op->extent) || TM_PLANTED("read a stale local block");
   bool local = own_data && im.local() && level && op->extent.end() <= im.copy->size();
   if (!local) return read_remote(op);
-  im.copy->read(op->extent.offset, op->out, op->mode, [this, op](Status s) {
+  op->local_pending = true;
+  im.copy->read(op->extent.offset, op->out, op->mode, [this, op, number = op->local_number](Status s) {
+    if (landed(op, number)) return;
     Image& image = *op->image;
     // Looked at when it is answered: it may have taken any time.
     bool holds = (image.held && !lease_over(image, *mirror_)) || image.facts.policy_none;
@@ -59,6 +61,7 @@ void Engine::read_in_order(Op* op) {
     if (s.is_ok() && image.state == MirrorState::kWaiting) return step_back(op);   // to the gate, where reads wait
     // Never from a shared copy that lacks what was acknowledged without it.
     if (!s && (!mirror_->up() || !shared_whole(image))) return finish_read(op, std::move(s));
+    if (!s) repair_read(image, op->extent);
     read_remote(op);
   });
 }

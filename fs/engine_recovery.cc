@@ -122,12 +122,15 @@ Status Engine::keep_tail(Image& im, const journal::DirtyImage& dirty) {
 Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();
-    co_return co_await async<Status>(
-        [&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    co_return co_await sync_copy(im);
   }
   if (!im.local() && dirty.alone)
     co_return Status(Code::kCorruption, "the own copy has writes that the shared one lacks, and cannot be opened");
-  if (!im.local()) co_return Status::ok();  // nothing here that could differ; the shared copy serves
+  if (!im.local()) {  // the shared copy serves; should the brick come back, its dirty regions are not known any more
+    Status behind = set_flag(im, kFlagBehind, true);
+    im.behind = behind.is_ok() || im.behind;
+    co_return behind;
+  }
   bool linked = co_await wait_link(std::chrono::seconds(5));
   if (!linked) co_return Status(Code::kUnavailable, "waiting for the shared node");
   if (!im.held) {

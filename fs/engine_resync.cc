@@ -45,12 +45,14 @@ Task<Status> Engine::copy_to_host(Image& im, Extent piece) {
 }
 
 Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uint64_t* repaired) {
+  co_await pace(im, unit.length);
   RangeLock::Hold hold;
   hold.extent = unit;
   hold.exclusive = true;
   co_await lock(im, hold);
   uint64_t end = im.local() ? std::min({unit.end(), im.size, im.copy->size()}) : 0;
   Status status;
+  bool mended = false;
   if (unit.offset < end) {
     Extent range{unit.offset, end - unit.offset};
     auto buffer = std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
@@ -62,20 +64,32 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
     auto hashes = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(done));
     });
+    // What cannot be read there is written anew from here.
+    const bool unreadable = !hashes && hashes.status().code() == Code::kIoError && host_wins;
+    mended = unreadable;
+    if (status.is_ok() && unreadable) {
+      hashes = wire::Hashes{};
+      hashes->digests.resize((range.length + kHashUnit - 1) / kHashUnit);
+    }
     if (status.is_ok() && !hashes) status = hashes.status();
     if (status.is_ok() && hashes->digests.size() != (range.length + kHashUnit - 1) / kHashUnit)
       status = Status(Code::kCorruption, "hash answer of another length");
     for (uint64_t i = 0; status.is_ok() && i < hashes->digests.size(); ++i) {
       uint64_t at = i * kHashUnit;
       ByteSpan bytes = ByteSpan(buffer->span()).subspan(at, std::min<uint64_t>(kHashUnit, range.length - at));
-      if (keyed_digest(ask.key, bytes) == hashes->digests[i]) continue;
+      if (!unreadable && keyed_digest(ask.key, bytes) == hashes->digests[i]) continue;
       Extent piece{range.offset + at, bytes.size()};
       if (host_wins != TM_PLANTED("resync the wrong way")) status = co_await copy_to_shared(im, piece, bytes);
       else status = co_await copy_to_host(im, piece);
       *repaired += piece.length;
     }
   }
+  if (status.is_ok() && mended) {
+    ++counts_.repaired_shared;
+    kLog.warning("shared_copy_mended", {{"image", im.id}, {"offset", unit.offset}, {"bytes", unit.length}});
+  }
   im.order.release(hold);
+  im.run.done += unit.length;
   co_return status;
 }
 
@@ -87,10 +101,15 @@ Task<Status> Engine::make_equal(Image& im, bool host_wins, std::vector<RegionInd
     uint64_t end = std::min(im.size, (region.value + 1) * bytes);
     for (uint64_t at = region.value * bytes; at < end; at += kUnit) units.push_back({at, std::min(kUnit, end - at)});
   }
+  uint64_t total = 0;
+  for (const Extent& unit : units) total += unit.length;
+  if (!co_await take_turn(im, total)) co_return Status(Code::kUnavailable, "the link or the tenure changed");
   UnitWork work = [this, &im, host_wins, repaired](Extent unit) {
     return make_unit_equal(im, unit, host_wins && !im.stale.stale(unit), repaired);
   };
-  co_return co_await for_units(std::move(units), std::move(work));
+  Status status = co_await for_units(std::move(units), std::move(work));
+  end_turn(im);
+  co_return status;
 }
 
 Task<void> Engine::resync(Image& im) {
@@ -116,8 +135,7 @@ Task<void> Engine::resync(Image& im) {
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced.mark();
   if (status.is_ok() && im.local()) {
-    status =
-        co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    status = co_await sync_copy(im);
     // The copy that the other is made equal to: what it lost, nobody has.
     if (!status) writes_lost(im, "a sync of the own copy failed before the shared one was level");
   }

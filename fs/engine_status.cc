@@ -15,6 +15,14 @@ using nlohmann::json;
 namespace {
 const log::Logger kLog("fs");
 double seconds(int64_t ns) { return static_cast<double>(ns) / 1e9; }
+
+// Of a resync, fill or recovery under way: bytes left, bytes a second, seconds to its end; null: none.
+json level_json(const LevelRun& run, uint64_t left, uint64_t rate) {
+  if (run.total == 0) return nullptr;
+  json out = {{"bytes_total", run.total}, {"bytes_left", left}, {"bytes_per_s", rate}, {"waits", run.waits}};
+  out["seconds_left"] = rate != 0 ? json(static_cast<double>(left) / static_cast<double>(rate)) : json();
+  return out;
+}
 }  // namespace
 
 // Bytes of this image whose two copies may differ, other than by writes on their way.
@@ -44,6 +52,9 @@ std::string Engine::writer_of(const wire::Attr& attr) const {
 bool Engine::healthy(std::vector<std::string>* reasons) {
   std::vector<std::string> why;
   if (!mirror_->up()) why.push_back("shared node unreachable: " + mirror_->last_error().message());
+  for (const auto& brick : group_->bricks())
+    if (!brick.status) why.push_back(brick.status.message() + " (a new one: tidemark brick replace)");
+  if (group_->stuck()) why.push_back("a brick of group " + group_->name() + " hangs");
   if (group_->lost()) why.push_back("storage group " + group_->name() + " could not record a failed sync");
   if (recovering_ != 0) why.push_back(std::to_string(recovering_) + " images wait for reconciliation after a crash");
   for (auto& [id, image] : images_) {
@@ -94,6 +105,11 @@ std::vector<std::string> Engine::notes() {
   return out;
 }
 
+std::string Engine::replaced_json(const std::string& directory, uint64_t images, uint64_t bytes) {
+  json out = {{"brick", directory}, {"images", images}, {"bytes", bytes}};
+  return out.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
 std::string Engine::status_json() {
   std::vector<std::string> reasons;
   bool ok = healthy(&reasons);
@@ -113,6 +129,12 @@ std::string Engine::status_json() {
   out["replica"] = {{"url", config.replica ? config.replica->url : ""},
                     {"connected", config.replica && usage.ship_error.empty()},
                     {"error", usage.ship_error}};
+  out["storage"] = {{"group", group_->name()}, {"bricks", json::array()}};
+  for (const auto& brick : group_->bricks()) {
+    out["storage"]["bricks"].push_back(
+        {{"directory", brick.directory}, {"present", brick.status.is_ok()}, {"why", brick.status.message()}});
+  }
+  out["repaired"] = {{"own", counts_.repaired_own}, {"shared", counts_.repaired_shared}};
   out["journal"] = json::parse(journal::usage_json(usage));
   out["missing_kernel_features"] = missing_features_;
   out["branches"] = json::array();
@@ -137,6 +159,7 @@ std::string Engine::status_json() {
                              {"mirror", im.facts.policy_none ? "none" : std::string(mirror_state_name(im.state))},
                              {"alone", writes_alone(im)},
                              {"stale_bytes", stale_bytes(im)},
+                             {"resync", level_json(im.run, level_left(im), level_rate(im))},
                              {"dirty_bytes", counters.dirty_bytes},
                              {"unshipped_bytes", counters.unshipped_bytes},
                              {"rpo_s", counters.unshipped_bytes != 0 ? seconds(usage.rpo_ns) : 0.0},
@@ -157,6 +180,7 @@ std::string Engine::status_json() {
          {"mirror", attr.mirror == 0 ? "none" : std::string(mirror_state_name(MirrorState::kReadingShared))},
          {"alone", false},
          {"stale_bytes", 0},
+         {"resync", nullptr},
          {"dirty_bytes", 0},
          {"unshipped_bytes", 0},
          {"rpo_s", 0.0},
@@ -189,6 +213,11 @@ void Engine::register_metrics(metrics::Registry& registry) {
           &counts_.filled_bytes);
   counter("fs_alone_total", "Times an image went on without the shared copy", &counts_.alone);
   counter("fs_local_failures_total", "Failed operations on this host's copy", &counts_.local_failures);
+  counter("fs_hung_operations_total", "Requests that went on without a brick that hangs", &counts_.hung);
+  counter("fs_own_blocks_repaired_total", "Read errors of this host's copy mended from the shared one",
+          &counts_.repaired_own);
+  counter("fs_shared_blocks_repaired_total", "Pieces that the shared copy could not read, mended from this host's",
+          &counts_.repaired_shared);
   counter("fs_writes_lost_total", "Times the only copy that had acknowledged writes lost them", &counts_.lost);
   counter("fs_verify_differences_total", "Differences that verify found", &counts_.differences);
   gauge("fs_link_up", "1 while the shared node is connected", [this] { return mirror_->up() ? 1.0 : 0.0; });
@@ -198,6 +227,11 @@ void Engine::register_metrics(metrics::Registry& registry) {
   gauge("fs_stale_bytes", "Bytes whose copies may differ, over all images", [this] {
     uint64_t sum = 0;
     for (auto& [id, image] : images_) sum += stale_bytes(*image);
+    return static_cast<double>(sum);
+  });
+  gauge("fs_resync_left_bytes", "Still to be compared or copied by what makes copies level", [this] {
+    uint64_t sum = 0;
+    for (auto& [id, image] : images_) sum += level_left(*image);
     return static_cast<double>(sum);
   });
   gauge("fs_tenures_held", "Images this host may write", [this] {

@@ -170,8 +170,7 @@ Task<void> Engine::hand_over_task(io::Duration timeout, Done done) {
     Status flushed;
     if (level && mirror_->up() && env_.now() < deadline) flushed = co_await flush_both(*im);
     else if (im->state == MirrorState::kNone && im->local())
-      flushed =
-          co_await async<Status>([&](Callback<Status> d) { im->copy->sync(io::IoMode::kQueued, std::move(d)); });
+      flushed = co_await sync_copy(*im);
     // What is not flushed stays dirty, and the successor makes it equal.
     if (!flushed) kLog.info("handed_over_dirty", {{"image", im->id}, {"reason", flushed}});
     else if (im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());

@@ -210,7 +210,10 @@ Task<Status> Engine::adopt_size(Image& im, uint64_t size, Generation generation)
   }
   if (im.attached) journal_->set_size(im.slot, size);
   if (!im.local() || im.copy->size_generation() >= generation) co_return Status::ok();
-  co_return co_await async<Status>([&](Callback<Status> done) { im.copy->resize(size, generation, std::move(done)); });
+  UniqueFunction<void(Callback<Status>)> start = [&](Callback<Status> done) {
+    im.copy->resize(size, generation, std::move(done));
+  };
+  co_return co_await on_copy(im, start);
 }
 
 wire::Mark Engine::mark_of(Image& im, wire::MarkKind kind) {
@@ -269,8 +272,7 @@ Task<Status> Engine::flush_both(Image& im) {
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced.mark();
   if (im.local()) {
-    auto synced =
-        co_await async<Status>([&](Callback<Status> done) { im.copy->sync(io::IoMode::kQueued, std::move(done)); });
+    auto synced = co_await sync_copy(im);
     // Never simply tried again: what it was to cover may be gone.
     if (!synced && !own_copy_failed(im, synced)) co_return synced;
   }

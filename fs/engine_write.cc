@@ -140,7 +140,9 @@ void Engine::issue_remote(Op* op) {
 
 void Engine::issue_local(Op* op) {
   image::ImageCopy& copy = *op->image->copy;
-  auto done = [this, op](Status status) {
+  op->local_pending = true;
+  auto done = [this, op, number = op->local_number](Status status) {
+    if (landed(op, number)) return;
     op->local = std::move(status);
     answered(op);
   };
@@ -169,6 +171,10 @@ void Engine::settle(Op* op) {
     if (refusal) return finish_op(op, op->remote);
   }
   if (op->local_asked && !op->local && im.local()) return settle_local_failed(op);
+  if (op->local_asked && !op->local && op->remote.is_ok() && im.telling) {   // as settle_local_failed
+    im.untold.push_back(op);
+    return;
+  }
   if (op->remote.is_ok()) return finish_op(op, Status::ok());
   if (op->remote.code() == Code::kFenced) {
     fence(im);

@@ -18,8 +18,14 @@ struct FuseShell::Buffer {
   static constexpr size_t kHeaders = 80;                     // fuse_in_header and fuse_write_in
   static constexpr size_t kBytes = kPayloadAt + (1u << 20) + 4096;
   io::AlignedBuffer memory{kBytes};
+  bool answered = false, hung = false;   // a device may use it although its request was answered
   uint8_t* start() { return memory.data() + kPayloadAt - kHeaders; }
   size_t room() const { return kBytes - kPayloadAt + kHeaders; }
+};
+
+// What a read is answered with.
+struct FuseShell::ReadBuffer {
+  io::AlignedBuffer memory;
 };
 
 inline FuseShell& shell_of(fuse_req_t req) { return *static_cast<FuseShell*>(fuse_req_userdata(req)); }

@@ -122,13 +122,13 @@ static uint64_t interruptible(fuse_req_t req) {
 void FuseOps::read(fuse_req_t req, fuse_ino_t, size_t size, off_t offset, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
   size = std::min<size_t>(size, limits::kIoBytesMax);
-  io::AlignedBuffer buffer = shell.take_read_buffer(size);
-  MutableByteSpan out = buffer.span().first(size);
+  FuseShell::ReadBuffer* buffer = shell.take_read_buffer(size);
+  MutableByteSpan out = buffer->memory.span().first(size);
   io::IoMode mode = shell.alone_ ? io::IoMode::kInline : io::IoMode::kQueued;
-  auto done = [&shell, req, buffer = std::move(buffer)](Result<size_t> n) mutable {
-    if (n) fuse_reply_buf(req, reinterpret_cast<const char*>(buffer.data()), *n);
+  auto done = [&shell, req, buffer](Result<size_t> n) {
+    if (n) fuse_reply_buf(req, reinterpret_cast<const char*>(buffer->memory.data()), *n);
     else reply_error(req, n.status());
-    shell.give_back(std::move(buffer));
+    shell.give_back(buffer);
   };
   shell.engine_.read(handle_of(fi), static_cast<uint64_t>(offset), out, mode, std::move(done), interruptible(req));
 }

@@ -28,6 +28,10 @@ const log::Logger kLog("fuse");
 constexpr size_t kFreeReadBuffersMax = 64;
 constexpr size_t kNotificationsMax = 4096;
 
+bool within(ByteSpan memory, const io::AlignedBuffer& buffer) {
+  return memory.data() >= buffer.data() && memory.data() < buffer.data() + buffer.size();
+}
+
 }  // namespace
 
 std::vector<std::string> missing_kernel_features() {
@@ -106,6 +110,7 @@ Status FuseShell::start() {
   // The daemon stands in the write-back path of loop mounts over its own images.
   if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) kLog.info("no_io_flusher", {{"errno", errno}});
   notifier_ = std::make_unique<Notifier>(session_);
+  engine_.set_memory_keeper(this);
   engine_.on_invalidate([this](const wire::InvalidateNotify& m) { notifier_->push(m); });
   if (options_.session >= 0) TM_RETURN_IF_ERROR(ask_again());
   TM_RETURN_IF_ERROR(env_.add_fd(fd_, EPOLLIN, [this](uint32_t) { drain(); }));
@@ -138,6 +143,7 @@ void FuseShell::drain() {
     if (!receive(1)) return;
     begun = received_.size();
     begin_received();
+    if (begun != 0 && engine_.in_flight() != 0) return;   // its file operation comes first
   }
   if (!receive(limits::kFuseDrainMax) && begun == 0) return;
   came_alone_ = idle && begun + received_.size() == 1;
@@ -222,24 +228,65 @@ FuseShell::Buffer* FuseShell::take_buffer() {
   }
   Buffer* buffer = free_buffers_.back();
   free_buffers_.pop_back();
+  buffer->answered = false;
   return buffer;
 }
 
-void FuseShell::give_back(Buffer* buffer) { free_buffers_.push_back(buffer); }
+void FuseShell::give_back(Buffer* buffer) {
+  buffer->answered = true;
+  if (!buffer->hung) free_buffers_.push_back(buffer);
+}
 
-io::AlignedBuffer FuseShell::take_read_buffer(size_t size) {
+FuseShell::ReadBuffer* FuseShell::take_read_buffer(size_t size) {
   auto& kept = size <= kSmallRead ? small_reads_ : large_reads_;
-  if (kept.empty())
-    return io::AlignedBuffer(size <= kSmallRead ? kSmallRead : std::max<size_t>(size, limits::kIoBytesMax));
-  io::AlignedBuffer buffer = std::move(kept.back());
-  kept.pop_back();
-  if (buffer.size() < size) return io::AlignedBuffer(size);
+  if (!kept.empty()) {
+    ReadBuffer* buffer = kept.back();
+    kept.pop_back();
+    return buffer;
+  }
+  static_assert(kSmallRead < limits::kIoBytesMax, "a read is at most one large buffer");
+  if (bare_reads_.empty()) {
+    read_buffers_.push_back(std::make_unique<ReadBuffer>());
+    bare_reads_.push_back(read_buffers_.back().get());
+  }
+  ReadBuffer* buffer = bare_reads_.back();
+  bare_reads_.pop_back();
+  buffer->memory = io::AlignedBuffer(size <= kSmallRead ? kSmallRead : limits::kIoBytesMax);
   return buffer;
 }
 
-void FuseShell::give_back(io::AlignedBuffer buffer) {
-  auto& kept = buffer.size() <= kSmallRead ? small_reads_ : large_reads_;
-  if (kept.size() < kFreeReadBuffersMax) kept.push_back(std::move(buffer));
+void FuseShell::give_back(ReadBuffer* buffer) {
+  auto& kept = buffer->memory.size() <= kSmallRead ? small_reads_ : large_reads_;
+  if (kept.size() < kFreeReadBuffersMax) return kept.push_back(buffer);
+  buffer->memory = {};
+  bare_reads_.push_back(buffer);
+}
+
+MutableByteSpan FuseShell::keep(ByteSpan memory) {
+  auto holds = [&](const io::AlignedBuffer& b) { return within(memory, b); };
+  for (auto& buffer : buffers_) {
+    if (!holds(buffer->memory)) continue;
+    buffer->hung = true;
+    return {};
+  }
+  for (auto& buffer : read_buffers_) {
+    if (!holds(buffer->memory)) continue;
+    io::AlignedBuffer other(buffer->memory.size());
+    std::swap(other, buffer->memory);
+    hung_reads_.push_back(std::move(other));
+    return buffer->memory.span();
+  }
+  TM_CHECK(false, "the memory of a request is one of the shell's buffers");
+}
+
+void FuseShell::landed(ByteSpan memory) {
+  auto holds = [&](const io::AlignedBuffer& b) { return within(memory, b); };
+  std::erase_if(hung_reads_, holds);
+  for (auto& buffer : buffers_) {
+    if (!buffer->hung || !holds(buffer->memory)) continue;
+    buffer->hung = false;
+    if (buffer->answered) free_buffers_.push_back(buffer.get());
+  }
 }
 
 }  // namespace tidemark::fs

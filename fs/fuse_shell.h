@@ -42,12 +42,12 @@ struct FuseOptions {
 // Parts of a kernel release's service that this machine lacks, for `status`.
 std::vector<std::string> missing_kernel_features();
 
-class FuseShell {
+class FuseShell final : public MemoryKeeper {
  public:
   // Unmounts a dead mount that stands in the way. Errors name the mount point and what to do.
   // Taking over: kUnsupported if the kernel was promised what this program does not keep.
   static Result<std::unique_ptr<FuseShell>> mount(io::RealEnv& env, Engine& engine, FuseOptions options);
-  ~FuseShell();
+  ~FuseShell() override;
   FuseShell(const FuseShell&) = delete;
   FuseShell& operator=(const FuseShell&) = delete;
 
@@ -68,6 +68,7 @@ class FuseShell {
   friend struct NameChange;
   class Notifier;
   struct Buffer;
+  struct ReadBuffer;
   struct Directory {
     InodeNumber inode;
     std::vector<wire::DirEntry> entries;
@@ -90,8 +91,10 @@ class FuseShell {
   void gone();
   Buffer* take_buffer();
   void give_back(Buffer* buffer);
-  io::AlignedBuffer take_read_buffer(size_t size);
-  void give_back(io::AlignedBuffer buffer);
+  ReadBuffer* take_read_buffer(size_t size);
+  void give_back(ReadBuffer* buffer);
+  MutableByteSpan keep(ByteSpan memory) override;
+  void landed(ByteSpan memory) override;
 
   io::RealEnv& env_;
   Engine& engine_;
@@ -108,7 +111,9 @@ class FuseShell {
   std::vector<Buffer*> free_buffers_;
   struct Received { Buffer* buffer; size_t size; };
   std::vector<Received> received_;
-  std::vector<io::AlignedBuffer> small_reads_, large_reads_;
+  std::vector<std::unique_ptr<ReadBuffer>> read_buffers_;
+  std::vector<ReadBuffer*> small_reads_, large_reads_, bare_reads_;   // free; without memory
+  std::vector<io::AlignedBuffer> hung_reads_;            // a device may write to them
   std::unordered_map<uint64_t, Directory> directories_;
   uint64_t last_directory_ = 0;            // a successor's begin where no handle of the run before can be
   uint64_t request_ = 0;                   // names the request being processed, the same when it comes again

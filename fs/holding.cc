@@ -2,17 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include <filesystem>
 
 #include "shared/base/log.h"
 
@@ -20,7 +16,6 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fuse");
 constexpr size_t kWordBytesMax = 1024;
-constexpr int kEarlierWritesMaxMs = 10'000, kLookMs = 5;
 }  // namespace
 
 Status send_word(int socket, Word word, std::string_view text, int descriptor) {
@@ -140,33 +135,6 @@ void Holding::hear() {
       kLog.error("not_replaced", {{"reason", refusal_}});
     }
   }
-}
-
-Status await_earlier_writes(const std::vector<std::string>& bricks) {
-  int left_ms = kEarlierWritesMaxMs;
-  for (const std::string& brick : bricks) {
-    std::error_code error;
-    std::filesystem::recursive_directory_iterator at(brick, error), end;
-    for (; !error && at != end; at.increment(error)) {
-      if (!at->is_regular_file(error)) continue;
-      const std::string path = at->path().string();
-      int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOATIME);
-      if (fd < 0) fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-      if (fd < 0) continue;   // the storage group says what is wrong with it
-      bool taken = false;
-      while (!(taken = ::flock(fd, LOCK_EX | LOCK_NB) == 0) && errno == EWOULDBLOCK && left_ms > 0) {
-        left_ms -= kLookMs;
-        ::poll(nullptr, 0, kLookMs);
-        errno = EWOULDBLOCK;
-      }
-      bool held = !taken && errno == EWOULDBLOCK;
-      ::close(fd);
-      if (held)
-        return Status(Code::kUnavailable,
-                      path + ": in use by another process, or a write of the run before has not ended: try again");
-    }
-  }
-  return Status::ok();
 }
 
 }  // namespace tidemark::fs

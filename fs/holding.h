@@ -78,8 +78,4 @@ class Holding {
   uint32_t refusals_ = 0;
 };
 
-// A process that was killed may have left writes with the disk that land after its end. Waits until none of these
-// bricks' files is open anywhere (they are locked while they are), at most a while; kUnavailable names the file.
-Status await_earlier_writes(const std::vector<std::string>& bricks);
-
 }  // namespace tidemark::fs

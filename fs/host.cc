@@ -11,6 +11,7 @@
 #include "fs/fuse_shell.h"
 #include "shared/base/log.h"
 #include "shared/daemon/daemon.h"
+#include "shared/io/real_files.h"
 
 namespace tidemark::fs {
 namespace {
@@ -23,6 +24,7 @@ constexpr std::chrono::seconds kUnmountGrace{5};
 constexpr std::chrono::seconds kStopLimit{40};
 constexpr std::chrono::seconds kFinishLimit{3}, kHandOverLimit{8};
 constexpr std::chrono::milliseconds kLook{2};
+constexpr std::chrono::seconds kEarlierWritesMax{10};
 
 struct Host {
   daemon::Daemon& daemon;
@@ -65,6 +67,10 @@ struct Host {
     if (holding) holding->stopping();
     auto stop_engine = [this, done = std::move(done)]() mutable {
       engine->stop(kStopLimit, [this, done = std::move(done)](Status) mutable {
+        if (engine->hangs()) {   // what the device still has cannot be taken back, and its memory not be freed
+          kLog.warning("brick_hangs", {{"effect", "the process ends without closing it"}});
+          std::_Exit(EXIT_FAILURE);
+        }
         shell.reset();
         done();
       });
@@ -154,7 +160,8 @@ int run_host(const Arguments& arguments, const config::Host& config, const Uuid&
   const bool successor = holding && holding->successor();
   auto daemon = daemon::Daemon::create(std::move(options));
   if (!daemon) return daemon::fail(kName, daemon.status());
-  if (Status s = await_earlier_writes(config.storage.bricks); !s) return daemon::fail(kName, s);
+  // A process that was killed may have left writes with the disk that land after its end.
+  if (Status s = io::await_earlier_writes(config.storage.bricks, kEarlierWritesMax); !s) return daemon::fail(kName, s);
 
   Host host{**daemon, std::move(holding), {}};
   host.background = arguments.background;

@@ -47,6 +47,8 @@ struct Op {
   bool filled = false;                 // its regions were filled for it: it goes before those that came later
   uint8_t pending = 0;                 // copies that have not answered
   bool local_asked = false, remote_asked = false;
+  bool local_pending = false;          // the own copy's part is under way
+  uint32_t local_number = 0;           // of that part; grows when one is given up
   Status local, remote;
   CoordinatorSequence coordinator;
   uint64_t digest = 0;
@@ -56,6 +58,18 @@ struct Op {
   Generation generation;               // kResize: of the new size
   uint64_t tag = 0;                    // names it for an interrupt
   Op* next = nullptr;                  // free list
+};
+
+// Control flow that waits for an operation on the own copy.
+struct LocalWait {
+  Callback<Status> done;               // empty: it was given up, or has ended
+};
+
+// Making copies level, as `status` shows it.
+struct LevelRun {
+  uint64_t total = 0, done = 0;        // bytes; total 0: none is under way
+  io::BootTime begun;
+  bool waits = false;                  // for its turn
 };
 
 struct Image {
@@ -106,6 +120,8 @@ struct Image {
   uint64_t size = 0;                   // authoritative while held
   Generation size_generation;
   bool resync_running = false, fill_running = false;
+  LevelRun run;                        // of the resync, the fill or the recovery
+  uint32_t repairing = 0;              // read repairs under way
 
   // ---- requests
   RangeLock order;
@@ -117,6 +133,8 @@ struct Image {
   bool filling_runs = false;
   std::vector<Op*> untold;             // their own copy failed: wait until the shared node has noted that
   bool telling = false, reopening = false;
+  bool hung = false;                   // an operation on the own copy was overdue since it was opened
+  std::vector<std::shared_ptr<LocalWait>> local_waits;   // shared with the operations
   io::BootTime reopen_at;              // a failed copy is not tried again before
   std::vector<UniqueFunction<void()>> idle;   // called once when active falls to 0
   Unsynced unsynced;                   // writes that are finished and not yet flushed

@@ -282,6 +282,7 @@ void read_storage(Document& d, Storage& out) {
   s.paths("bricks", out.bricks);
   s.size("stripe_unit", out.stripe_unit, {64u << 10, 1u << 30, 4096});
   s.number("stripe_count", out.stripe_count, {1, 256});
+  s.duration("io_deadline", out.io_deadline, std::chrono::milliseconds(500), std::chrono::milliseconds(600'000));
   if (s.present() && !out.bricks.empty() && out.stripe_count > out.bricks.size()) {
     const toml::node* at = s.get("stripe_count");
     if (at != nullptr) s.wrong("stripe_count", *at, "is larger than the number of bricks: add bricks or lower it");
@@ -377,6 +378,11 @@ Result<Host> load_host(const std::string& file) {
       s.wrong("policy", *s.get("policy"), "bad policy \"" + policy + "\": write continue or pause");
     }
     out.may_go_alone = policy == "continue";
+  }
+  {
+    Section s(d, "resync", Need::kOptional);
+    s.size("rate", out.resync.rate, {0, 1ull << 40, 1});
+    s.number("images", out.resync.images, {1, 64});
   }
   {
     Section s(d, "mount", Need::kOptional);

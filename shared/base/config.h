@@ -28,6 +28,7 @@ struct Storage {
   std::vector<std::string> bricks;                                // directories
   uint64_t stripe_unit = 1ull << 20;                              // bytes, multiple of 4096
   uint32_t stripe_count = 1;
+  std::chrono::milliseconds io_deadline{5000};                    // a brick that takes longer for an operation has failed
 };
 struct SharedLink { std::string address; std::string node; uint32_t connections = 2; };
 struct ReplicaLink { std::string url; std::string node; };
@@ -40,6 +41,10 @@ struct Journal {
   std::chrono::milliseconds limit_age{24 * 3'600'000};           // of the oldest of them
   uint64_t region_bytes = 4ull << 20;
 };
+struct Resync {
+  uint64_t rate = 0;                                              // bytes a second over all images; 0: no limit
+  uint32_t images = 4;                                            // made level at once; the others wait
+};
 struct Listen { std::string address; };                           // "127.0.0.1:7400"; port 0 takes a free one
 struct Log { std::string level = "info"; std::string file; };
 struct Mount { std::string path; bool allow_other = true; uint32_t max_background = 256; };
@@ -50,7 +55,7 @@ struct Host {
   std::optional<ReplicaLink> replica;    // none: nothing is shipped; journal and cuts still go on
   std::optional<WitnessLink> witness;    // asked before this host goes on without the shared node
   bool may_go_alone = true;              // [autonomy] policy = "continue"; "pause", the default with a witness: it waits
-  Journal journal; Listen metrics; Log log; Mount mount;
+  Journal journal; Resync resync; Listen metrics; Log log; Mount mount;
 };
 struct Shared {
   Node node; Tls tls; Storage storage; Listen listen;

@@ -30,7 +30,7 @@ struct Words {   // what the command line said
   ImportOptions import;
   ExportOptions export_image;
   TakeoverOptions takeover;
-  std::string abort_image;
+  std::string abort_image, brick;
   RemoveOptions remove;
   std::string images_at = "latest";
   PointsOptions points;
@@ -111,6 +111,14 @@ void add_image_verbs(CLI::App& app, Words& w) {
                      [&w](Context& c) { return image_abort(c, w.abort_image); });
   abort->add_option("IMAGE", w.abort_image, "image")->required();
   verb(image, w, "branches", "List what this host wrote and lost to a takeover", [](Context& c) { return image_branches(c); });
+}
+
+void add_brick_verbs(CLI::App& app, Words& w) {
+  CLI::App& brick = *noun(app, "brick", "The directories that hold this node's copies");
+  verb(brick, w, "list", "List the bricks, and which are missing", [](Context& c) { return brick_list(c); });
+  auto* replace = verb(brick, w, "replace", "Take an empty directory in the place of a host's brick that is gone",
+                       [&w](Context& c) { return brick_replace(c, w.brick); });
+  replace->add_option("DIRECTORY", w.brick, "as in [storage] bricks")->required();
 }
 
 void add_replica_verbs(CLI::App& app, Words& w) {
@@ -225,6 +233,7 @@ int run(int argc, char** argv) {
   app.set_version_flag("-V,--version", "tidemark " + std::string(version()));
   add_daemon_verbs(app, w);
   add_image_verbs(app, w);
+  add_brick_verbs(app, w);
   add_replica_verbs(app, w);
   add_admin_verbs(app, w);
   try {

@@ -44,6 +44,8 @@ struct TakeoverOptions { std::vector<std::string> images; std::string host; bool
 Outcome image_takeover(Context& context, const TakeoverOptions& options);
 std::string takeover_text(const Json& report);
 Outcome image_branches(Context& context);
+Outcome brick_list(Context& context);
+Outcome brick_replace(Context& context, const std::string& directory);
 Outcome image_abort(Context& context, const std::string& image);
 
 Outcome replica_status(Context& context);

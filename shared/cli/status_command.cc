@@ -70,6 +70,22 @@ std::string restart_line(const Json& restart) {
   return out + "\n";
 }
 
+// What makes copies level, while it is under way.
+std::string resync_lines(const Json& images) {
+  std::string out;
+  if (!images.is_array()) return out;
+  for (const Json& i : images) {
+    const Json& run = at(i, "resync");
+    if (!run.is_object()) continue;
+    out += "level    " + text(i, "path", "(no name)") + ": " + size_of(run, "bytes_left") + " of " + size_of(run, "bytes_total") + " left";
+    if (flag(run, "waits")) out += ", waits its turn";
+    if (number(run, "bytes_per_s") != 0) out += ", " + size_of(run, "bytes_per_s") + " a second";
+    if (at(run, "seconds_left").is_number()) out += ", done in " + format_seconds(real(run, "seconds_left"));
+    out += "\n";
+  }
+  return out;
+}
+
 std::string image_table(const Json& images) {
   Table table({"IMAGE", "SIZE", "ALLOCATED", "EPOCH", "WRITER", "MIRROR", "STALE", "RPO", "UUID"});
   table.right({1, 2, 3, 6, 7});
@@ -96,6 +112,7 @@ std::string status_text(const Json& s) {
   out += restart_line(at(s, "restart"));
   if (text(s, "role") == "host") out += shared_line(at(s, "shared")) + replica_line(at(s, "replica"));
   out += journal_line(at(s, "journal"));
+  out += resync_lines(at(s, "images"));
   for (const Json& host : at(s, "hosts")) {
     out += "host     " + text(host, "host", text(host, "node")) + ": " + (flag(host, "connected") ? "connected" : "not connected") + "\n";
   }

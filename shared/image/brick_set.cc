@@ -138,9 +138,99 @@ Status check_options(const StorageGroupOptions& options) {
 
 }  // namespace
 
+namespace {
+
+// What is wrong with the brick `index` in this directory, if anything. Fills in what is found there.
+Status look_at(io::FileSystem& files, const StorageGroupOptions& options, const std::string& directory, Brick* found) {
+  TM_ASSIGN_OR_RETURN(Probe now, probe(files, directory));
+  TM_RETURN_IF_ERROR(check_member(directory, now, options.expected_group, options));
+  TM_ASSIGN_OR_RETURN(found->mount_identity, files.mount_identity(directory));
+  found->directory = directory;
+  found->marker = now.marker;
+  return {};
+}
+
+// A group whose bricks are on record: those that are not what they should be are absent.
+Result<std::vector<Brick>> open_known(io::FileSystem& files, const StorageGroupOptions& options) {
+  if (options.known_bricks.size() != options.bricks.size()) {
+    return Status(Code::kInvalidArgument, "group \"" + options.name + "\" has " +
+                                              std::to_string(options.known_bricks.size()) +
+                                              " bricks, the configuration lists " +
+                                              std::to_string(options.bricks.size()) + "; list all of them");
+  }
+  std::vector<Brick> bricks(options.bricks.size());
+  std::vector<std::pair<std::string, Status>> misfits;
+  for (const std::string& directory : options.bricks) {
+    Brick found;
+    if (Status s = look_at(files, options, directory, &found); !s) {
+      // A brick of another group was mounted here, or the configuration is wrong: nothing to go on with.
+      if (auto now = probe(files, directory); now && now->found == Found::kMarker) return s;
+      misfits.emplace_back(directory, s);
+      continue;
+    }
+    Brick& brick = bricks[found.marker.index];
+    if (!brick.directory.empty())
+      return refuse(directory, "is the same as " + brick.directory + "; list each brick once");
+    brick = std::move(found);
+  }
+  size_t next = 0;
+  for (uint32_t i = 0; i < bricks.size(); ++i) {
+    if (!bricks[i].directory.empty()) continue;
+    BrickMarker marker;
+    marker.group = options.expected_group;
+    marker.name = options.name;
+    marker.count = static_cast<uint32_t>(bricks.size());
+    marker.index = i;
+    marker.brick = options.known_bricks[i];
+    marker.state = BrickMarker::State::kReady;
+    auto& [directory, status] = misfits[next++];
+    kLog.warning("brick_absent", {{"brick", directory}, {"reason", status}});
+    bricks[i] = {directory, marker, 0, status};
+  }
+  return bricks;
+}
+
+}  // namespace
+
+void look_at_bricks(io::FileSystem& files, const StorageGroupOptions& options, std::vector<Brick>& bricks) {
+  for (Brick& brick : bricks) {
+    Brick found;
+    Status now = look_at(files, options, brick.directory, &found);
+    if (now.is_ok() && found.marker.brick != brick.marker.brick)
+      now = refuse(brick.directory, "is another brick of group \"" + options.name + "\" than before");
+    if (now.is_ok() != brick.absent.is_ok())
+      kLog.warning(now ? "brick_back" : "brick_absent", {{"brick", brick.directory}, {"reason", now}});
+    if (now) brick.mount_identity = found.mount_identity;
+    brick.absent = std::move(now);
+  }
+}
+
+Status replace_brick(io::Env& env, std::vector<Brick>& bricks, size_t index) {
+  Brick& brick = bricks[index];
+  io::FileSystem& files = env.files();
+  TM_ASSIGN_OR_RETURN(Probe now, probe(files, brick.directory));
+  if (now.found == Found::kNoDirectory) return refuse(brick.directory, "does not exist; mount the new device there");
+  if (now.found == Found::kOtherFiles) return refuse(brick.directory, "holds other files; give an empty directory");
+  if (now.found == Found::kMarker) {
+    return refuse(brick.directory, "is a brick already, of group \"" + now.marker.name +
+                                       "\"; give an empty directory, or remove what is in it");
+  }
+  BrickMarker marker = brick.marker;
+  marker.brick = env.random_uuid();
+  marker.failed_syncs = 0;
+  for (const Brick& other : bricks) marker.failed_syncs = std::max(marker.failed_syncs, other.marker.failed_syncs);
+  TM_RETURN_IF_ERROR(files.write_file_atomically(marker_path(brick.directory), encode_marker(marker)));
+  TM_ASSIGN_OR_RETURN(brick.mount_identity, files.mount_identity(brick.directory));
+  kLog.warning("brick_replaced", {{"brick", brick.directory}, {"old", brick.marker.brick}, {"new", marker.brick}});
+  brick.marker = marker;
+  brick.absent = Status::ok();
+  return {};
+}
+
 Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& options) {
   TM_RETURN_IF_ERROR(check_options(options));
   io::FileSystem& files = env.files();
+  if (!options.known_bricks.empty() && !options.expected_group.is_nil()) return open_known(files, options);
   TM_ASSIGN_OR_RETURN(auto probes, probe_all(files, options));
   auto is_ready = [](const Probe& p) {
     return p.found == Found::kMarker && p.marker.state == BrickMarker::State::kReady;
@@ -182,6 +272,7 @@ Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, ui
   Status last;
   for (Brick& brick : bricks) {
     brick.marker.failed_syncs = counter;
+    if (!brick.absent) continue;
     Status status = files.write_file_atomically(marker_path(brick.directory), encode_marker(brick.marker));
     if (status) {
       durable = true;

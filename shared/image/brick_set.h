@@ -15,10 +15,16 @@ struct Brick {
   std::string directory;
   BrickMarker marker;
   uint64_t mount_identity = 0;
+  Status absent;                 // why; OK: it is there
 };
 
 // In index order. Errors as StorageGroup::open says.
 Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& options);
+
+// Looks again whether each is there: Brick::absent.
+void look_at_bricks(io::FileSystem& files, const StorageGroupOptions& options, std::vector<Brick>& bricks);
+// Makes a new brick of the empty directory of an absent one.
+Status replace_brick(io::Env& env, std::vector<Brick>& bricks, size_t index);
 
 // Writes `counter` into every marker. OK when at least one took it durably.
 Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, uint64_t counter);

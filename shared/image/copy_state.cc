@@ -184,6 +184,7 @@ CopyState::Op* CopyState::take_op(Callback<Status> done) {
   }
   op->done = std::move(done);
   op->pending = 1;  // held by whoever issues the pieces
+  op->begun = group_.op_begun();
   ++ops_in_flight_;
   return op;
 }
@@ -196,12 +197,19 @@ void CopyState::finish_piece(Op* op, Status status) {
   op->next_free = free_ops_;
   free_ops_ = op;
   --ops_in_flight_;
+  group_.op_ended();
   done(std::move(result));
 }
 
 void CopyState::finish_write(Op* op, uint32_t stripe, Status status) {
   objects_[stripe].dirty = true;
   finish_piece(op, std::move(status));
+}
+
+bool CopyState::look_for_overdue(uint32_t tick, uint32_t allowed) {
+  overdue_ = std::any_of(ops_.begin(), ops_.end(),
+                         [&](const Op& op) { return op.pending != 0 && tick - op.begun > allowed; });
+  return overdue_;
 }
 
 Status CopyState::check_range(uint64_t offset, uint64_t length) const {
@@ -351,6 +359,7 @@ void CopyState::resize(uint64_t new_size, Generation generation, Callback<Status
                                                    " is not newer than " +
                                                    std::to_string(metadata_.size_generation.value)));
   }
+  if (Status s = group_.refuse_if_stuck(); !s) return done(std::move(s));
   Op* op = take_op(std::move(done));
   if (new_size <= metadata_.size) {
     shrink(new_size, generation, op);
@@ -406,6 +415,7 @@ void CopyState::finish_grow(uint64_t new_size, Generation generation, Op* op) {
 }
 
 Result<Extent> CopyState::next_data(uint64_t offset) {
+  TM_RETURN_IF_ERROR(group_.refuse_if_stuck());
   const Layout& layout = metadata_.layout;
   Extent best{metadata_.size, 0};
   if (offset >= metadata_.size) return best;
@@ -428,6 +438,7 @@ Result<Extent> CopyState::next_data(uint64_t offset) {
 }
 
 Result<uint64_t> CopyState::allocated_bytes() {
+  TM_RETURN_IF_ERROR(group_.refuse_if_stuck());
   uint64_t total = 0;
   for (const Object& object : objects_) {
     auto stat = object.file->stat();
@@ -464,5 +475,6 @@ void ImageCopy::resize(uint64_t new_size, Generation generation, Callback<Status
 Result<Extent> ImageCopy::next_data(uint64_t offset) { return state_->next_data(offset); }
 Result<uint64_t> ImageCopy::allocated_bytes() { return state_->allocated_bytes(); }
 bool ImageCopy::idle() const { return state_->idle(); }
+bool ImageCopy::overdue() const { return state_->overdue(); }
 
 }  // namespace tidemark::image

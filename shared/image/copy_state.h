@@ -35,6 +35,8 @@ class CopyState {
 
   const ImageMetadata& metadata() const { return metadata_; }
   bool idle() const { return ops_in_flight_ == 0; }
+  bool overdue() const { return overdue_; }
+  bool look_for_overdue(uint32_t tick, uint32_t allowed);
   void mark_removed() { removed_ = true; }
 
  private:
@@ -48,6 +50,7 @@ class CopyState {
     Callback<Status> done;
     Status status;  // the first failure
     uint32_t pending = 0;
+    uint32_t begun = 0;  // tick of the group
     Op* next_free = nullptr;
   };
   struct Bounce;      // one piece that goes through aligned memory
@@ -78,6 +81,7 @@ class CopyState {
   Bounce* free_bounces_ = nullptr;
   std::vector<std::unique_ptr<ZeroFiller>> fillers_;
   size_t ops_in_flight_ = 0;
+  bool overdue_ = false;
 };
 
 }  // namespace tidemark::image::detail

@@ -12,6 +12,7 @@ namespace tidemark::image {
 namespace detail {
 namespace {
 const log::Logger kLog("image");
+constexpr io::Duration kTickMax = std::chrono::milliseconds(250);
 }
 
 io::AlignedBuffer BouncePool::take(size_t size) {
@@ -42,10 +43,60 @@ Result<std::unique_ptr<GroupState>> GroupState::open(io::Env& env, StorageGroupO
     group->failed_syncs_ = std::max(group->failed_syncs_, brick.marker.failed_syncs);
   }
   group->loss_id_ = compute_loss_id(env.boot_id(), group->bricks_, group->failed_syncs_);
+  // At least the deadline, at most a quarter of a second and an eighth of it longer.
+  const io::Duration deadline = group->options_.io_deadline;
+  group->tick_interval_ = std::min<io::Duration>(deadline / 8 + std::chrono::milliseconds(1), kTickMax);
+  if (deadline != io::Duration::zero())
+    group->ticks_allowed_ = static_cast<uint32_t>(deadline / group->tick_interval_ + 1);
   return group;
 }
 
-GroupState::~GroupState() { TM_CHECK(copies_alive_ == 0, "a StorageGroup was destroyed before its images"); }
+GroupState::~GroupState() {
+  env_.cancel(tick_timer_);
+  TM_CHECK(copies_.empty(), "a StorageGroup was destroyed before its images");
+}
+
+uint32_t GroupState::op_begun() {
+  ++ops_in_flight_;
+  if (tick_timer_.value == 0 && ticks_allowed_ != 0) tick_timer_ = env_.after(tick_interval_, [this] { tick(); });
+  return tick_;
+}
+
+void GroupState::tick() {
+  ++tick_;
+  tick_timer_ = {};
+  std::vector<ImageId> overdue;
+  bool was_stuck = std::exchange(stuck_, false);
+  for (CopyState* copy : copies_) {
+    if (!copy->look_for_overdue(tick_, ticks_allowed_)) continue;
+    stuck_ = true;
+    overdue.push_back(copy->metadata().id);
+  }
+  if (stuck_ != was_stuck) {
+    kLog.warning(stuck_ ? "storage_hangs" : "storage_answers",
+                 {{"group", options_.name}, {"deadline_ms", options_.io_deadline.count()}});
+  }
+  if (!stuck_ && std::exchange(record_owed_, false)) {   // of syncs that failed while nothing could be written
+    Status recorded = record_failed_syncs(files(), bricks_, failed_syncs_);
+    if (recorded) lost_ = false;
+    else kLog.warning("failed_sync_not_recorded", {{"group", options_.name}, {"status", recorded}});
+  }
+  if (ops_in_flight_ != 0 || stuck_ || record_owed_) tick_timer_ = env_.after(tick_interval_, [this] { tick(); });
+  for (const ImageId& id : overdue)
+    if (on_overdue_) on_overdue_(id);
+}
+
+void GroupState::look_again() {
+  stuck_ = std::any_of(copies_.begin(), copies_.end(),
+                       [this](CopyState* copy) { return copy->look_for_overdue(tick_, ticks_allowed_); });
+  if (!stuck_) kLog.warning("storage_answers", {{"group", options_.name}});
+}
+
+Status GroupState::refuse_if_stuck() const {
+  if (!stuck_) return Status::ok();
+  return Status(Code::kIoError, "group \"" + options_.name + "\": an operation on a brick has not ended within " +
+                                    std::to_string(options_.io_deadline.count()) + " ms");
+}
 
 std::string GroupState::brick_directory(const Uuid& id) const {
   for (const Brick& brick : bricks_) {
@@ -54,11 +105,46 @@ std::string GroupState::brick_directory(const Uuid& id) const {
   return {};
 }
 
+std::vector<StorageGroup::BrickState> GroupState::bricks() const {
+  std::vector<StorageGroup::BrickState> out;
+  for (const Brick& brick : bricks_) out.push_back({brick.directory, brick.marker.brick, brick.absent});
+  return out;
+}
+
+Status GroupState::any_absent() const {
+  for (const Brick& brick : bricks_)
+    if (!brick.absent) return Status(Code::kIoError, brick.absent.message());
+  return Status::ok();
+}
+
+Status GroupState::look_at_bricks() {
+  TM_RETURN_IF_ERROR(refuse_if_stuck());
+  if (options_.expected_group.is_nil()) options_.expected_group = group_id();
+  detail::look_at_bricks(files(), options_, bricks_);
+  loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
+  return Status::ok();
+}
+
+Status GroupState::replace_brick(const std::string& directory) {
+  TM_RETURN_IF_ERROR(look_at_bricks());
+  auto at = std::find_if(bricks_.begin(), bricks_.end(), [&](const Brick& b) { return b.directory == directory; });
+  if (at == bricks_.end()) {
+    return Status(Code::kNotFound, "group \"" + options_.name + "\" has no brick " + directory +
+                                       "; name one of [storage] bricks as it is written there");
+  }
+  if (at->absent) return Status(Code::kInvalidArgument, "brick " + directory + " is in use and needs no replacement");
+  const auto index = static_cast<size_t>(at - bricks_.begin());
+  TM_RETURN_IF_ERROR(detail::replace_brick(env_, bricks_, index));
+  loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
+  return Status::ok();
+}
+
 Status GroupState::note_failed_sync() {
   ++failed_syncs_;
   loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
-  Status status = record_failed_syncs(files(), bricks_, failed_syncs_);
+  Status status = stuck_ ? refuse_if_stuck() : record_failed_syncs(files(), bricks_, failed_syncs_);
   if (!status) lost_ = true;
+  record_owed_ = stuck_;
   kLog.warning("failed_sync", {{"group", options_.name}, {"loss_id", loss_id_}, {"durable", status ? "yes" : "no"}});
   return status;
 }
@@ -75,17 +161,22 @@ Layout GroupState::layout_for(ImageId id) const {
 }
 
 Result<GroupState::FoundMetadata> GroupState::find_metadata(ImageId id) {
+  TM_RETURN_IF_ERROR(refuse_if_stuck());
   size_t first = std::hash<Uuid>{}(id) % bricks_.size();
   for (size_t i = 0; i < bricks_.size(); ++i) {
+    if (!bricks_[(first + i) % bricks_.size()].absent) continue;
     const std::string& directory = bricks_[(first + i) % bricks_.size()].directory;
     auto bytes = files().read_file(metadata_path(directory, id));
     if (bytes) return FoundMetadata{directory, std::move(bytes).value()};
     if (bytes.status().code() != Code::kNotFound) return bytes.status();
   }
+  // It may lie on a brick that is absent: only where all are there it is known not to exist.
+  TM_RETURN_IF_ERROR(any_absent());
   return Status(Code::kNotFound, "group \"" + options_.name + "\" has no image " + id.to_string());
 }
 
 Status GroupState::save_metadata(const ImageMetadata& metadata) {
+  TM_RETURN_IF_ERROR(refuse_if_stuck());
   std::string brick = brick_directory(metadata.layout.bricks().front());
   return files().write_file_atomically(metadata_path(brick, metadata.id), encode_metadata(metadata));
 }
@@ -152,7 +243,7 @@ Result<std::unique_ptr<ImageCopy>> GroupState::open_with(ImageMetadata metadata)
   auto state = std::make_unique<CopyState>(*this, std::move(metadata));
   TM_RETURN_IF_ERROR(state->open_objects(options_.direct));
   open_[id] = state.get();
-  ++copies_alive_;
+  copies_.insert(state.get());
   return std::unique_ptr<ImageCopy>(new ImageCopy(std::move(state)));
 }
 
@@ -168,7 +259,7 @@ Result<std::unique_ptr<ImageCopy>> GroupState::open_image(ImageId id) {
 }
 
 void GroupState::forget(ImageId id, CopyState* copy) {
-  --copies_alive_;
+  copies_.erase(copy);
   auto it = open_.find(id);
   if (it != open_.end() && it->second == copy) open_.erase(it);
 }
@@ -191,6 +282,7 @@ bool GroupState::contains(ImageId id) {
 
 Status GroupState::for_each_name(UniqueFunction<Status(const Brick&, const std::string&, const std::string&)> fn) {
   for (const Brick& brick : bricks_) {
+    if (!brick.absent) continue;
     auto folders = files().list(objects_directory(brick.directory));
     if (!folders) {
       if (folders.status().code() == Code::kNotFound) continue;
@@ -253,9 +345,11 @@ Result<uint64_t> GroupState::sweep_orphans() {
 }
 
 Result<io::FileSystem::Space> GroupState::space() {
+  TM_RETURN_IF_ERROR(refuse_if_stuck());
   io::FileSystem::Space total;
   std::set<uint64_t> counted;
   for (const Brick& brick : bricks_) {
+    if (!brick.absent) continue;
     if (!counted.insert(brick.mount_identity).second) continue;
     TM_ASSIGN_OR_RETURN(auto space, files().space(brick.directory));
     total.total += space.total;
@@ -283,6 +377,11 @@ bool StorageGroup::contains(ImageId id) { return state_->contains(id); }
 Result<StorageGroup::Catalogue> StorageGroup::list() { return state_->list(); }
 Result<uint64_t> StorageGroup::sweep_orphans() { return state_->sweep_orphans(); }
 Result<io::FileSystem::Space> StorageGroup::space() { return state_->space(); }
+void StorageGroup::on_overdue(UniqueFunction<void(ImageId)> fn) { state_->on_overdue(std::move(fn)); }
+std::vector<StorageGroup::BrickState> StorageGroup::bricks() const { return state_->bricks(); }
+Status StorageGroup::look_at_bricks() { return state_->look_at_bricks(); }
+Status StorageGroup::replace_brick(const std::string& directory) { return state_->replace_brick(directory); }
+bool StorageGroup::stuck() const { return state_->stuck(); }
 const std::string& StorageGroup::name() const { return state_->options().name; }
 Uuid StorageGroup::group_id() const { return state_->group_id(); }
 LossId StorageGroup::loss_id() const { return state_->loss_id(); }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -39,11 +40,18 @@ class GroupState {
   Result<uint64_t> sweep_orphans();
   Result<io::FileSystem::Space> space();
 
+  void on_overdue(UniqueFunction<void(ImageId)> fn) { on_overdue_ = std::move(fn); }
+  bool stuck() const { return stuck_; }
+  Status refuse_if_stuck() const;
+
   Status note_failed_sync();
   LossId loss_id() const { return loss_id_; }
   bool lost() const { return lost_; }
   Uuid group_id() const { return bricks_.front().marker.group; }
   const StorageGroupOptions& options() const { return options_; }
+  std::vector<StorageGroup::BrickState> bricks() const;
+  Status look_at_bricks();
+  Status replace_brick(const std::string& directory);
 
   // For CopyState.
   io::FileSystem& files() { return env_.files(); }
@@ -52,6 +60,14 @@ class GroupState {
   std::string brick_directory(const Uuid& brick) const;
   Status save_metadata(const ImageMetadata& metadata);
   void forget(ImageId id, CopyState* copy);  // that copy is gone
+  // Operations are timed in ticks of a timer that runs while there are any: what a stopped process had begun is not
+  // overdue when it goes on, and no operation costs a look at the clock.
+  uint32_t op_begun();                       // the tick
+  void op_ended() {
+    --ops_in_flight_;
+    if (stuck_) look_again();
+  }
+  void look_again();                         // whether anything is overdue still
 
  private:
   struct FoundMetadata {
@@ -60,6 +76,8 @@ class GroupState {
   };
 
   GroupState(io::Env& env, StorageGroupOptions options) : env_(env), options_(std::move(options)) {}
+  Status any_absent() const;
+  void tick();
   Layout layout_for(ImageId id) const;
   Result<FoundMetadata> find_metadata(ImageId id);
   Status make_objects(const ImageMetadata& metadata);
@@ -74,8 +92,15 @@ class GroupState {
   uint64_t failed_syncs_ = 0;
   LossId loss_id_;
   bool lost_ = false;
+  bool record_owed_ = false;                 // of failed syncs
   std::map<ImageId, CopyState*> open_;  // those that still have a name
-  size_t copies_alive_ = 0;
+  std::set<CopyState*> copies_;              // all, those without a name too
+  size_t ops_in_flight_ = 0;
+  uint32_t tick_ = 0, ticks_allowed_ = 0;
+  io::Duration tick_interval_{0};
+  io::TimerId tick_timer_;
+  bool stuck_ = false;
+  UniqueFunction<void(ImageId)> on_overdue_;
   BouncePool bounce_;
 };
 

@@ -13,6 +13,7 @@
 // Not done here: mirroring, dirty and stale maps, access rights, order.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -52,6 +53,11 @@ struct StorageGroupOptions {
   // daemon's first start: then bricks that are all empty are taken as new. Otherwise an empty brick is
   // one that was replaced or is not mounted: an error, never a fresh start.
   Uuid expected_group;
+  // The group's bricks by index, as bricks() gave them earlier. Given, a brick that is missing or empty is absent
+  // instead of an error: images on it cannot be opened, nor be made there; it is never taken as new.
+  std::vector<Uuid> known_bricks;
+  // An operation on blocks that takes longer is overdue: on_overdue() says so. 0: none ever is.
+  std::chrono::milliseconds io_deadline{0};
 };
 
 class ImageCopy;
@@ -88,6 +94,25 @@ class StorageGroup {
 
   // Of all bricks together; file systems that hold several bricks count once.
   Result<io::FileSystem::Space> space();
+
+  struct BrickState {
+    std::string directory;
+    Uuid id;
+    Status status;   // why it is absent; OK: it is there
+  };
+  std::vector<BrickState> bricks() const;   // by index
+  // Looks at the bricks' markers again: one that vanished or was replaced is absent from now on, one that came back is
+  // there. kIoError while the group is stuck().
+  Status look_at_bricks();
+  // Takes the empty directory of an absent brick as a new brick in its place. Blocks that lay on the old one are gone:
+  // no image must be taken as whole that lay there. kInvalidArgument says what is wrong with the directory.
+  Status replace_brick(const std::string& directory);
+  // `fn(image)` runs now and then, off any operation's stack, while an operation of that image's copy is overdue. The
+  // operation itself goes on: its buffers are in use until its own callback runs, whenever that is, and until then the
+  // copy is not idle() and must not be opened anew, since the operation may still change blocks.
+  void on_overdue(UniqueFunction<void(ImageId)> fn);
+  // An operation is overdue. What blocks (names, sizes, side files, markers) is refused meanwhile: kIoError.
+  bool stuck() const;
 
   const std::string& name() const;
   Uuid group_id() const;
@@ -146,6 +171,7 @@ class ImageCopy {
   Result<uint64_t> allocated_bytes();
 
   bool idle() const;  // no operation in flight
+  bool overdue() const;  // one takes longer than StorageGroupOptions::io_deadline
 
  private:
   friend class detail::GroupState;

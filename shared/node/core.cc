@@ -101,7 +101,9 @@ Status Core::open_group(const Identity& identity) {
   group.stripe_count = options_.storage.stripe_count;
   group.direct = options_.direct;
   group.expected_group = identity.group;
+  group.io_deadline = options_.storage.io_deadline;
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, std::move(group)));
+  group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   return Status::ok();
 }
 
@@ -266,7 +268,7 @@ void Core::stop(UniqueFunction<void()> done) {
 }
 
 void Core::maybe_stopped() {
-  bool idle = ops_ == 0 && scans_ == 0 && (commits_done_ == commits_ || !failed_);
+  bool idle = ops_ == 0 && hung_ == 0 && scans_ == 0 && (commits_done_ == commits_ || !failed_);
   if (!stopping_ || !stopped_ || !idle) return;
   UniqueFunction<void()> done = std::move(stopped_);
   stopped_ = nullptr;
@@ -286,6 +288,7 @@ void Core::register_metrics() {
   syncs_total_ = m.counter("shared_syncs_total", "Flushes carried out on the shared copy");
   sync_failures_total_ = m.counter("shared_sync_failures_total", "Flushes that failed: each changes the loss id");
   cold_writes_total_ = m.counter("shared_cold_writes_total", "Writes that first had a behind-map made durable");
+  hung_total_ = m.counter("shared_hung_operations_total", "Operations given up because a brick hangs");
   fenced_total_ = m.counter("shared_fenced_total", "Requests refused because their tenure has moved");
   grants_total_ = m.counter("shared_grants_total", "Tenures granted");
   busy_total_ = m.counter("shared_busy_total", "Tenures refused because another host holds the image");

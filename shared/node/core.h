@@ -1,6 +1,6 @@
 // The inside of SharedNode. One class, its members grouped by what they do; each group has its .cc:
 // core.cc (start, stop, commits), sessions.cc, data_requests.cc and data.cc (the way of a data request),
-// scans.cc (hash and extents), tenures.cc, takeover.cc, name_requests.cc, status.cc.
+// hang.cc (a brick that hangs), scans.cc (hash and extents), tenures.cc, takeover.cc, name_requests.cc, status.cc.
 //
 // The way of a request that changes blocks:
 //
@@ -74,6 +74,7 @@ struct Image {
   uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
   // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
   enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite } holder_ahead = Ahead::kNo;
+  bool refused_writes = false;                // of the holder, since it last resumed: it goes on without this copy
   uint32_t asking_witness = 0;                // questions on their way: meanwhile no new terms
   bool fence_later = false;                   // a timer is set to look at its holder's absence again
   bool fencing = false;                       // being taken from its holder: nothing more of the epoch is begun
@@ -84,7 +85,9 @@ struct Image {
   io::BootTime kept_until;                    // nameless: not removed before
   bool times_changed = false;                 // mtime is newer in memory
   bool syncing = false;
+  std::vector<Op*> sync_joined;               // of the sync under way; empty if it hangs
   std::vector<Op*> sync_waiting;              // joined by the next sync
+  uint32_t hung = 0;                          // operations on the copy that were given up and have not ended
   uint64_t used_at = 0;
 };
 
@@ -108,6 +111,8 @@ struct Op {
   uint8_t kind = 0;                           // Zero::kind, Repair::hole, Write::flags
   Generation size_generation;
   CoordinatorSequence coordinator;
+  Callback<Status> at_copy;                   // goes on when the copy has answered; empty: it is not asked
+  bool hung = false;                          // answered without the copy, which still uses the payload
 };
 
 class Core {
@@ -216,7 +221,18 @@ class Core {
   CoordinatorSequence applied_up_to(const Image& image) const;
   void sync(Op* op);
   void start_sync(Image& image, std::vector<Op*> joined);
-  void synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Status& status);
+  void synced(Image& image, CoordinatorSequence up_to, const Status& status);
+  // ---- hang.cc
+  template <typename F>
+  Callback<Status> at_copy(Op* op, F then) {
+    op->at_copy = std::move(then);
+    return [this, op](Status status) { copy_answered(op, std::move(status)); };
+  }
+  void copy_answered(Op* op, Status status);
+  void copy_overdue(ImageId id);
+  void hung_ended(Image& image);
+  Status refuse_if_hung(const Image& image) const;
+  void outdated_then(Op* op, const Status& status);
   void finish(Op* op);                          // answered: leaves the order and is recycled
   void fail(Op* op, const Status& status);
   void answer_applied(Op* op);
@@ -344,6 +360,7 @@ class Core {
   std::vector<Op*> runnable_;                 // what finish() let go, for the outermost run
   bool running_ = false;
   uint32_t ops_ = 0;                          // under way
+  uint32_t hung_ = 0;                         // as Image::hung, of all
   uint32_t scans_ = 0;
   std::unordered_map<Op*, std::shared_ptr<HashRun>> scan_reads_;   // pieces being read; shared with their completions
   uint64_t use_clock_ = 0;
@@ -361,7 +378,8 @@ class Core {
   io::BootTime started_at_;
 
   metrics::Counter writes_total_, write_bytes_total_, reads_total_, read_bytes_total_, syncs_total_,
-      sync_failures_total_, cold_writes_total_, fenced_total_, grants_total_, busy_total_, frames_refused_total_;
+      sync_failures_total_, cold_writes_total_, hung_total_, fenced_total_, grants_total_, busy_total_,
+      frames_refused_total_;
 };
 
 }  // namespace tidemark::node

@@ -36,6 +36,10 @@ void Core::run(Op* op) {
     end_hash(op);
     return finish(op);
   }
+  if (Status s = refuse_if_hung(im); !s) {
+    end_hash(op);
+    return fail(op, s);
+  }
   if (op->type == wire::Type::kHash) return issue_hash(op);
   if (!op->exclusive) return issue_read(op);
   const bool over = im.fencing || !fence::may_write(im.record.tenure, op->session->host, op->epoch);
@@ -163,6 +167,7 @@ Result<std::unique_ptr<image::ImageCopy>> Core::open_copy(Image& im) {
 }
 
 Status Core::ensure_copy(Image& im) {
+  TM_RETURN_IF_ERROR(refuse_if_hung(im));
   if (im.copy) return Status::ok();
   auto copy = open_copy(im);
   if (!copy) return copy.status().with_context(label(im));
@@ -189,7 +194,7 @@ void Core::close_idle_copies() {
   if (copies_open_ <= limits::kImagesOpenMax) return;
   std::vector<Image*> idle;
   for (auto& [id, image] : images_) {
-    if (image->copy && image->ops == 0) idle.push_back(image.get());
+    if (image->copy && image->ops == 0 && image->hung == 0) idle.push_back(image.get());
   }
   std::sort(idle.begin(), idle.end(), [](const Image* a, const Image* b) { return a->used_at < b->used_at; });
   for (Image* image : idle) {
@@ -215,7 +220,7 @@ void Core::issue(Op* op) {
   Image& im = *op->image;
   if (op->type == wire::Type::kResize || op->type == wire::Type::kResume) return issue_resize(op);
   if (refuse_range(op)) return;
-  Callback<Status> done = [this, op](Status status) { applied(op, std::move(status)); };
+  Callback<Status> done = at_copy(op, [this, op](Status status) { applied(op, std::move(status)); });
   if (op->type == wire::Type::kRepair) {
     if (op->kind != 0) return im.copy->zero(op->offset, op->length, std::move(done));
     return im.copy->write(op->offset, op->payload.span(), op->mode, std::move(done));
@@ -277,13 +282,13 @@ void Core::issue_read(Op* op) {
   }
   op->payload = pool_->take(op->length);
   if (inside < op->length) std::memset(op->payload.data() + inside, 0, op->length - inside);
-  Callback<Status> done = [this, op](Status status) {
+  Callback<Status> done = at_copy(op, [this, op](Status status) {
     if (!status) return fail(op, status.with_context(label(*op->image)));
     reads_total_.add();
     read_bytes_total_.add(static_cast<double>(op->length));
     op->peer->link->respond(op->type, op->id, ByteSpan{}, op->payload.span());
     finish(op);
-  };
+  });
   if (inside == 0) return done(Status::ok());
   im.copy->read(op->offset, op->payload.span().first(inside), op->mode, std::move(done));
 }
@@ -299,7 +304,8 @@ void Core::issue_resize(Op* op) {
                                " is not newer than " + std::to_string(a.size_generation.value)));
   }
   if (!im.copy) return resized(op, Status::ok());
-  im.copy->resize(op->offset, op->size_generation, [this, op](Status status) { resized(op, std::move(status)); });
+  im.copy->resize(op->offset, op->size_generation,
+                  at_copy(op, [this, op](Status status) { resized(op, std::move(status)); }));
 }
 
 void Core::resized(Op* op, Status status) {
@@ -357,15 +363,15 @@ CoordinatorSequence Core::applied_up_to(const Image& im) const {
 void Core::start_sync(Image& im, std::vector<Op*> joined) {
   im.syncing = true;
   io::IoMode mode = ops_ == joined.size() ? io::IoMode::kInline : io::IoMode::kQueued;
-  auto done = [this, joined = std::move(joined), up_to = applied_up_to(im)](Status status) mutable {
-    synced(std::move(joined), up_to, status);
-  };
+  im.sync_joined = std::move(joined);
+  auto done = [this, &im, up_to = applied_up_to(im)](Status status) { synced(im, up_to, status); };
   if (TM_PLANTED("lose the flush of the shared copy")) return done(Status::ok());
   im.copy->sync(mode, std::move(done));
 }
 
-void Core::synced(std::vector<Op*> joined, CoordinatorSequence up_to, const Status& status) {
-  Image& im = *joined.front()->image;
+void Core::synced(Image& im, CoordinatorSequence up_to, const Status& status) {
+  std::vector<Op*> joined = std::exchange(im.sync_joined, {});
+  if (joined.empty()) return hung_ended(im);   // given up; `syncing` is set until all has ended
   im.syncing = false;
   syncs_total_.add();
   if (!status) {
@@ -390,6 +396,9 @@ void Core::fail(Op* op, const Status& status) {
     kLog.warning("request_failed",
                  {{"type", wire::type_name(op->type)}, {"host", op->session->host}, {"error", status}});
   }
+  const bool lost = status.code() == Code::kIoError || status.code() == Code::kOutOfSpace;
+  bool changes = op->exclusive || op->type == wire::Type::kFlush;
+  if (changes && lost && op->image->record.outdated == 0 && failed_) return outdated_then(op, status);
   op->peer->link->respond_failure(op->type, op->id, status);
   finish(op);
 }
@@ -406,8 +415,13 @@ void Core::finish(Op* op) {
   else if (op->ordered && op->type == wire::Type::kRead) op->peer->read_bytes -= op->length;
   PeerPtr reader = op->type == wire::Type::kRead && !op->peer->held_reads.empty() ? op->peer : nullptr;
   SessionPtr session = std::move(op->session);
-  *op = Op{};
-  free_ops_.push_back(op);
+  if (op->hung) {   // its payload is kept, and it is used again, once the copy has answered
+    op->image = &im;
+    op->peer.reset();
+  } else {
+    *op = Op{};
+    free_ops_.push_back(op);
+  }
   if (--session->ops == 0 && session->ended) {
     for (auto& next : std::exchange(session->when_drained, {})) next();
   }

@@ -4,6 +4,7 @@
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
 #include "shared/daemon/links.h"
+#include "shared/io/real_files.h"
 #include "shared/net/network.h"
 #include "shared/node/journal_marks.h"
 #include "shared/node/node.h"
@@ -63,6 +64,8 @@ void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
 Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_ptr<node::SharedNode>& node) {
   TM_ASSIGN_OR_RETURN(net::PeerIdentity identity,
                       daemon::own_identity(daemon.options().config_file, config.node, config.tls));
+  // A process that was killed may have left writes with the disk that land after its end.
+  TM_RETURN_IF_ERROR(io::await_earlier_writes(config.storage.bricks, std::chrono::seconds(10)));
   auto marks = open_marks(daemon.env(), config, identity.cluster);
   if (!marks) return marks.status();
   node::NodeOptions options;

@@ -93,7 +93,9 @@ Status Core::check_policy(const wire::SetAttr& m) const {
   auto it = images_.find(node->attr.image);
   if (it == images_.end()) return Status::ok();   // no image: set_attr says so
   const Image& image = *it->second;
-  if (image.ops > 0) return Status(Code::kBusy, label(image) + " is in use: its policy changes when it rests");
+  if (image.ops > 0 || image.hung > 0) {
+    return Status(Code::kBusy, label(image) + " is in use: its policy changes when it rests");
+  }
   return Status::ok();
 }
 
@@ -287,7 +289,8 @@ void Core::pass_users_on(const std::string& host, Incarnation to) {
 // A nameless image goes when nobody uses it: its blocks first, so that a crash between leaves its record,
 // and the next start goes on from there.
 void Core::maybe_remove(Image& image) {
-  if (image.record.nameless == 0 || image.ops > 0 || !image.users.empty() || env_.now() < image.kept_until) return;
+  bool in_use = image.ops > 0 || image.hung > 0 || !image.users.empty();
+  if (image.record.nameless == 0 || in_use || env_.now() < image.kept_until) return;
   close_copy(image);
   Status removed = group_->remove(image.id);
   if (!removed && removed.code() != Code::kNotFound) {

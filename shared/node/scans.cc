@@ -99,7 +99,7 @@ void Core::issue_hash(Op* op) {
   uint64_t inside = op->offset >= size ? 0 : std::min(op->length, size - op->offset);
   op->payload = pool_->take(op->length);
   std::fill(op->payload.data() + inside, op->payload.data() + op->length, uint8_t{0});
-  im.copy->read(op->offset, op->payload.span().first(inside), io::IoMode::kQueued, [this, op, run](Status status) {
+  auto done = at_copy(op, [this, op, run](Status status) {
     scan_reads_.erase(op);
     if (!status) {
       --scans_;
@@ -114,6 +114,7 @@ void Core::issue_hash(Op* op) {
       if (*self != nullptr) hash_step(run);
     });
   });
+  im.copy->read(op->offset, op->payload.span().first(inside), io::IoMode::kQueued, std::move(done));
 }
 
 void Core::end_hash(Op* op) {

@@ -26,6 +26,7 @@ std::vector<std::string> Core::unhealthy_reasons() const {
   std::vector<std::string> out;
   if (!failed_) out.push_back("catalogue failed: " + failed_.message());
   if (group_->lost()) out.push_back("a failed sync could not be recorded: check the bricks");
+  if (group_->stuck()) out.push_back("a brick of group " + group_->name() + " hangs");
   MarkSink::Usage usage = marks_->usage();
   for (std::string& reason : usage.reasons) out.push_back(std::move(reason));
   return out;

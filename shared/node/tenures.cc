@@ -90,6 +90,7 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
                                           std::to_string(image->record.tenure.epoch.value)));
           }
           image->holder_session = peer->session->number;
+          image->refused_writes = false;
           image->holder_ahead = m.alone != 0 ? Image::Ahead::kUntilFlush : Image::Ahead::kNo;
           if (m.size_generation <= image->attr->size_generation) return respond_resumed(*peer, id, *image);
           // The host changed the size while it was alone: its newer one counts.
@@ -129,7 +130,10 @@ void Core::yield_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& m) {
   Image* im = &image;
-  if (fence::may_write(image.record.tenure, peer->session->host, m.epoch)) image.record.outdated = 0;
+  if (fence::may_write(image.record.tenure, peer->session->host, m.epoch)) {
+    image.record.outdated = 0;
+    image.refused_writes = false;
+  }
   apply(image, fence::step(image.record.tenure, Event::yield(peer->session->host, m.epoch, m.last)), {},
         [this, peer, id, im](bool accepted) {
           if (accepted) return peer->link->respond(wire::Type::kYield, id, wire::Yielded{im->attr->event});
@@ -274,6 +278,7 @@ void Core::refuse_fenced(const Action& action) {
 
 // The holder's copy holds nothing that this one lacks. Lost in a crash, it is said once more.
 void Core::level_again(Image& image) {
+  if (image.refused_writes) return;
   image.holder_ahead = Image::Ahead::kNo;
   if (std::exchange(image.record.outdated, 0) == 0) return;
   kv::WriteBatch batch;

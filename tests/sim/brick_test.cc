@@ -1,5 +1,7 @@
 // A host's own brick fails: the guest sees no error, the shared copy serves, and what the own copy missed is never served
 // from it, not after a restart either, until it was copied again.
+#include <charconv>
+
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -72,6 +74,183 @@ TEST_P(BrickTest, NoErrorToTheGuestAndLevelAfterTheRepair) {
       EXPECT_EQ(lab.verify("host1"), "");
     }
   }
+}
+
+// The number that `name` has in the host's status.
+uint64_t number_in(const std::string& status, const std::string& name) {
+  size_t at = status.find("\"" + name + "\":");
+  uint64_t value = UINT64_MAX;
+  if (at != std::string::npos) std::from_chars(status.data() + at + name.size() + 3, status.data() + status.size(), value);
+  return value;
+}
+
+TEST(ReadRepairTest, ABlockThatCannotBeReadIsAnsweredFromTheSharedCopyAndWrittenAnew) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    auto handle = lab.open("host1", true);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+    lab.world.run_for(seconds(5));   // staged: only the guest reads
+    lab.world.inject("host1", FileFault{1, 1, kRead, "/brick1", 5});
+    auto byte = lab.read("host1", *handle, 8192 + 512, 1024);
+    ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+    EXPECT_EQ(*byte, 'a');
+    ASSERT_TRUE(lab.world.run_until([&] { return number_in(lab.engine("host1").status_json(), "own") == 1; }, seconds(10)));
+    ASSERT_TRUE(lab.healthy("host1"));
+    EXPECT_EQ(lab.verify("host1"), "");
+    // A write that fails in the repair makes it the brick that failed, and the copy is filled anew.
+    lab.world.inject("host1", FileFault{1, 1, kRead, "/brick1", 5});
+    lab.world.inject("host1", FileFault{1, 1, kWrite, "/brick1", 5});
+    byte = lab.read("host1", *handle, Lab::kRegion);
+    ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+    EXPECT_EQ(*byte, 'a');
+    lab.world.run_for(seconds(1));
+    EXPECT_FALSE(lab.engine("host1").healthy());
+    ASSERT_TRUE(lab.healthy("host1"));
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
+}
+
+TEST(ReadRepairTest, WhatTheSharedCopyCannotReadIsWrittenAnewByTheResync) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    auto handle = lab.open("host1", true);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *handle, 4096, 'b').is_ok());
+    lab.world.inject("shared1", FileFault{1, 1, kRead, "/brick", 5});
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1"));
+    EXPECT_EQ(number_in(lab.engine("host1").status_json(), "shared"), 1u);
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
+}
+
+// All that is on the brick goes, as when another device stands in its place.
+void wipe(Lab& lab, const std::string& brick) {
+  SimEnv& env = lab.world.start("host1");
+  UniqueFunction<void(const std::string&)> empty = [&](const std::string& directory) {
+    auto names = env.files().list(directory);
+    ASSERT_TRUE(names.is_ok()) << names.status().to_string();
+    for (const std::string& name : *names) {
+      const std::string path = directory + "/" + name;
+      auto stat = env.files().stat(path);
+      if (stat && stat->is_directory) empty(path);
+      ASSERT_TRUE(env.files().unlink(path).is_ok()) << path;
+    }
+    ASSERT_TRUE(env.files().sync_directory(directory).is_ok());
+  };
+  empty(brick);
+  lab.world.crash("host1", Crash::kKill);
+}
+
+TEST(EmptyBrickTest, IsNeverTakenAsNewAndIsFilledOnceAnOperatorSaysSo) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    auto handle = lab.open("host1", true);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+    ASSERT_TRUE(lab.write("host1", *handle, 4096, 'b').is_ok());
+    lab.crash("host1", seed % 2 == 0 ? Crash::kKill : Crash::kPowerLoss);
+    wipe(lab, "/brick1");
+    lab.start("host1");
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    auto byte = lab.read("host1", *again, 4096);
+    ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+    EXPECT_EQ(*byte, 'b');
+    ASSERT_TRUE(lab.write("host1", *again, 8192, 'c').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *again).is_ok());
+    lab.world.run_for(seconds(90));
+    EXPECT_FALSE(lab.engine("host1").healthy());
+    EXPECT_TRUE(lab.world.files("host1", "/brick1").empty()) << "the empty directory was taken as a brick";
+
+    EXPECT_FALSE(lab.engine("host1").replace_brick("/brick2").is_ok());
+    auto replaced = lab.engine("host1").replace_brick("/brick1");
+    ASSERT_TRUE(replaced.is_ok()) << replaced.status().to_string();
+    EXPECT_FALSE(lab.engine("host1").replace_brick("/brick1").is_ok()) << "it is in use now";
+    ASSERT_TRUE(lab.healthy("host1")) << "the new brick was not filled";
+    EXPECT_EQ(lab.verify("host1"), "");
+    lab.world.partition("host1", "shared1");
+    lab.world.run_for(seconds(30));
+    for (auto [offset, expected] : {std::pair{4096, 'b'}, std::pair{8192, 'c'}}) {
+      auto own = lab.read("host1", *again, static_cast<uint64_t>(offset));
+      ASSERT_TRUE(own.is_ok()) << own.status().to_string();
+      EXPECT_EQ(*own, expected);
+    }
+    // The new one is known as the group's at the next start.
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1"));
+    lab.crash("host1", Crash::kKill);
+    lab.start("host1");
+    ASSERT_TRUE(lab.open("host1").is_ok());
+    ASSERT_TRUE(lab.healthy("host1"));
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
+}
+
+// Acknowledged without the shared node, and then the brick is gone: no older block is served in its place.
+TEST(EmptyBrickTest, WhatOnlyTheOldOneHadIsNotPassedOver) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    auto handle = lab.open("host1", true);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *handle, 4096, 'b').is_ok());
+    lab.crash("host1", Crash::kKill);
+    wipe(lab, "/brick1");
+    lab.world.heal_all();
+    lab.start("host1");
+    auto again = lab.open("host1");
+    if (again) {
+      auto byte = lab.read("host1", *again, 4096);
+      EXPECT_FALSE(byte.is_ok()) << "an older block was served";
+    }
+    EXPECT_FALSE(lab.engine("host1").healthy());
+  }
+}
+
+// Four regions of 64 KiB at 64 KiB a second: the guest is served all the while, and `status` says how much is left.
+TEST(PaceTest, AResyncKeepsToItsRateAndTellsHowFarItIs) {
+  Lab lab(1);
+  lab.resync_rate = Lab::kRegion;
+  lab.crash("host1", Crash::kKill);
+  lab.start("host1");
+  auto handle = lab.open("host1", true);
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  lab.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
+  lab.world.heal_all();
+  uint64_t left = UINT64_MAX, seen = 0;
+  Duration begun{};
+  bool told = false;
+  ASSERT_TRUE(lab.world.run_until([&] {
+    const std::string status = lab.engine("host1").status_json();
+    if (status.find("\"resync\":{") == std::string::npos) return seen != 0;
+    if (seen == 0) begun = lab.world.elapsed();
+    uint64_t now = number_in(status, "bytes_left");
+    EXPECT_LE(now, left);
+    if (now != left) ++seen;
+    left = now;
+    told = told || number_in(status, "seconds_left") != UINT64_MAX;
+    return false;
+  }, seconds(60)));
+  EXPECT_GE(lab.world.elapsed() - begun, seconds(3));
+  EXPECT_LE(lab.world.elapsed() - begun, seconds(6));
+  EXPECT_GE(seen, 4u);
+  EXPECT_TRUE(told);
+  ASSERT_TRUE(lab.healthy("host1"));
+  EXPECT_EQ(lab.verify("host1"), "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Failures, BrickTest, testing::ValuesIn(kFailures), [](const auto& info) { return std::string(info.param.name); });

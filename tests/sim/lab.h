@@ -14,7 +14,7 @@ namespace tidemark::sim {
 
 enum class Plant { kNone, kWitnessForgets, kHostDoesNotAsk };
 
-class Lab {
+class Lab final : public fs::MemoryKeeper {
  public:
   static constexpr uint64_t kRegion = 64 << 10, kImageBytes = 4 * kRegion;
 
@@ -31,7 +31,7 @@ class Lab {
     }
     for (const char* node : {"shared1", "host1", "host2"}) start(node);
   }
-  ~Lab() {
+  ~Lab() override {
     for (const char* node : {"shared1", "host1", "host2"}) if (world.running(node)) world.crash(node, Crash::kKill);
     if (with_witness_ && world.running("witness1")) world.crash("witness1", Crash::kKill);
     engines_.clear();
@@ -117,6 +117,7 @@ class Lab {
     auto data = std::make_shared<Bytes>(length);
     kept_.push_back(data);
     auto n = wait<Result<size_t>>([&](auto done) { engine(host).read(handle, offset, *data, io::IoMode::kQueued, std::move(done)); });
+    if (auto moved = moved_.find(data->data()); moved != moved_.end()) data = moved->second;
     if (!n) return n.status();
     for (uint8_t b : *data) if (b != data->front()) return Status(Code::kCorruption, "mixed bytes");
     return data->front();
@@ -132,15 +133,28 @@ class Lab {
     return level ? "" : *r;
   }
 
+  // All memory is kept for ever; a read that is answered from elsewhere gets other memory.
+  MutableByteSpan keep(ByteSpan memory) override {
+    auto other = std::make_shared<Bytes>(memory.size());
+    kept_.push_back(other);
+    moved_[memory.data()] = other;
+    ++hung;
+    return *other;
+  }
+  void landed(ByteSpan) override { ++landed_late; }
+
+  uint32_t hung = 0, landed_late = 0;
+  uint64_t resync_rate = 0;            // of hosts started from now on
   World world;
 
  private:
   void start_run(SimEnv& env, const std::string& node, bool successor) {
     auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false, .witness = with_witness_,
-                                   .reckless = plant_ == Plant::kHostDoesNotAsk,
+                                   .resync_rate = resync_rate, .reckless = plant_ == Plant::kHostDoesNotAsk,
                                    .survivor = &mounts_.at(node)->attach(), .successor = successor});
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     engines_[node] = std::move(*opened);
+    engines_[node]->set_memory_keeper(this);
     engines_[node]->start();
   }
 
@@ -152,6 +166,7 @@ class Lab {
   std::map<std::string, std::unique_ptr<Mount>> mounts_;
   std::map<std::string, std::unique_ptr<fs::Engine>> engines_;
   std::vector<std::shared_ptr<Bytes>> kept_;
+  std::map<const uint8_t*, std::shared_ptr<Bytes>> moved_;   // memory of a hung read -> what it was answered in
 };
 
 }  // namespace tidemark::sim

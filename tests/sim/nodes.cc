@@ -53,6 +53,7 @@ Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setu
   if (setup.ships) options.config.replica = config::ReplicaLink{kReplicaUrl, "replica1"};
   options.config.journal.region_bytes = setup.region_bytes;
   options.config.journal.limit_bytes = setup.limit_bytes;
+  options.config.resync.rate = setup.resync_rate;
   options.config.journal.limit_age = std::chrono::duration_cast<std::chrono::milliseconds>(setup.limit_age);
   if (setup.witness) {
     options.config.witness = config::WitnessLink{kWitnessUrl, "witness1", false};

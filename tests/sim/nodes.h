@@ -37,6 +37,7 @@ struct HostSetup {
   uint64_t limit_bytes = 10ull << 30;             // of the journal
   Duration limit_age = std::chrono::hours(24);
   bool witness = false;                           // asks witness1, and waits for it
+  uint64_t resync_rate = 0;                       // [resync] rate
   bool reckless = false;                          // a planted bug: goes on alone without its vote
   fs::Survivor* survivor = nullptr;               // of its mount
   bool successor = false;                         // that mount stands, with what a run before left in it

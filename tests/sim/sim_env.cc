@@ -123,6 +123,7 @@ void World::State::crash(Machine& machine, Crash kind) {
   machine.listeners.clear();
   machine.http_servers.clear();
   machine.crash_point.reset();
+  machine.hung.clear();
   machine.dead.push_back(std::move(machine.process));
 }
 
@@ -238,6 +239,13 @@ void World::clear_faults(const std::string& node) {
 void World::set_store_fault(const std::string& node, std::optional<StoreFault> fault) {
   state_->machine(node).store_fault = std::move(fault);
 }
+void World::release_hung(const std::string& node, int error) {
+  for (Machine::Hung& hung : std::exchange(state_->machine(node).hung, {})) {
+    state_->schedule(hung.process, state_->random.in(state_->options.file_latency), EventKind::kFile, 0,
+                     [end = std::move(hung.end), error]() mutable { end(error); });
+  }
+}
+size_t World::hung(const std::string& node) const { return state_->machine(node).hung.size(); }
 uint64_t World::file_operations(const std::string& node) const { return state_->machine(node).file_operations; }
 uint64_t World::commits(const std::string& node) const { return state_->machine(node).commits; }
 void World::fail_next_commit(const std::string& node, Status status) {

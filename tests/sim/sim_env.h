@@ -72,6 +72,7 @@ struct FileFault {
   uint16_t operations = kMutatingFileOps;
   std::string path_contains;
   int error = 5;                        // EIO; 28 is ENOSPC
+  bool hangs = false;                   // it does not end before release_hung(); of operations on open files only
 };
 
 // Of stores, until it is taken back: each commit fails, or takes longer.
@@ -132,7 +133,10 @@ class World {
 
   void inject(const std::string& node, const FileFault& fault);
   void inject(const std::string& node, const CrashPoint& point);
-  void clear_faults(const std::string& node);
+  void clear_faults(const std::string& node);   // what hangs goes on hanging
+  // What hangs on the node is carried out now, or fails with `error`.
+  void release_hung(const std::string& node, int error = 0);
+  size_t hung(const std::string& node) const;
   uint64_t file_operations(const std::string& node) const;    // mutating ones, since the node was added
   uint64_t commits(const std::string& node) const;
   // Fails the next commit of every store of the node: kOutOfSpace leaves it usable, others do not.

@@ -9,6 +9,9 @@ namespace tidemark::sim {
 namespace {
 
 using io::IoMode;
+constexpr uint16_t kHangingFileOps = static_cast<uint16_t>(FileOp::kRead) | static_cast<uint16_t>(FileOp::kWrite) |
+                                     static_cast<uint16_t>(FileOp::kSync) | static_cast<uint16_t>(FileOp::kPunch) |
+                                     static_cast<uint16_t>(FileOp::kAllocate);
 
 class SimFile final : public io::File {
  public:
@@ -26,7 +29,7 @@ class SimFile final : public io::File {
     const bool slow = !m.slow_path.empty() && path_.find(m.slow_path) != std::string::npos;
     DurationRange latency = world().options.file_latency;
     if (slow) latency = {latency.min + m.slow_by, latency.max + m.slow_by};
-    complete(slow ? IoMode::kQueued : mode, latency, offset, [this, offset, out, status] {
+    complete(op, slow ? IoMode::kQueued : mode, latency, offset, [this, offset, out, status] {
       if (status) inode_->read(offset, out);
       return status;
     }, std::move(done));
@@ -44,7 +47,7 @@ class SimFile final : public io::File {
     uint64_t id = internals().next_write++;
     if (status) internals().writes[id] = {inode_, offset, data};
     world().mix(data.size() <= 65536 ? digest64(data) : data.size());
-    complete(mode, world().options.file_latency, offset, [this, id, offset, data, status, partly] {
+    complete(op, mode, world().options.file_latency, offset, [this, id, offset, data, status, partly] {
       internals().writes.erase(id);
       if (status) inode_->write(offset, data);
       else if (partly) inode_->write_some(offset, data, world().random);
@@ -57,7 +60,7 @@ class SimFile final : public io::File {
     if (op.dead()) return;
     auto point = inode_->begin_sync();
     Status status = op.fault().value_or(Status::ok());
-    complete(mode, world().options.sync_latency, 1, [this, point = std::move(point), status] {
+    complete(op, mode, world().options.sync_latency, 1, [this, point = std::move(point), status] {
       inode_->end_sync(*point, status.is_ok());
       return status;
     }, std::move(done));
@@ -67,7 +70,7 @@ class SimFile final : public io::File {
     Operation op(env_, FileOp::kPunch, path_);
     if (op.dead()) return;
     Status status = op.fault() ? *op.fault() : writable();
-    complete(IoMode::kQueued, world().options.file_latency, offset, [this, offset, length, status] {
+    complete(op, IoMode::kQueued, world().options.file_latency, offset, [this, offset, length, status] {
       if (status) inode_->punch(offset, length);
       return status;
     }, std::move(done));
@@ -80,7 +83,7 @@ class SimFile final : public io::File {
     if (status && !machine().disk.has_room(*inode_, offset, length)) {
       status = Status::from_errno(ENOSPC, path_ + ": allocate");
     }
-    complete(IoMode::kQueued, world().options.file_latency, offset, [this, offset, length, status] {
+    complete(op, IoMode::kQueued, world().options.file_latency, offset, [this, offset, length, status] {
       if (status) inode_->allocate(offset, length);
       return status;
     }, std::move(done));
@@ -118,7 +121,17 @@ class SimFile final : public io::File {
   }
 
   template <typename Work>
-  void complete(IoMode mode, DurationRange latency, uint64_t detail, Work work, Callback<Status> done) {
+  void complete(const Operation& op, IoMode mode, DurationRange latency, uint64_t detail, Work work,
+                Callback<Status> done) {
+    if (op.hangs()) {
+      ++in_flight_;
+      machine().hung.push_back({&env_, [this, work = std::move(work), done = std::move(done)](int error) mutable {
+        --in_flight_;
+        Status status = work();
+        done(error != 0 ? Status::from_errno(error, path_ + ": it hung, then failed") : std::move(status));
+      }});
+      return;
+    }
     if (mode == IoMode::kInline && world().random.chance(world().options.inline_percent, 100)) {
       done(work());
       return;
@@ -241,7 +254,9 @@ Operation::Operation(SimEnv& env, FileOp op, const std::string& path) : env_(env
   for (auto it = machine.file_faults.begin(); it != machine.file_faults.end(); ++it) {
     if ((bit & it->operations) == 0 || path.find(it->path_contains) == std::string::npos) continue;
     if (it->nth > 1) { --it->nth; continue; }
-    fault_ = Status::from_errno(it->error, path + ": injected fault");
+    if (it->hangs && (bit & kHangingFileOps) == 0) continue;
+    if (it->hangs) hangs_ = true;
+    else fault_ = Status::from_errno(it->error, path + ": injected fault");
     if (--it->times == 0) machine.file_faults.erase(it);
     break;
   }

@@ -94,6 +94,8 @@ struct Machine {
   std::list<FileFault> file_faults;
   std::string slow_path;                       // empty: none
   Duration slow_by{};
+  struct Hung { SimEnv* process; UniqueFunction<void(int error)> end; };
+  std::vector<Hung> hung;
   std::optional<CrashPoint> crash_point;
   std::optional<Status> commit_fault;
   std::optional<StoreFault> store_fault;
@@ -149,12 +151,13 @@ class Operation {
   static Status dead_status() { return Status(Code::kCancelled, "the process has crashed"); }
   // The operation is to fail so.
   const std::optional<Status>& fault() const { return fault_; }
+  bool hangs() const { return hangs_; }
 
  private:
   void look_for_crash(bool matches);
   SimEnv& env_;
   bool dead_ = false;
-  bool crash_after_ = false;
+  bool crash_after_ = false, hangs_ = false;
   std::optional<Status> fault_;
 };
 

@@ -92,17 +92,22 @@ TEST_F(PolicyTest, ASizeOfAHostsOwnImageChangesWithoutALink) {
   EXPECT_EQ(byte_at(f, kMiB, kMiB), 0x22);
 }
 
-// Another group's device stands where the brick was: refused, and named, before anything is served from it.
-TEST_F(PolicyTest, AWrongBrickIsRefusedAndNamed) {
+// An empty directory stands where the brick was: gone on without, and named. Another group's device: refused.
+TEST_F(PolicyTest, AWrongBrickIsNeverUsedAndNamed) {
   start();
   File f = create(1, "a.img", kMiB);
   ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
   crash_host(1, sim::Crash::kKill);
   host_bricks_ = {"/other"};
-  Status empty = open_host(1);
-  EXPECT_EQ(empty.code(), Code::kInvalidArgument) << empty.to_string();
-  EXPECT_NE(empty.message().find("/other"), std::string::npos) << empty.message();
-  world_->crash("host1", sim::Crash::kKill);
+  start_host(1);
+  EXPECT_EQ(byte_at(open(1, "a.img"), 0, 4096), 0x11);
+  std::vector<std::string> reasons;
+  EXPECT_FALSE(engine(1).healthy(&reasons));
+  EXPECT_TRUE(std::any_of(reasons.begin(), reasons.end(), [](const std::string& r) {
+    return r.find("/other") != std::string::npos;
+  }));
+  EXPECT_TRUE(world_->files("host1", "/other").empty());
+  crash_host(1, sim::Crash::kKill);
   // A brick of a group of its own, as another host's would be.
   {
     sim::SimEnv& env = world_->start("host1");

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# A brick that hangs (its file system is frozen) under synchronous writes: first a host's, then the shared node's. The guest
+# waits for the deadline at most, the other copy serves; once the brick answers again the copies become level, and no
+# synced write is lost.
+source "$(dirname "$0")/lib.sh"
+BRICKS=1
+configure host1
+image="$D/mnt/host1/vm.img"
+medium() { # NODE: a brick on a file system of its own
+  local brick="$D/$1/brick1"
+  truncate -s 128M "$D/medium.$1"
+  mkfs.ext4 -q -m0 "$D/medium.$1"
+  mount -o loop "$D/medium.$1" "$brick"
+  # Frozen it can be neither left nor unmounted.
+  AT_END+=("fsfreeze -u '$brick' 2> /dev/null; timeout 20 bash -c \"until umount '$brick'; do sleep 0.2; done\"")
+}
+for node in host1 shared1; do
+  medium "$node"
+  sed -i '/^\[storage\]/a io_deadline = "1s"' "$D/$node.toml"
+done
+for node in shared1 replica1 host1; do start "$node"; done
+
+truncate -s 16M "$image"
+"$T/ack_writer" "$image" "$D/acks" 1 & writer=$!
+synced() { [ "$(stat -c %s "$D/acks")" -gt "$1" ]; }
+goes_on() { # DESCRIPTION: more writes are synced than now
+  wait_for 30 "$1" synced $(($(stat -c %s "$D/acks") + 4096))
+}
+is() { [ "$(image_field host1 vm.img "$1")" = "$2" ]; }
+outdated() { tm shared1 status --json | jq -e --argjson o "$1" '.images[] | select(.path == "/vm.img") | .outdated == $o'; }
+wait_for 20 "acknowledged writes" test -s "$D/acks"
+wait_for 20 "a level image" mirrored host1 vm.img
+
+fsfreeze -f "$D/host1/brick1"
+goes_on "writes while the host's brick hangs"
+wait_for 20 "the own copy to be left" is mirror filling
+expect "status names it" grep -q "the local copy failed" <(tm host1 status 2>&1 || true)
+[ "$(metric host1 tidemark_fs_hung_operations_total)" -gt 0 ] || die "no operation was given up"
+fsfreeze -u "$D/host1/brick1"
+wait_for 90 "the own copy to be filled and level" mirrored host1 vm.img
+goes_on "writes to both copies"
+
+fsfreeze -f "$D/shared1/brick1"
+goes_on "writes while the shared node's brick hangs"
+expect "the shared copy is marked outdated" outdated true
+fsfreeze -u "$D/shared1/brick1"
+wait_for 60 "the shared copy to be level" mirrored host1 vm.img
+goes_on "writes to both copies"
+
+kill -0 $writer || die "the writer saw an error"
+kill $writer
+wait $writer || [ $? = 143 ] || die "the writer ended by itself"
+expect "every synced write is there" "$T/ack_writer" --check "$image" "$D/acks"
+verify_equal host1
+expect "the shared copy counts again" outdated false
+no_error_lines

@@ -1,0 +1,181 @@
+// A brick hangs: operations on it do not end. Nobody waits longer than the deadline, and what lands long afterwards changes
+// no block that was written since.
+#include "tests/sim/lab.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr auto kRead = static_cast<uint16_t>(FileOp::kRead), kWrite = static_cast<uint16_t>(FileOp::kWrite),
+               kSync = static_cast<uint16_t>(FileOp::kSync);
+constexpr Duration kLongest = seconds(6);   // [storage] io_deadline and a second
+constexpr uint64_t kOffsets[] = {0, 8192, Lab::kRegion};
+
+struct Hang {
+  const char* name;
+  uint16_t operations;
+  int end;                                  // how they end in the end: 0, or an errno
+};
+const Hang kHangs[] = {
+    {"Writes", kWrite, 0},
+    {"Syncs", kSync, 0},
+    {"SyncsThatFailInTheEnd", kSync, 5},
+    {"Reads", kRead, 0},
+    {"AllThatFailInTheEnd", kRead | kMutatingFileOps, 5},
+    {"All", kRead | kMutatingFileOps, 0},
+};
+
+class HangTest : public testing::TestWithParam<Hang> {
+ protected:
+  void begin(Lab& lab) {
+    auto handle = lab.open("host1", true);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    handle_ = *handle;
+    ASSERT_TRUE(lab.write("host1", handle_, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", handle_).is_ok());
+  }
+  // Writes, flushes and reads: no error, and no answer later than the deadline allows.
+  void work(Lab& lab, uint8_t byte) {
+    for (uint64_t offset : kOffsets) {
+      timed(lab, [&] { return lab.write("host1", handle_, offset, byte); });
+      timed(lab, [&] { return lab.flush("host1", handle_); });
+      timed(lab, [&] {
+        auto got = lab.read("host1", handle_, offset);
+        EXPECT_TRUE(!got || *got == byte);
+        return got.status();
+      });
+    }
+    timed(lab, [&] {
+      auto old = lab.read("host1", handle_, 3 * Lab::kRegion);
+      EXPECT_TRUE(!old || *old == 'a');
+      return old.status();
+    });
+  }
+  template <class F>
+  void timed(Lab& lab, F&& fn) {
+    const Duration begun = lab.world.elapsed();
+    Status status = fn();
+    EXPECT_TRUE(status.is_ok()) << status.to_string();
+    EXPECT_LE(lab.world.elapsed() - begun, kLongest);
+  }
+  void expect_bytes(Lab& lab, uint8_t byte) {
+    for (uint64_t offset : kOffsets) {
+      auto got = lab.read("host1", handle_, offset);
+      ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+      EXPECT_EQ(*got, byte);
+    }
+  }
+
+  fs::HandleId handle_;
+};
+
+TEST_P(HangTest, OfTheHostIsLeftAndFilledAgainOnceItAnswers) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    lab.world.inject("host1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick1", 0, true});
+    work(lab, 'b');
+    EXPECT_GT(lab.world.hung("host1"), 0u);
+    EXPECT_FALSE(lab.engine("host1").healthy());
+    // Written after the brick was left; then what hung lands.
+    for (uint64_t offset : kOffsets) ASSERT_TRUE(lab.write("host1", handle_, offset, 'c').is_ok());
+    ASSERT_TRUE(lab.flush("host1", handle_).is_ok());
+    lab.world.run_for(seconds(90));   // nothing is opened anew while anything may still land
+    lab.world.clear_faults("host1");
+    lab.world.release_hung("host1", GetParam().end);
+    ASSERT_TRUE(lab.healthy("host1")) << "the copy did not become level";
+    EXPECT_EQ(lab.landed_late, lab.hung);
+    EXPECT_EQ(lab.verify("host1"), "");
+    // From the host's own copy now.
+    lab.world.partition("host1", "shared1");
+    lab.world.run_for(seconds(30));
+    expect_bytes(lab, 'c');
+  }
+}
+
+TEST_P(HangTest, OfTheHostOutlivesACrash) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {
+      SCOPED_TRACE("seed " + std::to_string(seed));
+      Lab lab(seed);
+      begin(lab);
+      lab.world.inject("host1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick1", 0, true});
+      work(lab, 'b');
+      lab.crash("host1", kind);
+      lab.world.clear_faults("host1");
+      lab.start("host1");
+      auto again = lab.open("host1");
+      ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+      handle_ = *again;
+      expect_bytes(lab, 'b');
+      ASSERT_TRUE(lab.write("host1", handle_, 16384, 'c').is_ok());
+      ASSERT_TRUE(lab.healthy("host1")) << "the copy did not become level";
+      EXPECT_EQ(lab.verify("host1"), "");
+    }
+  }
+}
+
+// No copy is whole without it: requests wait for the brick, as they would without Tidemark, and none is lost.
+TEST_P(HangTest, OfAHostThatIsAloneIsWaitedFor) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", handle_, 0, 'b').is_ok());
+    lab.world.inject("host1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick1", 0, true});
+    lab.world.at(seconds(30), [&] {
+      lab.world.clear_faults("host1");
+      lab.world.release_hung("host1");
+    });
+    for (uint64_t offset : kOffsets) {
+      Status wrote = lab.write("host1", handle_, offset, 'c');
+      EXPECT_TRUE(wrote.is_ok()) << wrote.to_string();
+    }
+    Status flushed = lab.flush("host1", handle_);
+    EXPECT_TRUE(flushed.is_ok()) << flushed.to_string();
+    expect_bytes(lab, 'c');
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1")) << "the copies did not become level";
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
+}
+
+TEST_P(HangTest, OfTheSharedNodeIsGoneOnWithout) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    lab.world.inject("shared1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick", 0, true});
+    work(lab, 'b');
+    // Reads are the own copy's: only what changes or flushes blocks meets the shared one.
+    if ((GetParam().operations & (kWrite | kSync)) != 0) {
+      EXPECT_GT(lab.world.hung("shared1"), 0u);
+      EXPECT_NE(lab.shared_status().find("\"outdated\":true"), std::string::npos) << lab.shared_status();
+    }
+    for (uint64_t offset : kOffsets) ASSERT_TRUE(lab.write("host1", handle_, offset, 'c').is_ok());
+    lab.world.run_for(seconds(60));
+    lab.world.clear_faults("shared1");
+    lab.world.release_hung("shared1", GetParam().end);
+    ASSERT_TRUE(lab.healthy("host1")) << "the copies did not become level";
+    ASSERT_TRUE(lab.flush("host1", handle_).is_ok());
+    EXPECT_NE(lab.shared_status().find("\"outdated\":false"), std::string::npos) << lab.shared_status();
+    EXPECT_EQ(lab.verify("host1"), "");
+    // The other host sees what the first one wrote.
+    lab.engine("host1").release(handle_);
+    auto other = lab.open("host2");
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    for (uint64_t offset : kOffsets) {
+      auto got = lab.read("host2", *other, offset);
+      ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+      EXPECT_EQ(*got, 'c');
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Operations, HangTest, testing::ValuesIn(kHangs), [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace tidemark::sim
