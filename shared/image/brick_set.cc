@@ -13,6 +13,8 @@ namespace tidemark::image::detail {
 namespace {
 
 const log::Logger kLog("image");
+// The daemon's journal keeps room for a mark of its own beside the images (journal/outdated.h).
+constexpr std::string_view kJournalMarkName = "journal-outdated";
 
 enum class Found { kNoDirectory, kEmpty, kOtherFiles, kMarker };
 
@@ -42,7 +44,8 @@ Result<Probe> probe(io::FileSystem& files, const std::string& directory) {
   if (bytes.status().code() != Code::kNotFound) return bytes.status().with_context("brick " + directory);
   TM_ASSIGN_OR_RETURN(auto names, files.list(directory));
   for (const std::string& name : names) {
-    if (name != "lost+found" && !name.starts_with(kMarkerName)) return Probe{Found::kOtherFiles, {}};
+    bool ours = name.starts_with(kMarkerName) || name.starts_with(kJournalMarkName);
+    if (name != "lost+found" && !ours) return Probe{Found::kOtherFiles, {}};
   }
   return Probe{Found::kEmpty, {}};
 }
