@@ -25,8 +25,12 @@ Cluster::Cluster(uint64_t seed, const Scenario& scenario)
     world_.add_node({.name = name, .cluster = cluster_, .role = role, .wall_offset = offset(), .drift_ppm = drift()});
   }
   world_.add_node({.name = "reader", .cluster = cluster_, .role = net::Role::kOperator});
-  hosts_.resize(2);
-  bool strict = scenario.relay_images == 0 && scenario.brick_failures == 0;   // no copy is ever filled
+  if (scenario.hosts > 2)
+    world_.add_node({.name = "host3", .cluster = cluster_, .role = net::Role::kHost, .wall_offset = offset(), .drift_ppm = drift()});
+  add_witness();
+  hosts_.resize(scenario.hosts);
+  // No copy is ever filled, and no request comes twice.
+  bool strict = scenario.relay_images == 0 && scenario.brick_failures == 0 && !scenario.contested;
   for (size_t h = 0; h < hosts_.size(); ++h) {
     hosts_[h].name = "host" + std::to_string(h + 1);
     for (uint32_t i = 0; i < scenario.images_per_host; ++i) {
@@ -45,15 +49,18 @@ Cluster::Cluster(uint64_t seed, const Scenario& scenario)
 
 Cluster::~Cluster() {
   // The daemons end as in a crash: what they do while being destroyed has no effect.
-  for (const char* name : {"host1", "host2", "shared1", "replica1", "reader"}) {
+  for (const std::string& name : node_names()) {
     if (world_.running(name)) world_.crash(name, Crash::kKill);
   }
-  for (auto& relay : relays_) relay->guest.reset();
+  if (world_.running("reader")) world_.crash("reader", Crash::kKill);
+  for (auto& relay : relays_) relay->guest.reset(), relay->stranded.clear();
   for (Host& host : hosts_) host.guests.clear(), host.engine.reset();
   reader_.reset();
   shared_.reset();
   replica_server_.reset();
+  replica_witness_.reset();
   replica_.reset();
+  witness_ = {};
 }
 
 void Cluster::fail(const std::string& what) {
@@ -69,7 +76,9 @@ void Cluster::fail(const std::string& what) {
 void Cluster::start_shared() {
   SimEnv& env = world_.start("shared1");
   auto node = open_shared(env, {.cluster = cluster_, .region_bytes = scenario_.region_bytes, .ships = true,
-                                .limit_age = scenario_.limit_age, .on_fatal = [this](const Status& s) { fail("shared node: " + s.to_string()); }});
+                                .limit_age = scenario_.limit_age, .on_fatal = [this](const Status& s) { fail("shared node: " + s.to_string()); },
+                                .witness = scenario_.witness != WitnessKind::kNone,
+                                .witness_in_replica = scenario_.witness == WitnessKind::kInReplica});
   if (!node) return fail("shared node: " + node.status().to_string());
   shared_ = std::move(*node);
 }
@@ -79,11 +88,18 @@ void Cluster::start_replica() {
   auto opened = replica::Replica::open(env, {.directory = replica_directory_, .cluster = cluster_, .node = "replica1"});
   if (!opened) return fail("replica: " + opened.status().to_string());
   replica_ = std::move(*opened);
+  if (scenario_.witness == WitnessKind::kInReplica) {   // as tidemark-replica joins the two
+    auto witness = witness::Witness::open(env, "/state/witness");
+    if (!witness) return fail("the replica's witness: " + witness.status().to_string());
+    replica_witness_ = std::move(*witness);
+  }
   net::HttpServerOptions options;
   options.tls = net::TlsFiles{};
   options.roles_accepted = {net::Role::kHost, net::Role::kShared, net::Role::kOperator};
   options.address = {"replica1", kReplicaPort};
   auto server = env.network().serve_http(options, [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+    if (replica_witness_ && witness::Witness::is_target(request.target))
+      return replica_witness_->handle(std::move(request), std::move(reply));
     replica_->handle(std::move(request), std::move(reply));
   });
   if (!server) return fail("replica: " + server.status().to_string());
@@ -92,13 +108,22 @@ void Cluster::start_replica() {
 
 void Cluster::start_host(Host& host, bool first) {
   world_.clear_faults(host.name);               // whoever starts it has repaired its brick
+  if (scenario_.contested) host.mount = std::make_unique<Mount>();
+  start_run(host, false);
+  if (host.engine) start_guests(host, first);
+}
+
+void Cluster::start_run(Host& host, bool successor) {
   SimEnv& env = world_.start(host.name);
   auto engine = open_host(env, {.cluster = cluster_, .region_bytes = scenario_.region_bytes, .ships = true,
-                                .limit_bytes = scenario_.limit_bytes, .limit_age = scenario_.limit_age});
+                                .limit_bytes = scenario_.limit_bytes, .limit_age = scenario_.limit_age,
+                                .witness = scenario_.witness != WitnessKind::kNone,
+                                .witness_in_replica = scenario_.witness == WitnessKind::kInReplica,
+                                .pause = scenario_.pause,
+                                .survivor = host.mount ? &host.mount->attach() : nullptr, .successor = successor});
   if (!engine) return fail(host.name + ": " + engine.status().to_string());
   host.engine = std::move(*engine);
   host.engine->start();
-  start_guests(host, first);
 }
 
 void Cluster::start_guests(Host& host, bool first) {
@@ -124,12 +149,18 @@ void Cluster::next_turn(Relay& relay, Duration pause) {
 }
 
 void Cluster::begin_turn(Relay& relay) {
-  Host& host = hosts_[world_.random().below(2)];
-  if (!world_.running(host.name)) return next_turn(relay, milliseconds(100));
+  if (!relay.victim.empty()) return;
+  Host& host = any_host();
+  if (!world_.running(host.name) || (scenario_.contested && unaware(relay, host))) return next_turn(relay, milliseconds(100));
+  start_turn(relay, host);
+}
+
+void Cluster::start_turn(Relay& relay, Host& host) {
   relay.host = &host;
   GuestOptions options = scenario_.guest;
   options.turn_requests = static_cast<uint32_t>(1 + world_.random().below(world_.random().coin() ? 12 : 150));
   relay.guest = std::make_unique<Guest>(world_, *models_[relay.model], names_[relay.model], options);
+  if (scenario_.contested) relay.guest->on_taken([this, &relay] { rival_taken(relay); });
   relay.guest->start(*host.engine, *world_.process(host.name), !relay.created, [this](const std::string& what) { fail(what); });
   watch_turn(relay);
 }
@@ -153,6 +184,7 @@ uint64_t Cluster::acknowledged() const {
 std::string Cluster::run() {
   start_shared();
   start_replica();
+  start_witness();
   for (Host& host : hosts_) start_host(host, true);
   for (auto& relay : relays_) next_turn(*relay, milliseconds(50));
   world_.run_for(milliseconds(500));

@@ -1,6 +1,9 @@
-// Two hosts, a shared node and a replica in one thread from one seed, and what a scenario may do to them.
+// Hosts, a shared node, a replica and a witness in one thread from one seed, and what a scenario may do to them.
+//
+// Files: cluster.cc, cluster_takeovers.cc (images that are taken, by force or by the witness's word).
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,9 +14,12 @@
 #include "shared/node/node.h"
 #include "tests/sim/guest.h"
 #include "tests/sim/model.h"
+#include "tests/sim/nodes.h"
 #include "tests/sim/sim_env.h"
 
 namespace tidemark::sim {
+
+enum class WitnessKind : uint8_t { kNone, kDaemon, kInReplica };
 
 // What is done to the cluster while the guests work. Counts of random moments over the run.
 struct Scenario {
@@ -38,6 +44,17 @@ struct Scenario {
   uint32_t brick_failures = 0;      // a host's brick answers EIO from some operation on, for a while or for good
   uint32_t clock_jumps = 0;
   uint32_t http_faults_per_million = 0, reset_per_million = 0;
+  // What images may be taken by; any of it: the model follows both lines of a tenure that was taken by force.
+  bool contested = false;
+  uint32_t hosts = 2;
+  WitnessKind witness = WitnessKind::kNone;
+  bool pause = false;               // autonomy, without a witness
+  uint32_t takeovers = 0;           // an operator takes a moving image from its holder
+  uint32_t rivals = 0;              // a VM is started on another host while it runs
+  uint32_t aborts = 0;              // an operator ends the waiting of an image's requests
+  uint32_t partitions = 0;          // of any two nodes, one way or both, for up to 40 s
+  uint32_t live_restarts = 0;       // the daemon dies, its mount stands
+  Duration host_down_max = std::chrono::seconds(2);
 };
 
 class Cluster {
@@ -51,6 +68,9 @@ class Cluster {
   uint64_t trace_hash() const { return world_.trace_hash(); }
   uint64_t acknowledged() const;
   uint64_t times_degraded() const { return times_degraded_; }
+  // Images taken by force; moved by the witness's word; lines that differed and were found as a branch.
+  struct Contest { uint64_t forks, moved, branches; };
+  Contest contest() const { return {forks_, moved_, branches_}; }
   uint64_t events() const { return world_.events_delivered(); }
 
  private:
@@ -60,6 +80,20 @@ class Cluster {
     std::vector<std::unique_ptr<Guest>> guests;
     std::vector<size_t> images;                 // its own, indices into models_
     uint32_t crashes = 0;
+    std::unique_ptr<Mount> mount;               // contested: what one run leaves to the next
+  };
+  // What a host wrote upon an image that was taken from it: all that the main line lacks is to be in its branch.
+  struct Line {
+    Host* host = nullptr;
+    uint64_t epoch = 0;                         // of the tenure that was taken
+    std::unique_ptr<ImageModel> model;
+    Bytes main;                                 // as it was read from the host that goes on; empty: not yet
+  };
+  // A VM that still runs where its image was, or may be, given to another.
+  struct Stranded {
+    Host* host = nullptr;
+    std::unique_ptr<Guest> guest;
+    Line* line = nullptr;                       // null: on the main line, which nobody has taken by force
   };
   // An image whose VM moves: one turn after another, each on a host of the seed's choice.
   struct Relay {
@@ -69,6 +103,10 @@ class Cluster {
     bool created = false;
     bool ended = false;                         // no further turns
     std::unique_ptr<Guest> guest;
+    std::vector<Stranded> stranded;
+    std::vector<std::unique_ptr<Line>> lines;
+    std::string victim;                         // a takeover is under way from this host
+    bool asking = false;                        // the shared node has been given the word, and has not answered
   };
   struct Marked {
     std::string name, image;
@@ -91,9 +129,32 @@ class Cluster {
   void next_turn(Relay& relay, Duration pause);
   void watch_turn(Relay& relay);
   bool final_turns();
+  void start_turn(Relay& relay, Host& host);
+  Host& any_host() { return hosts_[world_.random().below(hosts_.size())]; }
+  void start_run(Host& host, bool successor);
+  // ---- cluster_takeovers.cc
+  std::vector<std::string> node_names() const;
+  void add_witness();
+  void start_witness();
+  void plan_contest();
+  void look_at_contest();
+  void partition_some();
+  void begin_rival(Relay& relay);
+  void rival_taken(Relay& relay);
+  void abort_waiting();
+  void restart_live(Host& host);
+  void take_by_force(Relay& relay);
+  void ask_takeover(Relay& relay, bool accept_loss);
+  bool unaware(const Relay& relay, const Host& host);
+  void forked(Relay& relay, uint64_t epoch);
+  void read_main_line(Relay& relay);
+  void takeover_over(Relay& relay);
+  void stop_stranded();
+  bool contest_settled() const;
+  bool check_branches();
   bool read_whole(Host& host, size_t model);
   void plan();
-  template <class F> void schedule(uint32_t times, F&& fn);
+  void schedule(uint32_t times, const std::function<void(Cluster&)>& fn);
   void fail_brick(Host& host);
   void take_replica_down(Duration length);
   void replace_replica();
@@ -117,6 +178,8 @@ class Cluster {
   std::unique_ptr<node::SharedNode> shared_;
   std::unique_ptr<replica::Replica> replica_;
   std::unique_ptr<net::HttpServer> replica_server_;
+  std::unique_ptr<witness::Witness> replica_witness_;
+  WitnessServer witness_;
   std::vector<Host> hosts_;
   std::vector<std::unique_ptr<Relay>> relays_;
   std::vector<std::unique_ptr<ImageModel>> models_;
@@ -128,6 +191,8 @@ class Cluster {
   uint32_t replicas_ = 0;
   uint64_t acknowledged_ = 0;
   uint64_t times_degraded_ = 0;                 // as seen, now and then
+  Duration shared_lost_power_at_ = Duration::min();
+  uint64_t forks_ = 0, moved_ = 0, branches_ = 0;
 };
 
 }  // namespace tidemark::sim

@@ -31,6 +31,7 @@ bool Cluster::settle() {
   }
   if (!wait("everything is up again", [this] {
         for (Host& h : hosts_) if (!world_.running(h.name)) return false;
+        if (scenario_.witness == WitnessKind::kDaemon && !world_.running("witness1")) return false;
         return world_.running("shared1") && world_.running("replica1");
       })) return false;
   for (Host& host : hosts_) for (auto& guest : host.guests) guest->stop();
@@ -39,11 +40,17 @@ bool Cluster::settle() {
     if (relay->host != nullptr) relay->guest->stop();
   }
   if (!wait("the guests' last answers", [this] {
+        stop_stranded();
+        if (!contest_settled()) return false;
         for (Host& h : hosts_) for (auto& g : h.guests) if (!g->idle()) return false;
         for (auto& r : relays_) if (r->host != nullptr && !r->guest->idle()) return false;
         return true;
       })) return false;
-  return final_turns() && level();
+  if (scenario_.contested && !wait("every host knows what it has lost", [this] {
+        for (auto& r : relays_) for (Host& h : hosts_) if (unaware(*r, h)) return false;
+        return true;
+      })) return false;
+  return final_turns() && level() && check_branches();
 }
 
 bool Cluster::level() {
@@ -174,6 +181,8 @@ bool Cluster::check_points() {
   }
   for (const auto& m : marks_) {
     if (!m->complete || !failure_.empty()) continue;
+    // Of an image that was taken a point of either line may be a branch, or given up for the whole image that stands in.
+    if (scenario_.contested && m->model >= models_.size() - relays_.size()) continue;
     auto resolved = get("/v1/points/resolve?name=" + m->name);
     if (resolved && resolved->status == 404 && may_be_lost(*m)) continue;
     Bytes bytes;

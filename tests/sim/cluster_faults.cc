@@ -1,4 +1,5 @@
 // What a scenario does to the cluster while the guests work: crashes, power losses, links, replicas, bricks, clocks.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "shared/base/log.h"
@@ -20,6 +21,7 @@ int64_t ms_in(const World& world) { return world.elapsed().count() / 1'000'000; 
 void Cluster::lost_power() {
   if (scenario_.host_power_losses == 0 || scenario_.shared_power_losses == 0) return;
   for (auto& model : models_) model->lose_unflushed();
+  for (auto& relay : relays_) for (auto& line : relay->lines) line->model->lose_unflushed();
 }
 
 // Of an image whose writes this host acknowledged alone it has the only copy: what no flush covered may be gone.
@@ -29,6 +31,9 @@ void Cluster::lost_power_alone(Host& host) {
     if (!image["alone"].get<bool>()) continue;
     const auto path = image["path"].get<std::string>();
     for (size_t i = 0; i < names_.size(); ++i) if (names_[i] == path) models_[i]->lose_unflushed();
+    for (auto& relay : relays_) {
+      for (auto& line : relay->lines) if (line->host == &host && names_[relay->model] == path) line->model->lose_unflushed();
+    }
   }
 }
 
@@ -40,6 +45,12 @@ void Cluster::crash_host(Host& host, Crash kind) {
   world_.crash(host.name, kind);       // what was in flight lands, or not, out of the guests' memory
   for (auto& guest : host.guests) acknowledged_ += guest->acknowledged(), guest->lost();
   for (auto& relay : relays_) {
+    std::erase_if(relay->stranded, [&](Stranded& stranded) {
+      if (stranded.host != &host) return false;
+      acknowledged_ += stranded.guest->acknowledged();
+      stranded.guest->lost();
+      return true;
+    });
     if (relay->host != &host) continue;
     acknowledged_ += relay->guest->acknowledged();
     relay->guest->lost();
@@ -52,12 +63,15 @@ void Cluster::crash_host(Host& host, Crash kind) {
 void Cluster::crash_shared(Crash kind) {
   kLog.info("crash", {{"node", "shared1"}, {"kind", kind_name(kind)}, {"at_ms", ms_in(world_)}});
   if (kind == Crash::kPowerLoss) lost_power();
+  if (kind == Crash::kPowerLoss && scenario_.contested) {
+    shared_lost_power_at_ = world_.elapsed();
+    for (auto& model : models_) model->shared_lost_power();
+  }
   world_.crash("shared1", kind);
   shared_.reset();
 }
 
-template <class F>
-void Cluster::schedule(uint32_t times, F&& fn) {
+void Cluster::schedule(uint32_t times, const std::function<void(Cluster&)>& fn) {
   Duration from = scenario_.length / 10, to = scenario_.length * 9 / 10;
   for (uint32_t i = 0; i < times; ++i) {
     world_.at(world_.random().in({from, to}), [this, fn] {
@@ -67,9 +81,9 @@ void Cluster::schedule(uint32_t times, F&& fn) {
 }
 
 void Cluster::plan() {
-  schedule(scenario_.marks, [](Cluster& c) { c.mark(c.hosts_[c.world_.random().below(2)]); });
+  schedule(scenario_.marks, [](Cluster& c) { c.mark(c.any_host()); });
   schedule(scenario_.link_cuts, [](Cluster& c) {
-    std::string host = c.hosts_[c.world_.random().below(2)].name;
+    std::string host = c.any_host().name;
     if (c.world_.random().coin()) c.world_.cut(host, "shared1");
     if (c.world_.random().coin()) c.world_.cut("shared1", host);
     c.world_.at(c.world_.random().in({milliseconds(100), seconds(4)}), [&c, host] {
@@ -77,7 +91,7 @@ void Cluster::plan() {
       c.world_.heal("shared1", host);
     });
   });
-  schedule(scenario_.link_resets, [](Cluster& c) { c.world_.reset_connections(c.hosts_[c.world_.random().below(2)].name, "shared1"); });
+  schedule(scenario_.link_resets, [](Cluster& c) { c.world_.reset_connections(c.any_host().name, "shared1"); });
   schedule(scenario_.replica_outages,
            [](Cluster& c) { c.take_replica_down(c.world_.random().in({milliseconds(50), seconds(4)})); });
   schedule(scenario_.replica_long_outages, [](Cluster& c) {
@@ -87,7 +101,8 @@ void Cluster::plan() {
   watch_limits();
   auto shared_down = [](Crash kind) {
     return [kind](Cluster& c) {
-      if (!c.world_.running("shared1")) return;
+      bool asked = std::any_of(c.relays_.begin(), c.relays_.end(), [](const auto& relay) { return relay->asking; });
+      if (!c.world_.running("shared1") || asked) return;
       c.crash_shared(kind);
       c.world_.at(c.world_.random().in({milliseconds(50), seconds(3)}), [&c] { c.start_shared(); });
     };
@@ -96,33 +111,35 @@ void Cluster::plan() {
   schedule(scenario_.shared_power_losses, shared_down(Crash::kPowerLoss));
   auto host_down = [](Crash kind) {
     return [kind](Cluster& c) {
-      Host& host = c.hosts_[c.world_.random().below(2)];
+      Host& host = c.any_host();
       if (!c.world_.running(host.name)) return;
       c.crash_host(host, kind);
-      c.world_.at(c.world_.random().in({milliseconds(50), seconds(2)}), [&c, &host] { c.start_host(host, false); });
+      c.world_.at(c.world_.random().in({milliseconds(50), c.scenario_.host_down_max}), [&c, &host] { c.start_host(host, false); });
     };
   };
   schedule(scenario_.host_kills, host_down(Crash::kKill));
   schedule(scenario_.host_power_losses, host_down(Crash::kPowerLoss));
   schedule(scenario_.host_isolations, [](Cluster& c) {
-    std::string host = c.hosts_[c.world_.random().below(2)].name;
+    std::string host = c.any_host().name;
     for (const char* other : {"shared1", "replica1"}) c.world_.partition(host, other);
     c.world_.at(c.world_.random().in({milliseconds(100), seconds(30)}), [&c, host] {
       for (const char* other : {"shared1", "replica1"}) c.world_.heal(host, other), c.world_.heal(other, host);
     });
   });
-  schedule(scenario_.brick_failures, [](Cluster& c) { c.fail_brick(c.hosts_[c.world_.random().below(2)]); });
+  schedule(scenario_.brick_failures, [](Cluster& c) { c.fail_brick(c.any_host()); });
   schedule(scenario_.clock_jumps, [](Cluster& c) {
     const char* nodes[] = {"host1", "host2", "shared1", "replica1"};
     int64_t jump = static_cast<int64_t>(c.world_.random().below(200'000'000)) - 100'000'000;
     c.world_.jump_wall(nodes[c.world_.random().below(4)], seconds(jump));
   });
+  if (scenario_.contested) plan_contest();
 }
 
 void Cluster::take_replica_down(Duration length) {
   if (!world_.running("replica1")) return;
   world_.crash("replica1", world_.random().coin() ? Crash::kKill : Crash::kPowerLoss);
   replica_server_.reset();
+  replica_witness_.reset();
   replica_.reset();
   world_.at(length, [this] { start_replica(); });
 }

@@ -97,6 +97,28 @@ Scenario swarm(uint64_t seed) {
   return s;
 }
 
+// Images that are taken by force or moved by a witness, daemons that are replaced under running VMs, and partitions of
+// any two nodes, on top of that mix.
+Scenario rivals(uint64_t seed) {
+  Random random(seed * 0xD1B54A32D192ED03ull + 7);
+  auto upto = [&](uint32_t most) { return random.coin() ? 0 : static_cast<uint32_t>(1 + random.below(most)); };
+  Scenario s = swarm(seed);
+  s.name = "rivals";
+  s.contested = true;
+  s.length = std::chrono::seconds(30 + random.below(60));
+  s.hosts = static_cast<uint32_t>(2 + random.below(2));
+  s.relay_images = static_cast<uint32_t>(1 + random.below(2));
+  s.image_bytes = (1 + random.below(6)) * (128 << 10);
+  s.brick_failures = 0;
+  if (random.coin()) s.witness = random.coin() ? WitnessKind::kDaemon : WitnessKind::kInReplica;
+  else s.pause = random.chance(1, 3);
+  s.takeovers = upto(6), s.rivals = upto(8), s.aborts = upto(3), s.partitions = upto(8), s.live_restarts = upto(6);
+  if (random.coin()) s.host_down_max = std::chrono::seconds(40);
+  // What only the shared copy's power took away no witness knows of: an operator does, who says so.
+  if (s.witness != WitnessKind::kNone) s.shared_power_losses = 0;
+  return s;
+}
+
 class ClusterTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -112,11 +134,13 @@ class ClusterTest : public testing::Test {
 class ScenarioTest : public ClusterTest, public testing::WithParamInterface<const char*> {};
 
 TEST_P(ScenarioTest, CopiesAndPointsAreRightAfterIt) {
-  bool mixed = std::string_view(GetParam()) == "swarm";
+  const std::string_view name = GetParam();
+  const bool mixed = name == "swarm" || name == "rivals";
   uint64_t first = number("TIDEMARK_SIM_FIRST", 1), count = number("TIDEMARK_SIM_SEEDS", mixed ? 10 : 2);
+  uint64_t forks = 0, moved = 0, branches = 0;
   auto begun = std::chrono::steady_clock::now();
   for (uint64_t seed = first; seed < first + count; ++seed) {
-    Cluster cluster(seed, mixed ? swarm(seed) : scenario(GetParam()));
+    Cluster cluster(seed, name == "swarm" ? swarm(seed) : mixed ? rivals(seed) : scenario(GetParam()));
     std::string failure = cluster.run();
     EXPECT_EQ(failure, "") << "scenario " << GetParam() << " seed " << seed;
     EXPECT_GT(cluster.acknowledged(), mixed ? 0u : 50u) << "scenario " << GetParam() << " seed " << seed << ": too little was written";
@@ -125,7 +149,11 @@ TEST_P(ScenarioTest, CopiesAndPointsAreRightAfterIt) {
     }
     EXPECT_TRUE(errors_.empty()) << "scenario " << GetParam() << " seed " << seed << " logged: " << errors_.front();
     errors_.clear();
+    forks += cluster.contest().forks, moved += cluster.contest().moved, branches += cluster.contest().branches;
   }
+  if (name == "rivals")
+    std::printf("taken by force: %llu, moved by a witness: %llu, branches: %llu\n", static_cast<unsigned long long>(forks),
+                static_cast<unsigned long long>(moved), static_cast<unsigned long long>(branches));
   double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
   std::printf("%s: %llu seeds, %.1f a second\n", GetParam(), static_cast<unsigned long long>(count), static_cast<double>(count) / took);
 }
@@ -134,7 +162,7 @@ INSTANTIATE_TEST_SUITE_P(Scenarios, ScenarioTest,
                          testing::Values("calm", "delays_and_disconnects", "shared_node_dies", "hosts_die", "replica_dies",
                                          "clocks_jump", "handovers", "handovers_and_disconnects", "handovers_and_dying_hosts",
                                          "handovers_and_a_dying_shared_node", "journal_limit", "journal_limit_and_dying_hosts",
-                                         "journal_limit_and_handovers", "replica_replaced", "local_bricks_fail", "swarm"),
+                                         "journal_limit_and_handovers", "replica_replaced", "local_bricks_fail", "swarm", "rivals"),
                          [](const auto& info) { return std::string(info.param); });
 
 // Seeds of the swarm that once failed, each by the name of what it found.

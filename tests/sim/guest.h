@@ -27,7 +27,7 @@ struct GuestOptions {
 class Guest {
  public:
   Guest(World& world, ImageModel& model, std::string name, const GuestOptions& options)
-      : world_(world), model_(model), name_(std::move(name)), options_(options) {}
+      : world_(world), model_(&model), name_(std::move(name)), options_(options) {}
 
   // Opens the image (creating it if `create`) on `engine` and goes to work. `failed` is told of every wrong answer.
   void start(fs::Engine& engine, SimEnv& env, bool create, std::function<void(const std::string&)> failed);
@@ -38,9 +38,25 @@ class Guest {
   // The host died: answers will not come. What was in flight stays possible in the model.
   void lost();
   uint64_t acknowledged() const { return acknowledged_; }
+  // From now on EIO is no wrong answer: the image may have been taken, or an operator ended its waiting. A turn ends then.
+  void expect_failures() { may_fail_ = true; }
+  // Another host has the tenure: nothing that is written from now on may be acknowledged.
+  void supersede() { superseded_ = true; }
+  bool superseded() const { return superseded_; }
+  // Its host has lost the image and does not know: it goes on upon a line of its own.
+  void branch_off(ImageModel& line);
+  // The daemon died and the mount stands: requests without an answer come again, to the run that follows.
+  void suspend() { ++life_; }
+  void resume(fs::Engine& engine, SimEnv& env);
+  void on_taken(std::function<void()> fn) { told_taken_ = std::move(fn); }   // at the first acknowledged write
 
  private:
+  enum class Kind : uint8_t { kRead, kWrite, kZero, kFlush };
   struct Request {
+    Kind kind = Kind::kRead;
+    bool superseded = false;               // when it was issued
+    fs::Engine::Fallocate how = fs::Engine::Fallocate::kPunch;
+    ImageModel::Flush covered;             // flushes
     Extent extent;
     ImageModel::Stamp stamp = 0;
     ImageModel::View allowed;              // reads: of the range, grows with what is issued meanwhile
@@ -59,11 +75,20 @@ class Guest {
   void do_write();
   void do_zero();
   void do_flush();
-  void answered(std::list<Request>::iterator request);
-  void wrong(const std::string& what) { failed_("guest " + name_ + ": " + what); }
+  using Where = std::list<Request>::iterator;
+  void submit(Where request);
+  void submit_read(Where request);
+  void submit_write(Where request);
+  void submit_zero(Where request);
+  void submit_flush(Where request);
+  void seen_by_reads(const Request& request, ImageModel::Stamp stamp);
+  bool excused(Where request, const Status& why);
+  void written(Where request, const Status& status, const char* what);
+  void answered(Where request);
+  void wrong(const std::string& what) { failed_("guest of " + name_ + " on " + env_->node() + ": " + what); }
 
   World& world_;
-  ImageModel& model_;
+  ImageModel* model_;
   const std::string name_;
   const GuestOptions options_;
   fs::Engine* engine_ = nullptr;
@@ -74,6 +99,9 @@ class Guest {
   uint64_t life_ = 0;                      // grows with each start and loss: stale events find out
   bool running_ = false, stopping_ = false;
   bool taken_ = false;                     // a write was acknowledged
+  bool create_ = false, opened_ = false;
+  bool may_fail_ = false, superseded_ = false;
+  std::function<void()> told_taken_;
   uint32_t begun_ = 0;                     // requests of this turn
   uint32_t loops_ = 0;                     // each has a request in flight or a timer running
   uint64_t acknowledged_ = 0;

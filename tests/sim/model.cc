@@ -9,7 +9,11 @@ ImageModel::Stamp ImageModel::issue(Extent extent, bool zero) {
   Stamp stamp = ++next_;
   if (zero) zeros_.insert(stamp);
   live_.insert(stamp);
-  for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) sectors_[s].possible.insert(stamp);
+  for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) {
+    sectors_[s].possible.insert(stamp);
+    if (tracked_) sectors_[s].since.insert(stamp);
+    sectors_[s].forked = false;
+  }
   return stamp;
 }
 
@@ -70,6 +74,67 @@ void ImageModel::lose_unflushed() {
     sector.overwritten.clear();
     sector.torn = true;
   }
+}
+
+void ImageModel::level() {
+  tracked_ = true;
+  for (Sector& sector : sectors_) {
+    sector.level_certain = sector.certain;
+    sector.level_durable = sector.durable;
+    sector.level_possible = sector.possible;
+    sector.level_overwritten = sector.overwritten;
+    sector.level_torn = sector.torn;
+    sector.since.clear();
+  }
+}
+
+void ImageModel::shared_lost_power() {
+  for (Sector& sector : sectors_) {
+    const Stamp durable = std::min(sector.level_durable, sector.durable);
+    const bool settled = sector.certain == durable && sector.possible.empty() && sector.since.empty();
+    if (settled) continue;
+    sector.level_possible.insert(sector.level_overwritten.begin(), sector.level_overwritten.end());
+    sector.level_possible.insert(sector.overwritten.begin(), sector.overwritten.end());
+    sector.level_possible.insert(sector.level_certain);
+    sector.level_certain = sector.level_durable = durable;
+    sector.level_torn = true;
+  }
+}
+
+void ImageModel::fork() {
+  for (Sector& sector : sectors_) {
+    sector.possible.insert(sector.certain);
+    sector.possible.insert(sector.since.begin(), sector.since.end());
+    sector.possible.insert(sector.level_possible.begin(), sector.level_possible.end());
+    sector.certain = sector.level_certain;
+    sector.possible.erase(sector.certain);
+    sector.durable = std::min(sector.durable, sector.level_durable);
+    sector.overwritten.insert(sector.level_overwritten.begin(), sector.level_overwritten.end());
+    sector.torn = sector.torn || sector.level_torn;
+    sector.forked = true;
+  }
+}
+
+std::string ImageModel::settle(ByteSpan bytes) {
+  std::string wrong = check_now(0, bytes);
+  for (uint64_t s = 0; s < sectors_.size() && wrong.empty(); ++s) {
+    Sector& sector = sectors_[s];
+    if (!sector.forked) continue;
+    bool whole = false;
+    const Stamp stamp = stamp_of(s, bytes.subspan(s * kModelSector, kModelSector), &whole);
+    if (!whole) continue;
+    Stamp newest = 0;                          // zeros look alike: the newest that may be it
+    bool found = false;
+    sector.possible.insert(sector.certain);
+    for (Stamp possible : sector.possible) if (shown(possible) == stamp) newest = possible, found = true;
+    if (!found) continue;                      // torn to the value of a sector that it held long ago
+    sector.overwritten.insert(sector.possible.begin(), sector.possible.end());
+    sector.certain = newest;
+    sector.durable = std::min(sector.durable, newest);
+    sector.possible.clear();
+    sector.torn = false;
+  }
+  return wrong;
 }
 
 void ImageModel::fill(Extent extent, Stamp stamp, MutableByteSpan out) const {

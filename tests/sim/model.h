@@ -38,6 +38,18 @@ class ImageModel {
   // Both machines may have lost their power before what was acknowledged since the last flush was made level again:
   // of each sector any such state may come back, or a torn one.
   void lose_unflushed();
+  // The shared copy holds all that was acknowledged. From then on what it may lack is remembered, for a fork.
+  void level();
+  // The shared node's machine lost its power: of what no flush covered its copy may lack anything.
+  void shared_lost_power();
+  // The tenure was taken by force: the main line is what the shared copy holds, any state since it was level. The line of
+  // the host that lost it is a copy of the model made before, whose stamps are of a range of its own.
+  void fork();
+  void begin_branch(uint64_t number) { next_ += number << 40; }
+  // After a fork, what the main line turns out to hold. Empty, or what is wrong with it.
+  std::string settle(ByteSpan bytes);
+  // Whether this line's word on the sector is another than these bytes of the main line; and whether a copy has it.
+  bool lacks(uint64_t sector, ByteSpan bytes) const { return !check_now(sector * kModelSector, bytes).empty(); }
   void fill(Extent extent, Stamp stamp, MutableByteSpan out) const;
   // What may be there, at this moment.
   struct View { std::vector<std::set<Stamp>> allowed; };   // by sector of a range; zero stamps stand as 0
@@ -56,6 +68,11 @@ class ImageModel {
     std::set<Stamp> possible;                  // unanswered or of unknown outcome
     std::set<Stamp> overwritten;               // what it may have held since `durable`, before `certain`
     bool torn = false;
+    // When the copies were last level, and every stamp issued since.
+    Stamp level_certain = 0, level_durable = 0;
+    std::set<Stamp> level_possible, level_overwritten, since;
+    bool level_torn = false;
+    bool forked = false;                       // and not written since
   };
   Stamp shown(Stamp stamp) const { return zeros_.contains(stamp) ? 0 : stamp; }
   std::string check_sector(const std::set<Stamp>& allowed, uint64_t sector, ByteSpan bytes) const;
@@ -67,6 +84,7 @@ class ImageModel {
 
   uint64_t number_;
   bool strict_;
+  bool tracked_ = false;                       // level() was called once: a fork may come
   Stamp next_ = 0;
   std::set<Stamp> live_;                       // in flight
   std::map<Stamp, Stamp> ended_;               // the newest stamp issued by then

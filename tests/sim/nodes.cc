@@ -15,8 +15,10 @@ Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup s
   options.region_bytes = setup.region_bytes;
   options.on_fatal = std::move(setup.on_fatal);
   if (setup.witness) {
-    TM_ASSIGN_OR_RETURN(options.witness, env.network().http_client({.url = kWitnessUrl, .tls = net::TlsFiles{},
-                                                                    .server_role = net::Role::kWitness}));
+    const bool replica = setup.witness_in_replica;
+    TM_ASSIGN_OR_RETURN(options.witness, env.network().http_client(
+        {.url = replica ? kReplicaUrl : kWitnessUrl, .tls = net::TlsFiles{},
+         .server_role = replica ? net::Role::kReplica : net::Role::kWitness}));
   }
   std::unique_ptr<node::MarkSink> sink = std::make_unique<node::NoMarks>();
   if (setup.ships) {
@@ -55,10 +57,10 @@ Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setu
   options.config.journal.limit_bytes = setup.limit_bytes;
   options.config.resync.rate = setup.resync_rate;
   options.config.journal.limit_age = std::chrono::duration_cast<std::chrono::milliseconds>(setup.limit_age);
-  if (setup.witness) {
-    options.config.witness = config::WitnessLink{kWitnessUrl, "witness1", false};
-    options.config.may_go_alone = setup.reckless;
-  }
+  options.config.may_go_alone = setup.reckless || !(setup.witness || setup.pause);
+  if (setup.witness && setup.witness_in_replica)
+    options.config.witness = config::WitnessLink{kReplicaUrl, "replica1", true};
+  else if (setup.witness) options.config.witness = config::WitnessLink{kWitnessUrl, "witness1", false};
   TM_RETURN_IF_ERROR(env.files().make_directories("/brick1"));
   return fs::Engine::open(env, std::move(options));
 }

@@ -27,6 +27,7 @@ struct SharedSetup {
   Duration limit_age = std::chrono::hours(24);    // of their journal
   std::function<void(const Status&)> on_fatal;
   bool witness = false;                           // asks witness1
+  bool witness_in_replica = false;                // with `witness`: the one built into replica1 instead
 };
 Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup setup);
 
@@ -38,6 +39,8 @@ struct HostSetup {
   Duration limit_age = std::chrono::hours(24);
   bool witness = false;                           // asks witness1, and waits for it
   uint64_t resync_rate = 0;                       // [resync] rate
+  bool witness_in_replica = false;
+  bool pause = false;                             // autonomy without a witness: it does not go on alone
   bool reckless = false;                          // a planted bug: goes on alone without its vote
   fs::Survivor* survivor = nullptr;               // of its mount
   bool successor = false;                         // that mount stands, with what a run before left in it

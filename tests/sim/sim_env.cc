@@ -308,6 +308,8 @@ void SimEnv::post(UniqueFunction<void()> fn) {
 io::TimerId SimEnv::after(Duration delay, UniqueFunction<void()> fn) {
   if (!alive_) return {};
   Duration wait = world_delay(machine_, std::max(delay, Duration(0)));
+  // A clock that runs fast must not be waited for in steps of nothing.
+  if (delay > Duration(0)) wait = std::max(wait, Duration(1));
   // The number is known only afterwards, so the event finds its own entry by it.
   uint64_t number = world_.next_number;
   int64_t time = world_.now_ns + wait.count();
