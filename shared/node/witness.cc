@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 #include "shared/node/core.h"
 
 namespace tidemark::node {
@@ -48,7 +49,8 @@ void Core::terms_request(const PeerPtr& peer, wire::Request& request) {
   };
   if (!fence::may_write(image->record.tenure, peer->session->host, m.epoch)) return refuse(Code::kFenced, "not held");
   if (!options_.witness) return refuse(Code::kUnsupported, "the shared node has no [witness]");
-  if (image->record.outdated != 0) return refuse(Code::kBusy, "the copies are not level");
+  const bool differ = image->record.outdated != 0 && !TM_PLANTED("give terms while copies differ");
+  if (differ) return refuse(Code::kBusy, "the copies are not level");
   if (image->asking_witness != 0 || image->fencing) return refuse(Code::kUnavailable, "being decided");
   ++image->asking_witness;
   ++image->ops;
@@ -76,7 +78,8 @@ void Core::consider_fencing(Image& image) {
                 image.record.outdated == 0 && image.record.generation.value != 0 && !image.fencing &&
                 image.asking_witness == 0 && !image.fence_later;
   if (!wanted || session_of(tenure.holder) != nullptr) return;
-  const io::BootTime lease_over = gone_since(tenure.holder) + kLease;
+  const io::Duration lease = TM_PLANTED("take a tenure before its lease is over") ? io::Duration(0) : kLease;
+  const io::BootTime lease_over = gone_since(tenure.holder) + lease;
   if (env_.now() < lease_over) return consider_fencing_in(image, lease_over - env_.now());
   ++image.asking_witness;
   ++image.ops;
@@ -87,6 +90,7 @@ void Core::consider_fencing(Image& image) {
     --image.ops;
     kLog.info("witness_asked", {{"image", image.id}, {"holder", asked.holder},
                                 {"answer", verdict ? *verdict : verdict.status().to_string()}});
+    if (TM_PLANTED("move a tenure without the witness")) verdict = std::string("fenced");
     if (!verdict) return consider_fencing_in(image, kAskAgain);
     if (*verdict == "outdated") note_outdated(image, asked);
     if (*verdict != "fenced" || image.record.tenure.epoch != asked.epoch || image.record.tenure.holder.empty()) return;
