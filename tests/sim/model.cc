@@ -71,6 +71,8 @@ void ImageModel::lose_unflushed() {
     sector.possible.insert(sector.overwritten.begin(), sector.overwritten.end());
     sector.possible.insert(sector.certain);
     sector.certain = sector.durable;
+    sector.level_possible.insert(sector.level_overwritten.begin(), sector.level_overwritten.end());
+    sector.level_overwritten.clear();
     sector.overwritten.clear();
     sector.torn = true;
   }
@@ -79,10 +81,12 @@ void ImageModel::lose_unflushed() {
 void ImageModel::level() {
   tracked_ = true;
   for (Sector& sector : sectors_) {
+    // It only grows between flushes: most sectors have not changed since they were last looked at.
+    const bool same = sector.level_durable == sector.durable && sector.level_overwritten.size() == sector.overwritten.size();
+    if (!same) sector.level_overwritten = sector.overwritten;
     sector.level_certain = sector.certain;
     sector.level_durable = sector.durable;
     sector.level_possible = sector.possible;
-    sector.level_overwritten = sector.overwritten;
     sector.level_torn = sector.torn;
     sector.since.clear();
   }
