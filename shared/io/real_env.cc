@@ -277,7 +277,7 @@ bool RealEnv::State::run_inline(RealEnv& env) {
       operation.done(std::move(status));
       continue;
     }
-    env.post([this, operation = std::move(operation), status = std::move(status)]() mutable {
+    env.post([operation = std::move(operation), status = std::move(status)]() mutable {
       --*operation.in_flight;
       operation.done(std::move(status));
     });

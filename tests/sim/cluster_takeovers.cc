@@ -161,7 +161,7 @@ void Cluster::take_by_force(Relay& relay) {
   relay.victim = holder == nullptr ? "unknown" : holder->name;
   if (holder == nullptr) {                      // whoever holds it: the shared node says
     const auto text = "{\"images\":[\"" + names_[relay.model] + "\"],\"dry_run\":true}";
-    shared_->takeover(text, [this, &relay](Result<std::string> report) {
+    shared_->takeover(text, [&relay](Result<std::string> report) {
       if (!report) return;
       const std::string by = nlohmann::json::parse(*report)["images"][0]["holder"];
       if (!by.empty()) relay.victim = by;
