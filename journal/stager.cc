@@ -91,8 +91,9 @@ void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& s
   const PartJob::Unit& unit = job.units[index];
   BatchImage& image = *batch.image(unit.slot);
   uint64_t first = first_granule(unit.extent), end = end_granule(unit.extent);
-  // A piece's image may not be in use at all: there only one that is not known any more is gone.
-  bool gone = !status && !slots_[unit.slot].attached && (batch.lacked.empty() || status.code() == Code::kNotFound);
+  // Only an image that is not known any more is gone. One that is not in use (a host that has just started, a piece) can
+  // be read, if not now then later.
+  bool gone = !status && !slots_[unit.slot].attached && status.code() == Code::kNotFound;
   if (!status && !gone) return;
   // The image was removed before its cut could be read: its blocks belong to no point any more.
   if (gone) {

@@ -67,6 +67,7 @@ wait_for 60 "mirrored again" mirrored host1 vm.img
 write_and_cut() { # [COMMAND...]: acknowledged writes, then the command, then the power cut that loses them
   local try
   for try in 1 2 3 4 5; do
+    alone=$(went_alone)
     dd if=/dev/urandom of="$D/content" bs=1M count=8 status=none
     dd if="$D/content" of="$image" bs=1M oflag=direct conv=notrunc status=none
     "$@"
@@ -81,7 +82,6 @@ write_and_cut() { # [COMMAND...]: acknowledged writes, then the command, then th
 
 linked() { tm host1 status --json | jq -e .shared.connected; }
 went_alone() { metric host1 tidemark_fs_alone_total; }
-alone=$(went_alone)
 write_and_cut true
 start shared1
 wait_for 20 "the link" linked
