@@ -277,12 +277,12 @@ bool RealEnv::State::run_inline(RealEnv& env) {
       operation.done(std::move(status));
       continue;
     }
+    std::lock_guard lock(lead_mutex);
+    left_alone = --hung != 0;   // before anybody hears of the end and begins the next operation
     env.post([operation = std::move(operation), status = std::move(status)]() mutable {
       --*operation.in_flight;
       operation.done(std::move(status));
     });
-    std::lock_guard lock(lead_mutex);
-    left_alone = --hung != 0;
     lead_changed.notify_all();
     return false;
   }
