@@ -153,6 +153,27 @@ Outcome pki_issue(Context& context, const PkiIssueOptions& o) {
   return 0;
 }
 
+Outcome pki_revoke(Context& context, const PkiRevokeOptions& o) {
+  net::pki::RevokeOptions options;
+  options.authority_directory = o.directory;
+  options.dry_run = o.dry_run;
+  options.certificate = o.certificate;
+  std::error_code error;
+  if (o.certificate.find('/') == std::string::npos && !std::filesystem::exists(o.certificate, error)) {
+    options.certificate = o.directory + "/" + o.certificate + ".pem";
+  }
+  TM_ASSIGN_OR_RETURN(net::pki::Revocation done, net::pki::revoke(options));
+  const std::string role(net::role_name(done.identity.role));
+  Json j{{"node", done.identity.node}, {"role", role}, {"serial", done.serial}, {"list", done.list},
+         {"already", done.again}, {"dry_run", o.dry_run}};
+  std::string what = "certificate of " + role + " " + printable(done.identity.node) + " (serial " + done.serial + ")";
+  if (done.again) what += " was revoked already: " + printable(done.list);
+  else if (o.dry_run) what += " would be revoked in " + printable(done.list);
+  else what += " is revoked: copy " + printable(done.list) + " beside ca.pem on every node";
+  context.result(j, what);
+  return 0;
+}
+
 Outcome pki_show(Context& context, const std::vector<std::string>& files) {
   Json list = Json::array();
   std::string out;

@@ -40,6 +40,7 @@ struct Words {   // what the command line said
   bool resync_wait = false;
   PkiInitOptions init;
   PkiIssueOptions issue;
+  PkiRevokeOptions revoke;
   std::vector<std::string> show_files, check_files;
   std::function<Outcome(Context&)> chosen;
 };
@@ -175,6 +176,11 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   issue->add_option("--not-before", w.issue.not_before, "valid from this time on; left out: two days ago");
   issue->add_option("--not-after", w.issue.not_after, "valid until this time, instead of --days");
   issue->add_flag("--force", w.issue.force, "replace the node's pair");
+  auto* revoke = verb(pki, w, "revoke", "Make a certificate count no longer: write the list that nodes are given",
+                      [&w](Context& c) { return pki_revoke(c, w.revoke); });
+  revoke->add_option("CERTIFICATE", w.revoke.certificate, "its PEM file, or a node's name: NODE.pem in --dir")->required();
+  revoke->add_option("--dir", w.revoke.directory, "the authority's directory")->required();
+  revoke->add_flag("--dry-run", w.revoke.dry_run, "say whose certificate it is, and write nothing");
   auto* show = verb(pki, w, "show", "Show certificates", [&w](Context& c) { return pki_show(c, w.show_files); });
   show->add_option("FILE", w.show_files, "PEM files")->required();
 

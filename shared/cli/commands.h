@@ -76,6 +76,8 @@ struct PkiIssueOptions {
   bool force = false;
 };
 Outcome pki_issue(Context& context, const PkiIssueOptions& options);
+struct PkiRevokeOptions { std::string certificate, directory; bool dry_run = false; };
+Outcome pki_revoke(Context& context, const PkiRevokeOptions& options);
 Outcome pki_show(Context& context, const std::vector<std::string>& files);
 
 Outcome config_check(Context& context, const std::vector<std::string>& files);

@@ -17,6 +17,8 @@ namespace tidemark::net {
 namespace {
 
 const log::Logger kLog("http");
+// Of a connection that is used again: bounds what is sent under one key, and finds a server's revocation out.
+constexpr long kConnectionSecondsMax = 60;
 constexpr long kUploadBufferBytes = 512 << 10;
 
 std::string trimmed(std::string_view text) {
@@ -73,6 +75,7 @@ Status CurlTransfer::prepare() {
   set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(options_.connect_timeout.count()));
   set(CURLOPT_LOW_SPEED_LIMIT, 1L);
   set(CURLOPT_LOW_SPEED_TIME, std::max<long>(1, static_cast<long>((options_.stall_timeout.count() + 999) / 1000)));
+  set(CURLOPT_MAXLIFETIME_CONN, kConnectionSecondsMax);
   if (!options_.unix_socket.empty()) set(CURLOPT_UNIX_SOCKET_PATH, options_.unix_socket.c_str());
   set(CURLOPT_HEADERFUNCTION, &CurlTransfer::on_header);
   set(CURLOPT_HEADERDATA, this);
@@ -143,6 +146,7 @@ Status CurlTransfer::prepare_tls_files() {
   }
   check_ = std::make_shared<PeerCheck>();
   TM_ASSIGN_OR_RETURN(check_->cluster, cluster_of_authority(authority.get()));
+  TM_ASSIGN_OR_RETURN(check_->revoked, load_revoked(options_.tls->authority, authority.get()));
   check_->roles = {options_.server_role};
   check_->node = options_.server_node;
   check_->now = now_;

@@ -23,13 +23,14 @@ namespace asio = boost::asio;
 
 // What the loop and the background thread share of one server.
 struct Core {
-  Core(io::Env& e, asio::io_context& c, TlsContexts& t, const HttpServerOptions& o)
-      : env(e), context(c), contexts(t), options(o) {}
+  Core(io::Env& e, asio::io_context& c, TlsContexts& t, uint64_t records, const HttpServerOptions& o)
+      : env(e), context(c), contexts(t), records_per_key(records), options(o) {}
 
   // Constant.
   io::Env& env;
   asio::io_context& context;
   TlsContexts& contexts;
+  const uint64_t records_per_key;
   const HttpServerOptions options;
 
   // Loop thread.
@@ -40,6 +41,8 @@ struct Core {
   bool stopping = false;
   uint64_t body_bytes = 0;                      // of the requests in flight
   std::list<UniqueFunction<void()>> aborts;     // one for each running coroutine: ends it soon
+  struct Peer { std::string serial, node, from; UniqueFunction<void()> abort; };
+  std::list<Peer> peers;                        // of the open TLS connections
   std::promise<void> drained;                   // none runs any more
   bool drained_told = false;
 

@@ -47,6 +47,7 @@ awaitable<void> serve_tls(CorePtr core, beast::tcp_stream socket, std::string fr
   PeerCheck check;
   check.roles = core->options.roles_accepted;
   check.cluster = (*context)->cluster();
+  check.revoked = (*context)->revoked();
   check.now = core->env.wall();
   attach_check(connection.native_handle(), &check);
   Session<TlsConnection> session(core, connection, from);
@@ -60,9 +61,32 @@ awaitable<void> serve_tls(CorePtr core, beast::tcp_stream socket, std::string fr
     co_return;
   }
   session.set_peer(check.peer);
+  Core::Peer self{check.serial, check.peer.node, from, [&session] { session.abort(); }};
+  auto known = core->peers.insert(core->peers.end(), std::move(self));
   co_await session.run();
+  core->peers.erase(known);
   beast::get_lowest_layer(connection).expires_after(kLinger);
   if (!core->stopping) co_await connection.async_shutdown(redirect_error(use_awaitable, ec));
+}
+
+// Ends connections of peers whose certificates are revoked, idle ones and those in the midst of an answer.
+awaitable<void> watch_revoked(CorePtr core) {
+  asio::steady_timer timer(core->context);
+  Registration registration(*core, [&timer] { timer.cancel(); });
+  while (!core->stopping) {
+    error_code ignored;   // cancelled to stop
+    timer.expires_after(std::chrono::seconds(kRevocationCheckSeconds));
+    co_await timer.async_wait(redirect_error(use_awaitable, ignored));
+    if (core->stopping || core->peers.empty()) continue;
+    auto context = core->contexts.get(*core->options.tls, core->env.wall());
+    if (!context) continue;   // it was usable once: the last usable one is given
+    for (Core::Peer& peer : core->peers) {
+      if (!(*context)->is_revoked(peer.serial)) continue;
+      kLog.warning("connection_ended",
+                   {{"peer", peer.from}, {"node", peer.node}, {"reason", "its certificate was revoked"}});
+      peer.abort();
+    }
+  }
 }
 
 std::string name_of(const Tcp::socket& socket) {
@@ -158,7 +182,7 @@ Result<std::unique_ptr<HttpServer>> HttpServers::serve(const HttpServerOptions& 
   if (options.tls) {
     if (auto context = loop.contexts.get(*options.tls, loop.env.wall()); !context) return context.status();
   }
-  auto core = std::make_shared<Core>(loop.env, thread_->context, loop.contexts, options);
+  auto core = std::make_shared<Core>(loop.env, thread_->context, loop.contexts, loop.records_per_key, options);
   core->handler = std::make_shared<HttpHandler>(std::move(handler));
   error_code ec;
   uint16_t port = 0;
@@ -175,6 +199,7 @@ Result<std::unique_ptr<HttpServer>> HttpServers::serve(const HttpServerOptions& 
     if (!ec) asio::co_spawn(thread_->context, accept_all<Tcp>(core, std::move(acceptor)), asio::detached);
   }
   if (ec) return Status(Code::kIoError, "listening socket: " + ec.message());
+  if (options.tls) asio::co_spawn(thread_->context, watch_revoked(core), asio::detached);
   return std::unique_ptr<HttpServer>(new Server(std::move(core), port));
 }
 

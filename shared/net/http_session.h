@@ -90,6 +90,17 @@ class Session {
   void expires(std::chrono::seconds limit) { beast::get_lowest_layer(connection_).expires_after(limit); }
   void expires_never() { beast::get_lowest_layer(connection_).expires_never(); }
 
+  // The sending key is renewed long before the cipher's bound. What a client sends on one connection is bounded by
+  // that connection's age.
+  void count_records(size_t bytes) {
+    if constexpr (requires { connection_.native_handle(); }) {
+      records_ += bytes / 16384 + 1;
+      if (records_ < core_->records_per_key) return;
+      records_ = 0;
+      SSL_key_update(connection_.native_handle(), SSL_KEY_UPDATE_NOT_REQUESTED);
+    }
+  }
+
   awaitable<bool> one_request() {
     Parser parser;
     parser.header_limit(limits::kHttpHeaderBytesMax);
@@ -219,6 +230,7 @@ class Session {
     http::response_serializer<http::vector_body<uint8_t>> serializer(message);
     error_code ec;
     expires(kStall);
+    count_records(message.body().size());
     // A header that announces a body which follows by itself, or (HEAD) does not follow.
     if (head || prepared.source) {
       co_await http::async_write_header(connection_, serializer, redirect_error(use_awaitable, ec));
@@ -259,6 +271,7 @@ class Session {
     error_code ec;
     for (size_t at = 0; at < bytes.size() && !ec;) {
       expires(kStall);
+      count_records(bytes.size() - at);
       auto rest = asio::buffer(bytes.data() + at, bytes.size() - at);
       at += co_await connection_.async_write_some(rest, redirect_error(use_awaitable, ec));
     }
@@ -270,6 +283,7 @@ class Session {
   PeerIdentity peer_;
   const std::string from_;
   beast::flat_buffer buffer_{2 * limits::kHttpHeaderBytesMax};
+  uint64_t records_ = 0;                   // under the present sending key, at most
   asio::steady_timer* waiting_ = nullptr;  // for the loop's answer
 };
 

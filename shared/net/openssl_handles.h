@@ -9,6 +9,8 @@
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
 
+#include <sys/types.h>
+
 #include <memory>
 #include <string>
 
@@ -40,5 +42,16 @@ Result<PeerIdentity> identity_of(X509* certificate);
 Result<Uuid> cluster_of_authority(X509* certificate);
 std::string common_name_of(const X509_NAME* name);
 WallTime wall_time_of(const ASN1_TIME* time);
+
+template <typename Write>
+Result<Bytes> to_pem(Write write) {
+  BioPtr bio(BIO_new(BIO_s_mem()));
+  if (!bio || write(bio.get()) != 1) return Status(Code::kIoError, "writing PEM: " + take_openssl_error());
+  char* data = nullptr;
+  long size = BIO_get_mem_data(bio.get(), &data);
+  return Bytes(data, data + size);
+}
+// Refuses an existing file unless `force`.
+Status write_pem_file(const std::string& path, ByteSpan data, mode_t mode, bool force);
 
 }  // namespace tidemark::net

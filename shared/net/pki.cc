@@ -14,6 +14,7 @@
 
 #include "shared/base/digest.h"
 #include "shared/net/openssl_handles.h"
+#include "shared/net/revocation.h"
 
 namespace tidemark::net {
 
@@ -149,17 +150,7 @@ Result<PeerIdentity> identity_of(X509* certificate) {
   return out;
 }
 
-namespace pki {
 namespace {
-
-Status openssl_failed(const std::string& what) { return Status(Code::kIoError, what + ": " + take_openssl_error()); }
-
-WallTime now() {
-  std::timespec ts{};
-  std::timespec_get(&ts, TIME_UTC);
-  return {ts.tv_sec * kSecond + ts.tv_nsec};
-}
-
 Status write_all(int fd, ByteSpan data, const std::string& path) {
   while (!data.empty()) {
     ssize_t n = ::write(fd, data.data(), data.size());
@@ -170,9 +161,10 @@ Status write_all(int fd, ByteSpan data, const std::string& path) {
   if (::fsync(fd) != 0) return Status::from_errno(errno, path);
   return Status::ok();
 }
+}  // namespace
 
 // Whole or not at all: a daemon that rereads rotated files never meets half of one.
-Status write_file(const std::string& path, ByteSpan data, mode_t mode, bool force) {
+Status write_pem_file(const std::string& path, ByteSpan data, mode_t mode, bool force) {
   std::string temporary = path + ".new." + std::to_string(::getpid());
   ::unlink(temporary.c_str());
   int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
@@ -189,19 +181,21 @@ Status write_file(const std::string& path, ByteSpan data, mode_t mode, bool forc
   return status;
 }
 
+namespace pki {
+namespace {
+
+Status openssl_failed(const std::string& what) { return Status(Code::kIoError, what + ": " + take_openssl_error()); }
+
+WallTime now() {
+  std::timespec ts{};
+  std::timespec_get(&ts, TIME_UTC);
+  return {ts.tv_sec * kSecond + ts.tv_nsec};
+}
+
 Status refuse_existing(const std::string& path, bool force) {
   std::error_code ignored;
   if (force || !std::filesystem::exists(path, ignored)) return Status::ok();
   return Status(Code::kAlreadyExists, path + " exists; --force overwrites it");
-}
-
-template <typename Write>
-Result<Bytes> to_pem(Write write) {
-  BioPtr bio(BIO_new(BIO_s_mem()));
-  if (!bio || write(bio.get()) != 1) return openssl_failed("writing PEM");
-  char* data = nullptr;
-  long size = BIO_get_mem_data(bio.get(), &data);
-  return Bytes(data, data + size);
 }
 
 Status write_pair(X509* cert, EVP_PKEY* key, const std::string& cert_path, const std::string& key_path, bool force) {
@@ -209,9 +203,9 @@ Status write_pair(X509* cert, EVP_PKEY* key, const std::string& cert_path, const
     return PEM_write_bio_PKCS8PrivateKey(bio, key, nullptr, nullptr, 0, nullptr, nullptr);
   }));
   TM_ASSIGN_OR_RETURN(Bytes cert_pem, to_pem([&](BIO* bio) { return PEM_write_bio_X509(bio, cert); }));
-  TM_RETURN_IF_ERROR(write_file(key_path, key_pem, 0600, force));
+  TM_RETURN_IF_ERROR(write_pem_file(key_path, key_pem, 0600, force));
   OPENSSL_cleanse(key_pem.data(), key_pem.size());
-  Status status = write_file(cert_path, cert_pem, 0644, force);
+  Status status = write_pem_file(cert_path, cert_pem, 0644, force);
   if (!status && !force) ::unlink(key_path.c_str());  // a key without its certificate would block the next try
   return status;
 }
@@ -372,8 +366,7 @@ Result<CertificateInfo> inspect(const std::string& certificate_path) {
     out.cluster = identity.cluster;
     out.identity = std::move(identity);
   }
-  const ASN1_INTEGER* serial = X509_get0_serialNumber(cert.get());
-  out.serial = to_hex({ASN1_STRING_get0_data(serial), static_cast<size_t>(ASN1_STRING_length(serial))});
+  out.serial = serial_of(cert.get());
   uint8_t digest[EVP_MAX_MD_SIZE];
   unsigned size = 0;
   if (X509_digest(cert.get(), EVP_sha256(), digest, &size) != 1) return openssl_failed(certificate_path);

@@ -49,6 +49,19 @@ struct IssueOptions {
 // Writes NODE.pem (0644) and NODE.key (0600).
 Result<TlsFiles> issue(const IssueOptions& options);
 
+struct RevokeOptions {
+  std::string authority_directory;
+  std::string certificate;           // path of the one that is to count no longer
+  bool dry_run = false;
+};
+struct Revocation {
+  std::string list;                  // path written: revoked.pem, to be given to every node beside its ca.pem
+  std::string serial;                // hexadecimal
+  PeerIdentity identity;
+  bool again = false;                // it stood in the list already; nothing was written
+};
+Result<Revocation> revoke(const RevokeOptions& options);
+
 struct CertificateInfo {
   std::string subject;               // common name
   std::string issuer;                // common name

@@ -65,6 +65,10 @@ std::string identity_failure(X509* cert, PeerCheck& check) {
     return "certificate of " + check.peer.node + " has role " + std::string(role_name(check.peer.role)) + ", not " +
            wanted;
   }
+  check.serial = serial_of(cert);
+  if (check.revoked && check.revoked->contains(check.serial)) {
+    return "certificate of " + check.peer.node + " was revoked (serial " + check.serial + ")";
+  }
   if (!check.node.empty() && check.peer.node != check.node) {
     return "certificate is that of " + check.peer.node + ", not of " + check.node;
   }
@@ -82,13 +86,15 @@ int verify_peer(int chain_ok, X509_STORE_CTX* store) {
   if (X509_STORE_CTX_get_error_depth(store) != 0) return 1;
   check->reason = identity_failure(X509_STORE_CTX_get_current_cert(store), *check);
   if (check->reason.empty()) return 1;
-  X509_STORE_CTX_set_error(store, X509_V_ERR_APPLICATION_VERIFICATION);
+  bool revoked = check->revoked && check->revoked->contains(check->serial);
+  X509_STORE_CTX_set_error(store, revoked ? X509_V_ERR_CERT_REVOKED : X509_V_ERR_APPLICATION_VERIFICATION);
   return 0;
 }
 
 std::string stamp_of(const TlsFiles& files) {
   std::string out;
-  for (const std::string* path : {&files.authority, &files.certificate, &files.key}) {
+  const std::string revoked = revocation_list_of(files.authority);
+  for (const std::string* path : {&files.authority, &files.certificate, &files.key, &revoked}) {
     struct stat st{};
     if (::stat(path->c_str(), &st) != 0) {
       out += "missing;";
@@ -193,6 +199,7 @@ Result<std::unique_ptr<TlsContext>> TlsContext::load(const TlsFiles& files) {
       SSL_CTX_add_client_CA(native.get(), authority.get()) != 1) {
     return Status(Code::kInvalidArgument, "authority " + files.authority + ": " + take_openssl_error());
   }
+  TM_ASSIGN_OR_RETURN(std::shared_ptr<const Revoked> revoked, load_revoked(files.authority, authority.get()));
   TM_ASSIGN_OR_RETURN(CertPtr own, load_certificate(files.certificate));
   auto self = identity_of(own.get());
   if (!self) return self.status().with_context(files.certificate);
@@ -208,6 +215,8 @@ Result<std::unique_ptr<TlsContext>> TlsContext::load(const TlsFiles& files) {
   out->cluster_ = cluster;
   out->self_ = std::move(self).value();
   out->not_after_ = wall_time_of(X509_get0_notAfter(own.get()));
+  out->files_ = files;
+  out->revoked_ = std::move(revoked);
   return out;
 }
 
@@ -226,6 +235,11 @@ Result<std::shared_ptr<const TlsContext>> TlsContexts::get(const TlsFiles& files
   }
   warn_of_trouble_ahead(files, (*loaded)->native(), now);
   if (entry.context) kLog.info("certificate_files_reread", {{"file", files.certificate}});
+  if (entry.context && entry.context->revoked_ && !(*loaded)->revoked_) {
+    kLog.warning("revocation_list_gone",
+                 {{"file", revocation_list_of(files.authority)}, {"kept", "the one read before"}});
+    (*loaded)->revoked_ = entry.context->revoked_;
+  }
   entry.context = std::move(loaded).value();
   entry.stamp = stamp;
   return entry.context;

@@ -2,7 +2,8 @@
 //
 // One SSL_CTX for each set of files serves clients and servers alike: TLS 1.3 only, certificates
 // required on both ends, no session tickets. TlsContexts looks at the files at every handshake and
-// takes changed ones; while new ones cannot be used (half copied), the old ones stay.
+// takes changed ones; while new ones cannot be used (half copied), the old ones stay. The list of revoked
+// certificates beside the authority's file is one of them; one that vanishes still counts until a restart.
 #pragma once
 
 #include <map>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "shared/net/network.h"
+#include "shared/net/revocation.h"
 
 struct ssl_st;
 struct ssl_ctx_st;
@@ -25,8 +27,10 @@ struct PeerCheck {
   Uuid cluster;
   std::string node;           // empty: any
   WallTime now;               // certificates are held against this clock
+  std::shared_ptr<const Revoked> revoked;   // shared with the context it came from; null: none
 
   PeerIdentity peer;          // once verified
+  std::string serial;         // of its certificate
   std::string reason;         // why it was refused; empty: it was not
 };
 
@@ -41,13 +45,19 @@ class TlsContext {
   const Uuid& cluster() const { return cluster_; }
   const PeerIdentity& self() const { return self_; }
   WallTime not_after() const { return not_after_; }
+  const TlsFiles& files() const { return files_; }
+  const std::shared_ptr<const Revoked>& revoked() const { return revoked_; }
+  bool is_revoked(const std::string& serial) const { return revoked_ && revoked_->contains(serial); }
 
  private:
+  friend class TlsContexts;
   explicit TlsContext(ssl_ctx_st* native) : native_(native) {}
   ssl_ctx_st* native_;
   Uuid cluster_;
   PeerIdentity self_;
   WallTime not_after_;
+  TlsFiles files_;
+  std::shared_ptr<const Revoked> revoked_;   // shared with the checks under way
 };
 
 // Contexts by file names. Any thread.

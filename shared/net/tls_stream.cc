@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <utility>
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
@@ -113,6 +115,52 @@ void StreamLoop::forget(TlsStream& stream) {
   std::replace(dirty_.begin(), dirty_.end(), &stream, static_cast<TlsStream*>(nullptr));
 }
 
+void StreamLoop::watch(TlsStream& stream) {
+  open_.insert(&stream);
+  if (std::exchange(looking_, true)) return;
+  look_for_revoked();
+}
+
+// The files are looked at beside the loop: their disk may hang.
+void StreamLoop::look_for_revoked() {
+  env.after(std::chrono::seconds(kRevocationCheckSeconds), [weak = weak_from_this()] {
+    auto self = weak.lock();
+    if (!self) return;
+    self->looking_ = !self->open_.empty();
+    if (!self->looking_) return;
+    std::map<std::string, TlsFiles> files;
+    for (TlsStream* stream : self->open_) files.emplace(stream->files_.certificate, stream->files_);
+    using Contexts = std::vector<std::shared_ptr<const TlsContext>>;
+    auto contexts = std::make_shared<Contexts>();   // shared by worker and loop in turn
+    auto look = [self, contexts, files = std::move(files), now = self->env.wall()] {
+      for (const auto& [name, one] : files) {
+        auto context = self->contexts.get(one, now);
+        if (context) contexts->push_back(std::move(*context));
+      }
+    };
+    self->env.offload(std::move(look), [weak, contexts] {
+      auto loop = weak.lock();
+      if (!loop) return;
+      loop->close_revoked(*contexts);
+      loop->look_for_revoked();
+    });
+  });
+}
+
+void StreamLoop::close_revoked(const std::vector<std::shared_ptr<const TlsContext>>& contexts) {
+  std::vector<TlsStream*> found;
+  for (TlsStream* stream : open_) {
+    for (const auto& context : contexts) {
+      bool same = context->files().certificate == stream->files_.certificate;
+      if (same && context->is_revoked(stream->check_.serial)) found.push_back(stream);
+    }
+  }
+  // Closing tells nobody at once: none of these goes meanwhile.
+  for (TlsStream* stream : found) {
+    stream->finish_later(Status(Code::kPermission, "certificate of " + stream->check_.peer.node + " was revoked"));
+  }
+}
+
 TlsStream::TlsStream(std::shared_ptr<StreamLoop> loop, int fd, Side side, std::string address)
     : loop_(std::move(loop)), fd_(fd), side_(side), address_(std::move(address)),
       state_(side == Side::kClient ? State::kConnecting : State::kHandshaking),
@@ -127,6 +175,8 @@ TlsStream::~TlsStream() {
 Status TlsStream::begin(const TlsContext& context, PeerCheck check, Ready ready) {
   check_ = std::move(check);
   check_.cluster = context.cluster();
+  check_.revoked = context.revoked();
+  files_ = context.files();
   check_.now = loop_->env.wall();
   SSL* ssl = SSL_new(context.native());
   ssl_ = ssl;
@@ -206,6 +256,7 @@ void TlsStream::handshake_done(Status status) {
     state_ = State::kClosed;
     release_socket();
   } else {
+    loop_->watch(*this);
     update_interest();
   }
   Ready ready = std::move(ready_);
@@ -413,6 +464,7 @@ void TlsStream::tell_closed(Status reason) {
 
 void TlsStream::release_socket() {
   if (fd_ < 0) return;
+  loop_->unwatch(*this);
   loop_->poller.remove_fd(fd_);
   SSL* ssl = as_ssl(ssl_);
   if (ssl != nullptr && !blocked_ && SSL_is_init_finished(ssl) != 0) {

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,9 @@ struct StreamLoop : std::enable_shared_from_this<StreamLoop> {
   StreamLoop(io::Env& e, io::Poller& p);
   void flush_at_turn_end(TlsStream& stream);
   void forget(TlsStream& stream);
+  // An open stream whose peer's certificate is revoked is closed soon.
+  void watch(TlsStream& stream);
+  void unwatch(TlsStream& stream) { open_.erase(&stream); }
 
   io::Env& env;
   io::Poller& poller;
@@ -38,8 +42,12 @@ struct StreamLoop : std::enable_shared_from_this<StreamLoop> {
 
  private:
   void flush_all();
+  void look_for_revoked();
+  void close_revoked(const std::vector<std::shared_ptr<const TlsContext>>& contexts);
   std::vector<TlsStream*> dirty_;  // null: destroyed meanwhile
   bool scheduled_ = false;
+  std::set<TlsStream*> open_;
+  bool looking_ = false;
 };
 
 // Bytes in, bytes out at the front; grows, never shrinks while in use.
@@ -106,6 +114,7 @@ class TlsStream final : public Stream {
   State state_;
   void* ssl_ = nullptr;              // SSL*
   PeerCheck check_;
+  TlsFiles files_;
   Ready ready_;
   std::shared_ptr<Handlers> handlers_;  // shared with a delivery under way, which may destroy the stream
   std::shared_ptr<TlsStream*> self_;    // what deferred calls look at: gone with the stream

@@ -69,6 +69,14 @@ std::string talk_tls(uint16_t port, const RawTls& options) {
   }
   SSL* ssl = SSL_new(context);
   SSL_set_fd(ssl, fd);
+  auto count = [](int written, int, int type, const void* data, size_t size, SSL*, void* counter) {
+    const bool update = type == SSL3_RT_HANDSHAKE && size > 0 && *static_cast<const uint8_t*>(data) == SSL3_MT_KEY_UPDATE;
+    if (written == 0 && update) ++*static_cast<int*>(counter);
+  };
+  if (options.key_updates != nullptr) {
+    SSL_set_msg_callback(ssl, count);
+    SSL_set_msg_callback_arg(ssl, options.key_updates);
+  }
   std::string out;
   if (SSL_connect(ssl) != 1) {
     out = openssl_reason();

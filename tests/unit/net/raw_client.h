@@ -28,6 +28,7 @@ struct RawTls {
   int max_version = 0;          // OpenSSL's TLS1_2_VERSION...; 0: no bound
   const TlsFiles* files = nullptr;  // certificate to offer; none: offers none
   std::string send;             // after the handshake
+  int* key_updates = nullptr;   // counts those of the server
 };
 // Connects by TLS without any check of the server. Returns what was received, or "error: ..." with
 // the handshake's or the first read's failure.

@@ -1,0 +1,118 @@
+#include "shared/net/revocation.h"
+
+#include <openssl/pem.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <filesystem>
+
+#include "shared/base/digest.h"
+#include "shared/net/openssl_handles.h"
+#include "shared/net/pki.h"
+
+namespace tidemark::net {
+namespace {
+
+using CrlPtr = std::unique_ptr<X509_CRL, OpensslFree<X509_CRL_free>>;
+
+std::string text_of(const ASN1_INTEGER* serial) {
+  return to_hex({ASN1_STRING_get0_data(serial), static_cast<size_t>(ASN1_STRING_length(serial))});
+}
+
+// Null: there is none.
+Result<CrlPtr> load_list(const std::string& path, X509* authority) {
+  struct stat st{};
+  if (::stat(path.c_str(), &st) != 0) {
+    if (errno == ENOENT) return CrlPtr();
+    return Status::from_errno(errno, "revocation list " + path);
+  }
+  BioPtr bio(BIO_new_file(path.c_str(), "r"));
+  CrlPtr list(bio ? PEM_read_bio_X509_CRL(bio.get(), nullptr, nullptr, nullptr) : nullptr);
+  if (!list) return Status(Code::kInvalidArgument, "revocation list " + path + ": " + take_openssl_error());
+  if (X509_CRL_verify(list.get(), X509_get0_pubkey(authority)) != 1) {
+    ERR_clear_error();
+    return Status(Code::kInvalidArgument, "revocation list " + path + " is not signed by this cluster's authority");
+  }
+  return list;
+}
+
+}  // namespace
+
+std::string revocation_list_of(const std::string& authority_path) {
+  return (std::filesystem::path(authority_path).parent_path() / "revoked.pem").string();
+}
+
+std::string serial_of(const x509_st* certificate) { return text_of(X509_get0_serialNumber(certificate)); }
+
+Result<std::shared_ptr<const Revoked>> load_revoked(const std::string& authority_path, x509_st* authority) {
+  TM_ASSIGN_OR_RETURN(CrlPtr list, load_list(revocation_list_of(authority_path), authority));
+  if (!list) return std::shared_ptr<const Revoked>();
+  auto out = std::make_shared<Revoked>();
+  STACK_OF(X509_REVOKED)* entries = X509_CRL_get_REVOKED(list.get());
+  for (int i = 0; i < sk_X509_REVOKED_num(entries); ++i) {
+    out->insert(text_of(X509_REVOKED_get0_serialNumber(sk_X509_REVOKED_value(entries, i))));
+  }
+  return std::shared_ptr<const Revoked>(std::move(out));
+}
+
+namespace pki {
+namespace {
+
+struct TimeFree {
+  void operator()(ASN1_TIME* time) const { ASN1_TIME_free(time); }
+};
+
+Result<CrlPtr> new_list(X509* authority) {
+  CrlPtr list(X509_CRL_new());
+  if (!list || X509_CRL_set_version(list.get(), 1) != 1 ||
+      X509_CRL_set_issuer_name(list.get(), X509_get_subject_name(authority)) != 1 ||
+      X509_CRL_set1_nextUpdate(list.get(), X509_get0_notAfter(authority)) != 1) {
+    return Status(Code::kIoError, "new revocation list: " + take_openssl_error());
+  }
+  return list;
+}
+
+Status add_entry(X509_CRL* list, X509* certificate, const ASN1_TIME* now) {
+  X509_REVOKED* entry = X509_REVOKED_new();
+  bool good = entry != nullptr && X509_REVOKED_set_serialNumber(entry, X509_get_serialNumber(certificate)) == 1 &&
+              X509_REVOKED_set_revocationDate(entry, const_cast<ASN1_TIME*>(now)) == 1;   // an old signature: it copies
+  if (good && X509_CRL_add0_revoked(list, entry) == 1) return Status::ok();
+  X509_REVOKED_free(entry);
+  return Status(Code::kIoError, "revocation list: " + take_openssl_error());
+}
+
+}  // namespace
+
+Result<Revocation> revoke(const RevokeOptions& options) {
+  const std::string authority_path = options.authority_directory + "/ca.pem";
+  TM_ASSIGN_OR_RETURN(CertPtr authority, load_certificate(authority_path));
+  TM_ASSIGN_OR_RETURN(KeyPtr key, load_private_key(options.authority_directory + "/ca.key"));
+  TM_ASSIGN_OR_RETURN(CertPtr certificate, load_certificate(options.certificate));
+  if (X509_verify(certificate.get(), X509_get0_pubkey(authority.get())) != 1) {
+    ERR_clear_error();
+    return Status(Code::kInvalidArgument, options.certificate + " was not issued by " + authority_path);
+  }
+  Revocation out;
+  TM_ASSIGN_OR_RETURN(out.identity, identity_of(certificate.get()));
+  out.serial = serial_of(certificate.get());
+  out.list = revocation_list_of(authority_path);
+  TM_ASSIGN_OR_RETURN(CrlPtr list, load_list(out.list, authority.get()));
+  if (!list) {
+    TM_ASSIGN_OR_RETURN(list, new_list(authority.get()));
+  }
+  X509_REVOKED* found = nullptr;
+  out.again = X509_CRL_get0_by_cert(list.get(), &found, certificate.get()) == 1;
+  if (out.again || options.dry_run) return out;
+  std::unique_ptr<ASN1_TIME, TimeFree> now(X509_gmtime_adj(nullptr, 0));
+  TM_RETURN_IF_ERROR(add_entry(list.get(), certificate.get(), now.get()));
+  if (X509_CRL_set1_lastUpdate(list.get(), now.get()) != 1 || X509_CRL_sort(list.get()) != 1 ||
+      X509_CRL_sign(list.get(), key.get(), EVP_sha256()) == 0) {
+    return Status(Code::kIoError, "signing the revocation list: " + take_openssl_error());
+  }
+  TM_ASSIGN_OR_RETURN(Bytes pem, to_pem([&](BIO* bio) { return PEM_write_bio_X509_CRL(bio, list.get()); }));
+  TM_RETURN_IF_ERROR(write_pem_file(out.list, pem, 0644, true));
+  return out;
+}
+
+}  // namespace pki
+}  // namespace tidemark::net

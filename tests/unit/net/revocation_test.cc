@@ -1,0 +1,189 @@
+// Certificates that count no longer: their handshakes are refused, and what they have open ends.
+#include <atomic>
+#include <thread>
+
+#include "http_pair.h"
+#include "stream_pair.h"
+
+namespace tidemark::net {
+namespace {
+
+pki::Revocation revoke(const Cluster& cluster, const TlsFiles& files) {
+  auto done = pki::revoke({.authority_directory = cluster.directory().path(), .certificate = files.certificate});
+  EXPECT_TRUE(done.is_ok()) << done.status().to_string();
+  return done ? *done : pki::Revocation{};
+}
+
+class RevokedStreamTest : public StreamTest {
+ protected:
+  End& accepted_of(const std::string& node) {
+    for (auto& end : accepted)
+      if (end->stream->peer().node == node) return *end;
+    ADD_FAILURE() << node << " was not accepted";
+    return *accepted.front();
+  }
+  TlsFiles other = cluster.node("host2", Role::kHost);
+};
+
+TEST_F(RevokedStreamTest, OpenStreamsOfTheNodeEndAndItsHandshakesAreRefused) {
+  listen(shared);
+  End first, second;
+  ASSERT_TRUE(connect(to_listener(host), first).is_ok());
+  ASSERT_TRUE(connect(to_listener(other), second).is_ok());
+  ASSERT_TRUE(wait_for([&] { return accepted.size() == 2; }));
+  pki::Revocation done = revoke(cluster, host);
+  EXPECT_EQ(done.identity.node, "host1");
+  End& ended = accepted_of("host1");
+  End& stays = accepted_of("host2");
+  ASSERT_TRUE(wait_for([&] { return first.closed.has_value() && ended.closed.has_value(); }));
+  EXPECT_EQ(ended.closed->code(), Code::kPermission) << ended.closed->to_string();
+  EXPECT_THAT(ended.closed->message(), ::testing::HasSubstr("host1 was revoked"));
+
+  EXPECT_FALSE(stays.closed.has_value());
+  second.stream->send(Bytes(100, 7), {});
+  EXPECT_TRUE(wait_for([&] { return stays.received.size() == 100; }));
+
+  End again;
+  Status refused = connect(to_listener(host), again);
+  bool late = refused.is_ok() && wait_for([&] { return again.closed.has_value(); });   // TLS 1.3 tells a client late
+  EXPECT_EQ((late ? *again.closed : refused).code(), Code::kPermission);
+  EXPECT_TRUE(logged("host1 was revoked (serial " + done.serial));
+  EXPECT_EQ(accepted.size(), 2u);
+
+  TlsFiles renewed = cluster.node("host1", Role::kHost, {}, true);
+  End back;
+  Status status = connect(to_listener(renewed), back);
+  EXPECT_TRUE(status.is_ok()) << "a new certificate of the same node counts: " << status.to_string();
+  EXPECT_TRUE(wait_for([&] { return accepted.size() == 3; }));
+}
+
+TEST_F(RevokedStreamTest, AClientLeavesAServerThatIsRevoked) {
+  listen(shared);
+  End end;
+  ASSERT_TRUE(connect(to_listener(host), end).is_ok());
+  revoke(cluster, shared);
+  ASSERT_TRUE(wait_for([&] { return end.closed.has_value(); }));
+  End again;
+  EXPECT_EQ(connect(to_listener(host), again).code(), Code::kPermission);
+}
+
+TEST_F(RevokedStreamTest, AListThatIsNotTheAuthoritysIsNotTakenAndOneThatVanishesStillCounts) {
+  listen(shared);
+  End first;
+  ASSERT_TRUE(connect(to_listener(host), first).is_ok());
+  const std::string list = cluster.directory() / "revoked.pem";
+  {
+    Cluster foreign;
+    revoke(foreign, foreign.node("host1", Role::kHost));
+    std::filesystem::copy_file(foreign.directory() / "revoked.pem", list);
+  }
+  EXPECT_TRUE(logged("certificate_files_unusable"));
+  EXPECT_FALSE(first.closed.has_value());
+  io::RealEnv fresh({.make_network = make_real_network});
+  auto refused = fresh.network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
+                                        [](std::unique_ptr<Stream>) {});
+  EXPECT_EQ(refused.status().code(), Code::kInvalidArgument) << "none is begun with";
+  EXPECT_THAT(refused.status().message(), ::testing::HasSubstr("revoked.pem"));
+
+  std::filesystem::remove(list);
+  revoke(cluster, host);
+  ASSERT_TRUE(wait_for([&] { return first.closed.has_value(); }));
+  std::filesystem::remove(list);
+  End again;
+  Status status = connect(to_listener(host), again);
+  bool late = status.is_ok() && wait_for([&] { return again.closed.has_value(); });
+  EXPECT_EQ((late ? *again.closed : status).code(), Code::kPermission);
+  EXPECT_TRUE(logged("revocation_list_gone"));
+}
+
+TEST(Revoke, NamesTheCertificateOnceAndRefusesForeignOnes) {
+  Cluster cluster, foreign;
+  TlsFiles host = cluster.node("host1", Role::kHost);
+  pki::RevokeOptions options{.authority_directory = cluster.directory().path(), .certificate = host.certificate,
+                             .dry_run = true};
+  ASSERT_TRUE(pki::revoke(options));
+  EXPECT_FALSE(std::filesystem::exists(cluster.directory() / "revoked.pem"));
+  EXPECT_FALSE(revoke(cluster, host).again);
+  EXPECT_TRUE(revoke(cluster, host).again);
+  options.certificate = foreign.node("host1", Role::kHost).certificate;
+  EXPECT_EQ(pki::revoke(options).status().code(), Code::kInvalidArgument);
+}
+
+class RevokedHttpTest : public HttpTest {};
+
+TEST_F(RevokedHttpTest, AnAnswerUnderWayIsCutAndTheNextConnectionRefused) {
+  // A body that goes on for ever, a byte at a time.
+  serve_tls([this](HttpRequest, Callback<HttpResponse> done) {
+    HttpResponse response;
+    response.content_length = 1ull << 40;
+    response.source = [this](size_t, Callback<Result<Bytes>> piece) {
+      env.after(std::chrono::milliseconds(5), [piece = std::move(piece)]() mutable { piece(Bytes(1, 'x')); });
+    };
+    done(std::move(response));
+  });
+  auto client = client_of(tls_options());
+  std::optional<Status> ended;
+  client->request(get("/"), [&](Result<HttpResponse> r) { ended = r.status(); });
+  env.run_until([&] { return false; }, std::chrono::milliseconds(200));
+  ASSERT_FALSE(ended.has_value());
+  revoke(cluster, host);
+  ASSERT_TRUE(wait_for([&] { return ended.has_value(); }));
+  EXPECT_EQ(ended->code(), Code::kUnavailable) << ended->to_string();
+  EXPECT_TRUE(logged("its certificate was revoked"));
+  EXPECT_EQ(ask(*client, get("/")).status().code(), Code::kPermission);
+}
+
+TEST_F(RevokedHttpTest, AClientRefusesAServerThatIsRevoked) {
+  serve_tls(say("here"));
+  revoke(cluster, replica);
+  auto client = client_of(tls_options());
+  auto answer = ask(*client, get("/"));
+  EXPECT_EQ(answer.status().code(), Code::kPermission) << answer.status().to_string();
+  EXPECT_THAT(answer.status().message(), ::testing::HasSubstr("revoked"));
+}
+
+// OpenSSL renews no key by itself: this server does.
+TEST(HttpKeys, AreRenewedWithinALongAnswer) {
+  LogCapture logs;
+  Cluster cluster;
+  io::RealEnv env({.make_network = [](io::Env& e, io::Poller& p) {
+    return std::unique_ptr<Network>(new RealNetwork(e, p, {.records_per_key = 8}));
+  }});
+  TlsFiles replica = cluster.node("replica1", Role::kReplica), host = cluster.node("host1", Role::kHost);
+  Bytes body(4'000'000);
+  for (size_t i = 0; i < body.size(); ++i) body[i] = static_cast<uint8_t>(i * 2654435761u >> 13);
+  auto server = env.network().serve_http(
+      {.tls = replica, .roles_accepted = {Role::kHost}, .address = loopback()},
+      [&](HttpRequest, Callback<HttpResponse> done) {
+        HttpResponse response;
+        response.content_length = body.size();
+        response.source = [&, at = size_t{0}](size_t max, Callback<Result<Bytes>> piece) mutable {
+          size_t n = std::min(max, body.size() - at);
+          Bytes bytes(body.begin() + static_cast<ptrdiff_t>(at), body.begin() + static_cast<ptrdiff_t>(at + n));
+          at += n;
+          piece(std::move(bytes));
+        };
+        done(std::move(response));
+      });
+  ASSERT_TRUE(server.is_ok()) << server.status().to_string();
+  int updates = 0;
+  RawTls options{.files = &host, .send = "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+                 .key_updates = &updates};
+  std::string answer;
+  std::atomic<bool> over = false;
+  std::thread client([&, port = (*server)->port()] {
+    answer = talk_tls(port, options);
+    over = true;
+    env.post([] {});
+  });
+  EXPECT_TRUE(env.run_until([&] { return over.load(); }, kWait));
+  client.join();
+  ASSERT_GT(answer.size(), body.size()) << answer.substr(0, 200);
+  EXPECT_TRUE(std::equal(body.begin(), body.end(), answer.end() - static_cast<ptrdiff_t>(body.size()),
+                         [](uint8_t a, char b) { return a == static_cast<uint8_t>(b); }));
+  EXPECT_GT(updates, 10);
+  server = Status(Code::kCancelled, "before its Env");
+}
+
+}  // namespace
+}  // namespace tidemark::net
