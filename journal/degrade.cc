@@ -442,6 +442,7 @@ void JournalImpl::fill_usage(Usage& u) const {
   u.degraded_why = degraded_.why;
   u.degraded_since = degraded_.since;
   u.limit_bytes = limit_bytes();
+  u.ship_rate = options_.settings.ship_rate;
   u.limit_age_ns = std::chrono::nanoseconds(options_.settings.limit_age).count();
   u.points_given_up = points_given_up_;
   u.resyncs_ended = resyncs_ended_;

@@ -118,6 +118,7 @@ struct Usage {
   uint64_t resync_left_bytes = 0;      // what the replica lacks, and what of it is on its way
   uint64_t resync_sent_bytes = 0;      // by this resync
   uint64_t resyncs_ended = 0;          // since this run started
+  uint64_t ship_rate = 0;              // bytes a second at most; 0: no limit
   uint64_t points_given_up = 0;        // since this run started; with `degraded_why`: for that reason too
   std::vector<std::string> names_given_up;   // the newest few
   bool needs_full_resync = false;      // another store, or one that went back: an operator's word is needed

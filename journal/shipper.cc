@@ -89,6 +89,7 @@ Shipper::Shipper(io::Env& env, std::string spool, std::string source, Uuid gener
 
 Shipper::~Shipper() {
   env_.cancel(sleep_timer_);
+  env_.cancel(allowance_timer_);
   alive_.reset();
   tasks_.cancel_all();
 }
@@ -99,8 +100,9 @@ void Shipper::add(StagedBatch batch) {
   wake();
 }
 
-void Shipper::start(std::unique_ptr<net::HttpClient> client) {
+void Shipper::start(std::unique_ptr<net::HttpClient> client, uint64_t bytes_per_second_max) {
   TM_CHECK(client_ == nullptr, "shipping is started once");
+  rate_ = bytes_per_second_max;
   client_ = std::move(client);
   tasks_.spawn(run());
 }
@@ -316,6 +318,22 @@ Task<Result<Bytes>> Shipper::read_part(BatchNumber number, uint32_t part, uint64
   co_return std::move(reading->bytes);
 }
 
+// A connection bounds one large part; what many small ones take together is bounded here.
+Task<void> Shipper::await_allowance(size_t bytes) {
+  if (rate_ == 0) co_return;
+  io::Duration wait = allowed_at_ - env_.now();
+  if (wait.count() > 0) {
+    co_await async<bool>([&](Callback<bool> done) {
+      allowed_ = std::move(done);
+      allowance_timer_ = env_.after(wait, [this] { std::exchange(allowed_, {})(true); });
+    });
+  }
+  auto takes = static_cast<int64_t>(bytes * uint64_t{1'000'000'000} / rate_);   // a part has 64 MiB at most
+  allowed_at_ = std::max(allowed_at_, env_.now()) + io::Duration(takes);
+}
+
+uint32_t Shipper::parts_at_once() const { return rate_ == 0 ? kPartsInFlightMax : 1; }
+
 void Shipper::start_part(std::shared_ptr<PartSend> send, uint32_t part) {
   ++send->in_flight;
   auto task = [](Shipper* self, std::shared_ptr<PartSend> s, uint32_t index) -> Task<void> {
@@ -331,6 +349,8 @@ void Shipper::start_part(std::shared_ptr<PartSend> send, uint32_t part) {
       request.headers["x-tidemark-digest"] = digest_text(batch.parts[index].digest);
       request.headers["content-type"] = "application/octet-stream";
       request.body = std::move(*body);
+      request.bytes_per_second_max = self->rate_;
+      co_await self->await_allowance(request.body.size());
       Answer answer = co_await self->exchange(std::move(request));
       bool complete = false;
       Outcome outcome = self->judge_answer(answer, batch, index, &complete);
@@ -341,7 +361,7 @@ void Shipper::start_part(std::shared_ptr<PartSend> send, uint32_t part) {
       }
     }
     --s->in_flight;
-    while (s->outcome == Outcome::kDone && s->next < s->parts.size() && s->in_flight < kPartsInFlightMax) {
+    while (s->outcome == Outcome::kDone && s->next < s->parts.size() && s->in_flight < self->parts_at_once()) {
       self->start_part(s, s->parts[s->next++]);
     }
     s->settle();
@@ -360,7 +380,7 @@ Task<Shipper::Outcome> Shipper::send_batch() {
   parts_there_.clear();
   co_await async<bool>([&](Callback<bool> done) {
     send->done = std::move(done);
-    while (send->next < send->parts.size() && send->in_flight < kPartsInFlightMax && send->outcome == Outcome::kDone) {
+    while (send->next < send->parts.size() && send->in_flight < parts_at_once() && send->outcome == Outcome::kDone) {
       start_part(send, send->parts[send->next++]);
     }
     send->settle();

@@ -66,7 +66,8 @@ class Shipper {
   ~Shipper();
 
   void add(StagedBatch batch);
-  void start(std::unique_ptr<net::HttpClient> client);
+  // `bytes_per_second_max`: of all parts together, which then go one after the other; 0: no limit.
+  void start(std::unique_ptr<net::HttpClient> client, uint64_t bytes_per_second_max = 0);
   void pause(bool paused);
   // Gives the whole queue back, as soon as nothing of it is on its way: it is not shipped, nor are its files removed.
   void hand_over(Callback<std::deque<StagedBatch>> done);
@@ -111,6 +112,8 @@ class Shipper {
   Outcome stop(const std::string& event, std::string why);
   Outcome retry(std::string why);
   void wake();
+  uint32_t parts_at_once() const;
+  Task<void> await_allowance(size_t bytes);
   void start_part(std::shared_ptr<PartSend> send, uint32_t part);
 
   io::Env& env_;
@@ -121,6 +124,10 @@ class Shipper {
   std::unique_ptr<net::HttpClient> client_;
   std::deque<StagedBatch> queue_;
   uint64_t queued_bytes_ = 0;
+  uint64_t rate_ = 0;
+  io::BootTime allowed_at_;                        // what was sent has taken its time by then
+  Callback<bool> allowed_;
+  io::TimerId allowance_timer_;
   bool paused_ = false, asked_ = false;
   std::set<uint32_t> parts_there_;                 // of the batch that the replica expects
   std::string error_, error_logged_;

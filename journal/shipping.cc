@@ -3,7 +3,9 @@
 
 namespace tidemark::journal {
 
-void JournalImpl::start_shipping(std::unique_ptr<net::HttpClient> client) { shipper_->start(std::move(client)); }
+void JournalImpl::start_shipping(std::unique_ptr<net::HttpClient> client) {
+  shipper_->start(std::move(client), options_.settings.ship_rate);
+}
 
 void JournalImpl::pause_shipping(bool paused) {
   paused_ = paused;

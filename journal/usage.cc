@@ -31,6 +31,7 @@ std::string usage_json(const Usage& u) {
                         {"limit_bytes", u.limit_bytes},
                         {"limit_age_s", seconds(u.limit_age_ns)},
                         {"oldest_unshipped_s", seconds(u.oldest_unshipped_ns)},
+                        {"ship_rate_bytes", u.ship_rate},
                         {"full_in_s", nullptr},
                         {"resync_left_bytes", u.resync_left_bytes},
                         {"resync_sent_bytes", u.resync_sent_bytes},

@@ -320,6 +320,7 @@ void read_journal(Document& d, Journal& out) {
   s.size("limit_bytes", out.limit_bytes, {16u << 20, 1ull << 50, 1});
   s.duration("limit_age", out.limit_age, milliseconds(10'000), milliseconds(365ll * 24 * 3'600'000));
   s.size("region_bytes", out.region_bytes, {4u << 20, 1ull << 30, 4u << 20});
+  s.size("ship_rate", out.ship_rate, {0, 1ull << 40, 64u << 10});
 }
 
 void read_metrics(Document& d, Listen& out) {

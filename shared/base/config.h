@@ -40,6 +40,7 @@ struct Journal {
   uint64_t limit_bytes = 10ull << 30;                             // of unshipped batches; then only dirty regions are kept
   std::chrono::milliseconds limit_age{24 * 3'600'000};           // of the oldest of them
   uint64_t region_bytes = 4ull << 20;
+  uint64_t ship_rate = 0;                                         // bytes a second to the replica; 0: no limit
 };
 struct Resync {
   uint64_t rate = 0;                                              // bytes a second over all images; 0: no limit

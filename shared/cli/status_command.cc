@@ -34,6 +34,7 @@ std::string limit_line(const Json& journal) {
   if (number(journal, "limit_bytes") == 0) return "";
   std::string out = "\n         limit " + size_of(journal, "limit_bytes") + " or " + format_seconds(real(journal, "limit_age_s"));
   if (at(journal, "full_in_s").is_number()) out += ", full in " + format_seconds(real(journal, "full_in_s")) + " as things go";
+  if (number(journal, "ship_rate_bytes") > 0) out += ", shipped at " + size_of(journal, "ship_rate_bytes") + "/s at most";
   const std::string shipping = text(journal, "shipping");
   if (shipping == "degraded") {
     out += "\n         DEGRADED: " + text(journal, "degraded_why") + "; " + size_of(journal, "resync_left_bytes") +

@@ -114,7 +114,13 @@ void CurlTransfer::set_body() {
   bool carries = source_ || !request_.body.empty() || request_.method == "PUT" || request_.method == "POST";
   if (!carries) return;
   set(CURLOPT_POST, 1L);
-  set(CURLOPT_UPLOAD_BUFFERSIZE, kUploadBufferBytes);
+  long at_once = kUploadBufferBytes;
+  if (request_.bytes_per_second_max != 0) {
+    set(CURLOPT_MAX_SEND_SPEED_LARGE, static_cast<curl_off_t>(request_.bytes_per_second_max));
+    // Several pieces a second, lest the peer or curl take it for a stall.
+    at_once = static_cast<long>(std::clamp<uint64_t>(request_.bytes_per_second_max / 8, 16 << 10, kUploadBufferBytes));
+  }
+  set(CURLOPT_UPLOAD_BUFFERSIZE, at_once);
   if (source_) {
     set(CURLOPT_READFUNCTION, &CurlTransfer::on_read);
     set(CURLOPT_READDATA, this);

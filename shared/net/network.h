@@ -74,6 +74,7 @@ struct HttpRequest {
   std::map<std::string, std::string> headers;  // names in lower case
   Bytes body;
   PeerIdentity peer;                  // server side, TLS listeners only
+  uint64_t bytes_per_second_max = 0;  // client side: how fast the body is sent; 0: as fast as it goes
 };
 
 struct HttpResponse {

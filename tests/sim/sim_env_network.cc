@@ -121,8 +121,12 @@ struct Exchange final : ExchangeAtServer, std::enable_shared_from_this<Exchange>
   }
 
   void begin() {
-    answer(options.stall_timeout, unavailable(options.url + request.target, "nothing moved for too long"));
-    Duration there = world->network_delay(client_machine(), *server_machine);
+    Duration takes{0};
+    if (request.bytes_per_second_max != 0) {
+      takes = std::chrono::nanoseconds(request.body.size() * 1'000'000'000 / request.bytes_per_second_max);
+    }
+    answer(takes + options.stall_timeout, unavailable(options.url + request.target, "nothing moved for too long"));
+    Duration there = takes + world->network_delay(client_machine(), *server_machine);
     world->schedule(nullptr, there, EventKind::kHttp, request.body.size(), [self = shared_from_this()] { self->arrive(); });
   }
 

@@ -27,6 +27,7 @@ address = "127.0.0.1:7400"
 cut_interval = "250ms"
 limit_bytes = "1GiB"
 limit_age = "2h"
+ship_rate = "10MiB"
 )";
 
 class ConfigTest : public testing::Test {
@@ -74,6 +75,7 @@ TEST_F(ConfigTest, ReadsValuesAndDefaultsAndMakesPathsRelativeToTheFile) {
   EXPECT_EQ(r->journal.cut_interval, std::chrono::milliseconds(250));
   EXPECT_EQ(r->journal.limit_bytes, 1ull << 30);
   EXPECT_EQ(r->journal.limit_age, std::chrono::hours(2));
+  EXPECT_EQ(r->journal.ship_rate, 10u << 20);
   EXPECT_TRUE(r->mount.allow_other);
 }
 

@@ -78,6 +78,38 @@ TEST_F(JournalTest, AConflictStopsLoudlyAndKeepsTheSpool) {
   log::set_sink_for_testing({});
 }
 
+// Many small batches and one large take the same time: that of their bytes.
+class ShipRateTest : public JournalTest {
+ protected:
+  void ships_at_its_rate(std::chrono::milliseconds cut_interval, uint64_t puts_min) {
+    constexpr uint64_t kRate = 64 << 10;
+    add_image(0, 128 * kG);
+    options_.settings.ship_rate = kRate;
+    options_.settings.cut_interval = cut_interval;
+    uint64_t sent = 0, puts = 0;
+    replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+      sent += r.body.size();
+      puts += r.method == "PUT" ? 1 : 0;
+      return std::nullopt;
+    };
+    open_journal();
+    EXPECT_EQ(journal_->usage().ship_rate, kRate);
+    io::BootTime begin = env_->now();
+    for (int i = 0; i < 10; ++i) run_load(60, 8);
+    wait_shipped();
+    double seconds = static_cast<double>((env_->now() - begin).count()) / 1e9;
+    double due = static_cast<double>(sent) / static_cast<double>(kRate);
+    EXPECT_GE(puts, puts_min);
+    EXPECT_GT(due, 3) << "too little to tell";
+    EXPECT_GE(seconds, due * 0.9) << puts << " requests";
+    EXPECT_LT(seconds, due * 1.5 + 5) << "it goes on at about that rate; " << puts << " requests";
+    expect_points_right();
+  }
+};
+
+TEST_F(ShipRateTest, HoldsForManySmallBatchesTogether) { ships_at_its_rate(std::chrono::milliseconds(50), 8); }
+TEST_F(ShipRateTest, HoldsForALargeBatch) { ships_at_its_rate(std::chrono::seconds(60), 1); }
+
 TEST_F(JournalTest, AnotherStoreOrAForgetfulReplicaNeedsAFullResync) {
   add_image(0, 128 * kG);
   open_journal();

@@ -224,5 +224,22 @@ TEST_F(HttpClientTest, DownloadsAskForARangeAndStopWhenTold) {
   EXPECT_EQ(fetch("/ranges", {.sink = sink, .progress = give_up}).status().code(), Code::kCancelled);
 }
 
+TEST_F(HttpClientTest, ABodyIsSentNoFasterThanItsRate) {
+  size_t received = 0;
+  serve_tls([&](HttpRequest r, Callback<HttpResponse> done) {
+    received = r.body.size();
+    done(HttpResponse::text(200, "got it"));
+  });
+  auto client = client_of(tls_options());
+  HttpRequest request = put("/slow", Bytes(600 << 10, 7));
+  request.bytes_per_second_max = 256 << 10;
+  auto begin = std::chrono::steady_clock::now();
+  auto answer = ask(*client, std::move(request));
+  auto took = std::chrono::steady_clock::now() - begin;
+  ASSERT_TRUE(answer.is_ok()) << answer.status().to_string();
+  EXPECT_EQ(received, 600u << 10);
+  EXPECT_GE(took, std::chrono::milliseconds(1500));
+}
+
 }  // namespace
 }  // namespace tidemark::net
