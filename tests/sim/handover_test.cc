@@ -148,5 +148,25 @@ TEST(Handover, ARestartedHostDoesNotCallItselfTheWriterOfWhatItDoesNotHold) {
   EXPECT_EQ(status.find("\"writer\":\"host1\""), std::string::npos) << status;
 }
 
+// Nothing is asked by anybody: the signs of life alone find out that a link is dead, at both ends.
+TEST(Handover, AnIdleLinkThatCarriesNothingAnyMoreIsNoticedAtBothEnds) {
+  Lab lab(1);
+  auto handle = lab.open("host1", true);
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *handle, 0, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+  ASSERT_TRUE(lab.healthy("host1"));
+  auto connected = [&] {
+    return lab.shared_status().find("\"connected\":false,\"host\":\"host1\"") == std::string::npos;   // keys are sorted
+  };
+  lab.world.run_for(std::chrono::minutes(10));
+  EXPECT_TRUE(connected() && lab.engine("host1").healthy()) << "a quiet link stays: " << lab.shared_status();
+  lab.world.partition("host1", "shared1");
+  EXPECT_TRUE(lab.world.run_until([&] { return !lab.engine("host1").healthy(); }, std::chrono::seconds(3)));
+  EXPECT_TRUE(lab.world.run_until([&] { return !connected(); }, std::chrono::seconds(30))) << lab.shared_status();
+  lab.world.heal_all();
+  EXPECT_TRUE(lab.healthy("host1") && connected());
+}
+
 }  // namespace
 }  // namespace tidemark::sim

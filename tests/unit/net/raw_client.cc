@@ -70,8 +70,8 @@ std::string talk_tls(uint16_t port, const RawTls& options) {
   SSL* ssl = SSL_new(context);
   SSL_set_fd(ssl, fd);
   auto count = [](int written, int, int type, const void* data, size_t size, SSL*, void* counter) {
-    const bool update = type == SSL3_RT_HANDSHAKE && size > 0 && *static_cast<const uint8_t*>(data) == SSL3_MT_KEY_UPDATE;
-    if (written == 0 && update) ++*static_cast<int*>(counter);
+    if (written != 0 || type != SSL3_RT_HANDSHAKE || size == 0) return;
+    if (*static_cast<const uint8_t*>(data) == SSL3_MT_KEY_UPDATE) ++*static_cast<int*>(counter);
   };
   if (options.key_updates != nullptr) {
     SSL_set_msg_callback(ssl, count);
@@ -84,8 +84,11 @@ std::string talk_tls(uint16_t port, const RawTls& options) {
     if (!options.send.empty()) SSL_write(ssl, options.send.data(), static_cast<int>(options.send.size()));
     char piece[4096];
     int n;
-    while ((n = SSL_read(ssl, piece, sizeof piece)) > 0) out.append(piece, static_cast<size_t>(n));
-    if (SSL_get_error(ssl, n) == SSL_ERROR_SSL) out = openssl_reason();
+    n = 0;
+    while (out.size() < options.bytes_max && (n = SSL_read(ssl, piece, sizeof piece)) > 0) {
+      out.append(piece, static_cast<size_t>(n));
+    }
+    if (n <= 0 && SSL_get_error(ssl, n) == SSL_ERROR_SSL) out = openssl_reason();
   }
   SSL_free(ssl);
   SSL_CTX_free(context);

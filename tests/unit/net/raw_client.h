@@ -29,6 +29,7 @@ struct RawTls {
   const TlsFiles* files = nullptr;  // certificate to offer; none: offers none
   std::string send;             // after the handshake
   int* key_updates = nullptr;   // counts those of the server
+  size_t bytes_max = SIZE_MAX;  // received, then it closes
 };
 // Connects by TLS without any check of the server. Returns what was received, or "error: ..." with
 // the handshake's or the first read's failure.

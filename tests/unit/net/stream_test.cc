@@ -1,5 +1,7 @@
 // Streams between nodes that trust each other: bytes, bounds, endings, rotation.
+#include <atomic>
 #include <random>
+#include <thread>
 
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
@@ -298,6 +300,40 @@ TEST(StreamKeys, AreRenewedWithoutAByteLost) {
       [&] { return server.received.size() == up.size() && client.received.size() == down.size(); }, kWait));
   EXPECT_EQ(digest64(server.received), digest64(up));
   EXPECT_EQ(digest64(client.received), digest64(down));
+  listener = Status(Code::kCancelled, "before its Env");
+}
+
+// The other end counts them: a mirror link carries far more than one key may encrypt.
+TEST(StreamKeys, AreRenewedBeforeTheirBound) {
+  constexpr uint64_t kRecordsPerKey = 16;
+  LogCapture logs;
+  Cluster cluster;
+  io::RealEnv env({.make_network = [](io::Env& e, io::Poller& p) {
+    return std::unique_ptr<Network>(new RealNetwork(e, p, {.records_per_key = kRecordsPerKey}));
+  }});
+  TlsFiles shared = cluster.node("shared1", Role::kShared), host = cluster.node("host1", Role::kHost);
+  End server;
+  Bytes down = random_bytes(4'000'000, 6);
+  auto listener = env.network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
+                                       [&](std::unique_ptr<Stream> s) {
+                                         server.take(std::move(s));
+                                         server.stream->send(down, {});
+                                       });
+  ASSERT_TRUE(listener.is_ok());
+  int updates = 0;
+  std::string received;
+  std::atomic<bool> over = false;
+  std::thread client([&, port = (*listener)->port()] {
+    received = talk_tls(port, {.files = &host, .key_updates = &updates, .bytes_max = down.size()});
+    over = true;
+    env.post([] {});
+  });
+  EXPECT_TRUE(env.run_until([&] { return over.load(); }, kWait));
+  client.join();
+  EXPECT_EQ(received.size(), down.size()) << received.substr(0, 200);
+  EXPECT_EQ(digest64(as_bytes(received)), digest64(down));
+  // A record takes 16 KiB at most.
+  EXPECT_GE(static_cast<uint64_t>(updates), down.size() / 16384 / kRecordsPerKey);
   listener = Status(Code::kCancelled, "before its Env");
 }
 
