@@ -147,6 +147,8 @@ RealEnv::RealEnv(RealEnvOptions options) : state_(std::make_unique<State>()) {
 
 RealEnv::~RealEnv() {
   State& s = *state_;
+  s.files->end();
+  if (s.ring != nullptr) s.ring->abandon();   // before files go that it counts for
   s.offload.stop();
   s.network.reset();
   // Functions may own things whose destructors remove watches or cancel timers: everything they

@@ -46,11 +46,15 @@ class RealFileSystem final : public FileSystem {
   Env& env() { return env_; }
   Ring* ring() { return ring_(); }
   bool at_base(InlineOperation& operation) { return at_base_(operation); }
+  // The loop is over: callbacks go uncalled, and the files that they own with them.
+  void end() { over_ = true; }
+  bool over() const { return over_; }
 
  private:
   Env& env_;
   UniqueFunction<Ring*()> ring_;
   UniqueFunction<bool(InlineOperation&)> at_base_;
+  bool over_ = false;
 };
 
 }  // namespace tidemark::io

@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <utility>
+#include <vector>
 
 namespace tidemark::io {
 namespace {
@@ -16,6 +18,8 @@ constexpr unsigned kSubmissionEntries = 512;
 constexpr unsigned kCompletionEntries = 4096;   // also the bound of what the kernel holds at once
 constexpr uint64_t kSectorBytes = 512;
 constexpr unsigned kWorkersMax = 512;           // kernel threads for operations that block
+constexpr int kLastWaits = 20;                  // in a row that nothing ends in: then it hangs
+constexpr long long kLastWaitNs = 100'000'000;
 
 struct Operation {
   Ring::Request request;
@@ -128,6 +132,12 @@ struct Ring::State {
     return false;
   }
 
+  Callback<Status> take_out(Operation* op) {
+    --*op->owner_in_flight;
+    --in_flight;
+    return std::move(op->done);
+  }
+
   void complete(Operation* op, int result) {
     --in_kernel;
     Status status;
@@ -137,9 +147,7 @@ struct Ring::State {
       return;
     }
     if (!over) status = Status::from_errno(EIO, *op->request.path + ": " + verb(op->request.kind) + " was cut short");
-    Callback<Status> done = std::move(op->done);
-    --*op->owner_in_flight;
-    --in_flight;
+    Callback<Status> done = take_out(op);
     op->next = free_list;
     free_list = op;
     done(std::move(status));
@@ -193,7 +201,12 @@ std::unique_ptr<Ring> Ring::create(std::string* why) {
   return std::unique_ptr<Ring>(new Ring(std::move(state)));
 }
 
-Ring::~Ring() { io_uring_queue_exit(&state_->ring); }
+Ring::~Ring() {
+  abandon();
+  io_uring_queue_exit(&state_->ring);
+  // The kernel may still write to what its operations name; the process is about to end.
+  if (state_->in_kernel > 0) static_cast<void>(state_.release());
+}
 
 void Ring::queue(const Request& request, uint32_t* in_flight, Callback<Status> done) {
   Operation* op = state_->take_slot();
@@ -240,6 +253,26 @@ void Ring::orphan() {
   s.backlog_tail = nullptr;
 }
 
+void Ring::abandon() {
+  State& s = *state_;
+  const bool was_orphaned = std::exchange(s.orphaned, true);
+  std::vector<Callback<Status>> dropped;   // destroyed last: destructors may look here
+  for (Operation* op = s.backlog_head; op != nullptr; op = op->next) dropped.push_back(s.take_out(op));
+  s.backlog_head = s.backlog_tail = nullptr;
+  if (was_orphaned) return;   // nobody here can ask the kernel
+  for (int waits = 0; s.in_kernel > 0 && waits < kLastWaits; ++waits) {
+    __kernel_timespec limit{.tv_sec = 0, .tv_nsec = kLastWaitNs};
+    io_uring_cqe* cqe = nullptr;
+    int n = io_uring_submit_and_wait_timeout(&s.ring, &cqe, 1, &limit, nullptr);
+    if (n < 0 && n != -ETIME && n != -EINTR && n != -EAGAIN && n != -EBUSY) return;   // another thread's ring
+    while (io_uring_peek_cqe(&s.ring, &cqe) == 0 && cqe != nullptr) {
+      dropped.push_back(s.take_out(static_cast<Operation*>(io_uring_cqe_get_data(cqe))));
+      io_uring_cqe_seen(&s.ring, cqe);
+      --s.in_kernel;
+      waits = 0;
+    }
+  }
+}
 
 void Ring::fetch() {
   int n = io_uring_get_events(&state_->ring);

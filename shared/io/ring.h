@@ -47,6 +47,9 @@ class Ring {
   // kernel show what finished (fetch()); anybody may then reap(false), one at a time.
   void orphan();
   void fetch();
+  // The loop is over: waits for what the kernel has, while some of it ends now and then, and destroys all callbacks
+  // uncalled. What does not end keeps its memory for good. As ~Ring().
+  void abandon();
 
  private:
   struct State;

@@ -76,5 +76,30 @@ TEST_P(RealFiles, WriteBeyondTheLimitOfAFileFailsClearly) {
   EXPECT_EQ(status.code(), Code::kInvalidArgument) << status.to_string();
 }
 
+// A process stops when it is told to, with reads of its own under way that nobody waits for any more.
+TEST_P(RealFiles, TheLoopMayEndWhileFilesOfItsCallbacksAreBeingRead) {
+  const std::string path = directory + "/f";
+  Bytes data(8 << 20, 7);
+  ASSERT_TRUE(env.files().write_file_atomically(path, data).is_ok());
+  int calls = 0;
+  for (int round = 0; round < 10; ++round) {
+    RealEnv other({.use_io_uring = GetParam()});
+    for (bool background : {false, true}) {
+      struct Reading { std::unique_ptr<File> file; Bytes bytes; };
+      auto reading = std::make_shared<Reading>();   // shared with the reads
+      auto opened = other.files().open(path, {.read_only = true, .background = background});
+      ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+      reading->file = std::move(*opened);
+      reading->bytes.resize(data.size());
+      for (size_t at = 0; at < data.size(); at += 1 << 20) {
+        MutableByteSpan piece = MutableByteSpan(reading->bytes).subspan(at, 1 << 20);
+        reading->file->read(at, piece, IoMode::kQueued, [reading, &calls](Status) { ++calls; });
+      }
+    }
+    if (round % 2 == 1) other.turn({});
+  }
+  EXPECT_LT(calls, 10 * 2 * 8) << "none was under way";
+}
+
 }  // namespace
 }  // namespace tidemark::io
