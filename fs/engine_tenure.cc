@@ -131,6 +131,13 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   std::vector<Extent> allocated;
   if (whole) {   // durable before the first write: until it is staged
     if (Status s = set_flag(im, kFlagStandIn, true); !s) co_return s;
+    // What the lost holder had not flushed is durable before it is read or filled from: no map here names it.
+    using Answer = Result<wire::Flushed>;
+    auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Flushed>(wire::Type::kFlush, wire::Flush{im.id, grant.epoch}, std::move(done));
+    });
+    if (!flushed) co_return flushed.status().with_context("the shared copy was not synced after a takeover");
+    grant.loss_id = flushed->loss_id;
     auto extents = co_await shared_extents(im, grant.size);
     if (!extents) co_return extents.status();
     allocated = std::move(*extents);

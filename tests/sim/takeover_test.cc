@@ -59,6 +59,38 @@ TEST(Takeover, ADeadHostsImageGoesOnElsewhereWithAllThatWasAcknowledged) {
   }
 }
 
+// What the lost holder had written and not flushed is on the shared copy, and the next holder reads it and fills its own
+// copy with it: a power cut of the shared node must not take it back.
+TEST(Takeover, WhatTheLostHolderHadNotFlushedIsDurableBeforeTheNextHolderReadsIt) {
+  uint32_t taken_over = 0;
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    Lab lab(seed);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'b').is_ok());
+    lab.crash("host1", Crash::kPowerLoss);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    Status taken = take(lab, "host2");
+    ASSERT_TRUE(taken.is_ok()) << "seed " << seed << ": " << taken.to_string();
+    ASSERT_TRUE(lab.write("host2", *second, Lab::kRegion, 'c').is_ok()) << "seed " << seed;
+    auto before = lab.read("host2", *second, 0);
+    ASSERT_TRUE(before.is_ok()) << before.status().to_string();
+    taken_over += *before == 'b' ? 1 : 0;
+    lab.crash("shared1", Crash::kPowerLoss);
+    lab.start("shared1");
+    lab.world.run_for(seconds(8));
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    auto after = lab.read("host2", *second, 0);
+    ASSERT_TRUE(after.is_ok()) << "seed " << seed << ": " << after.status().to_string();
+    EXPECT_EQ(*after, *before) << "seed " << seed;
+    EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
+  }
+  EXPECT_GT(taken_over, 0u);
+}
+
 // The cut-off host acknowledges alone; that is a branch, and never in the main line, whoever crashes meanwhile.
 TEST(Takeover, WhatACutOffHostWroteAloneBecomesABranch) {
   for (uint64_t seed = 1; seed <= 24; ++seed) {
