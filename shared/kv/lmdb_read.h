@@ -25,6 +25,8 @@ class ReaderPool {
 };
 
 // The pool and the tables must outlive it. `txn` came from the pool, and goes back there.
-std::unique_ptr<Snapshot> make_snapshot(ReaderPool& pool, MDB_txn* txn, const std::vector<MDB_dbi>& tables);
+// `seals`: table_seal() of each table; values end in their checksum, which is checked and taken off. Empty: none does.
+std::unique_ptr<Snapshot> make_snapshot(ReaderPool& pool, MDB_txn* txn, const std::vector<MDB_dbi>& tables,
+                                        const std::vector<uint64_t>& seals);
 
 }  // namespace tidemark::kv::lmdb

@@ -18,6 +18,7 @@
 
 #include "shared/base/log.h"
 #include "shared/io/file.h"
+#include "shared/kv/lmdb_check.h"
 #include "shared/kv/lmdb_read.h"
 #include "shared/kv/lmdb_write.h"
 
@@ -56,10 +57,14 @@ class OpenGuard {
 
 class LmdbStore final : public Store {
  public:
+  struct Tables {
+    std::vector<MDB_dbi> handles;
+    std::vector<uint64_t> seals;     // empty: an older version's store
+  };
   LmdbStore(io::Env& env, std::string path, bool read_only, std::unique_ptr<OpenGuard> guard, EnvHandle handle,
-            std::vector<MDB_dbi> tables)
+            Tables tables)
       : env_(env), path_(std::move(path)), read_only_(read_only), guard_(std::move(guard)), handle_(std::move(handle)),
-        tables_(std::move(tables)), readers_(handle_.get()) {
+        tables_(std::move(tables.handles)), seals_(std::move(tables.seals)), readers_(handle_.get()) {
     if (!read_only_) writer_ = std::thread([this] { write_loop(); });
   }
 
@@ -76,7 +81,7 @@ class LmdbStore final : public Store {
   std::unique_ptr<Snapshot> snapshot() override {
     Result<MDB_txn*> txn = readers_.take();
     TM_CHECK(txn.is_ok(), "too many snapshots at once, or the store's lock file is gone");
-    return make_snapshot(readers_, *txn, tables_);
+    return make_snapshot(readers_, *txn, tables_, seals_);
   }
 
   void commit(WriteBatch batch, Callback<Status> done) override {
@@ -209,7 +214,7 @@ class LmdbStore final : public Store {
     MDB_txn* raw = nullptr;
     int rc = mdb_txn_begin(handle_.get(), nullptr, 0, &raw);
     if (rc == 0) {
-      Transaction txn(raw, tables_);
+      Transaction txn(raw, tables_, seals_);
       for (const auto& pending : group) {
         rc = txn.apply(pending.batch);
         if (rc != 0) break;
@@ -276,6 +281,7 @@ class LmdbStore final : public Store {
   const std::unique_ptr<OpenGuard> guard_;
   const EnvHandle handle_;
   const std::vector<MDB_dbi> tables_;
+  const std::vector<uint64_t> seals_;
   ReaderPool readers_;
   // Shared with answers under way on the loop; read and written on the loop thread only.
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
@@ -292,10 +298,36 @@ class LmdbStore final : public Store {
   std::thread writer_;
 };
 
-Status open_tables(MDB_env* env, const std::string& path, const StoreOptions& options, std::vector<MDB_dbi>& tables) {
+// A new store is sealed from its first transaction on; one of an older version stays as it is.
+Status open_seal(MDB_txn* txn, const std::string& path, const StoreOptions& options,
+                 std::vector<uint64_t>& seals) {
+  const bool read_only = options.read_only;
+  MDB_stat stat{};
+  MDB_dbi main = 0, dbi = 0;
+  int rc = mdb_dbi_open(txn, nullptr, 0, &main);
+  if (rc == 0) rc = mdb_stat(txn, main, &stat);
+  if (rc == 0) rc = mdb_dbi_open(txn, kSealTable, stat.ms_entries == 0 && !read_only ? MDB_CREATE : 0, &dbi);
+  for (size_t i = 0; rc == 0 && i < options.tables.size(); ++i) seals.push_back(table_seal(options.tables[i]));
+  for (size_t i = 0; rc == 0 && !read_only && i < options.tables.size(); ++i) {
+    ByteSpan name = as_bytes(options.tables[i]);
+    uint8_t seal[kSealBytes];
+    store_le<uint64_t>(seal, seal_of(table_seal(kSealTable), name, {}));
+    MDB_val k = to_val(name), v = to_val(seal);
+    rc = mdb_put(txn, dbi, &k, &v, MDB_NOOVERWRITE);
+    if (rc == MDB_KEYEXIST) rc = 0;
+  }
+  return rc == MDB_NOTFOUND ? Status::ok() : to_status(rc, path + ": table " + kSealTable);
+}
+
+Status open_tables(MDB_env* env, const std::string& path, const StoreOptions& options, LmdbStore::Tables& out) {
+  std::vector<MDB_dbi>& tables = out.handles;
   MDB_txn* txn = nullptr;
   int rc = mdb_txn_begin(env, nullptr, options.read_only ? MDB_RDONLY : 0, &txn);
   if (rc != 0) return to_status(rc, path + ": open tables");
+  if (Status s = open_seal(txn, path, options, out.seals); !s) {
+    mdb_txn_abort(txn);
+    return s;
+  }
   for (const auto& name : options.tables) {
     MDB_dbi dbi = 0;
     rc = mdb_dbi_open(txn, name.c_str(), options.read_only ? 0 : MDB_CREATE, &dbi);
@@ -315,13 +347,14 @@ Result<std::unique_ptr<Store>> open_lmdb_store(io::Env& env, const std::string& 
   auto guard = OpenGuard::take(path);
   if (guard == nullptr) return Status(Code::kBusy, path + ": already open in this process");
 
+  TM_RETURN_IF_ERROR(check_before_open(path, options.read_only));
   MDB_env* raw = nullptr;
   int rc = mdb_env_create(&raw);
   if (rc != 0) return to_status(rc, path + ": create environment");
   EnvHandle handle(raw);
   // Address space only: the file grows as pages are used. Never resized while open.
   if ((rc = mdb_env_set_mapsize(raw, options.map_bytes_max)) != 0 ||
-      (rc = mdb_env_set_maxdbs(raw, static_cast<MDB_dbi>(options.tables.size()))) != 0 ||
+      (rc = mdb_env_set_maxdbs(raw, static_cast<MDB_dbi>(options.tables.size() + 1))) != 0 ||
       (rc = mdb_env_set_maxreaders(raw, kReadersMax)) != 0) {
     return to_status(rc, path + ": configure environment");
   }
@@ -333,7 +366,7 @@ Result<std::unique_ptr<Store>> open_lmdb_store(io::Env& env, const std::string& 
   mdb_reader_check(raw, &dead);
   if (dead > 0) kLog.info("stale_readers_cleared", {{"path", path}, {"count", dead}});
 
-  std::vector<MDB_dbi> tables;
+  LmdbStore::Tables tables;
   TM_RETURN_IF_ERROR(open_tables(raw, path, options, tables));
   if (!options.read_only) TM_RETURN_IF_ERROR(env.files().sync_directory(path));
   return std::unique_ptr<Store>(std::make_unique<LmdbStore>(env, path, options.read_only, std::move(guard),

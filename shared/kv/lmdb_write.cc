@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "shared/kv/lmdb_check.h"
 #include "shared/kv/lmdb_store.h"
 
 namespace tidemark::kv::lmdb {
@@ -54,8 +55,13 @@ int Transaction::put(const WriteBatch::Op& op) {
     if (int rc = learn_tail(dbi, tail); rc != 0) return rc;
   }
   bool append = tail.empty || compare(op.key, tail.key) > 0;
-  MDB_val k = to_val(op.key), v = to_val(op.value);
-  int rc = mdb_put(txn_, dbi, &k, &v, append ? MDB_APPEND : 0);
+  MDB_val k = to_val(op.key), v{op.value.size() + (seals_.empty() ? 0 : kSealBytes), nullptr};
+  int rc = mdb_put(txn_, dbi, &k, &v, (append ? MDB_APPEND : 0) | MDB_RESERVE);
+  if (rc == 0) {
+    auto* out = static_cast<uint8_t*>(v.mv_data);
+    std::copy(op.value.begin(), op.value.end(), out);
+    if (!seals_.empty()) store_le<uint64_t>(out + op.value.size(), seal_of(seals_[op.table], op.key, op.value));
+  }
   if (rc == 0 && append) {
     tail.empty = false;
     tail.key = op.key;

@@ -15,7 +15,9 @@ bool only_erases(const WriteBatch& batch);
 // Takes `txn`; aborts it when destroyed uncommitted. The functions answer LMDB's return codes.
 class Transaction {
  public:
-  Transaction(MDB_txn* txn, const std::vector<MDB_dbi>& tables) : txn_(txn), tables_(tables), tails_(tables.size()) {}
+  // `seals`: table_seal() of each table; empty: the store is not sealed.
+  Transaction(MDB_txn* txn, const std::vector<MDB_dbi>& tables, const std::vector<uint64_t>& seals)
+      : txn_(txn), tables_(tables), seals_(seals), tails_(tables.size()) {}
   ~Transaction() { if (txn_ != nullptr) mdb_txn_abort(txn_); }
   Transaction(const Transaction&) = delete;
   Transaction& operator=(const Transaction&) = delete;
@@ -38,6 +40,7 @@ class Transaction {
 
   MDB_txn* txn_;
   const std::vector<MDB_dbi>& tables_;
+  const std::vector<uint64_t>& seals_;
   std::vector<Tail> tails_;
 };
 
