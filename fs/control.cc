@@ -1,5 +1,7 @@
 #include "fs/control.h"
 
+#include "fs/scrub.h"
+
 #include <nlohmann/json.hpp>
 
 namespace tidemark::fs {
@@ -40,8 +42,7 @@ void post_mark(Engine& engine, const daemon::Request& request, daemon::Reply rep
   if (Status s = run(); !s) reply(daemon::error_response(s));
 }
 
-Result<std::string> post_verify(Engine& engine, daemon::Jobs& jobs, const daemon::Request& request) {
-  TM_ASSIGN_OR_RETURN(json body, body_of(request));
+Result<std::vector<std::string>> images_of(const json& body) {
   std::vector<std::string> images;
   if (auto at = body.find("images"); at != body.end()) {
     if (!at->is_array()) return Status(Code::kInvalidArgument, "images must be a list");
@@ -50,6 +51,26 @@ Result<std::string> post_verify(Engine& engine, daemon::Jobs& jobs, const daemon
       images.push_back(i.get<std::string>());
     }
   }
+  return images;
+}
+
+Result<std::string> post_scrub(Engine& engine, daemon::Jobs& jobs, const daemon::Request& request) {
+  TM_ASSIGN_OR_RETURN(json body, body_of(request));
+  ScrubOptions options;
+  TM_ASSIGN_OR_RETURN(options.images, images_of(body));
+  TM_ASSIGN_OR_RETURN(int64_t rate, field<int64_t>(body, "bytes_per_second", 0));
+  TM_ASSIGN_OR_RETURN(options.trust_replica, field<bool>(body, "trust_replica", false));
+  if (rate < 0) return Status(Code::kInvalidArgument, "bytes_per_second must not be negative");
+  options.bytes_per_second = static_cast<uint64_t>(rate);
+  TM_ASSIGN_OR_RETURN(std::string id, jobs.start("scrub"));
+  engine.scrub(std::move(options), [&jobs, id](uint64_t done, uint64_t total) { jobs.progress(id, done, total); },
+               [&jobs, id](Result<std::string> r) { jobs.finish(id, std::move(r)); });
+  return json{{"job", id}}.dump();
+}
+
+Result<std::string> post_verify(Engine& engine, daemon::Jobs& jobs, const daemon::Request& request) {
+  TM_ASSIGN_OR_RETURN(json body, body_of(request));
+  TM_ASSIGN_OR_RETURN(std::vector<std::string> images, images_of(body));
   TM_ASSIGN_OR_RETURN(std::string id, jobs.start("verify"));
   engine.verify(std::move(images), [&jobs, id](uint64_t done, uint64_t total) { jobs.progress(id, done, total); },
                 [&jobs, id](Result<std::string> r) { jobs.finish(id, std::move(r)); });
@@ -81,6 +102,7 @@ void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std:
   routes.post("/v1/mark",
               [&engine](daemon::Request r, daemon::Reply reply) { post_mark(engine, r, std::move(reply)); });
   routes.post("/v1/verify", [&engine, &jobs](const daemon::Request& r) { return post_verify(engine, jobs, r); });
+  routes.post("/v1/scrub", [&engine, &jobs](const daemon::Request& r) { return post_scrub(engine, jobs, r); });
   routes.post("/v1/images/policy",
               [&engine](daemon::Request r, daemon::Reply reply) { post_policy(engine, r, std::move(reply)); });
   routes.post("/v1/resync-replica", [&engine](const daemon::Request&, daemon::Reply reply) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fs/scrub.h"
 #include "shared/base/log.h"
 #include "shared/daemon/links.h"
 #include "shared/wire/features.h"
@@ -13,7 +14,8 @@ constexpr std::chrono::seconds kTick{2};
 enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
 }  // namespace
 
-Engine::Engine(io::Env& env, EngineOptions options) : env_(env), options_(std::move(options)) {}
+Engine::Engine(io::Env& env, EngineOptions options)
+    : env_(env), options_(std::move(options)), scrub_(std::make_unique<ScrubState>()) {}
 
 Engine::~Engine() {
   env_.cancel(tick_timer_);

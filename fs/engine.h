@@ -9,7 +9,7 @@
 // and back), engine_tenure.cc, engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
 // engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc, engine_recovery.cc, engine_succession.cc
 // (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc (handles, unlink),
-// engine_verify.cc, engine_status.cc.
+// engine_verify.cc, engine_scrub.cc, engine_status.cc.
 #pragma once
 
 #include <map>
@@ -35,6 +35,11 @@ namespace tidemark::fs {
 
 class Survivor;
 struct SavedTenure;
+struct ScrubOptions;
+struct ScrubState;
+struct ScrubRun;
+struct ScrubBlock;
+struct Undecided;
 
 struct EngineOptions {
   config::Host config;
@@ -136,6 +141,9 @@ class Engine final : public journal::BlockSource {
   // Paths or UUIDs; empty: all. One at a time (kBusy). `done` gets the result of control-api.md.
   void verify(std::vector<std::string> images, UniqueFunction<void(uint64_t done, uint64_t total)> progress,
               Callback<Result<std::string>> done);
+  // Compares the copies and repairs the one that has rotted (engine_scrub.cc). One at a time (kBusy).
+  void scrub(ScrubOptions options, UniqueFunction<void(uint64_t done, uint64_t total)> progress,
+             Callback<Result<std::string>> done);
   std::string set_shipping_paused(bool paused);
   // An operator's word that a replica, emptied or replaced, is to be brought level.
   void resync_replica(Callback<Result<std::string>> done);
@@ -345,6 +353,9 @@ class Engine final : public journal::BlockSource {
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   // ---- engine_verify.cc
   Task<void> run_verify(std::shared_ptr<VerifyRun> run);
+  Task<Status> images_named(std::vector<std::string> names, std::vector<Image*>& out);
+  Task<Status> hold_for_reading(Image& image);
+  Task<Result<std::string>> wait_shipped(BatchNumber batch, io::Duration limit);
   Task<Status> verify_image(VerifyRun& run, Image& image);
   Task<Status> verify_copies(VerifyRun& run, Image& image, uint64_t size);
   Task<Result<net::HttpResponse>> ask_replica(net::HttpRequest ask);
@@ -354,6 +365,23 @@ class Engine final : public journal::BlockSource {
   Task<Status> verify_chunk(VerifyRun& run, Image& image, Extent range);
   Task<void> narrow_shared(VerifyRun& run, Image& image, Extent unit, ByteSpan bytes);
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
+  // ---- engine_scrub.cc
+  Task<void> run_scrub(std::shared_ptr<ScrubRun> run);
+  Task<Status> scrub_image(ScrubRun& run, Image& image);
+  Task<uint64_t> holes_of_both(Image& image, uint64_t at);
+  Task<void> pace(ScrubRun& run, uint64_t bytes);
+  Task<Status> scrub_block(ScrubRun& run, Image& image, Extent range);
+  Task<Status> read_for_scrub(Image& image, ScrubBlock& block, const DigestKey& key);
+  Task<Result<std::vector<Digest128>>> shared_digests(Image& image, Extent range, uint32_t unit, const DigestKey& key);
+  Task<Result<bool>> settle_unit(ScrubRun& run, Image& image, ScrubBlock& block, uint64_t unit, const DigestKey& key);
+  Task<Result<bool>> repair_unit(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_good,
+                                 const DigestKey& key);
+  Task<Result<bool>> repair_mixed(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, Digest128 kept,
+                                  const DigestKey& key);
+  Task<Result<bool>> confirm(ScrubRun& run, Image& image, Extent unit, std::string_view copy, const DigestKey& key);
+  Task<Result<bool>> confirm_shared(Image& image, Extent unit, Digest128 wanted, const DigestKey& key);
+  Task<void> decide_by_replica(ScrubRun& run, Image& image);
+  Task<bool> repair_if_unchanged(ScrubRun& run, Image& image, const Undecided& undecided, bool host_good);
   // ---- engine_status.cc
   Task<void> do_resync_replica(Callback<Result<std::string>> done);
   std::vector<Extent> allocated_regions(Image& image, bool data_only);
@@ -396,6 +424,7 @@ class Engine final : public journal::BlockSource {
   std::unique_ptr<net::HttpClient> verify_client_;
   std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
   bool verify_running_ = false;
+  std::unique_ptr<ScrubState> scrub_;               // never null
   uint32_t turns_taken_ = 0;                        // images being made level
   io::BootTime paced_until_;                        // what was copied so far is paid for then
   MemoryKeeper* memory_keeper_ = nullptr;

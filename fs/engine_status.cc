@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fs/engine.h"
+#include "fs/scrub.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/base/metrics.h"
@@ -70,6 +71,12 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
     if (!im.fence_error.empty())
       why.push_back(name + ": what only this host has is not put aside yet: " + im.fence_error);
     if (im.broken) why.push_back(name + ": the local copy failed");
+  }
+  for (const auto& [id, pieces] : scrub_->undecided) {
+    auto attr = names_->by_image(id);
+    why.push_back((attr ? names_->path_of(attr->inode) : id.to_string()) + ": the copies differ in " +
+                  std::to_string(pieces.size()) +
+                  " blocks, and nothing tells which is right: tidemark scrub names them");
   }
   journal::Usage usage = journal_->usage();
   for (std::string& reason : journal::usage_reasons(usage)) why.push_back(std::move(reason));
@@ -144,6 +151,15 @@ std::string Engine::status_json() {
                                {"epoch", b.epoch.value}, {"bytes", b.bytes}, {"file", b.file}});
   }
   out["notes"] = notes();
+  out["scrub"] = {{"running", scrub_->running},
+                  {"done_bytes", scrub_->done},
+                  {"total_bytes", scrub_->total},
+                  {"runs", scrub_->runs},
+                  {"ended", scrub_->ended.ns == 0 ? json() : json(scrub_->ended.to_string())},
+                  {"repaired_host_bytes", scrub_->repaired_host},
+                  {"repaired_shared_bytes", scrub_->repaired_shared},
+                  {"read_errors", scrub_->read_errors},
+                  {"undecided_bytes", scrub_->undecided_bytes()}};
   out["images"] = json::array();
   for (auto& [id, image] : images_) {
     Image& im = *image;
@@ -220,6 +236,15 @@ void Engine::register_metrics(metrics::Registry& registry) {
           &counts_.repaired_shared);
   counter("fs_writes_lost_total", "Times the only copy that had acknowledged writes lost them", &counts_.lost);
   counter("fs_verify_differences_total", "Differences that verify found", &counts_.differences);
+  counter("fs_scrub_runs_total", "Scrubs that ended", &scrub_->runs);
+  counter("fs_scrub_bytes_total", "Bytes of each copy that scrubs compared", &scrub_->bytes);
+  counter("fs_scrub_repaired_host_bytes_total", "Bytes of this host's copy that a scrub repaired",
+          &scrub_->repaired_host);
+  counter("fs_scrub_repaired_shared_bytes_total", "Bytes of the shared copy that a scrub repaired",
+          &scrub_->repaired_shared);
+  counter("fs_scrub_read_errors_total", "Units that a copy could not read", &scrub_->read_errors);
+  gauge("fs_scrub_undecided_bytes", "Bytes whose copies differ without a word which is right",
+        [this] { return static_cast<double>(scrub_->undecided_bytes()); });
   gauge("fs_link_up", "1 while the shared node is connected", [this] { return mirror_->up() ? 1.0 : 0.0; });
   gauge("fs_healthy", "1 while no reason speaks against it", [this] { return healthy() ? 1.0 : 0.0; });
   gauge("fs_round_trip_seconds", "To the shared node, smoothed",

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fs/engine.h"
+#include "fs/scrub.h"
 #include "shared/base/digest.h"
 #include "shared/base/log.h"
 
@@ -66,6 +67,8 @@ void differ(VerifyRun& run, const Image& im, std::string_view what, json here, j
       {{"copy", "replica"}, {"what", what}, {"here", std::move(here)}, {"there", std::move(replica)}});
 }
 
+}  // namespace
+
 std::string hex_of(const Digest128& d) {
   uint8_t b[16];
   store_le(b, d.low);
@@ -73,7 +76,6 @@ std::string hex_of(const Digest128& d) {
   return to_hex(b);
 }
 
-// Asks the replica for digests of a range, one for each `unit` bytes, under a key that it cannot have known before.
 net::HttpRequest digests_request(const std::string& target, Extent range, uint32_t unit, const DigestKey& key) {
   net::HttpRequest ask;
   ask.method = "POST";
@@ -84,7 +86,6 @@ net::HttpRequest digests_request(const std::string& target, Extent range, uint32
   ask.body.assign(body.begin(), body.end());
   return ask;
 }
-}  // namespace
 
 Task<Result<net::HttpResponse>> Engine::ask_replica(net::HttpRequest ask) {
   using Answer = Result<net::HttpResponse>;
@@ -109,34 +110,7 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
   std::vector<std::string> names = run->result["names"];
   run->result = {{"equal", true}, {"images", json::array()}};
   env_.random(run->key.secret);
-  Status status;
-  // The catalogue as the shared node has it: images that this host never opened count too.
-  wire::Dump ask{InodeNumber(0), 512};
-  for (bool end = false; !end && status.is_ok();) {
-    using Answer = Result<wire::DirEntries>;
-    auto page = co_await async<Answer>([&](Callback<Answer> d) {
-      mirror_->request<wire::DirEntries>(wire::Type::kDump, ask, std::move(d));
-    });
-    if (!page) {
-      status = page.status();
-      break;
-    }
-    end = page->end != 0 || page->entries.empty();
-    for (const wire::DirEntry& e : page->entries) {
-      ask.after = e.attr.inode;
-      names_->put_entry(e.attr.parent, e.name, e.attr);
-      if (e.attr.kind != wire::NodeKind::kImage || e.attr.nlink == 0) continue;
-      if (!names.empty()) continue;
-      auto im = image_of(e.attr);
-      if (im) run->images.push_back(*im);
-    }
-  }
-  for (const std::string& name : names) {
-    auto attr = names_->resolve(name);
-    auto im = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, name + ": no such image"));
-    if (!im) status = im.status();
-    else run->images.push_back(*im);
-  }
+  Status status = co_await images_named(names, run->images);
   for (Image* im : run->images) run->total_bytes += im->size_now();
   for (size_t i = 0; status.is_ok() && i < run->images.size(); ++i) {
     Image& im = *run->images[i];
@@ -174,8 +148,35 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
   else run->done(status);
 }
 
-Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
-  // The tenure makes the common point possible. Another host that writes keeps it: the verify belongs there.
+// Those of these names; of none: all that the shared node has.
+Task<Status> Engine::images_named(std::vector<std::string> names, std::vector<Image*>& out) {
+  wire::Dump ask{InodeNumber(0), 512};
+  for (bool end = false; !end;) {
+    using Answer = Result<wire::DirEntries>;
+    auto page = co_await async<Answer>([&](Callback<Answer> d) {
+      mirror_->request<wire::DirEntries>(wire::Type::kDump, ask, std::move(d));
+    });
+    if (!page) co_return page.status();
+    end = page->end != 0 || page->entries.empty();
+    for (const wire::DirEntry& e : page->entries) {
+      ask.after = e.attr.inode;
+      names_->put_entry(e.attr.parent, e.name, e.attr);
+      if (e.attr.kind != wire::NodeKind::kImage || e.attr.nlink == 0 || !names.empty()) continue;
+      auto im = image_of(e.attr);
+      if (im) out.push_back(*im);
+    }
+  }
+  for (const std::string& name : names) {
+    auto attr = names_->resolve(name);
+    auto im = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, name + ": no such image"));
+    if (!im) co_return im.status();
+    out.push_back(*im);
+  }
+  co_return Status::ok();
+}
+
+// Takes the tenure where it is free; kBusy if another host keeps it.
+Task<Status> Engine::hold_for_reading(Image& im) {
   for (int i = 0; im.recovering && i < 600; ++i) co_await sleep(std::chrono::milliseconds(100));
   for (int i = 0; !im.held && i < 40; ++i) {
     want_tenure(im, true);
@@ -183,9 +184,27 @@ Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
     if (!im.acquiring && !im.held) break;
   }
   while (im.acquiring) co_await sleep(std::chrono::milliseconds(50));
-  if (!im.held) {
+  co_return im.held ? Status::ok() : Status(Code::kBusy, "another host writes this image: go there");
+}
+
+// The replica's receipt of a cut, unless it takes longer.
+Task<Result<std::string>> Engine::wait_shipped(BatchNumber batch, io::Duration limit) {
+  using Shipped = Result<std::string>;
+  co_return co_await async<Shipped>([&](Callback<Shipped> d) {
+    auto once = std::make_shared<Callback<Shipped>>(std::move(d));  // shared by the journal and the timer, first come
+    auto fire = [once](Shipped r) {
+      if (*once) std::exchange(*once, nullptr)(std::move(r));
+    };
+    journal_->when_shipped(batch, fire);
+    env_.after(limit, [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
+  });
+}
+
+Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
+  // The tenure makes the common point possible. Another host that writes keeps it: the verify belongs there.
+  if (Status s = co_await hold_for_reading(im); !s) {
     run.image["copies"] = {{"host", "behind"}, {"shared", "unknown"}, {"replica", "unknown"}};
-    run.image["note"] = "another host writes this image: verify there";
+    run.image["note"] = s.message();
     co_return Status::ok();
   }
   for (int i = 0;
@@ -321,16 +340,7 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
     run.image["copies"]["replica"] = "absent";
     co_return Status::ok();
   }
-  using Shipped = Result<std::string>;
-  auto shipped = co_await async<Shipped>([&](Callback<Shipped> d) {
-    auto once = std::make_shared<Callback<Shipped>>(std::move(d));  // shared by the journal and the timer, first come
-    auto fire = [once](Shipped r) {
-      if (*once) std::exchange(*once, nullptr)(std::move(r));
-    };
-    journal_->when_shipped(point.batch, fire);
-    env_.after(run.shipping_stuck ? std::chrono::seconds(0) : kShipWait,
-               [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
-  });
+  auto shipped = co_await wait_shipped(point.batch, run.shipping_stuck ? std::chrono::seconds(0) : kShipWait);
   run.shipping_stuck = !shipped;
   json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
   bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") &&

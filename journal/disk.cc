@@ -125,6 +125,7 @@ void JournalImpl::put_everything(kv::WriteBatch& out) {
 // Opened under the mark: nothing that the logs do not say can be relied on.
 void JournalImpl::whole_is_dirty() {
   kLog.warning("opened_outdated", {{"images", known_tenures_.size()}, {"effect", "every region is compared and sent to the replica"}});
+  drl_->forget_digests();
   for (const auto& [image, tenure] : known_tenures_) {
     lacks_.set(image, {0, tenure.size});
     auto it = std::find_if(dirty_after_crash_.begin(), dirty_after_crash_.end(), [&](const auto& d) { return d.image == image; });

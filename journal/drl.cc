@@ -48,7 +48,7 @@ Bytes after_pages_key(const ImageId& image) { return kv::KeyBuilder().uuid(image
 }  // namespace
 
 DirtyLog::DirtyLog(io::Env& env, std::unique_ptr<kv::Store> store, uint64_t region_bytes_min)
-    : env_(env), store_(std::move(store)), region_bytes_min_(region_bytes_min) {}
+    : env_(env), store_(std::move(store)), region_bytes_min_(region_bytes_min), digests_(env) {}
 
 Status DirtyLog::load(std::vector<DirtyImage>& out) {
   auto snapshot = store_->snapshot();
@@ -76,6 +76,7 @@ Status DirtyLog::load(std::vector<DirtyImage>& out) {
     dirty.resize(std::max<size_t>(dirty.size(), (page + 1) * (kDrlPageRegions / 64)));
     std::memcpy(dirty.data() + page * (kDrlPageRegions / 64), pages->value().data(), kDrlPageBytes);
   }
+  TM_RETURN_IF_ERROR(digests_.load(*snapshot));
   for (auto& [id, image] : loaded_) {
     image->wanted = image->dirty;
     DirtyImage d{id, image->row.region_bytes, {}, image->row.host, image->row.shared, image->row.alone, image->row.epoch};
@@ -125,7 +126,8 @@ void DirtyLog::detach(uint32_t slot) {
   image.level = false;
   image.dirty.clear();
   image.wanted.clear();
-  if (!image.stored) return;
+  digests_.forget(image.image);
+  if (!image.stored) return digests_.changed() ? schedule() : void();
   image.stored = false;
   rewritten_.insert(slot);
   changed_rows_.insert(slot);
@@ -137,6 +139,7 @@ void DirtyLog::grow(uint32_t slot, uint64_t size) {
   uint64_t bytes = std::max(image.row.region_bytes, region_bytes_for(size, region_bytes_min_));
   if (bytes == image.row.region_bytes) return;
   unsigned by = static_cast<unsigned>(std::countr_zero(bytes)) - image.shift;
+  digests_.forget(image.image);   // clean regions join dirty ones, and are written without another mark
   image.dirty = coarser(image.dirty, by);
   image.wanted = coarser(image.wanted, by);
   auto old = std::move(image.regions);
@@ -181,6 +184,7 @@ void DirtyLog::mark(uint32_t slot, Extent extent, Callback<Status> done) {
   if (extent.length > 0) {
     grow(slot, extent.end());
     for (uint64_t i = extent.offset >> image.shift, last = last_region(image, extent); i <= last; ++i) {
+      if (!get_bit(image.wanted, i)) digests_.marked(image.image, {i << image.shift, image.row.region_bytes});
       set_bit(image.wanted, i);
       if (blind_) set_bit(image.dirty, i);
       changed_pages_.emplace(slot, i / kDrlPageRegions);
@@ -249,6 +253,7 @@ void DirtyLog::flush() {
     if (empty) batch.erase(kDrlRegionsTable, page_key(at(slot).image, page));
     else batch.put(kDrlRegionsTable, page_key(at(slot).image, page), bytes);
   }
+  batch.append(digests_.take());
   changed_rows_.clear();
   rewritten_.clear();
   changed_pages_.clear();
@@ -273,6 +278,7 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
       rewritten_.insert(slot);
       changed_rows_.insert(slot);
     }
+    digests_.commit_failed();
     retry_later(status);
     if (on_failure_) on_failure_(status);
     return;
@@ -286,7 +292,7 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
   }
   full_ = false;
   for (Waiter& w : std::exchange(committing_, {})) w.done(status);
-  if (!waiters_.empty() || !changed_pages_.empty() || !changed_rows_.empty()) schedule();
+  if (!waiters_.empty() || !changed_pages_.empty() || !changed_rows_.empty() || digests_.changed()) schedule();
 }
 
 // Whoever waits for a mark waits until there is room, or another store, or the owner's word that marks need not be durable.
@@ -319,7 +325,7 @@ void DirtyLog::answer_blind(std::vector<Waiter>& waiters) {
 
 bool DirtyLog::try_end_blind() {
   bool settled = !in_flight_ && !scheduled_ && !failed_ && !full_ && waiters_.empty() && changed_pages_.empty() &&
-                 changed_rows_.empty() && rewritten_.empty();
+                 changed_rows_.empty() && rewritten_.empty() && !digests_.changed();
   if (blind_ && settled) blind_ = false;
   return settled;
 }
@@ -414,6 +420,45 @@ void DirtyLog::clean_all(Callback<Status> done) {
   }
   waiters_.push_back({0, std::move(done)});
   schedule();
+}
+
+bool DirtyLog::all_clean(uint32_t slot, Extent extent) const {
+  const Image& image = at(slot);
+  if (!image.attached || blind_ || failed_ || extent.length == 0) return false;
+  for (uint64_t i = extent.offset >> image.shift, last = last_region(image, extent); i <= last; ++i) {
+    if (get_bit(image.dirty, i) || get_bit(image.wanted, i)) return false;
+  }
+  return true;
+}
+
+void DirtyLog::begin_run(Incarnation incarnation) {
+  digests_.begin_run(incarnation);
+  if (digests_.changed()) schedule();
+}
+
+void DirtyLog::begin_tenure(uint32_t slot, Epoch epoch) {
+  digests_.tenure(at(slot).image, epoch);
+  if (digests_.changed()) schedule();
+}
+
+DigestKey DirtyLog::digest_key(uint32_t slot, Epoch epoch) {
+  DigestKey key = digests_.key(at(slot).image, epoch);
+  if (digests_.changed()) schedule();
+  return key;
+}
+
+bool DirtyLog::keep_digests(uint32_t slot, Extent block, const std::vector<Digest128>& digests) {
+  if (!all_clean(slot, block)) return false;
+  digests_.keep(at(slot).image, block, digests);
+  schedule();
+  return true;
+}
+
+std::optional<std::vector<Digest128>> DirtyLog::kept_digests(uint32_t slot, Extent block) const {
+  // While a commit is under way or owed, an erasure that was asked for may not stand yet.
+  if (!all_clean(slot, block) || full_ || store_ == nullptr) return std::nullopt;
+  auto snapshot = store_->snapshot();
+  return digests_.find(*snapshot, at(slot).image, block);
 }
 
 std::vector<RegionIndex> DirtyLog::dirty_regions(uint32_t slot) const {

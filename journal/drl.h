@@ -17,6 +17,7 @@
 #include <set>
 #include <vector>
 
+#include "journal/kept_digests.h"
 #include "journal/records.h"
 #include "shared/base/function.h"
 #include "shared/io/env.h"
@@ -53,6 +54,14 @@ class DirtyLog {
   void clean_slot(uint32_t slot, uint64_t committed);
   // At a clean stop: every region of level images, committed before `done`.
   void clean_all(Callback<Status> done);
+
+  // ---- what a scrub keeps (kept_digests.h): of blocks all of whose regions are clean
+  void begin_run(Incarnation incarnation);
+  void begin_tenure(uint32_t slot, Epoch epoch);
+  DigestKey digest_key(uint32_t slot, Epoch epoch);
+  bool keep_digests(uint32_t slot, Extent block, const std::vector<Digest128>& digests);
+  std::optional<std::vector<Digest128>> kept_digests(uint32_t slot, Extent block) const;
+  void forget_digests() { digests_.forget_all(); }
 
   std::vector<RegionIndex> dirty_regions(uint32_t slot) const;
   uint64_t dirty_count(uint32_t slot) const;
@@ -97,8 +106,7 @@ class DirtyLog {
   Region& region(Image& image, uint64_t index);
   template <typename Fn>
   void clear_regions(uint32_t slot, uint64_t committed, Fn chosen);
-  void put_image(uint32_t slot);
-  void put_page(uint32_t slot, uint64_t page);
+  bool all_clean(uint32_t slot, Extent extent) const;
   void schedule();
   void flush();
   void retry_later(const Status& status);
@@ -117,6 +125,7 @@ class DirtyLog {
   std::set<std::pair<uint32_t, uint64_t>> changed_pages_;
   std::set<uint32_t> rewritten_;                         // all pages: the region size changed, or the image is gone
   std::vector<Waiter> waiters_, committing_;             // committing_: of the commit under way
+  KeptDigests digests_;
   bool scheduled_ = false, in_flight_ = false, failed_ = false;
   bool full_ = false;                                    // the last commit found no room: tried again
   bool blind_ = false;

@@ -116,6 +116,7 @@ class Inspector {
 
   void read_drl() {
     kv::StoreOptions drl{.tables = drl_table_names(), .map_bytes_max = 8ull << 30, .read_only = true};
+    drl.tables.resize(kDrlDigestsTable);   // which an older version's log does not have
     auto store = env_.open_store(directory_ + "/drl", drl);
     if (!store) return problem(store.status().with_context("dirty-region log"));
     auto snapshot = (*store)->snapshot();

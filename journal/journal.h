@@ -20,11 +20,13 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "shared/base/bytes.h"
 #include "shared/base/config.h"
+#include "shared/base/digest.h"
 #include "shared/base/function.h"
 #include "shared/base/ids.h"
 #include "shared/base/status.h"
@@ -66,6 +68,9 @@ struct Options {
   // Where the mark "the journal is outdated" may stand besides `directory`: best on other disks.
   std::vector<std::string> reserve_directories;
 };
+
+// A row of what a scrub keeps, and what one digest of it is of (kept_digests.h).
+inline constexpr uint64_t kKeptBlockBytes = 1u << 20, kKeptUnitBytes = 64u << 10;
 
 // What a crash left: the owner reconciles these regions between its copies, then calls reconciled().
 struct DirtyImage {
@@ -165,6 +170,11 @@ class Journal {
   // Every write of the image finished up to `counter` is durable on both copies. Regions idle since then,
   // whose records are committed, are cleaned lazily (after kCleanAfter) while level.
   virtual void note_durable(Slot slot, Counter counter) = 0;
+  // What a scrub keeps of blocks (1 MiB, one digest for each 64 KiB) that both copies held alike. It is erased durably
+  // before any of it is written again; kept and found only where no region is dirty (kept_digests.h).
+  virtual DigestKey digest_key(Slot slot) = 0;
+  virtual bool keep_digests(Slot slot, Extent block, const std::vector<Digest128>& digests) = 0;   // soon; false: not clean
+  virtual std::optional<std::vector<Digest128>> kept_digests(Slot slot, Extent block) const = 0;
   virtual Counter last_finished() const = 0;                         // highest counter below which all have finished
 
   // ---- writes ---------------------------------------------------------------------------------

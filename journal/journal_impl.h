@@ -65,6 +65,13 @@ class JournalImpl final : public Journal {
   uint64_t region_bytes(Slot slot) const override { return drl_->region_bytes(slot.index); }
   void set_level(Slot slot, bool level) override { drl_->set_level(slot.index, level); }
   void note_durable(Slot slot, Counter counter) override { drl_->note_durable(slot.index, counter.value); }
+  DigestKey digest_key(Slot slot) override { return drl_->digest_key(slot.index, slots_[slot.index].epoch); }
+  bool keep_digests(Slot slot, Extent block, const std::vector<Digest128>& digests) override {
+    return drl_->keep_digests(slot.index, block, digests);
+  }
+  std::optional<std::vector<Digest128>> kept_digests(Slot slot, Extent block) const override {
+    return drl_->kept_digests(slot.index, block);
+  }
   Counter last_finished() const override { return Counter(tracker_.all_finished_below() - 1); }
 
   bool must_preserve(Slot slot, Extent extent) const override;

@@ -51,7 +51,7 @@ wire::TenureParent get_parent(Reader& r) {
 }  // namespace
 
 std::vector<std::string> journal_table_names() { return {"meta", "records", "marks", "slots", "images", "batches", "lacks", "staged"}; }
-std::vector<std::string> drl_table_names() { return {"images", "regions"}; }
+std::vector<std::string> drl_table_names() { return {"images", "regions", "digests"}; }
 
 void RecordPack::add(Incarnation incarnation, const StoredRecord& r) {
   if (count_ == 0) {

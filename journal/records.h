@@ -17,7 +17,7 @@ namespace tidemark::journal {
 enum JournalTable : kv::Table {
   kMetaTable, kRecordsTable, kMarksTable, kSlotsTable, kImagesTable, kBatchesTable, kLacksTable, kStagedTable,
 };
-enum DrlTable : kv::Table { kDrlImagesTable, kDrlRegionsTable };
+enum DrlTable : kv::Table { kDrlImagesTable, kDrlRegionsTable, kDrlDigestsTable };
 std::vector<std::string> journal_table_names();
 std::vector<std::string> drl_table_names();
 

@@ -190,6 +190,7 @@ Status JournalImpl::open() {
     std::erase_if(marks, [&](const StoredMark& mark) { return mark.batch <= told; });
   }
   TM_RETURN_IF_ERROR(begin_incarnation());
+  drl_->begin_run(incarnation_);
   tracker_.reset(1);
   new_open_batch(BatchNumber(newest.value + 1 + (clean ? 0 : kNumbersSkipped)));
   kLog.info("opened", {{"source", options_.source}, {"generation", generation_}, {"incarnation", incarnation_},

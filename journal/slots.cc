@@ -61,6 +61,7 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   const BatchImage* image = open_batch().image(slot.index);
   if (image != nullptr && image->epoch != epoch && image->epoch.value != 0 && unreconciled_.empty()) cut(CutReason::kHandover, {});
   s.epoch = epoch;
+  drl_->begin_tenure(slot.index, epoch);
   // After an own tenure (a crash in between) the replica must still wait for what came before that one: its batches,
   // which said so, may be part of the resync batch. Own batches are in order anyhow.
   bool own = parent.source == options_.source && parent.source != s.parent.source && !s.parent.source.empty();

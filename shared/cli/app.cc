@@ -16,7 +16,7 @@ namespace {
 
 const char* const kFooter =
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 found divergence\n"
-    "(verify), 5 unavailable (a daemon is not running, a link is down), 6 busy (another host holds it).\n"
+    "(verify, scrub), 5 unavailable (a daemon is not running, a link is down), 6 busy (another host holds it).\n"
     "IMAGE is a path in the mount, relative to it or absolute, or a UUID. POINT is a recovery point's id,\n"
     "its name, latest, or a time such as 2026-11-21T10:00:05Z (the newest point labelled not later).";
 
@@ -24,6 +24,7 @@ struct Words {   // what the command line said
   Global global;
   MarkOptions mark;
   VerifyOptions verify;
+  ScrubOptions scrub;
   CreateOptions create;
   std::string info_image;
   ResizeOptions resize;
@@ -70,6 +71,13 @@ void add_daemon_verbs(CLI::App& app, Words& w) {
   auto* v = verb(app, w, "verify", "Reread every copy of the images and compare; exit code 4 when they differ",
                  [&w](Context& c) { return verify(c, w.verify); });
   v->add_option("IMAGE", w.verify.images, "images; none: all");
+  auto* s = verb(app, w, "scrub", "Compare both copies of every block and repair the one that has rotted; exit code 4 when "
+                 "nothing tells which one", [&w](Context& c) { return scrub(c, w.scrub); });
+  s->add_option("IMAGE", w.scrub.images, "images");
+  s->add_flag("--all", w.scrub.all, "all images");
+  s->add_option("--rate", w.scrub.rate, "bytes a second that are read of each copy; 0: no limit")->capture_default_str();
+  s->add_flag("--trust-replica", w.scrub.trust_replica,
+              "where nothing else tells, the copy that the replica's newest point agrees with is right");
 }
 
 void add_image_verbs(CLI::App& app, Words& w) {

@@ -1,4 +1,4 @@
-// status, mark, verify: what asks the running daemon.
+// status, mark, verify, scrub: what asks the running daemon.
 
 #include <algorithm>
 #include <chrono>
@@ -62,6 +62,17 @@ std::string journal_line(const Json& journal) {
   return out + "\n";
 }
 
+std::string scrub_line(const Json& scrub) {
+  if (!scrub.is_object() || (number(scrub, "runs") == 0 && !flag(scrub, "running"))) return "";
+  std::string out = "scrub    ";
+  if (flag(scrub, "running")) out += size_of(scrub, "done_bytes") + " of " + size_of(scrub, "total_bytes");
+  else out += "last ended " + text(scrub, "ended");
+  const uint64_t repaired = number(scrub, "repaired_host_bytes") + number(scrub, "repaired_shared_bytes");
+  if (repaired != 0) out += ", " + config::format_size(repaired) + " repaired";
+  if (number(scrub, "undecided_bytes") != 0) out += ", " + size_of(scrub, "undecided_bytes") + " UNDECIDED";
+  return out + "\n";
+}
+
 std::string restart_line(const Json& restart) {
   if (!restart.is_object()) return "";
   std::string out = "restart  ";
@@ -112,7 +123,7 @@ std::string status_text(const Json& s) {
   if (!text(s, "mount").empty()) out += "mount    " + text(s, "mount") + "\n";
   out += restart_line(at(s, "restart"));
   if (text(s, "role") == "host") out += shared_line(at(s, "shared")) + replica_line(at(s, "replica"));
-  out += journal_line(at(s, "journal"));
+  out += journal_line(at(s, "journal")) + scrub_line(at(s, "scrub"));
   out += resync_lines(at(s, "images"));
   for (const Json& host : at(s, "hosts")) {
     out += "host     " + text(host, "host", text(host, "node")) + ": " + (flag(host, "connected") ? "connected" : "not connected") + "\n";
@@ -192,30 +203,75 @@ std::string verify_text(const Json& result) {
   return (table.empty() ? "no images\n" : table.text()) + differences;
 }
 
-Outcome verify(Context& context, const VerifyOptions& o) {
+namespace {
+
+Result<Json> image_names(Context& context, const std::vector<std::string>& names) {
   Json images = Json::array();
-  for (const std::string& name : o.images) {
+  for (const std::string& name : names) {
     TM_ASSIGN_OR_RETURN(ImageName image, name_image(context, name));
     images.push_back(image.uuid ? image.uuid->to_string() : image.path);
   }
-  TM_ASSIGN_OR_RETURN(Json started, context.control_post("/v1/verify", Json{{"images", images}}));
-  std::string job = text(started, "job");
-  ProgressBar bar("verify", context.progress_wanted());
+  return images;
+}
+
+// Waits for a job of the daemon's; its result.
+Result<Json> await_job(Context& context, const std::string& what, const Json& started) {
+  const std::string job = text(started, "job");
+  ProgressBar bar(what, context.progress_wanted());
   for (;;) {
     TM_ASSIGN_OR_RETURN(Json state, context.control_get("/v1/jobs/" + percent_encode(job)));
     bar.update(number(state, "done_bytes"), number(state, "total_bytes"));
-    if (text(state, "state") == "done") {
-      const Json& result = at(state, "result");
-      context.result(result, verify_text(result));
-      return verify_exit_code(result);
-    }
+    if (text(state, "state") == "done") return at(state, "result");
     if (text(state, "state") == "failed") {
       const Json& error = at(state, "error");
-      if (error.is_object()) return status_of_answer(500, dump(error, -1), "verify");
-      return Status(Code::kIoError, "verify: " + text(state, "error", "failed"));
+      if (error.is_object()) return status_of_answer(500, dump(error, -1), what);
+      return Status(Code::kIoError, what + ": " + text(state, "error", "failed"));
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(100));  // lint: allow sleep_for: the pace of asking
   }
+}
+
+}  // namespace
+
+Outcome verify(Context& context, const VerifyOptions& o) {
+  TM_ASSIGN_OR_RETURN(Json images, image_names(context, o.images));
+  TM_ASSIGN_OR_RETURN(Json started, context.control_post("/v1/verify", Json{{"images", images}}));
+  TM_ASSIGN_OR_RETURN(Json result, await_job(context, "verify", started));
+  context.result(result, verify_text(result));
+  return verify_exit_code(result);
+}
+
+std::string scrub_text(const Json& result) {
+  Table table({"IMAGE", "COMPARED", "SKIPPED", "VOUCHED", "REPAIRED", "UNDECIDED"});
+  table.right({1, 2, 3, 4, 5});
+  std::string found;
+  for (const Json& image : at(result, "images")) {
+    const std::string name = text(image, "path", text(image, "uuid"));
+    table.row({name, size_of(image, "bytes_compared"), size_of(image, "bytes_skipped"), size_of(image, "bytes_vouched"),
+               std::to_string(at(image, "repaired").size()), std::to_string(at(image, "undecided").size())});
+    if (!text(image, "note").empty()) found += printable(name) + ": " + printable(text(image, "note")) + "\n";
+    for (const Json& r : at(image, "repaired")) {
+      found += printable(name) + ": the " + text(r, "copy") + " copy had rotted at offset " + text(r, "offset") + ", " +
+               text(r, "length") + " bytes: repaired\n";
+    }
+    for (const Json& u : at(image, "undecided")) {
+      found += printable(name) + ": UNDECIDED at offset " + text(u, "offset") + ", " + text(u, "length") + " bytes: host " +
+               text(u, "host") + ", shared " + text(u, "shared") + ": " + printable(text(u, "reason")) + "\n";
+    }
+  }
+  return (table.empty() ? "no images\n" : table.text()) + found;
+}
+
+Outcome scrub(Context& context, const ScrubOptions& o) {
+  if (o.images.empty() != o.all) return Status(Code::kInvalidArgument, "name images, or give --all");
+  TM_ASSIGN_OR_RETURN(Json images, image_names(context, o.images));
+  uint64_t rate = 0;
+  if (o.rate != "0") { TM_ASSIGN_OR_RETURN(rate, config::parse_size(o.rate)); }
+  TM_ASSIGN_OR_RETURN(Json started, context.control_post("/v1/scrub", Json{{"images", images}, {"bytes_per_second", rate},
+                                                                           {"trust_replica", o.trust_replica}}));
+  TM_ASSIGN_OR_RETURN(Json result, await_job(context, "scrub", started));
+  context.result(result, scrub_text(result));
+  return flag(result, "clean") ? 0 : kExitDivergence;
 }
 
 }  // namespace tidemark::cli

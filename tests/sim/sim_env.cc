@@ -290,6 +290,12 @@ Status World::flip_byte(const std::string& node, const std::string& path, uint64
   return Status::ok();
 }
 
+Status World::set_bytes(const std::string& node, const std::string& path, uint64_t offset, ByteSpan bytes) {
+  TM_ASSIGN_OR_RETURN(auto inode, state_->machine(node).disk.find(path));
+  for (uint64_t i = 0; i < bytes.size(); ++i) inode->set_byte(offset + i, bytes[i]);
+  return Status::ok();
+}
+
 SimEnv::SimEnv(World::State& world, Machine& machine, uint64_t seed)
     : world_(world), machine_(machine), in_(std::make_unique<Internals>()) {
   in_->entropy = Random(seed);

@@ -153,6 +153,8 @@ class World {
   void answer_commits_early(const std::string& node, const std::string& path_contains);
   // Changes one byte behind the daemon's back, durably.
   Status flip_byte(const std::string& node, const std::string& path, uint64_t offset);
+  // The same for many: a write that the disk lost, a block that it put elsewhere.
+  Status set_bytes(const std::string& node, const std::string& path, uint64_t offset, ByteSpan bytes);
 
   struct State;
 

@@ -178,12 +178,18 @@ void Inode::sync_all() {
   durable_size_ = size_;
 }
 
-void Inode::flip_byte(uint64_t offset) {
+void Inode::set_byte(uint64_t offset, uint8_t byte) {
   allocate(offset, 1);
-  pages_[offset / kPageBytes][offset % kPageBytes] ^= 0xff;
+  pages_[offset / kPageBytes][offset % kPageBytes] = byte;
   if (auto it = unsynced_.find(offset / kSectorBytes); it != unsynced_.end()) {
-    it->second.durable[offset % kSectorBytes] ^= 0xff;
+    it->second.durable[offset % kSectorBytes] = byte;
   }
+}
+
+void Inode::flip_byte(uint64_t offset) {
+  uint8_t byte = 0;
+  read(offset, {&byte, 1});
+  set_byte(offset, byte ^ 0xff);
 }
 
 void Inode::lose_power(Random& random) {

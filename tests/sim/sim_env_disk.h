@@ -43,7 +43,8 @@ class Inode {
   std::shared_ptr<SyncPoint> begin_sync();   // shared: the inode looks at it as long as somebody holds it
   void end_sync(const SyncPoint& point, bool ok);
   void sync_all();
-  void flip_byte(uint64_t offset);   // in what is there and in what is durable
+  void set_byte(uint64_t offset, uint8_t byte);
+  void flip_byte(uint64_t offset);   // both: in what is there and in what is durable
   void lose_power(Random& random);
 
   const bool is_directory;
