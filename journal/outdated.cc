@@ -30,6 +30,18 @@ bool says_outdated(ByteSpan block) {
 
 }  // namespace
 
+Bytes outdated_block(bool outdated) {
+  Bytes block(kBlock);
+  encode(outdated, block);
+  return block;
+}
+
+bool sound_outdated_block(ByteSpan block) {
+  Bytes yes = outdated_block(true), no = outdated_block(false);
+  return std::equal(block.begin(), block.end(), yes.begin(), yes.end()) ||
+         std::equal(block.begin(), block.end(), no.begin(), no.end());
+}
+
 OutdatedMark::OutdatedMark(io::Env& env, std::vector<std::string> directories) : env_(env) {
   for (const std::string& directory : directories) {
     Place& place = places_.emplace_back();

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "shared/base/bytes.h"
 #include "shared/base/function.h"
 #include "shared/base/status.h"
 #include "shared/base/task.h"
@@ -20,6 +21,10 @@
 namespace tidemark::io { class File; }
 
 namespace tidemark::journal {
+
+// The file's block, for offline tools; and whether one is sound, whatever it says.
+Bytes outdated_block(bool outdated);
+bool sound_outdated_block(ByteSpan block);
 
 class OutdatedMark {
  public:

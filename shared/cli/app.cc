@@ -38,6 +38,7 @@ struct Words {   // what the command line said
   PointExportOptions point_export;
   RestoreOptions restore;
   InspectOptions inspect;
+  FsckOptions fsck;
   bool resync_wait = false;
   PkiInitOptions init;
   PkiIssueOptions issue;
@@ -167,6 +168,11 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   auto* resync = verb(journal, w, "resync-replica", "Send an emptied or replaced replica all that this node answers for",
                       [&w](Context& c) { return journal_resync(c, w.resync_wait); });
   resync->add_flag("--wait", w.resync_wait, "show progress until the replica is level");
+
+  auto* fsck = verb(app, w, "fsck", "Check the state and the bricks of a stopped daemon; exit codes as fsck(8): 0 sound, "
+                    "1 repaired, 4 damage is left, 8 could not check", [&w](Context& c) { return fsck_command(c, w.fsck); });
+  fsck->add_option("DIR", w.fsck.directories, "state directories and bricks; none: those of --config");
+  fsck->add_flag("--repair", w.fsck.repair, "mend what can be mended without losing a block");
 
   CLI::App& pki = *noun(app, "pki", "The cluster's certificates");
   auto* init = verb(pki, w, "init", "Make the cluster's authority", [&w](Context& c) { return pki_init(c, w.init); });

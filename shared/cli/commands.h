@@ -69,6 +69,9 @@ Outcome journal_resync(Context& context, bool wait);
 // Replaces the daemon by the program on disk, under its guests, and waits until the new one serves.
 Outcome host_restart(Context& context);
 
+struct FsckOptions { std::vector<std::string> directories; bool repair = false; };
+Outcome fsck_command(Context& context, const FsckOptions& options);
+
 struct PkiInitOptions { std::string directory, cluster; int days = 3650; bool force = false; };
 Outcome pki_init(Context& context, const PkiInitOptions& options);
 struct PkiIssueOptions {

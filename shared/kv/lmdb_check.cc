@@ -299,6 +299,8 @@ Status check_before_open(const std::string& directory, bool may_change) {
   };
   auto meta = read_meta(file);
   if (!meta) return damaged(meta.status().message());
+  // Taken after the meta page: a daemon that has the store open may let the file grow.
+  TM_ASSIGN_OR_RETURN(size, file.size());
   // Pages that were taken and given back in one transaction are never written: the file may lack its last ones then.
   const bool whole = size / meta->page_bytes > meta->last_page;
   if (whole && (size > kWholeAtOpenBytes || may_change)) return Status::ok();
