@@ -129,8 +129,9 @@ Result<std::vector<ImageId>> Catalog::whole_of_pieces(kv::Snapshot& snapshot, co
   for (bool found = cursor->seek(first); found; found = cursor->next()) {
     const ByteSpan key = cursor->key();
     if (!std::lexicographical_compare(key.begin(), key.end(), here.begin(), here.end())) break;
-    Reader value(cursor->value());
-    for (size_t i = 0; i < cursor->value().size() / 16; ++i) out.push_back(value.uuid());
+    TM_ASSIGN_OR_RETURN(const Bytes bytes, snapshot.get(kPieces, key));   // a damaged one is not taken for none
+    Reader value(bytes);
+    for (size_t i = 0; i < bytes.size() / 16; ++i) out.push_back(value.uuid());
     if (!value.done()) return Status(Code::kCorruption, "a value of table pieces has the wrong length");
   }
   return out;

@@ -43,6 +43,11 @@ class LmdbCheckTest : public ::testing::Test {
     std::ifstream in(file, std::ios::binary);
     return Bytes(std::istreambuf_iterator<char>(in), {});
   }
+  static Bytes read(Snapshot& snapshot, Table table, uint64_t key) {
+    auto value = snapshot.get(table, key_u64(key));
+    EXPECT_TRUE(value.is_ok()) << value.status().to_string();
+    return value.is_ok() ? *value : Bytes();
+  }
   void put(uint64_t at, uint8_t byte) {
     int fd = ::open(file.c_str(), O_WRONLY);
     ASSERT_EQ(::pwrite(fd, &byte, 1, static_cast<off_t>(at)), 1);
@@ -136,6 +141,42 @@ TEST_F(LmdbCheckTest, AFlippedValueIsNeverAnswered) {
   auto cursor = snapshot->cursor(1);
   ASSERT_TRUE(cursor->seek(key_u64(7)));
   EXPECT_TRUE(cursor->value().empty());
+}
+
+// unsealed.mdb was made as versions before the seal made stores, and is never edited: after an upgrade it is read and
+// written as it is, tables that came since included, and an older version could still open it.
+TEST_F(LmdbCheckTest, AStoreOfAnOlderVersionIsOpenedAndStaysAsItIs) {
+  std::filesystem::create_directories(path);
+  std::filesystem::copy_file(UNSEALED_STORE, file);
+  auto values = [&](Store& store) {
+    auto snapshot = store.snapshot();
+    for (uint64_t i = 0; i < 10; ++i) {
+      EXPECT_EQ(read(*snapshot, 0, i), Bytes(40, static_cast<uint8_t>(i)));
+    }
+    EXPECT_EQ(read(*snapshot, 1, 7), Bytes(5000, 7));
+  };
+  {
+    auto inspected = open(true);
+    ASSERT_TRUE(inspected.is_ok()) << inspected.status().to_string();
+    values(**inspected);
+  }
+  for (int run = 0; run < 2; ++run) {
+    SCOPED_TRACE(run);
+    auto store = env.open_store(path, {.tables = {"small", "large", "added"}, .map_bytes_max = 1 << 30});
+    ASSERT_TRUE(store.is_ok()) << store.status().to_string();
+    values(**store);
+    if (run == 1) {
+      EXPECT_EQ(read(*(*store)->snapshot(), 2, 1), Bytes(3000, 1));
+    }
+    WriteBatch batch;
+    batch.put(2, key_u64(1), Bytes(3000, 1));
+    ASSERT_TRUE((*store)->commit_and_wait(std::move(batch)).is_ok());
+  }
+  auto check = check_store(path);
+  ASSERT_TRUE(check.is_ok()) << check.status().to_string();
+  EXPECT_TRUE(check->problems.empty()) << check->problems.front();
+  EXPECT_FALSE(check->sealed);
+  EXPECT_EQ(check->values, 12u);
 }
 
 }  // namespace
