@@ -171,7 +171,7 @@ class Engine final : public journal::BlockSource {
     bool wrote = false;
     bool fenced = false;                 // the image was taken by force while it was open
   };
-  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8 };   // durable, per image
+  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8 };  // durable; see fsck
 
   Engine(io::Env& env, EngineOptions options);
   Status open_all();

@@ -128,6 +128,7 @@ class Fsck {
       if (target_.role == "host" && directory == target_.state + "/" + r.store) plan = &r;
     kv::StoreEntry keep = [&](const std::string& table, ByteSpan key, ByteSpan value) {
       if (plan != nullptr) entries[table].emplace_back(Bytes(key.begin(), key.end()), Bytes(value.begin(), value.end()));
+      if (plan != nullptr && plan->store == "names" && table == "flag") flag(key, value);
     };
     auto check = kv::check_store(directory, keep);
     if (!check) return check.status();
@@ -135,6 +136,8 @@ class Fsck {
     out_.values += check->values;
     if (!check->sealed && check->values != 0)
       out_.notes.push_back(directory + " was made by an older version: its values have no checksums of their own");
+    if (plan != nullptr && plan->store == "names")
+      flags_known_ = !check->catalogue_damaged && !check->damaged_tables.contains("flag");
     if (check->problems.empty()) return Status::ok();
     if (directory == target_.state + "/journal" || directory == target_.state + "/drl") journal_sound_ = false;
     bool lost = check->catalogue_damaged || plan == nullptr;
@@ -154,6 +157,12 @@ class Fsck {
     }
     found(directory, first, remedy, repair_);
     return Status::ok();
+  }
+
+  // A host's note of an image (Flag of fs/engine.h). All but "behind the shared copy": that may not be the whole one.
+  void flag(ByteSpan key, ByteSpan value) {
+    constexpr uint8_t kBehind = 1;
+    if (key.size() == 16 && !value.empty() && (value[0] & ~kBehind) != 0) unlevel_.insert(Reader(key).uuid());
   }
 
   std::string store_remedy(const std::string& directory) const {
@@ -280,9 +289,9 @@ class Fsck {
     if (target_.role != "host")
       return found(path, what, target_.role == "shared" ? "the hosts' copies have the image: see shared/docs/operations.md"
                                                         : "name the host's or shared node's configuration: what is safe depends on its state");
-    if (!dirty_known_ || unlevel_.contains(id))
-      return found(path, what, "this copy may have writes that the shared one lacks: start the daemon and let the image become level first, or "
-                               "restore the file from a backup");
+    if (!dirty_known_ || !flags_known_ || unlevel_.contains(id))
+      return found(path, what, "this copy may have what the shared one lacks (writes, or all of it: mirror = none): start the daemon and let "
+                               "the image become level first, or restore the file from a backup");
     if (!repair_) return found(path, what, mend);
     Status moved = env_.files().rename(path, path + suffix_);
     if (moved) moved = env_.files().sync_directory(fs::path(path).parent_path().string());
@@ -314,7 +323,7 @@ class Fsck {
   std::string suffix_;
   std::vector<std::string> stores_, segments_;
   std::set<ImageId> unlevel_;            // of which the shared copy may lack writes
-  bool dirty_known_ = false, journal_sound_ = true, needs_mark_ = false;
+  bool dirty_known_ = false, flags_known_ = false, journal_sound_ = true, needs_mark_ = false;
   FsckReport out_;
 };
 

@@ -9,8 +9,8 @@
 //   host's journal/  `meta`, `images`, `batches` whole   the same; what was not shipped is sent again as regions, and the points
 //                                                        that were not yet shipped are lost
 //   host's names/    `flag` and `meta` whole             written anew; names come from the shared node
-//   a side file on a host's brick                        the copy is filled anew from the shared node; only if the dirty-region
-//                                                        log knows nothing of the image that the shared copy may lack
+//   a side file on a host's brick                        the copy is filled anew from the shared node; only if neither the
+//                                                        dirty-region log nor a flag (mirror = none) says that it may lack any
 // The rest says what to do. Blocking; offline.
 #pragma once
 
