@@ -374,6 +374,8 @@ class Engine final : public journal::BlockSource {
   Task<Status> read_for_scrub(Image& image, ScrubBlock& block, const DigestKey& key);
   Task<Result<std::vector<Digest128>>> shared_digests(Image& image, Extent range, uint32_t unit, const DigestKey& key);
   Task<Result<bool>> settle_unit(ScrubRun& run, Image& image, ScrubBlock& block, uint64_t unit, const DigestKey& key);
+  Task<Result<bool>> settle_unreadable(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_read,
+                                       const DigestKey& key);
   Task<Result<bool>> repair_unit(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_good,
                                  const DigestKey& key);
   Task<Result<bool>> repair_mixed(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, Digest128 kept,

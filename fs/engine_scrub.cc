@@ -3,10 +3,10 @@
 // Copies that count as level and have no write under way must be equal. Where they are not, one of them lost or changed
 // a block by itself, and which one is decided by what is known, never by a guess (the first that applies):
 //
-//   a copy answers a read error       -> that one is bad
 //   a digest is kept of the block     -> the copy that matches it is good (an earlier scrub found both copies equal;
 //                                        journal/kept_digests.h: it is of what was written last); if neither does, the
 //                                        mixture of both that does, if any
+//   a copy answers a read error       -> what it cannot read is taken from the other; what both can read is not touched
 //   --trust-replica, and its newest   -> the copy that the replica agrees with. Not by default: what the replica has
 //     point agrees with one of them      of a block may have been read from a copy after it had rotted
 //   otherwise                         -> undecided: both stay as they are, named and reported until they agree
@@ -235,7 +235,10 @@ Task<Status> Engine::scrub_block(ScrubRun& run, Image& im, Extent range) {
   scrub_->bytes += range.length;
   if (!sure || run.image["repaired"].size() != repaired || !level()) co_return Status::ok();
   std::vector<Digest128> digests;
-  for (const auto& d : block.host) digests.push_back(*d);
+  for (const auto& d : block.host) {
+    if (!d) co_return Status::ok();      // a read failed, and then did not
+    digests.push_back(*d);
+  }
   if (block.kept || journal_->keep_digests(im.slot, range, digests)) run.kept += range.length;
   co_return Status::ok();
 }
@@ -300,18 +303,12 @@ Task<Result<bool>> Engine::settle_unit(ScrubRun& run, Image& im, ScrubBlock& blo
   const auto& shared = block.shared[i];
   std::optional<Digest128> kept;
   if (block.kept) kept = (*block.kept)[i];
-  auto good = [&](const std::optional<Digest128>& copy, const std::optional<Digest128>& other) {
-    return copy && (kept ? *copy == *kept : !other);
-  };
-  if (good(host, shared)) co_return co_await repair_unit(run, im, block, unit, true, key);
-  if (good(shared, host)) co_return co_await repair_unit(run, im, block, unit, false, key);
-  std::string why =
+  auto good = [&](const std::optional<Digest128>& copy) { return kept && copy && *copy == *kept; };
+  if (good(host)) co_return co_await repair_unit(run, im, block, unit, true, key);
+  if (good(shared)) co_return co_await repair_unit(run, im, block, unit, false, key);
+  if (!host || !shared) co_return co_await settle_unreadable(run, im, block, unit, host.has_value(), key);
+  const std::string why =
       kept ? "neither copy is what its digest says" : "no digest is kept of it: it was written since the last scrub";
-  if (!host || !shared) {
-    why = host || shared ? "one copy cannot be read, the other is not what its digest says" : "no copy can be read";
-    run.undecided.push_back({unit, host.value_or(Digest128{}), shared.value_or(Digest128{}), why});
-    co_return false;
-  }
   if (kept) {
     auto mixed = co_await repair_mixed(run, im, block, unit, *kept, key);
     if (!mixed || *mixed) co_return mixed;
@@ -324,6 +321,38 @@ Task<Result<bool>> Engine::settle_unit(ScrubRun& run, Image& im, ScrubBlock& blo
     if (own != (*fine)[f]) run.undecided.push_back({piece, own, (*fine)[f], why});
   }
   co_return false;
+}
+
+// No copy is known to be good, and not all of both can be read: by pieces, so that nothing which can be read is lost. A
+// piece that one copy alone can read is taken from it.
+Task<Result<bool>> Engine::settle_unreadable(ScrubRun& run, Image& im, ScrubBlock& block, Extent unit, bool host_read,
+                                             const DigestKey& key) {
+  bool sure = true;
+  for (uint64_t at = unit.offset; at < unit.end(); at += kFine) {
+    const Extent piece{at, std::min<uint64_t>(kFine, unit.end() - at)};
+    bool own_read = host_read;
+    if (!host_read) {
+      auto bytes = std::make_shared<io::AlignedBuffer>(piece.length);  // shared with the operation
+      Status read = co_await read_copy(im, piece, bytes);
+      own_read = read.is_ok();
+      if (own_read) std::copy_n(bytes->data(), piece.length, block.own(piece).data());
+    }
+    auto told = co_await shared_digests(im, piece, kFine, key);
+    if (!told && told.status().code() != Code::kIoError) co_return told.status();
+    const Digest128 own = own_read ? keyed_digest(key, block.own(piece)) : Digest128{};
+    const Digest128 there = told ? (*told)[0] : Digest128{};
+    if (own_read && told && own == there) continue;
+    if (own_read == told.is_ok()) {
+      const char* why = own_read ? "next to a bad sector, and no digest tells" : "no copy can be read";
+      run.undecided.push_back({piece, own, there, why});
+      sure = false;
+      continue;
+    }
+    auto repaired = co_await repair_unit(run, im, block, piece, own_read, key);
+    if (!repaired) co_return repaired.status();
+    sure = sure && *repaired;
+  }
+  co_return sure;
 }
 
 // Copies what differs from the good copy, and looks again.

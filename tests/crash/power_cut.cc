@@ -8,6 +8,7 @@
 //   thaw                 goes on after all
 //   cut STYLE SEED       after a freeze, once its users are being killed: forgets (drop, keep or mix), and ends
 //   fail, heal           every request gets EIO, until healed
+//   spoil PATH OFFSET N  the pages of these bytes of the file at /PATH cannot be read (EIO) until they are written whole
 //
 // It is cached and writes through, as a disk's file system does: LMDB maps its lock file shared. Every request holds
 // one lock, so a cut is one moment for all files; a write with O_DSYNC may be cut between its write and its sync.
@@ -21,6 +22,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <cstdio>
@@ -29,6 +31,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -44,6 +47,7 @@ struct Server {
   bool frozen = false, failing = false;
   bool deaf = false;
   std::optional<Medium> medium;
+  std::map<std::pair<dev_t, ino_t>, std::set<uint64_t>> spoiled;   // pages of files
   std::string socket_path;
 };
 Server server;
@@ -105,9 +109,21 @@ int do_release(const char*, fuse_file_info* info) {
   return 0;
 }
 
+// The bad pages of the file; null: none.
+std::set<uint64_t>* spoiled(int fd) {
+  struct stat st {};
+  if (server.spoiled.empty() || ::fstat(fd, &st) != 0) return nullptr;
+  auto file = server.spoiled.find({st.st_dev, st.st_ino});
+  return file == server.spoiled.end() ? nullptr : &file->second;
+}
+
 int do_read(const char*, char* out, size_t size, off_t offset, fuse_file_info* info) {
   Turn turn;
   if (turn.fails()) return -EIO;
+  if (const auto* pages = spoiled(handle_of(info).fd)) {
+    auto bad = pages->lower_bound(static_cast<uint64_t>(offset) / kPageBytes);
+    if (bad != pages->end() && *bad * kPageBytes < static_cast<uint64_t>(offset) + size) return -EIO;
+  }
   ssize_t n = ::pread(handle_of(info).fd, out, size, offset);
   return n < 0 ? -errno : static_cast<int>(n);
 }
@@ -119,6 +135,12 @@ int do_write(const char*, const char* data, size_t size, off_t offset, fuse_file
     Turn turn;
     if (turn.fails()) return -EIO;
     written = turn->write(*handle.file, handle.fd, static_cast<uint64_t>(offset), data, size);
+    auto* pages = written > 0 ? spoiled(handle.fd) : nullptr;
+    const uint64_t end = static_cast<uint64_t>(offset) + static_cast<uint64_t>(std::max(written, 0));
+    if (pages != nullptr)
+      std::erase_if(*pages, [&](uint64_t page) {
+        return page * kPageBytes >= static_cast<uint64_t>(offset) && (page + 1) * kPageBytes <= end;
+      });
   }
   if (written <= 0 || !handle.synchronous) return written;
   Turn turn;
@@ -266,12 +288,24 @@ std::string cut(std::istringstream& words) {
   return out.str();
 }
 
+std::string spoil(std::istringstream& words) {
+  std::string path;
+  uint64_t offset = 0, length = 0;
+  struct stat st {};
+  if (!(words >> path >> offset >> length)) return "error: spoil PATH OFFSET LENGTH";
+  if (::stat(server.medium->real(path).c_str(), &st) != 0) return "error: no such file";
+  auto& pages = server.spoiled[{st.st_dev, st.st_ino}];
+  for (uint64_t page = offset / kPageBytes; page * kPageBytes < offset + length; ++page) pages.insert(page);
+  return "ok";
+}
+
 std::string obey(const std::string& line) {
   std::istringstream words(line);
   std::string verb;
   words >> verb;
   std::lock_guard lock(server.mutex);
   if (verb == "cut") return cut(words);
+  if (verb == "spoil") return spoil(words);
   if (verb == "unsynced") {
     return "sectors " + std::to_string(server.medium->unsynced_sectors()) + " names " +
            std::to_string(server.medium->unsynced_names());

@@ -296,6 +296,12 @@ Status World::set_bytes(const std::string& node, const std::string& path, uint64
   return Status::ok();
 }
 
+Status World::spoil(const std::string& node, const std::string& path, Extent range) {
+  TM_ASSIGN_OR_RETURN(auto inode, state_->machine(node).disk.find(path));
+  inode->spoil(range.offset, range.length);
+  return Status::ok();
+}
+
 SimEnv::SimEnv(World::State& world, Machine& machine, uint64_t seed)
     : world_(world), machine_(machine), in_(std::make_unique<Internals>()) {
   in_->entropy = Random(seed);

@@ -155,6 +155,8 @@ class World {
   Status flip_byte(const std::string& node, const std::string& path, uint64_t offset);
   // The same for many: a write that the disk lost, a block that it put elsewhere.
   Status set_bytes(const std::string& node, const std::string& path, uint64_t offset, ByteSpan bytes);
+  // Cannot be read until it is written anew: a bad sector.
+  Status spoil(const std::string& node, const std::string& path, Extent range);
 
   struct State;
 

@@ -83,6 +83,7 @@ void Inode::read(uint64_t offset, MutableByteSpan out) const {
 
 void Inode::write(uint64_t offset, ByteSpan data) {
   allocate(offset, data.size());
+  mend(offset, data.size());
   for_each_sector(offset, data.size(), [&](uint64_t number, uint64_t within, uint64_t from, uint64_t bytes) {
     touch(number);
     Sector content = sector(number);
@@ -103,6 +104,7 @@ void Inode::write_some(uint64_t offset, ByteSpan data, Random& random) {
 }
 
 void Inode::punch(uint64_t offset, uint64_t length) {
+  mend(offset, length);
   uint64_t end = std::min(offset + length, (size_ + kPageBytes - 1) / kPageBytes * kPageBytes);
   if (offset >= end) return;
   // Only what is allocated changes: punching a huge hole stays cheap.
@@ -190,6 +192,20 @@ void Inode::flip_byte(uint64_t offset) {
   uint8_t byte = 0;
   read(offset, {&byte, 1});
   set_byte(offset, byte ^ 0xff);
+}
+
+void Inode::spoil(uint64_t offset, uint64_t length) {
+  for (uint64_t page = offset / kPageBytes; page * kPageBytes < offset + length; ++page) spoiled_.insert(page);
+}
+
+bool Inode::readable(uint64_t offset, uint64_t length) const {
+  auto page = spoiled_.lower_bound(offset / kPageBytes);
+  return length == 0 || page == spoiled_.end() || *page * kPageBytes >= offset + length;
+}
+
+void Inode::mend(uint64_t offset, uint64_t length) {
+  auto from = spoiled_.lower_bound((offset + kPageBytes - 1) / kPageBytes);
+  while (from != spoiled_.end() && (*from + 1) * kPageBytes <= offset + length) from = spoiled_.erase(from);
 }
 
 void Inode::lose_power(Random& random) {

@@ -45,6 +45,8 @@ class Inode {
   void sync_all();
   void set_byte(uint64_t offset, uint8_t byte);
   void flip_byte(uint64_t offset);   // both: in what is there and in what is durable
+  void spoil(uint64_t offset, uint64_t length);   // its pages cannot be read until they are written whole, or punched
+  bool readable(uint64_t offset, uint64_t length) const;
   void lose_power(Random& random);
 
   const bool is_directory;
@@ -56,6 +58,7 @@ class Inode {
     bool in_doubt = false;
   };
   Sector sector(uint64_t number) const;
+  void mend(uint64_t offset, uint64_t length);
   void touch(uint64_t number);           // remembers the durable content before a change
   void set_sector(uint64_t number, const Sector& content);
 
@@ -64,6 +67,7 @@ class Inode {
   uint64_t version_ = 0;
   std::map<uint64_t, std::array<uint8_t, kPageBytes>> pages_;   // absent: a hole
   std::map<uint64_t, Unsynced> unsynced_;
+  std::set<uint64_t> spoiled_;                                  // pages
   std::vector<std::weak_ptr<SyncPoint>> syncs_;                 // under way
 };
 

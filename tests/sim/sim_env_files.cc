@@ -30,6 +30,8 @@ class SimFile final : public io::File {
     DurationRange latency = world().options.file_latency;
     if (slow) latency = {latency.min + m.slow_by, latency.max + m.slow_by};
     complete(op, slow ? IoMode::kQueued : mode, latency, offset, [this, offset, out, status] {
+      if (status && !inode_->readable(offset, out.size()))
+        return Status::from_errno(EIO, path_ + ": bad sector, read at " + std::to_string(offset));
       if (status) inode_->read(offset, out);
       return status;
     }, std::move(done));
