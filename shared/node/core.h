@@ -297,6 +297,7 @@ class Core {
   void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
   void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);
   void preempt(Image& image, UniqueFunction<void()> then);
+  void sync_main_line(Image& image, UniqueFunction<void()> then);
   void takeover_request(const PeerPtr& peer, wire::Request& request);
   void fence_seen_request(const PeerPtr& peer, wire::Request& request);
 

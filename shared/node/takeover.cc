@@ -1,13 +1,15 @@
 // Tenures that end by an operator's word, without their holder's: what would be lost is said first.
 //
 // The way of one image: the witness, if there is one, records that its holder must not go on alone; its holder's
-// sessions are ended, writes begun before finish (`fencing`: nothing more of its epoch is begun), the fence is made
-// durable, the word is answered. From then on no frame of that epoch is applied. A witness that has let the holder go
-// on, or does not answer, takes a second word: then only the operator knows that the holder is off.
+// sessions are ended, writes begun before finish (`fencing`: nothing more of its epoch is begun), the copy is
+// synced, the fence is made durable, the word is answered. From then on no frame of that epoch is applied. A witness
+// that has let the holder go on, or does not answer, takes a second word: then only the operator knows that the holder
+// is off.
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 #include "shared/node/core.h"
 
 namespace tidemark::node {
@@ -17,6 +19,7 @@ using nlohmann::json;
 namespace {
 const log::Logger kLog("node.takeover");
 constexpr double kNanosecondsPerSecond = 1e9;
+constexpr io::Duration kSyncMax = std::chrono::seconds(5);   // a brick that hangs does not keep its images
 
 struct Wish {
   std::vector<std::string> images;
@@ -240,9 +243,34 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
             then();
           });
   };
-  if (image.write_ops == 0) return fence_now();
-  image.when_written.push_back([self = self_, go = std::move(fence_now)]() mutable {
+  auto written = [this, &image, go = std::move(fence_now)]() mutable { sync_main_line(image, std::move(go)); };
+  if (image.write_ops == 0) return written();
+  image.when_written.push_back([self = self_, go = std::move(written)]() mutable {
     if (*self != nullptr) go();
+  });
+}
+
+// What the holder had acknowledged and no flush of it had covered: whoever takes the image copies it as it is read, and
+// nobody's map would say so if it were lost here. A copy that cannot do it is taken as it is: nobody has a better one.
+void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
+  const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
+  if (none || TM_PLANTED("take an image without a sync")) return then();
+  auto once = std::make_shared<UniqueFunction<void()>>(std::move(then));   // shared by the sync and the limit for it
+  auto over = [&image, once](const Status& status) {
+    if (!*once) return;
+    if (!status) kLog.warning("taken_unsynced", {{"image", image.id}, {"error", status}});
+    std::exchange(*once, nullptr)();
+  };
+  if (Status s = ensure_copy(image); !s) return over(s);
+  env_.after(kSyncMax, [self = self_, over] {
+    if (*self != nullptr) over(Status(Code::kIoError, "the sync has not ended in time"));
+  });
+  ++scans_;
+  image.copy->sync(io::IoMode::kQueued, [this, self = self_, over](Status status) {
+    if (*self == nullptr) return;
+    --scans_;
+    over(status);
+    maybe_stopped();
   });
 }
 

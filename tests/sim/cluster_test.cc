@@ -183,12 +183,12 @@ INSTANTIATE_TEST_SUITE_P(Scenarios, ScenarioTest,
                                          "journal_limit_and_handovers", "replica_replaced", "local_bricks_fail", "swarm", "rivals"),
                          [](const auto& info) { return std::string(info.param); });
 
-// Seeds of the swarm that once failed, each by the name of what it found.
-struct Found { const char* name; uint64_t seed; };
+// Seeds that once failed, each by the name of what it found; of the swarm, or of `rivals`.
+struct Found { const char* name; uint64_t seed; bool contested = false; };
 class SwarmRegression : public ClusterTest, public testing::WithParamInterface<Found> {};
 
 TEST_P(SwarmRegression, StaysMended) {
-  Cluster cluster(GetParam().seed, swarm(GetParam().seed));
+  Cluster cluster(GetParam().seed, GetParam().contested ? rivals(GetParam().seed) : swarm(GetParam().seed));
   EXPECT_EQ(cluster.run(), "");
   EXPECT_TRUE(errors_.empty()) << "logged: " << errors_.front();
 }
@@ -201,7 +201,9 @@ INSTANTIATE_TEST_SUITE_P(Seeds, SwarmRegression,
                                          Found{"a_grant_to_a_run_that_died_is_taken_up", 241},
                                          Found{"a_recovered_tenure_still_follows_the_one_before", 109},
                                          Found{"a_host_alone_loses_power_before_a_flush", 111},
-                                         Found{"a_host_alone_loses_power_before_its_first_flush", 112}),
+                                         Found{"a_host_alone_loses_power_before_its_first_flush", 112},
+                                         Found{"the_main_line_is_durable_when_it_is_taken", 16, true},
+                                         Found{"what_a_taken_image_shows_stays", 5229, true}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 // Every step of the mirror's state machine and of a takeover that the cluster can take is taken within so many seeds.

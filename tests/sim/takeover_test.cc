@@ -253,6 +253,40 @@ TEST(Takeover, NoTenureBeginsBeforeTheBranchIsKept) {
   }
 }
 
+// No flush had covered what the old holder's guests had acknowledged. The one that goes on copies it, and nobody would
+// make it good upon the shared copy, should it be lost there.
+TEST(Takeover, TheMainLineIsDurableWhenItIsTaken) {
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    Lab lab(seed);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    constexpr uint64_t kStride = Lab::kImageBytes / 16;
+    for (uint64_t at = 0; at < Lab::kImageBytes; at += kStride) ASSERT_TRUE(lab.write("host1", *first, at, 'b').is_ok());
+    lab.crash("host1", Crash::kKill);
+    ASSERT_TRUE(lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}").is_ok());
+    const bool held = seed % 2 == 0;
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    if (held) {   // its own copy is filled, and level
+      ASSERT_TRUE(lab.write("host2", *second, 8192, 'c').is_ok()) << "seed " << seed;
+      ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    }
+    lab.crash("shared1", Crash::kPowerLoss);
+    lab.start("shared1");
+    lab.world.run_for(seconds(4));
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    for (uint64_t at = 0; at < Lab::kImageBytes; at += kStride) {
+      auto byte = lab.read("host2", *second, at);
+      EXPECT_TRUE(byte.is_ok() && *byte == 'b') << "seed " << seed << " at " << at;
+    }
+    if (held) {
+      EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
+    }
+  }
+}
+
 // Whether what host 1 wrote alone stays out of the main line although the shared node dies with the answer.
 bool fence_stands(uint64_t seed, bool answered_early) {
   Lab lab(seed);
