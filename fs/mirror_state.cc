@@ -1,10 +1,14 @@
 #include "fs/mirror_state.h"
 
+#include "shared/base/planted.h"
+
 namespace tidemark::fs {
 namespace {
 
 MirrorStep without_link(const MirrorFacts& f) {
-  bool alone_allowed = f.copy_whole && f.handshaken && (!f.asks_first || f.witnessed);
+  const bool whole = f.copy_whole || TM_PLANTED("go on alone with a copy that is not whole");
+  const bool handshaken = f.handshaken || TM_PLANTED("go on alone without a handshake");
+  bool alone_allowed = whole && handshaken && (!f.asks_first || f.witnessed);
   return {alone_allowed ? MirrorState::kLocalOnly : MirrorState::kWaiting, kUnlevel | kWakeParked};
 }
 

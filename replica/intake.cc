@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 
 namespace tidemark::replica {
 namespace {
@@ -171,6 +172,15 @@ Task<PutAnswer> Intake::process(std::shared_ptr<Upload> up) {
   Judgement judgement = judge_stored(up->name, up->digest, *stored ? &**stored : nullptr);
   if (judgement.kind == Judgement::Kind::kRepeated) {
     ++counters_.parts_repeated;
+    if (TM_PLANTED("apply a batch twice") && (*stored)->state == BatchState::kApplied) {
+      auto heads = co_await heads_of(**stored, nullptr, 0);
+      std::vector<const journal::SegmentHead*> parts;
+      for (const auto& part : *heads) parts.push_back(&part);
+      ApplyAction again{.batch = facts_of(parts)};
+      kv::WriteBatch out;
+      Status applied = co_await apply(std::move(again), std::move(*heads), std::move(out));
+      if (!applied) co_return refuse(*up, 503, "planted", applied.message());
+    }
     co_return answer_stored(up->name, **stored);
   }
   if (judgement.kind != Judgement::Kind::kNew) co_return answer_judgement(*up, judgement);

@@ -77,7 +77,8 @@ void Core::prepare(Op* op) {
   Extent stale{op->offset, op->length};
   if (resize) {
     // A grow adds zeros on every copy; a shrink changes what a later grow would show.
-    stale = op->offset < im.attr->size ? Extent{op->offset, im.attr->size - op->offset} : Extent{};
+    const bool shrinks = op->offset < im.attr->size && !TM_PLANTED("forget a shrink");
+    stale = shrinks ? Extent{op->offset, im.attr->size - op->offset} : Extent{};
     fit_regions(im, op->offset, batch);
   }
   if (!im.settled) {
@@ -249,6 +250,14 @@ void Core::applied(Op* op, Status status) {
   Image& im = *op->image;
   if (!status) return fail(op, status.with_context(label(im)));
   note_applied(*op);
+  if (TM_PLANTED("apply a write twice") && op->type == wire::Type::kWrite) {
+    auto bytes = std::make_shared<Bytes>(op->payload.span().begin(), op->payload.span().end());   // with the callbacks
+    env_.after(std::chrono::milliseconds(100), [this, self = self_, id = im.id, at = op->offset, bytes] {
+      auto it = images_.find(id);
+      if (*self == nullptr || it == images_.end() || !it->second->copy) return;
+      it->second->copy->write(at, *bytes, io::IoMode::kQueued, [bytes](Status) {});
+    });
+  }
   writes_total_.add();
   write_bytes_total_.add(static_cast<double>(op->length));
   if (op->type == wire::Type::kWrite && (op->kind & kFlagDurable) != 0) return sync(op);

@@ -83,6 +83,7 @@ class Lab final : public fs::MemoryKeeper {
   }
   void begin_take(const std::string& request) { shared_->takeover(request, [](Result<std::string>) {}); }
   std::string shared_status() { return shared_->status_json(); }
+  const Uuid& cluster() const { return cluster_; }
 
   Result<fs::HandleId> open(const std::string& host, bool create = false) {
     auto attr = wait<Result<wire::Attr>>([&](auto done) {

@@ -1,0 +1,208 @@
+// Rules that a second guard stands behind: each test gets past that guard, so that the rule alone holds. A bug planted
+// there is caught here, within the seeds that the test runs (shared/docs/testing.md).
+#include <nlohmann/json.hpp>
+
+#include "shared/base/digest.h"
+#include "shared/wire/connection.h"
+#include "tests/sim/lab.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr Incarnation kLater(uint64_t{1} << 40);   // than any run that takes its number from the clock
+constexpr uint64_t kBlocks = 16, kStride = Lab::kImageBytes / kBlocks;
+
+// The shared node's machine loses its power with writes that no flush covered, and nothing is written before it is back:
+// the host does not go on alone. Its loss id alone says that blocks may be gone from its copy.
+TEST(Rules, WhatTheSharedCopyLostIsMadeGoodWithoutAWrite) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Lab lab(seed);
+    auto image = lab.open("host1", true);
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    for (uint64_t b = 0; b < kBlocks; ++b) ASSERT_TRUE(lab.write("host1", *image, b * kStride, 'b').is_ok());
+    lab.crash("shared1", Crash::kPowerLoss);
+    lab.start("shared1");
+    lab.world.run_for(seconds(4));
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed;
+    lab.engine("host1").release(*image);
+    auto there = lab.open("host2");
+    ASSERT_TRUE(there.is_ok()) << there.status().to_string();
+    for (uint64_t b = 0; b < kBlocks; ++b) {
+      auto byte = lab.read("host2", *there, b * kStride);
+      EXPECT_TRUE(byte.is_ok() && *byte == 'b') << "seed " << seed << " block " << b;
+    }
+  }
+}
+
+// Speaks for a host that knows of nothing that came after its tenure: one that was set back to a snapshot of its memory.
+class Relic {
+ public:
+  Relic(Lab& lab, const Uuid& cluster, Incarnation incarnation) : lab_(lab), env_(lab.world.start("host1")) {
+    net::Network::ConnectOptions options;
+    options.address = {"shared1", kSharedPort};
+    options.peer_role = net::Role::kShared;
+    auto stream = lab.wait<Result<std::unique_ptr<net::Stream>>>(
+        [&](auto done) { env_.network().connect(options, std::move(done)); });
+    if (!stream) return;
+    link_ = std::make_unique<wire::Connection>(env_, std::move(*stream), wire::PayloadPool::make());
+    link_->start({.on_request = {}, .on_notify = [](wire::Type, ByteSpan) {}, .on_close = [](Status) {}});
+    wire::Hello hello;
+    hello.cluster = cluster;
+    hello.node = "host1";
+    hello.incarnation = incarnation;
+    hello.nonce.bytes[0] = 1;
+    auto answer = lab.wait<Result<wire::HelloAnswer>>(
+        [&](auto done) { link_->request<wire::HelloAnswer>(wire::Type::kHello, hello, std::move(done)); });
+    greeted = answer.status();
+  }
+  template <class M>
+  Status ask(wire::Type type, const M& message, ByteSpan payload = {}) {
+    auto answer = lab_.wait<Result<wire::Answer>>(
+        [&](auto done) { link_->send_request(type, message, payload, std::move(done)); });
+    return answer.status();
+  }
+  Status write(const wire::Write& message, ByteSpan payload) {
+    auto answer = lab_.wait<Result<wire::Applied>>(
+        [&](auto done) { link_->send_write(message, payload, digest64(payload), std::move(done)); });
+    return answer.status();
+  }
+
+  Status greeted{Code::kUnavailable, "no connection"};
+
+ private:
+  Lab& lab_;
+  SimEnv& env_;
+  std::unique_ptr<wire::Connection> link_;
+};
+
+// Frames of its tenure, in a session that stands: none is applied, whoever holds the image by now, or nobody.
+TEST(Rules, NoFrameOfAnOlderEpochIsAppliedInANewSession) {
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Lab lab(seed);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    const auto known = nlohmann::json::parse(lab.shared_status())["images"][0];
+    const auto image = Uuid::parse(known["uuid"].get<std::string>());
+    ASSERT_TRUE(image.has_value());
+    const Epoch epoch(known["epoch"].get<uint64_t>());
+    lab.crash("host1", Crash::kKill);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}").is_ok());
+    const bool held = seed % 2 == 1;
+    if (held) {
+      ASSERT_TRUE(lab.write("host2", *second, 0, 'b', Lab::kImageBytes).is_ok());
+    }
+    Relic relic(lab, lab.cluster(), kLater);
+    ASSERT_TRUE(relic.greeted.is_ok()) << relic.greeted.to_string();
+    const Bytes old(4096, 'o');
+    const WriteSequence sequence{kLater, Counter(1)};
+    EXPECT_EQ(relic.write({*image, epoch, sequence, 0, 0}, old).code(), Code::kFenced) << "seed " << seed;
+    EXPECT_EQ(relic.ask(wire::Type::kZero, wire::Zero{*image, epoch, sequence, {8192, 4096}, 0}).code(), Code::kFenced);
+    EXPECT_EQ(relic.ask(wire::Type::kRepair, wire::Repair{*image, epoch, {16384, 4096}, 0}, old).code(), Code::kFenced);
+    EXPECT_EQ(relic.ask(wire::Type::kResize, wire::Resize{*image, epoch, sequence, 4096, Generation(9)}).code(),
+              Code::kFenced);
+    if (!held) {
+      ASSERT_TRUE(lab.write("host2", *second, Lab::kImageBytes - 4096, 'b').is_ok());
+    }
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
+    for (uint64_t at : {0u, 8192u, 16384u}) {
+      auto byte = lab.read("host2", *second, at);
+      EXPECT_TRUE(byte.is_ok() && *byte == (held ? 'b' : 'a')) << "seed " << seed << " at " << at;
+    }
+  }
+}
+
+// Frames of a connection that the host has given up are still on their way when its next session stands.
+TEST(Rules, ANewSessionEndsTheOlderOnes) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Lab lab(seed);
+    auto image = lab.open("host1", true);
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.set_latency("host1", "shared1", {seconds(10), seconds(10)});
+    Status late = lab.write("host1", *image, 0, 'b');   // it goes on alone
+    ASSERT_TRUE(late.is_ok()) << "seed " << seed << ": " << late.to_string();
+    lab.world.set_latency("host1", "shared1", {milliseconds(1), milliseconds(1)});
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'c').is_ok()) << "seed " << seed;
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.run_for(seconds(40));
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed << ": a write of an older session was applied";
+  }
+}
+
+// The own brick has failed, the shared copy serves; then the link is lost. Nothing holds what would be acknowledged now.
+TEST(Rules, NobodyGoesOnAloneWithACopyThatIsNotWhole) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Lab lab(seed);
+    auto image = lab.open("host1", true);
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.inject("host1", FileFault{.times = UINT64_MAX, .path_contains = "/brick"});
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'b').is_ok()) << "seed " << seed << ": the shared copy serves";
+    lab.world.partition("host1", "shared1");
+    const bool acknowledged = lab.write("host1", *image, 0, 'c').is_ok();
+    EXPECT_FALSE(acknowledged) << "seed " << seed << ": no copy has it";
+    lab.world.clear_faults("host1");
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    auto byte = lab.read("host1", *image, 0);
+    ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+    EXPECT_EQ(*byte, 'c') << "seed " << seed << ": what waited for the link was written when it was back";
+  }
+}
+
+Status resize(Lab& lab, const std::string& host, uint64_t size) {
+  auto attr = lab.wait<Result<wire::Attr>>(
+      [&](auto done) { lab.engine(host).lookup(InodeNumber(1), "disk.img", std::move(done)); });
+  if (!attr) return attr.status();
+  fs::SetAttr to;
+  to.set_size = true;
+  to.size = size;
+  auto set = lab.wait<Result<wire::Attr>>(
+      [&](auto done) { lab.engine(host).setattr(attr->inode, to, std::move(done)); });
+  return set.status();
+}
+
+// Shrunk and grown again by one host: what another one's copy still has there is old.
+TEST(Rules, AShrinkIsBehindToTheOldEnd) {
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Lab lab(seed);
+    auto turn = [&](const std::string& host, bool create, uint64_t length, uint8_t byte) {
+      auto image = lab.open(host, create);
+      ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+      ASSERT_TRUE(lab.write(host, *image, 0, byte, length).is_ok()) << "seed " << seed << " " << host;
+      ASSERT_TRUE(lab.flush(host, *image).is_ok());
+      ASSERT_TRUE(lab.healthy(host));
+      lab.engine(host).release(*image);
+    };
+    turn("host1", true, Lab::kImageBytes, 'a');
+    turn("host2", false, 4096, 'a');            // its copy is filled, and level
+    turn("host1", false, 4096, 'b');
+    ASSERT_TRUE(resize(lab, "host1", Lab::kRegion).is_ok());
+    ASSERT_TRUE(resize(lab, "host1", Lab::kImageBytes).is_ok());
+    turn("host2", false, 4096, 'c');
+    auto image = lab.open("host2");
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    auto byte = lab.read("host2", *image, 2 * Lab::kRegion);
+    ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+    EXPECT_EQ(*byte, 0) << "seed " << seed << ": what was cut off is read";
+    EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::sim
