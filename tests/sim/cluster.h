@@ -162,6 +162,7 @@ class Cluster {
   void ask_names_resync();
   void watch_limits();
   void mark(Host& host);
+  size_t model_of(const std::string& path, const std::string& uuid);
   void fail(const std::string& what);
   bool wait(const std::string& what, UniqueFunction<bool()> done, Duration limit = std::chrono::seconds(180));
   bool settle();
@@ -184,6 +185,7 @@ class Cluster {
   std::vector<std::unique_ptr<Relay>> relays_;
   std::vector<std::unique_ptr<ImageModel>> models_;
   std::vector<std::string> names_;              // of the images, by model
+  std::map<std::string, size_t> uuids_;         // of those whose name some daemon has told, to the model
   std::vector<std::unique_ptr<Marked>> marks_;
   std::unique_ptr<net::HttpClient> reader_;
   std::string failure_;

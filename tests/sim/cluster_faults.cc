@@ -24,15 +24,24 @@ void Cluster::lost_power() {
   for (auto& relay : relays_) for (auto& line : relay->lines) line->model->lose_unflushed();
 }
 
+// Of an image in a status; models_.size() if it is none of them. A run that took over from another may serve an image
+// before it knows its name.
+size_t Cluster::model_of(const std::string& path, const std::string& uuid) {
+  const size_t named = static_cast<size_t>(std::find(names_.begin(), names_.end(), path) - names_.begin());
+  if (named < names_.size()) uuids_[uuid] = named;
+  auto known = uuids_.find(uuid);
+  return known == uuids_.end() ? models_.size() : known->second;
+}
+
 // Of an image whose writes this host acknowledged alone it has the only copy: what no flush covered may be gone.
 void Cluster::lost_power_alone(Host& host) {
   auto status = nlohmann::json::parse(host.engine->status_json());
   for (const auto& image : status["images"]) {
     if (!image["alone"].get<bool>()) continue;
-    const auto path = image["path"].get<std::string>();
-    for (size_t i = 0; i < names_.size(); ++i) if (names_[i] == path) models_[i]->lose_unflushed();
+    const size_t model = model_of(image["path"], image["uuid"]);
+    if (model < models_.size()) models_[model]->lose_unflushed();
     for (auto& relay : relays_) {
-      for (auto& line : relay->lines) if (line->host == &host && names_[relay->model] == path) line->model->lose_unflushed();
+      for (auto& line : relay->lines) if (line->host == &host && relay->model == model) line->model->lose_unflushed();
     }
   }
 }

@@ -68,7 +68,7 @@ void Cluster::look_at_contest() {
       if (world_.elapsed() - kNoticed < shared_lost_power_at_) continue;
       const auto status = nlohmann::json::parse(host->engine->status_json());
       for (const auto& image : status["images"]) {
-        if (image["path"] != names_[relay->model] || image["writer"] != host->name) continue;
+        if (model_of(image["path"], image["uuid"]) != relay->model || image["writer"] != host->name) continue;
         if (image["mirror"] == "mirrored" && image["alone"] == false) models_[relay->model]->level();
       }
     }
@@ -197,7 +197,7 @@ void Cluster::ask_takeover(Relay& relay, bool accept_loss) {
 bool Cluster::unaware(const Relay& relay, const Host& host) {
   const auto status = nlohmann::json::parse(host.engine->status_json());
   for (const auto& image : status["images"]) {
-    if (image["path"] != names_[relay.model]) continue;
+    if (model_of(image["path"], image["uuid"]) != relay.model) continue;
     if (image["mirror"] == "fenced") return true;   // it knows, and is not done with its branch
     for (const auto& line : relay.lines)
       if (line->host == &host && image["writer"] == host.name && image["epoch"] == line->epoch) return true;
