@@ -291,6 +291,10 @@ void Engine::register_metrics(metrics::Registry& registry) {
 
 void Engine::mark(std::string name, bool wait, std::chrono::seconds timeout, Callback<Result<std::string>> done) {
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed, name);
+  if (!name.empty() && point.name != name) {
+    return done(Status(Code::kBusy, "no point " + name + " was made: this host recovers, and its first point will be " +
+                                        point.name + "; try again then"));
+  }
   json out = {
       {"batch", point.batch.value}, {"label", point.label.to_string()}, {"name", point.name}, {"durable", false}};
   if (!wait) return done(out.dump(-1, ' ', false, json::error_handler_t::replace));

@@ -102,9 +102,9 @@ Point JournalImpl::cut(CutReason reason, std::string name) {
     return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), std::move(name)};
   }
   if (!unreconciled_.empty()) {
-    // The first batch of an incarnation is cut when all is reconciled, and carries the name then.
-    if (!held_name_.empty() && !name.empty()) kLog.warning("point_renamed", {{"from", held_name_}, {"to", name}});
-    if (!name.empty()) held_name_ = name;
+    // The first batch of an incarnation is cut when all is reconciled, and carries the name then: one, the first.
+    if (held_name_.empty()) held_name_ = name;
+    else if (!name.empty() && name != held_name_) kLog.warning("point_refused", {{"name", name}, {"held", held_name_}});
     return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), held_name_};
   }
   if (!named && (coalescing() || open_batch().empty)) {

@@ -202,6 +202,7 @@ INSTANTIATE_TEST_SUITE_P(Seeds, SwarmRegression,
                                          Found{"a_recovered_tenure_still_follows_the_one_before", 109},
                                          Found{"a_host_alone_loses_power_before_a_flush", 111},
                                          Found{"a_host_alone_loses_power_before_its_first_flush", 112},
+                                         Found{"one_of_two_names_for_one_point_is_refused", 40030},
                                          Found{"the_main_line_is_durable_when_it_is_taken", 16, true},
                                          Found{"what_a_taken_image_shows_stays", 5229, true}),
                          [](const auto& info) { return std::string(info.param.name); });
