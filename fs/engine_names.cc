@@ -162,6 +162,7 @@ void Engine::reap() {
     }
     ImageId id = im.id;
     if (im.attached) journal_->detach(im.slot);
+    journal_->forget(id);
     bool had = im.copy != nullptr;
     names_->erase(im.inode);
     Status off = set_flag(im, kFlagDoomed | kFlagBehind | kFlagHostOnly | kFlagStandIn, false);

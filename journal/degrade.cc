@@ -6,8 +6,9 @@
 //     +---- the last batch of the resync, an exact cut, is staged ------------------------------------------
 //
 // Degraded: nothing is staged, no cut is made; a write marks its region in `lacks_` (memory and disk are bounded by the
-// number of regions), metadata events stay in the open batch (all of them: they have no bound). The mark is committed like a record: until then the
-// dirty-region log covers the write.
+// number of regions), metadata events stay in the open batch, folded to
+// what the replica will need of them (fold.h). The mark is committed like a record: until then the dirty-region log
+// covers the write.
 // Resyncing: the open batch is closed again and again as a *piece*: the changes since the last one and some of the lacked
 // regions, read as they stand, writes going on. Whatever changes meanwhile is recorded in the next one. When nothing is
 // lacked and little has changed, the last batch is cut exactly, as any other; the replica applies all pieces with it, so
@@ -335,6 +336,7 @@ void JournalImpl::begin_resync() {
   last_staged_ = row.newest;
   last_digest_ = row.digest;
   shipping_ = Shipping::kResyncing;
+  gone_.clear();
   resync_from_ = Counter(next_counter_);
   resync_slots_.clear();
   resync_rounds_ = 0;

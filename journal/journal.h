@@ -150,7 +150,8 @@ class Journal {
 
   // ---- images ---------------------------------------------------------------------------------
   virtual Slot attach(const ImageId& image, uint64_t size) = 0;      // the same slot when attached already
-  virtual void detach(Slot slot) = 0;                                // image removed; its records still ship
+  // Image removed; its records still ship. No write of it is in flight.
+  virtual void detach(Slot slot) = 0;
   virtual void set_size(Slot slot, uint64_t size) = 0;               // of an attached image, changed elsewhere
   // The tenure's start, durable with the next commit and before any record of it. Also noted: loss ids.
   virtual void set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& parent) = 0;
@@ -190,6 +191,8 @@ class Journal {
   // Blocks changed without a guest's write (fill or repair of the local copy): they need preserving, not recording.
   // A metadata event; takes a counter of its own.
   virtual void mark(const wire::Mark& mark) = 0;
+  // The image is no more, on no host: events that nobody asks for any more need not be kept. After detach().
+  virtual void forget(const ImageId& image) = 0;
 
   // ---- cuts, staging, shipping ----------------------------------------------------------------
   enum class CutReason : uint8_t { kTime, kSize, kNamed, kHandover, kStop };

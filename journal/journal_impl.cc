@@ -183,23 +183,6 @@ void JournalImpl::settle(Batch& batch) {
   }
 }
 
-void JournalImpl::mark(const wire::Mark& mark) {
-  Batch& batch = open_batch();
-  Counter counter(next_counter_++);
-  tracker_.begin(counter.value);
-  tracker_.finish(counter.value);
-  batch.empty = false;
-  batch.marks.push_back({counter, mark});
-  auto it = slot_by_image_.find(mark.node.image);
-  if (it != slot_by_image_.end() && mark.node.size_generation.value != 0 && mark.node.size == slots_[it->second].size) {
-    slots_[it->second].size_generation = mark.node.size_generation;
-  }
-  put_mark(pending_, batch.number, counter, mark);
-  ++finish_serial_;
-  arm_commit();
-  if (mark.kind == wire::MarkKind::kTenureStart && it != slot_by_image_.end()) commit_tenure(it->second);
-}
-
 // ---- commits ------------------------------------------------------------------------------------
 
 void JournalImpl::refresh_clock() {

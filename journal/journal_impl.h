@@ -1,5 +1,5 @@
 // The Journal's one implementation. Its parts: journal_impl.cc (writes, commits), slots.cc (images),
-// recovery.cc (opening), cuts.cc (cuts, giving up, compaction), preserve.cc (old blocks, freeze),
+// recovery.cc (opening), events.cc (metadata events), cuts.cc (cuts, giving up, compaction), preserve.cc (old blocks, freeze),
 // stager.cc (closed batches into segment files), shipping.cc (what the shipper has sent).
 #pragma once
 
@@ -80,6 +80,7 @@ class JournalImpl final : public Journal {
   void finish(const Ticket& ticket, CoordinatorSequence coordinator, uint64_t digest) override;
   void abandon(const Ticket& ticket) override;
   void mark(const wire::Mark& mark) override;
+  void forget(const ImageId& image) override;
 
   Point cut(CutReason reason, std::string name) override;
   void when_staged(BatchNumber batch, Callback<Status> done) override;
@@ -150,6 +151,9 @@ class JournalImpl final : public Journal {
   void commit_later(kv::WriteBatch batch, std::vector<Callback<Status>> waiting, const Status& status);
   void fail(const Status& status, const char* what);
   void tick();
+
+  // events.cc
+  void fold_if_needed();
 
   // cuts.cc
   bool coalescing() const;
@@ -273,6 +277,8 @@ class JournalImpl final : public Journal {
   BatchNumber resync_end_;                       // its last batch, until the replica has it
   uint64_t resync_sent_ = 0, resyncs_ended_ = 0, points_given_up_ = 0;
   std::deque<std::string> names_given_up_;
+  std::set<ImageId> gone_;                       // for good, while degraded: those of which an event may be kept
+  size_t fold_at_ = limits::kEventsFoldedAt;     // so many events
   uint64_t free_bytes_ = UINT64_MAX;             // of the spool's disk, when last measured
   double growth_ = 0;                            // of the spool, bytes a second, smoothed
   uint64_t measured_bytes_ = 0;

@@ -43,6 +43,9 @@ void JournalImpl::detach(Slot slot) {
   s.attached = false;
   // Its number stays taken: batches still speak of it. The image, should it come back, gets another.
   slot_by_image_.erase(s.image);
+  // Degraded, the batch holds nothing of it but that it was touched.
+  Batch& open = open_batch();
+  if (shipping_ == Shipping::kDegraded && slot.index < open.images.size()) open.images[slot.index].reset();
   drl_->detach(slot.index);
   lacks_.forget(s.image);
   pending_.erase(kImagesTable, kv::KeyBuilder().uuid(s.image));

@@ -58,6 +58,7 @@ inline constexpr uint32_t kSessionsMax = 256;
 inline constexpr uint32_t kConnectionsPerSessionMax = 16;
 inline constexpr uint32_t kImagesOpenMax = 512;               // idle copies beyond it are closed
 inline constexpr int kNamelessKeepSeconds = 600;              // for a host that is away with a nameless image open
+inline constexpr uint32_t kEventsFoldedAt = 4096;             // metadata events kept while the journal is degraded
 inline constexpr uint32_t kMarksUnshippedMax = 100000;        // kept to be recorded again after a crash
 
 }  // namespace tidemark::limits

@@ -44,6 +44,7 @@ Result<std::unique_ptr<MarkSink>> JournalMarks::open(io::Env& env, JournalMarksO
 }
 
 void JournalMarks::record(const wire::Mark& mark) { journal_->mark(mark); }
+void JournalMarks::forget(const ImageId& image) { journal_->forget(image); }
 
 void JournalMarks::settle(Callback<Status> done) {
   if (!replica_) return done(Status(Code::kUnavailable, "no replica is configured"));

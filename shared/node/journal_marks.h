@@ -28,6 +28,7 @@ class JournalMarks final : public MarkSink {
   static Result<std::unique_ptr<MarkSink>> open(io::Env& env, JournalMarksOptions options);
   ~JournalMarks() override;
   void record(const wire::Mark& mark) override;
+  void forget(const ImageId& image) override;
   void settle(Callback<Status> done) override;
   Usage usage() const override;
   void resync_replica() override;

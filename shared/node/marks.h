@@ -28,6 +28,8 @@ class MarkSink {
   virtual ~MarkSink() = default;
   // In the order of their numbers. A mark may be given again after a crash; the replica merges by number.
   virtual void record(const wire::Mark& mark) = 0;
+  // The image is no more, nowhere: what was recorded of it may be left out where nobody has been told yet.
+  virtual void forget(const ImageId&) {}
   // OK once all marks recorded so far can no longer be lost with this node; kUnavailable: ask again later.
   virtual void settle(Callback<Status> done) = 0;
   virtual Usage usage() const = 0;

@@ -303,6 +303,7 @@ void Core::maybe_remove(Image& image) {
   erase_image(batch, image.id);
   erase_node(batch, image.record.inode);
   names_->forget(image.record.inode);
+  marks_->forget(image.id);
   images_.erase(image.id);
   commit(std::move(batch), [] {});
 }

@@ -312,6 +312,7 @@ Result<Change> NameSpace::exchange(const wire::Rename& r, Node& a, Node& b, cons
   change.mark.old_parent = r.parent;
   change.mark.old_name = r.name;
   change.mark.name = r.new_name;
+  change.mark.replaced_inode = b.attr.inode;   // the name was not free
   // The second mark vacates nothing: the name it came from is taken by the first.
   wire::Mark other = new_mark(wire::MarkKind::kRename, origin, b);
   other.name = r.name;

@@ -119,6 +119,68 @@ TEST_F(LimitTest, EventsOfGivenUpBatchesStillReachTheReplica) {
   }
 }
 
+TEST_F(LimitTest, EventsAreFoldedToABoundWhileDegradedAndTheNamesAreRightAfterwards) {
+  open_journal();
+  run_load(20, 8);
+  wait_shipped();
+  replica_away();
+  load_until([&] { return degraded(); });
+  // Each round makes an image, gives it the one name that is used, and removes the one that had it.
+  uint64_t event = 100, largest = 0;
+  auto mark = [&](wire::MarkKind kind, uint64_t inode) {
+    wire::Mark m;
+    m.kind = kind;
+    m.number = EventNumber(++event);
+    m.origin = "host1";
+    m.node.inode = InodeNumber(inode);
+    m.node.parent = InodeNumber(1);
+    std::array<uint8_t, 16> bytes{};
+    store_be64(bytes.data() + 8, inode);
+    m.node.image = Uuid::from_random(bytes);
+    return m;
+  };
+  constexpr uint64_t kRounds = 35'000;
+  for (uint64_t inode = 10; inode < 10 + kRounds; ++inode) {
+    wire::Mark create = mark(wire::MarkKind::kCreate, inode);
+    create.name = "new" + std::to_string(inode);
+    journal_->mark(create);
+    wire::Mark rename = mark(wire::MarkKind::kRename, inode);
+    rename.old_parent = InodeNumber(1);
+    rename.old_name = create.name;
+    rename.name = "disk.img";
+    rename.replaced = inode == 10 ? ImageId() : mark(wire::MarkKind::kUnlink, inode - 1).node.image;
+    rename.replaced_inode = InodeNumber(inode == 10 ? 0 : inode - 1);
+    journal_->mark(rename);
+    if (!rename.replaced.is_nil()) journal_->forget(rename.replaced);
+    largest = std::max(largest, journal_->usage().records_unstaged);
+    if (inode % 1000 == 0) world_.run_for(std::chrono::milliseconds(200));
+  }
+  EXPECT_LE(largest, 2 * limits::kEventsFoldedAt) << "of " << 2 * kRounds;
+  world_.run_for(std::chrono::seconds(1));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  EXPECT_LE(journal_->usage().records_unstaged, 2 * limits::kEventsFoldedAt) << "they do not come back";
+  size_t told = replica_->marks.size();
+  replica_back();
+  expect_level();
+  EXPECT_LE(replica_->marks.size() - told, 2 * limits::kEventsFoldedAt);
+  std::map<std::string, std::pair<EventNumber, uint64_t>> names;    // the last writer's
+  auto set = [&](const std::string& name, EventNumber number, uint64_t inode) {
+    auto& known = names[name];
+    if (number >= known.first) known = {number, inode};
+  };
+  EventNumber session;
+  for (const wire::Mark& m : replica_->marks) {
+    if (m.kind == wire::MarkKind::kSession) session = std::max(session, m.node.event);
+    if (m.kind == wire::MarkKind::kRename) set(m.old_name, m.number, 0);
+    if (m.kind == wire::MarkKind::kRename || m.kind == wire::MarkKind::kCreate) set(m.name, m.number, m.node.inode.value);
+  }
+  EXPECT_EQ(names["disk.img"].second, 9 + kRounds);
+  for (const auto& [name, last] : names) EXPECT_EQ(last.second != 0, name == "disk.img") << name;
+  EXPECT_GT(session.value, 100u) << "what will not be told is said to be so";
+}
+
 TEST_F(LimitTest, AReplicaThatTookABatchAndCouldNotSaySoIsTakenAtItsWord) {
   open_journal();
   run_load(50, 8);

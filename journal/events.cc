@@ -1,0 +1,62 @@
+// Metadata events: recorded one by one, and folded to a bounded number while no point is made.
+#include <algorithm>
+
+#include "journal/fold.h"
+#include "journal/journal_impl.h"
+#include "shared/base/log.h"
+
+namespace tidemark::journal {
+namespace {
+const log::Logger kLog("journal");
+}
+
+void JournalImpl::mark(const wire::Mark& mark) {
+  Batch& batch = open_batch();
+  Counter counter(next_counter_++);
+  tracker_.begin(counter.value);
+  tracker_.finish(counter.value);
+  batch.empty = false;
+  batch.marks.push_back({counter, mark});
+  auto it = slot_by_image_.find(mark.node.image);
+  if (it != slot_by_image_.end() && mark.node.size_generation.value != 0 && mark.node.size == slots_[it->second].size) {
+    slots_[it->second].size_generation = mark.node.size_generation;
+  }
+  put_mark(pending_, batch.number, counter, mark);
+  ++finish_serial_;
+  arm_commit();
+  if (mark.kind == wire::MarkKind::kTenureStart && it != slot_by_image_.end()) commit_tenure(it->second);
+  fold_if_needed();
+}
+
+void JournalImpl::forget(const ImageId& image) {
+  if (shipping_ != Shipping::kDegraded) return;   // what is told soon is told whole
+  gone_.insert(image);
+  fold_if_needed();
+}
+
+// Degraded, all that is not told yet is in the open batch. What is kept may double before it is looked at again.
+void JournalImpl::fold_if_needed() {
+  Batch& open = open_batch();
+  if (shipping_ != Shipping::kDegraded || std::max(open.marks.size(), gone_.size()) < fold_at_) return;
+  std::set<ImageId> named;
+  for (uint32_t slot = 0; slot < open.images.size(); ++slot) {
+    if (open.images[slot] != nullptr) named.insert(slots_[slot].image);
+  }
+  const size_t before = open.marks.size();
+  open.marks = fold_marks(std::move(open.marks), options_.source,
+                          [&](const ImageId& image) { return gone_.contains(image) && !named.contains(image); });
+  // The rows stand under the numbers of whichever batches these came from.
+  pending_.erase_range(kMarksTable, {}, batch_prefix(open.number.next()));
+  std::set<ImageId> told;
+  for (const SegmentMark& m : open.marks) {
+    put_mark(pending_, open.number, m.counter, m.mark);
+    if (m.mark.kind == wire::MarkKind::kCreate) told.insert(m.mark.node.image);
+  }
+  std::erase_if(gone_, [&](const ImageId& image) { return !told.contains(image); });
+  fold_at_ = std::max<size_t>(limits::kEventsFoldedAt, 2 * open.marks.size());
+  ++finish_serial_;
+  arm_commit();
+  kLog.info("events_folded", {{"events", before}, {"into", open.marks.size()}});
+}
+
+}  // namespace tidemark::journal

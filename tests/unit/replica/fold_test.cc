@@ -1,0 +1,184 @@
+// Events that sources folded while the replica was away (journal/fold.h): whichever of them did, and whenever, the
+// replica has the same names in the end, and no batch waits for what was left out.
+#include "journal/fold.h"
+
+#include <algorithm>
+#include <set>
+
+#include "shared/node/names.h"
+#include "tests/unit/replica/harness.h"
+
+namespace tidemark::replica {
+namespace {
+
+using Names = std::map<std::string, std::string>;   // path to image, or what it is
+
+struct Stream {
+  explicit Stream(const std::string& name) : maker(name) {}
+  BatchMaker maker;
+  std::vector<journal::SegmentMark> marks;          // not shipped yet
+  std::set<ImageId> written;                        // likewise
+  bool degraded = false;
+  uint64_t counter = 0;
+};
+
+// Two hosts and the shared node: every event goes into the shared node's stream and its host's own.
+class FoldTest : public testing::TestWithParam<int> {
+ protected:
+  void tell(const wire::Mark& mark) {
+    for (Stream* s : {&shared, of(mark.origin)}) {
+      s->marks.push_back({Counter(++s->counter), mark});
+      if (s->degraded && s->marks.size() >= fold_at) fold(*s);
+    }
+  }
+  Stream* of(const std::string& name) { return name == "host1" ? &host1 : &host2; }
+  void fold(Stream& s) {
+    s.marks = journal::fold_marks(std::move(s.marks), s.maker.source(),
+                                  [&](const ImageId& id) { return gone.contains(id) && !s.written.contains(id); });
+  }
+  void ship(Stream& s) {
+    if (s.degraded && rng.coin()) fold(s);
+    s.degraded = false;
+    std::vector<SliceSpec> slices;
+    for (const ImageId& image : s.written) {
+      slices.push_back({.image = image, .epoch = Epoch(++epoch), .pieces = {{0, pattern(epoch, 4096)}}});
+    }
+    std::vector<wire::Mark> marks;
+    for (journal::SegmentMark& m : s.marks) marks.push_back(std::move(m.mark));
+    s.marks.clear();
+    s.written.clear();
+    auto role = &s == &shared ? net::Role::kShared : net::Role::kHost;
+    auto answer = h.put(s.maker, s.maker.make(std::move(slices), std::move(marks)), 0, role);
+    ASSERT_EQ(answer.status, 200) << answer.body;
+  }
+
+  void step() {
+    const node::Origin origin{rng.coin() ? "host1" : "host2", WallTime{1'000'000'000}};
+    const uint64_t dice = rng.below(100);
+    Result<node::Change> change = Status(Code::kInvalidArgument, "nothing");
+    if (dice < 30) {
+      const bool directory = rng.chance(1, 5);
+      change = names.create({.parent = dir(), .name = name(),
+                             .kind = directory ? wire::NodeKind::kDirectory : wire::NodeKind::kImage},
+                            directory ? ImageId() : test_uuid(++images), origin);
+    } else if (dice < 50) {
+      change = names.unlink({.parent = dir(), .name = name(), .directory = static_cast<uint8_t>(rng.chance(1, 5))},
+                            origin);
+    } else if (dice < 75) {
+      const uint32_t flags = rng.chance(1, 4) ? 2 : 0;
+      change = names.rename({.parent = dir(), .name = name(), .new_parent = dir(), .new_name = name(), .flags = flags},
+                            origin);
+    } else if (dice < 80) {
+      auto node = names.lookup(dir(), name());
+      if (node) change = names.set_attr({(*node)->attr.inode, wire::kSetMode, {}}, origin);
+    } else if (dice < 90) {
+      auto node = names.lookup(dir(), name());
+      if (node && !(*node)->attr.image.is_nil()) write((*node)->attr, origin.node);
+    } else if (dice < 97) {
+      Stream* streams[] = {&host1, &host2, &shared};
+      Stream& s = *streams[rng.below(3)];
+      if (rng.coin()) s.degraded = true;
+      else if (!s.degraded || rng.chance(1, 4)) ship(s);
+    }
+    if (!change) return;
+    tell(change->mark);
+    for (const wire::Mark& other : change->others) tell(other);
+    for (const ImageId& id : change->nameless) {
+      gone.insert(id);
+      for (Stream* s : {&host1, &host2}) {
+        if (s->degraded) s->written.erase(id);
+      }
+    }
+  }
+  void write(const wire::Attr& attr, const std::string& host) {
+    wire::Mark start;
+    start.kind = wire::MarkKind::kTenureStart;
+    start.number = names.take_event();
+    start.origin = host;
+    start.node = attr;
+    start.epoch = Epoch(start.number.value);
+    tell(start);
+    of(host)->written.insert(attr.image);
+  }
+  InodeNumber dir() {
+    if (rng.chance(2, 3)) return node::kRootInode;
+    auto node = names.lookup(node::kRootInode, name());
+    return node ? (*node)->attr.inode : node::kRootInode;
+  }
+  std::string name() { return std::string(1, static_cast<char>('a' + rng.below(5))); }
+
+  Names expected() {
+    Names out;
+    names.walk(InodeNumber(0), [&](const node::Node& n) {
+      const std::string path = names.path(n.attr.inode);
+      if (path.size() > 1) out[path.substr(1)] = n.attr.image.is_nil() ? "directory" : n.attr.image.to_string();
+      return true;
+    });
+    return out;
+  }
+  Names shown() {
+    Names out;
+    const Json answer = h.get("/v1/points/latest/tree").json();
+    for (const auto& e : answer["entries"]) {
+      if (!e["path"].is_null()) out[e["path"]] = (e["uuid"].is_null() ? e["kind"] : e["uuid"]).get<std::string>();
+    }
+    return out;
+  }
+
+  Harness h{static_cast<uint64_t>(GetParam()) + 1};
+  sim::Random& rng = h.world.random();
+  node::NameSpace names{WallTime{1'000'000'000}};
+  Stream host1{"host1"}, host2{"host2"}, shared{"shared"};
+  std::set<ImageId> gone;
+  uint64_t images = 0, epoch = 0;
+  size_t fold_at = 1 + static_cast<size_t>(GetParam()) % 12;
+};
+
+TEST_P(FoldTest, TheReplicaHasTheSameNames) {
+  for (int i = 0; i < 300; ++i) ASSERT_NO_FATAL_FAILURE(step());
+  std::vector<Stream*> streams{&host1, &host2, &shared};
+  for (size_t i = streams.size(); i > 1; --i) std::swap(streams[i - 1], streams[rng.below(i)]);
+  for (Stream* s : streams) ASSERT_NO_FATAL_FAILURE(ship(*s));
+  h.world.run_until([&] { return h.replica->intake().idle(); }, std::chrono::seconds(10));
+  const Json status = h.get("/v1/status").json();
+  EXPECT_EQ(status["held_batches"], 0) << status.dump();
+  for (const auto& alarm : status["alarms"]) EXPECT_NE(alarm["kind"], "event_mismatch") << alarm.dump();
+  EXPECT_EQ(shown(), expected());
+}
+INSTANTIATE_TEST_SUITE_P(Seeds, FoldTest, testing::Range(0, 60));
+
+// What is kept does not grow with the number of events.
+TEST(Fold, OneNameManyTimes) {
+  std::vector<journal::SegmentMark> marks;
+  auto gone = [](const ImageId&) { return true; };
+  uint64_t event = 0;
+  for (uint64_t round = 0; round < 1000; ++round) {
+    const ImageId image = test_uuid(round + 1);
+    marks.push_back({Counter(++event), create_mark(event, "host1", event + 10, image, "name")});
+    const uint64_t inode = event + 10;
+    marks.push_back({Counter(++event), rename_mark(event, "host1", inode, image, "name", "other")});
+    marks.push_back({Counter(++event), unlink_mark(event, "host1", inode, image, "other")});
+    if (round % 100 == 0) marks = journal::fold_marks(std::move(marks), "host1", gone);
+  }
+  marks = journal::fold_marks(std::move(marks), "host1", gone);
+  EXPECT_EQ(marks.size(), 1u) << "that nothing of it will be told";
+  EXPECT_TRUE(std::is_sorted(marks.begin(), marks.end(), [](auto& a, auto& b) { return a.counter < b.counter; }));
+  ASSERT_FALSE(marks.empty());
+  EXPECT_EQ(marks[0].mark.kind, wire::MarkKind::kSession);
+}
+
+TEST(Fold, AnImageThatAnotherHostHeldKeepsItsCreate) {
+  const ImageId image = test_uuid(1);
+  wire::Mark start = open_mark("host2", 11, image);
+  start.kind = wire::MarkKind::kTenureStart;
+  std::vector<journal::SegmentMark> marks{{Counter(1), create_mark(1, "host1", 11, image, "name")},
+                                          {Counter(2), start},
+                                          {Counter(3), unlink_mark(3, "host1", 11, image, "name")}};
+  EXPECT_EQ(journal::fold_marks(marks, "shared", [](const ImageId&) { return true; }).size(), 3u);
+  marks.erase(marks.begin() + 1);
+  EXPECT_TRUE(journal::fold_marks(marks, "shared", [](const ImageId&) { return true; }).empty());
+  EXPECT_EQ(journal::fold_marks(marks, "shared", [](const ImageId&) { return false; }).size(), 2u);
+}
+
+}  // namespace
+}  // namespace tidemark::replica
