@@ -24,8 +24,7 @@ class Builder {
     HistoryWriter history(snapshot_, out_.changes);
     const auto& images = in_.heads.front().images;
     std::vector<Overlay> changes(images.size());
-    for (const ApplyInput::Piece& piece : in_.pieces) lay_over(changes, piece.heads, piece.segments);
-    lay_over(changes, in_.heads, in_.segments);
+    if (!in_.ends_resync) lay_over(changes);
     for (size_t i = 0; i < images.size(); ++i) {
       const journal::SegmentImage& slice = images[i];
       auto known = in_.images.find(slice.image);
@@ -38,10 +37,11 @@ class Builder {
         continue;
       }
       if (slice.parent.clean == wire::kTaken) TM_RETURN_IF_ERROR(lose_tail(slice, known->second));
-      const std::vector<Change> of_image = changes[i].take();
-      std::optional<uint64_t> shrink;
-      if (known->second.has_version && slice.size < known->second.newest.size) shrink = slice.size;
-      TM_RETURN_IF_ERROR(history.apply(known->second.index, in_.point, shrink, of_image));
+      if (!in_.ends_resync) {
+        const std::vector<Change> of_image = changes[i].take();
+        TM_RETURN_IF_ERROR(
+            history.apply(known->second.index, in_.point, shrunk_to(known->second, slice), of_image));
+      }
       put_version(slice.image, known->second.index,
                   {.size = slice.size, .epoch = slice.epoch, .source = batch_.source,
                    .last = {batch_.incarnation, slice.last}, .size_generation = slice.size_generation});
@@ -50,22 +50,11 @@ class Builder {
     return Status::ok();
   }
 
-  // Of an image that the batch does not name nothing is needed: it was removed meanwhile.
-  void lay_over(std::vector<Overlay>& changes, const std::vector<journal::SegmentHead>& heads,
-                const std::vector<SegmentId>& segments) const {
-    const auto& images = in_.heads.front().images;
-    std::vector<size_t> place;
-    for (const journal::SegmentImage& slice : heads.front().images) {
-      auto at = std::lower_bound(images.begin(), images.end(), slice.image,
-                                 [](const journal::SegmentImage& a, const ImageId& id) { return a.image < id; });
-      place.push_back(at != images.end() && at->image == slice.image ? static_cast<size_t>(at - images.begin())
-                                                                    : images.size());
-    }
-    for (size_t p = 0; p < heads.size(); ++p) {
-      for (const journal::SegmentExtent& e : heads[p].extents) {
-        if (place[e.image] == images.size()) continue;
+  void lay_over(std::vector<Overlay>& changes) const {
+    for (size_t p = 0; p < in_.heads.size(); ++p) {
+      for (const journal::SegmentExtent& e : in_.heads[p].extents) {
         const bool data = e.kind == journal::ExtentKind::kData;
-        changes[place[e.image]].lay({e.extent, data ? segments[p] : SegmentId(0), data ? e.position : 0});
+        changes[e.image].lay({e.extent, data ? in_.segments[p] : SegmentId(0), data ? e.position : 0});
       }
     }
   }
@@ -108,21 +97,19 @@ class Builder {
     NameWriter names(snapshot_, in_.point, batch_.source, in_.is_shared_node);
     for (const journal::SegmentImage& slice : in_.heads.front().images)
       TM_RETURN_IF_ERROR(names.name_written(slice.image));
-    for (const ApplyInput::Piece& piece : in_.pieces) TM_RETURN_IF_ERROR(marks_of(names, piece.heads));
-    TM_RETURN_IF_ERROR(marks_of(names, in_.heads));
+    for (const wire::Mark& mark : in_.marks_before) TM_RETURN_IF_ERROR(take(names, mark));
+    for (const auto& head : in_.heads) {
+      for (const auto& m : head.marks) TM_RETURN_IF_ERROR(take(names, m.mark));
+    }
     for (const wire::Mark& mark : names.late_creates()) TM_RETURN_IF_ERROR(created_late(mark));
     names.finish(out_.changes);
     out_.mismatches = names.mismatches();
     return Status::ok();
   }
 
-  Status marks_of(NameWriter& names, const std::vector<journal::SegmentHead>& heads) {
-    for (const auto& head : heads) {
-      for (const auto& m : head.marks) {
-        TM_RETURN_IF_ERROR(names.apply(m.mark));
-        if (m.mark.kind == wire::MarkKind::kCreate && m.mark.origin == batch_.source) created(m.mark);
-      }
-    }
+  Status take(NameWriter& names, const wire::Mark& mark) {
+    TM_RETURN_IF_ERROR(names.apply(mark));
+    if (mark.kind == wire::MarkKind::kCreate && mark.origin == batch_.source) created(mark);
     return Status::ok();
   }
 
@@ -164,6 +151,11 @@ class Builder {
 };
 
 }  // namespace
+
+std::optional<uint64_t> shrunk_to(const Catalog::Image& known, const journal::SegmentImage& slice) {
+  if (!known.has_version || slice.size >= known.newest.size) return std::nullopt;
+  return slice.size;
+}
 
 ApplyOutput build_changes(kv::Snapshot& snapshot, const ApplyInput& input) { return Builder(snapshot, input).run(); }
 

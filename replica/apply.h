@@ -1,6 +1,8 @@
-// What one batch changes when it is applied: pure but for reads of a snapshot; run on a worker.
+// What one batch changes when it is applied, but for the blocks of a resync (spill.h): pure but for reads of a
+// snapshot; run on a worker.
 #pragma once
 
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -15,12 +17,10 @@ struct ApplyInput {
   bool is_shared_node = false;                       // the source's role
   std::vector<journal::SegmentHead> heads;           // of all parts
   std::vector<SegmentId> segments;                   // of all parts
-  // Of a resync that this batch ends: its pieces, oldest first, applied with it. What is newer lies over what is older.
-  struct Piece {
-    std::vector<journal::SegmentHead> heads;
-    std::vector<SegmentId> segments;
-  };
-  std::vector<Piece> pieces;
+  // Of a resync that this batch ends: the events of its pieces, oldest first. The blocks of all, this batch's included,
+  // are in the history already, at this point.
+  bool ends_resync = false;
+  std::vector<wire::Mark> marks_before;
   std::unordered_map<ImageId, Catalog::Image> images;  // those of the batch, as they are now
 };
 
@@ -33,6 +33,8 @@ struct ApplyOutput {
   uint64_t leaves = 0;
 };
 ApplyOutput build_changes(kv::Snapshot& snapshot, const ApplyInput& input);
+// What the image is cut off to, if it is, before the batch's changes.
+std::optional<uint64_t> shrunk_to(const Catalog::Image& known, const journal::SegmentImage& slice);
 // Those images that build_changes() wants to know: of the slices and of the source's own creates.
 std::vector<ImageId> images_of(const std::vector<journal::SegmentHead>& heads);
 

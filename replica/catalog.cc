@@ -5,7 +5,7 @@
 namespace tidemark::replica {
 namespace {
 
-const ByteSpan kMetaKey = as_bytes("store");
+const ByteSpan kMetaKey = as_bytes("store"), kApplyingKey = as_bytes("applying");
 
 Result<HeldRecord> held_record(ByteSpan value) {
   auto record = wire::decode<HeldRecord>(value);
@@ -41,7 +41,7 @@ Result<Catalog> Catalog::load(kv::Store& store, const Uuid& cluster, const Uuid&
     TM_RETURN_IF_ERROR(store.commit_and_wait(std::move(out)));
     return fresh;
   }
-  if (meta->version != kStoreVersion) {
+  if (meta->version != kStoreVersion && meta->version != kStoreVersionInSteps) {
     return Status(Code::kUnsupported, "the store has version " + std::to_string(meta->version) +
                                           "; this program knows " + std::to_string(kStoreVersion));
   }
@@ -138,7 +138,25 @@ Result<std::vector<ImageId>> Catalog::whole_of_pieces(kv::Snapshot& snapshot, co
 }
 
 Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
+  auto applying = read_record<ApplyingRecord>(snapshot, kMeta, kApplyingKey);
+  if (applying) out.applying = std::move(*applying);
+  else if (applying.status().code() != Code::kNotFound) return applying.status();
   auto held = snapshot.cursor(kHeld);
+  auto is_applied = [&](const BatchFacts& facts) {
+    return out.applying && facts.source == out.applying->source && facts.generation == out.applying->generation &&
+           facts.number == out.applying->number;
+  };
+  for (bool found = out.applying && held->first(); found; found = held->next()) {
+    TM_ASSIGN_OR_RETURN(HeldRecord record, held_record(held->value()));
+    if (!is_applied(record.facts)) continue;
+    out.ready.push_back(resume(out.order, std::move(record.facts)));
+    out.ready.back().given_up = out.applying->given_up;
+    out.ready.back().gaps = out.applying->gaps;
+  }
+  if (out.applying && out.ready.empty()) {
+    return Status(Code::kCorruption, "the batch that was being applied is not held: " + out.applying->source + "/" +
+                                         std::to_string(out.applying->number.value));
+  }
   for (bool found = held->first(); found; found = held->next()) {
     TM_ASSIGN_OR_RETURN(HeldRecord record, held_record(held->value()));
     const BatchFacts& facts = record.facts;
@@ -147,6 +165,7 @@ Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
       since.ns = load_le<int64_t>(stored->data());
     }
     out.held_[{{facts.source, facts.generation}, facts.number}] = {load_be64(held->key().data()), since};
+    if (is_applied(facts)) continue;
     TM_ASSIGN_OR_RETURN(bool ends, ends_resync(snapshot, facts));
     if (ends) out.order.resyncs.insert({facts.source, facts.number});
     for (ApplyAction& action : step(out.order, std::move(record.facts))) out.ready.push_back(std::move(action));
@@ -209,6 +228,20 @@ void Catalog::unhold(const BatchFacts& facts, kv::WriteBatch& out) {
   out.erase(kHeld, kv::key_u64(it->second.key));
   out.erase(kHeldSince, kv::key_u64(it->second.key));
   held_.erase(it);
+}
+void Catalog::begin_applying(const ApplyAction& action, kv::WriteBatch& out) {
+  const BatchFacts& batch = action.batch;
+  applying = ApplyingRecord{meta.next_point, batch.source, batch.generation, batch.number,
+                            action.given_up, action.gaps};
+  meta.version = kStoreVersionInSteps;
+  put_record(out, kMeta, kApplyingKey, *applying);
+  put_meta(out);
+}
+void Catalog::end_applying(kv::WriteBatch& out) {
+  if (!applying) return;
+  applying.reset();
+  meta.version = kStoreVersion;
+  out.erase(kMeta, kApplyingKey);
 }
 void Catalog::put_taken(const Taken& taken, kv::WriteBatch& out) {
   if (note_taken(order, taken)) put_record(out, kTakenTenures, taken.image.bytes, taken);

@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <map>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -27,6 +28,17 @@ struct HeldRecord {               // kHeld: key in order of acceptance
     a(facts.taken);
   }
   bool full = true;               // false: as written before tenures could be taken by force
+};
+
+// The batch that is being applied in steps. It takes this point: nothing else is applied before it, a stop in between
+// included. What was decided of it with that is kept.
+struct ApplyingRecord {           // kMeta: key "applying"
+  PointId point;
+  std::string source;
+  Uuid generation;
+  BatchNumber number;
+  std::vector<Wait> given_up, gaps;
+  template <class A> void fields(A& a) { a(point, source, generation, number, given_up, gaps); }
 };
 
 class Catalog {
@@ -59,6 +71,8 @@ class Catalog {
   void hold(const BatchFacts& facts, WallTime since, kv::WriteBatch& out);
   void unhold(const BatchFacts& facts, kv::WriteBatch& out);
   static Result<bool> ends_resync(kv::Snapshot& snapshot, const BatchFacts& facts);
+  void begin_applying(const ApplyAction& action, kv::WriteBatch& out);
+  void end_applying(kv::WriteBatch& out);
   void put_taken(const Taken& taken, kv::WriteBatch& out);
   // When a held batch was accepted. 0: unknown, or it is not held.
   WallTime held_since(const BatchFacts& facts) const;
@@ -68,6 +82,7 @@ class Catalog {
   std::map<StreamId, StreamRecord> streams;
   std::unordered_map<ImageId, Image> images;
   OrderState order;
+  std::optional<ApplyingRecord> applying;
   std::deque<ApplyAction> ready;  // of held batches: nothing stands in their way
   uint64_t alarms = 0;            // distinct ones on record
 

@@ -143,27 +143,50 @@ Bytes encode_full(const Leaf& leaf) {
 
 }  // namespace
 
+void LeafDelta::put(uint64_t unit, const UnitRef& ref) {
+  units[unit] = ref;
+  changed.set(unit);
+}
+
+Status LeafDelta::lay_over(ByteSpan delta) {
+  TM_RETURN_IF_ERROR(apply_version(delta, units));
+  for (size_t at = kHeadBytes; at < delta.size(); at += kRunBytes) {
+    for (uint32_t i = 0; i <= delta[at + 1]; ++i) changed.set(delta[at] + i);
+  }
+  return Status::ok();
+}
+
+Bytes LeafDelta::encode() const {
+  Bytes out{kDelta, 0};
+  for (uint32_t i = 0; i < kLeafUnits;) {
+    if (!changed[i]) { ++i; continue; }
+    const UnitRef& first = units[i];
+    uint32_t count = 1;
+    while (i + count < kLeafUnits && changed[i + count] && units[i + count].segment == first.segment &&
+           (first.segment == 0 || units[i + count].unit == first.unit + count)) {
+      ++count;
+    }
+    append_run(out, i, count, first);
+    i += count;
+  }
+  return out;
+}
+
 HistoryWriter::HistoryWriter(kv::Snapshot& snapshot, kv::WriteBatch& out)
     : snapshot_(snapshot), out_(out), cursor_(snapshot.cursor(kLeaves)) {}
 
 Status HistoryWriter::apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink_to,
                             std::span<const Change> changes) {
-  wide_.clear();
-  Writer wide(wide_);
-  wide.u64(shrink_to.value_or(kNoShrink));
-  auto is_wide = [](const Change& c) { return c.segment.value == 0 && c.extent.length >= kWideBytesMin; };
+  std::vector<Extent> zeroed;
   for (const Change& c : changes) {
-    if (is_wide(c)) wide.u64(c.extent.offset).u64(c.extent.length);
+    if (c.is_wide()) zeroed.push_back(c.extent);
   }
-  const bool has_wide = shrink_to || wide_.size() > 8;
-  if (has_wide) out_.put(kWides, image_point_key(image, point), wide_);
-  else wide_.clear();
-
+  begin(image, point, shrink_to, zeroed);
   runs_.assign({kDelta, 0});
   has_data_ = false;
   uint64_t leaf = 0;
   for (const Change& c : changes) {
-    if (is_wide(c)) continue;
+    if (c.is_wide()) continue;
     for (uint64_t done = 0; done < c.extent.length;) {
       const uint64_t offset = c.extent.offset + done;
       const uint64_t within = offset % kLeafBytes;
@@ -178,6 +201,25 @@ Status HistoryWriter::apply(ImageIndex image, PointId point, std::optional<uint6
       has_data_ |= ref.segment != 0;
       done += take;
     }
+  }
+  return put_leaf(image, leaf, point);
+}
+
+void HistoryWriter::begin(ImageIndex image, PointId point, std::optional<uint64_t> shrink_to,
+                          std::span<const Extent> zeroed) {
+  wide_.clear();
+  if (!shrink_to && zeroed.empty()) return;
+  Writer wide(wide_);
+  wide.u64(shrink_to.value_or(kNoShrink));
+  for (const Extent& e : zeroed) wide.u64(e.offset).u64(e.length);
+  out_.put(kWides, image_point_key(image, point), wide_);
+}
+
+Status HistoryWriter::put(ImageIndex image, uint64_t leaf, PointId point, ByteSpan delta) {
+  runs_.assign(delta.begin(), delta.end());
+  has_data_ = false;
+  for (size_t at = kHeadBytes; at + kRunBytes <= runs_.size(); at += kRunBytes) {
+    has_data_ |= load_le<uint32_t>(runs_.data() + at + 4) != 0;
   }
   return put_leaf(image, leaf, point);
 }

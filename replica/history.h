@@ -13,6 +13,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -38,11 +39,21 @@ struct UnitRef {
 };
 using Leaf = std::array<UnitRef, kLeafUnits>;
 
+// Some units of a leaf, in the form of a delta version.
+struct LeafDelta {
+  Leaf units;
+  std::bitset<kLeafUnits> changed;
+  void put(uint64_t unit, const UnitRef& ref);
+  Status lay_over(ByteSpan delta);    // what `delta` says counts
+  Bytes encode() const;
+};
+
 // One changed range. Offsets, lengths and positions are multiples of kUnitBytes.
 struct Change {
   Extent extent;
   SegmentId segment;              // 0: zeros
   uint64_t position = 0;          // in the segment's payload
+  bool is_wide() const { return segment.value == 0 && extent.length >= kWideBytesMin; }
 };
 
 // Adds one batch's changes of one image at a point newer than every earlier one of the image.
@@ -52,6 +63,10 @@ class HistoryWriter {
   // `changes` by offset, not overlapping. `shrink_to`: the image became this short (before the
   // changes): everything from there on is zeros. At most once an image and point.
   Status apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink_to, std::span<const Change> changes);
+  // The same in steps, where the changes are too many for one: first the shrink and the ranges zeroed at once, by
+  // offset, then leaves, each as a delta. A step in another write batch begins again.
+  void begin(ImageIndex image, PointId point, std::optional<uint64_t> shrink_to, std::span<const Extent> zeroed);
+  Status put(ImageIndex image, uint64_t leaf, PointId point, ByteSpan delta);
   uint64_t leaves_written() const { return leaves_written_; }
 
  private:

@@ -52,13 +52,14 @@ struct Intake::Upload {
 };
 
 Intake::Intake(io::Env& env, kv::Store& store, SegmentFiles& files, Catalog& catalog, std::string directory,
-               size_t held_batches_max, Alarm alarm)
+               size_t held_batches_max, size_t step_extents, Alarm alarm)
     : env_(env),
       store_(store),
       files_(files),
       catalog_(catalog),
       directory_(std::move(directory)),
       held_batches_max_(held_batches_max),
+      step_extents_(step_extents),
       alarm_(std::move(alarm)) {}
 Intake::~Intake() = default;
 
@@ -377,8 +378,9 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
     }
   }
   std::vector<ApplyAction> actions = step(catalog_.order, facts);
-  const bool at_once = catalog_.ready.empty() && !actions.empty() && actions[0].batch.number == facts.number &&
-                       actions[0].batch.source == facts.source && actions[0].batch.generation == facts.generation;
+  const bool at_once = !*ends && catalog_.ready.empty() && !actions.empty() &&
+                       actions[0].batch.number == facts.number && actions[0].batch.source == facts.source &&
+                       actions[0].batch.generation == facts.generation;
   for (size_t i = at_once ? 1 : 0; i < actions.size(); ++i) catalog_.ready.push_back(std::move(actions[i]));
   put_record(out, kBatches, batch_key(name.source, name.generation, name.number), record);
   Status s;

@@ -6,13 +6,14 @@
 // The lane is one coroutine for the whole replica: parts are judged and batches applied one at a
 // time, each batch in one LMDB transaction (together with its acceptance where nothing holds it).
 // A piece of a resync joins its stream and nothing else: it is applied with the batch of another kind that ends the
-// resync, at that one's point, so that what lies between is never shown.
+// resync, at that one's point, so that what lies between is never shown. That is done in steps (intake_resync.cc).
 // Nothing is answered with 200 before the file, its directory and the commit are durable.
 // Loop thread only.
 #pragma once
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +30,7 @@ namespace tidemark::replica {
 // Held batches; a part that would make one more is answered 503 until some were applied.
 inline constexpr size_t kHeldBatchesMax = 65536;
 inline constexpr uint64_t kSpaceReserveBytes = 64ull << 20;   // parts are answered 507 when less would be left
+inline constexpr size_t kStepExtents = 4096;   // of a resync, laid out in one write batch; likewise leaves
 inline constexpr uint64_t kPointsInBlock = 1024;              // of kLabelBlocks
 
 struct PutAnswer {
@@ -46,13 +48,14 @@ struct IntakeCounters {
            conflicts = 0;
   uint64_t received_bytes = 0, applied_payload_bytes = 0, branches = 0, event_mismatches = 0;
   double apply_seconds = 0;
+  uint64_t steps = 0, step_rows_max = 0;   // of resyncs' ends; the most rows that one of them changed
 };
 
 class Intake {
  public:
   using Alarm = std::function<void(const std::string& kind, const std::string& subject, const std::string& text)>;
   Intake(io::Env& env, kv::Store& store, SegmentFiles& files, Catalog& catalog, std::string directory,
-         size_t held_batches_max, Alarm alarm);
+         size_t held_batches_max, size_t step_extents, Alarm alarm);
   ~Intake();
 
   // Applies what was ready when the store was opened.
@@ -96,7 +99,22 @@ class Intake {
   bool would_wait(const std::vector<journal::SegmentHead>& heads) const;
   void drop_batch(const PartName& name, const BatchRecord& record, kv::WriteBatch& out);
   Status drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out);
-  Task<Result<std::vector<ApplyInput::Piece>>> pieces_before(const PartName& name, std::vector<BatchNumber>& numbers);
+  std::vector<BatchNumber> pieces_before(const PartName& name);
+
+  // intake_resync.cc
+  struct Step;
+  struct LaidImage { ImageIndex index; std::optional<uint64_t> shrink_to; };
+  using LaidImages = std::map<ImageId, LaidImage>;
+  Task<Status> take_step(std::function<void(Step&)> work);
+  Task<Status> clear_laid();
+  Task<Status> lay_part(const journal::SegmentHead& head, SegmentId segment, const LaidImages& named);
+  Task<Status> lay_out(const PartName& name, const BatchRecord& end, const std::vector<journal::SegmentHead>& heads,
+                       const std::vector<BatchNumber>& pieces, const LaidImages& named,
+                       std::vector<wire::Mark>& marks);
+  Task<Status> publish_laid(const LaidImages& named, PointId point, uint64_t& leaves);
+  Task<Status> prepare_resync(const ApplyAction& action, const BatchRecord& record, ApplyInput& input,
+                              const std::vector<BatchNumber>& pieces, uint64_t& leaves);
+
   void finish_apply(const ApplyAction& action, BatchRecord record, ApplyOutput& built, kv::WriteBatch& out);
   Status finish_pieces(const PartName& name, const std::vector<BatchNumber>& numbers, PointId point,
                        kv::WriteBatch& out);
@@ -109,6 +127,7 @@ class Intake {
   Catalog& catalog_;
   const std::string directory_;
   const size_t held_batches_max_;
+  const size_t step_extents_;
   const Alarm alarm_;
   std::deque<std::shared_ptr<Upload>> lane_;
   bool lane_running_ = false;

@@ -89,33 +89,19 @@ Status Intake::drop_superseded(const journal::BatchHeader& header, kv::WriteBatc
   return Status::ok();
 }
 
-// The pieces of a resync that the batch ends, and their numbers.
-Task<Result<std::vector<ApplyInput::Piece>>> Intake::pieces_before(const PartName& name,
-                                                                   std::vector<BatchNumber>& numbers) {
-  std::vector<ApplyInput::Piece> out;
-  std::vector<BatchRecord> records;
-  {
-    auto snapshot = store_.snapshot();
-    auto cursor = snapshot->cursor(kPieces);
-    const Bytes end = batch_key(name.source, name.generation, name.number);
-    const Bytes first = batch_key(name.source, name.generation, BatchNumber(0));
-    for (bool found = cursor->seek(first); found; found = cursor->next()) {
-      const ByteSpan key = cursor->key();
-      if (!std::lexicographical_compare(key.begin(), key.end(), end.begin(), end.end())) break;
-      auto record = read_record<BatchRecord>(*snapshot, kBatches, key);
-      if (!record) co_return record.status();
-      numbers.push_back(BatchNumber(load_be64(key.data() + key.size() - 8)));
-      records.push_back(std::move(*record));
-    }
+// The pieces of a resync that the batch ends.
+std::vector<BatchNumber> Intake::pieces_before(const PartName& name) {
+  std::vector<BatchNumber> numbers;
+  auto snapshot = store_.snapshot();
+  auto cursor = snapshot->cursor(kPieces);
+  const Bytes end = batch_key(name.source, name.generation, name.number);
+  const Bytes first = batch_key(name.source, name.generation, BatchNumber(0));
+  for (bool found = cursor->seek(first); found; found = cursor->next()) {
+    const ByteSpan key = cursor->key();
+    if (!std::lexicographical_compare(key.begin(), key.end(), end.begin(), end.end())) break;
+    numbers.push_back(BatchNumber(load_be64(key.data() + key.size() - 8)));
   }
-  for (const BatchRecord& record : records) {
-    auto heads = co_await heads_of(record, nullptr, 0);
-    if (!heads) co_return heads.status();
-    ApplyInput::Piece piece{std::move(*heads), {}};
-    for (const PartRecord& part : record.parts) piece.segments.push_back(part.segment);
-    out.push_back(std::move(piece));
-  }
-  co_return out;
+  return numbers;
 }
 
 Status Intake::finish_pieces(const PartName& name, const std::vector<BatchNumber>& numbers, PointId point,
@@ -182,24 +168,27 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
     record = std::move(**stored);
   }
   for (const PartRecord& part : record.parts) job->input.segments.push_back(part.segment);
-  std::vector<BatchNumber> pieces;
-  auto before = co_await pieces_before(name, pieces);
-  if (!before) {
-    alarm_("held_batch_damaged", name.to_string(), before.status().to_string());
-    broken_ = before.status();
-    co_return broken_;
+  const std::vector<BatchNumber> pieces = pieces_before(name);
+  uint64_t leaves = 0;
+  if (!pieces.empty()) {
+    Status prepared = co_await prepare_resync(action, record, job->input, pieces, leaves);
+    // For want of space it stands first, and is tried again.
+    if (!prepared && (prepared.code() == Code::kOutOfSpace || !broken_)) co_return prepared;
+    if (!prepared) {
+      alarm_("held_batch_damaged", name.to_string(), prepared.to_string());
+      broken_ = prepared;
+      co_return broken_;
+    }
   }
-  job->input.pieces = std::move(*before);
   if (const SourceRecord* source = catalog_.source(name.source)) {
     job->input.is_shared_node = source->role == static_cast<uint8_t>(net::Role::kShared);
   }
-  for (const ImageId& id : images_of(job->input.heads)) {
-    if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
+  std::vector<ImageId> ids = images_of(job->input.heads);
+  for (const wire::Mark& mark : job->input.marks_before) {
+    if (mark.kind == wire::MarkKind::kCreate && !mark.node.image.is_nil()) ids.push_back(mark.node.image);
   }
-  for (const ApplyInput::Piece& piece : job->input.pieces) {
-    for (const ImageId& id : images_of(piece.heads)) {
-      if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
-    }
+  for (const ImageId& id : ids) {
+    if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
   }
   job->snapshot = store_.snapshot();
   co_await async<bool>([&](Callback<bool> done) {
@@ -222,6 +211,8 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   }
   if (TM_PLANTED("skip a batch") && name.number.value % 16 == 0) job->output.changes = {};
   out.append(std::move(job->output.changes));
+  job->output.leaves += leaves;
+  catalog_.end_applying(out);
   finish_apply(action, std::move(record), job->output, out);
   Status s = co_await commit(std::move(out));
   if (!s) co_return s;
@@ -229,6 +220,7 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   counters_.applied_payload_bytes += payload;
   counters_.apply_seconds += static_cast<double>(env_.now().ns - began) * 1e-9;
   report(action, job->output, job->input.heads.front().batch.point_name);
+  if (!pieces.empty()) co_return co_await clear_laid();
   co_return Status::ok();
 }
 

@@ -183,6 +183,14 @@ std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived) {
   return apply_all(state, newest);
 }
 
+ApplyAction resume(OrderState& state, BatchFacts batch) {
+  for (const ImageId& image : batch.created) state.created.insert(image);
+  for (const Taken& taken : batch.taken) note_taken(state, taken);
+  OrderState::Source& source = state.sources[batch.source];
+  source.waiting.push_front(std::move(batch));
+  return apply_head(state, source);
+}
+
 bool may_release(const OrderState& state, const BatchFacts& batch) {
   std::vector<Wait> waits = waits_of(state, batch);
   return !waits.empty() && std::all_of(waits.begin(), waits.end(), [&](const Wait& wait) {

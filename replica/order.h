@@ -71,6 +71,7 @@ struct Wait {
   std::string source;             // kParent: whose stream must come first
   WriteSequence through;          // kParent: up to where
   BatchNumber earlier;            // kEarlier: the batch of the same source that is held
+  template <class A> void fields(A& a) { a(kind, image, source, through, earlier); }
   std::string to_string() const;
 };
 
@@ -98,6 +99,9 @@ struct ApplyAction {
 
 // Takes a batch that was accepted and says what is to be applied now, in this order.
 std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived);
+// The held batch that was being applied when the replica stopped: nothing goes before it. All of its source's that are
+// held come after.
+ApplyAction resume(OrderState& state, BatchFacts batch);
 // Whether an older epoch's slice is of the main line, although the image's tenure was taken by force since.
 bool in_main_line(const Taken& taken, const std::string& source, const SliceFacts& slice);
 // Takes note of a tenure that was taken by force; false: known already.

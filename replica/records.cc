@@ -6,7 +6,8 @@ std::vector<std::string> table_names() {
   return {"meta",         "sources", "streams",        "batches",  "held",    "points",  "point_names",
           "label_blocks", "images",  "image_versions", "leaves",   "wides",   "entries", "nodes",
           "events",       "marked",  "alarms",         "branches", "segments", "held_since", "unnamed",
-          "untold",       "sessions",       "pieces", "taken_tenures", "gaps"};
+          "untold",       "sessions",       "pieces", "taken_tenures", "gaps",
+          "spill_leaves", "spill_wides"};
 }
 
 Bytes stream_key(const std::string& source, const Uuid& generation) {

@@ -20,12 +20,14 @@ using SegmentId = StrongId<struct SegmentTag>;       // of a kept part, from 1; 
 using ImageIndex = StrongId<struct ImageIndexTag>;   // short key of an image in this store, from 1
 
 inline constexpr uint32_t kStoreVersion = 1;
+// While a batch is being applied in steps: an earlier program, which does not know of them, refuses the store.
+inline constexpr uint32_t kStoreVersionInSteps = 2;
 
 // Indexes into table_names().
 enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
-  kUnnamed, kUntold, kSessions, kPieces, kTakenTenures, kGaps,
+  kUnnamed, kUntold, kSessions, kPieces, kTakenTenures, kGaps, kSpillLeaves, kSpillWides,
 };
 std::vector<std::string> table_names();
 

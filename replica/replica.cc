@@ -30,7 +30,7 @@ Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
   replica->reader_ = std::make_unique<Reader>(env, *replica->store_, *replica->files_, replica->catalog_);
   replica->intake_ =
       std::make_unique<Intake>(env, *replica->store_, *replica->files_, replica->catalog_, o.directory,
-                               o.held_batches_max, alarm);
+                               o.held_batches_max, o.step_extents, alarm);
   kLog.info("opened", {{"directory", o.directory},
                        {"store", replica->catalog_.meta.store},
                        {"points", replica->reader_->newest()},

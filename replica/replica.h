@@ -28,6 +28,7 @@ struct Options {
   std::string node;
   uint64_t chunk_cache_bytes = 64ull << 20;
   size_t held_batches_max = kHeldBatchesMax;
+  size_t step_extents = kStepExtents;
   // A batch held longer is an alarm and makes the replica unhealthy.
   std::chrono::seconds held_max{900};
   // What a tenure taken by force stands in for is waited for that long: the host that lost it may come back.

@@ -190,7 +190,8 @@ void Cluster::watch_limits() {
     for (Host& host : hosts_) {
       if (!world_.running(host.name)) continue;
       auto status = nlohmann::json::parse(host.engine->status_json());
-      times_degraded_ += status["journal"]["shipping"] != "normal";
+      const auto& journal = status["journal"];   // it may be over between two looks
+      times_degraded_ += journal["shipping"] != "normal" || journal["resyncs_ended"] != 0;
     }
     watch_limits();
   });

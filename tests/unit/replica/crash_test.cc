@@ -4,7 +4,7 @@
 namespace tidemark::replica {
 namespace {
 
-const Uuid kA = test_uuid(1), kB = test_uuid(2);
+const Uuid kA = test_uuid(1), kB = test_uuid(2), kC = test_uuid(3);
 
 struct Shipment { const BatchMaker* maker; BatchMaker::Made made; uint32_t part; };
 
@@ -83,6 +83,87 @@ TEST(Crash, AtEveryFileOperationThenGoesOn) { crash_everywhere(false, sim::Crash
 TEST(Crash, AtEveryFileOperationWithPowerLoss) { crash_everywhere(false, sim::Crash::kPowerLoss, 200); }
 TEST(Crash, AtEveryCommit) { crash_everywhere(true, sim::Crash::kKill, 100); }
 TEST(Crash, AtEveryCommitWithPowerLoss) { crash_everywhere(true, sim::Crash::kPowerLoss, 100); }
+
+// A resync's end is applied in many steps: the replica dies at each of their commits, shows the point before until all
+// is done, and what another source sends meanwhile does not come in between.
+class Resync {
+ public:
+  Resync() {
+    auto first = host1.make({slice(kA, all('a')), slice(kB, all('a'))},
+                            {create_mark(1, "host1", 2, kA, "a.img"), create_mark(2, "host1", 3, kB, "b.img")});
+    host1.kind = journal::BatchKind::kPiece;
+    auto piece = host1.make({slice(kA, all('b')), slice(kB, all('x'))}, {create_mark(3, "host1", 4, kC, "c.img")});
+    host1.kind = journal::BatchKind::kPiece;
+    auto second = host1.make({slice(kA, {{4 * kStride, Bytes(4096, 'c')}, {6 * kStride, {}, 4096}})});
+    host1.kind = journal::BatchKind::kResync;
+    auto end = host1.make({slice(kA, {{2 * kStride, Bytes(4096, 'd')}}), slice(kB, {}, kSize / 2)},
+                          {rename_mark(4, "host1", 2, kA, "a.img", "moved.img")});
+    auto other = host2.make({slice(kC, {{0, Bytes(4096, 'o')}})}, {open_mark("host2", 4, kC)});
+    shipments = {{&host1, first, 0}, {&host1, piece, 0}, {&host2, other, 0}, {&host1, second, 0}, {&host1, end, 0}};
+  }
+  static constexpr uint64_t kPieces = 10, kStride = 128 << 10, kSize = kPieces * kStride;   // two leaves
+  static SliceSpec slice(const Uuid& image, std::vector<Piece> pieces, uint64_t size = kSize) {
+    return {.image = image, .size = size, .pieces = std::move(pieces)};
+  }
+  static std::vector<Piece> all(char letter) {
+    std::vector<Piece> out;
+    for (uint64_t i = 0; i < kPieces; ++i) out.push_back({i * kStride, Bytes(4096, static_cast<uint8_t>(letter))});
+    return out;
+  }
+  static std::string shown(Harness& h, const Uuid& image, const std::string& point = "latest") {
+    const std::string bytes = h.data(point, image);
+    std::string letters;
+    for (uint64_t at = 0; at < bytes.size(); at += kStride) letters += bytes[at] == 0 ? '0' : bytes[at];
+    return letters;
+  }
+  static void expect_complete_point(Harness& h) {
+    const uint64_t newest = h.get("/v1/status").json()["points"];
+    const std::string point = std::to_string(newest);
+    EXPECT_EQ(shown(h, kA, point), newest == 3 ? "bbdbcb0bbb" : "aaaaaaaaaa");
+    EXPECT_EQ(shown(h, kB, point), newest == 3 ? "xxxxx" : "aaaaaaaaaa");
+  }
+  BatchMaker host1{"host1"}, host2{"host2"};
+  std::vector<Shipment> shipments;
+};
+
+void crash_in_resync(sim::Crash kind) {
+  const Resync history;
+  uint64_t nth = 1;
+  for (;; ++nth) {
+    SCOPED_TRACE("commit " + std::to_string(nth));
+    Harness h(nth, 2);
+    h.world.inject("replica", sim::CrashPoint{.nth = nth, .at_commits = true, .kind = kind});
+    int deaths = 0;
+    for (const Shipment& s : history.shipments) {
+      for (int attempt = 0;; ++attempt) {
+        ASSERT_LT(attempt, 4);
+        auto answer = h.put(*s.maker, s.made, s.part);
+        if (answer.status == 200) break;
+        ASSERT_EQ(answer.status, 0) << answer.body;
+        ++deaths;
+        h.reopen_after_crash();
+        if (&s != &history.shipments.front()) Resync::expect_complete_point(h);
+      }
+    }
+    h.world.clear_faults("replica");
+    ASSERT_TRUE(h.world.run_until([&] { return h.replica->intake().idle(); }, std::chrono::seconds(10)));
+    const Json status = h.get("/v1/status").json();
+    EXPECT_EQ(status["points"], 3) << status.dump();
+    EXPECT_EQ(status["held_batches"], 0);
+    EXPECT_EQ(status["alarms"].size(), 0u) << status["alarms"].dump();
+    EXPECT_EQ(Resync::shown(h, kA), "bbdbcb0bbb");
+    EXPECT_EQ(Resync::shown(h, kB), "xxxxx");
+    EXPECT_EQ(Resync::shown(h, kC).substr(0, 1), "o");
+    h.restart();
+    Resync::expect_complete_point(h);
+    if (testing::Test::HasFailure() || deaths == 0) break;
+    ASSERT_LT(nth, 200u);
+  }
+  EXPECT_GT(nth, 20u) << "the steps were not reached";
+}
+
+TEST(Crash, AtEveryCommitOfAResyncsEnd) { crash_in_resync(sim::Crash::kKill); }
+TEST(Crash, AtEveryCommitOfAResyncsEndWithPowerLoss) { crash_in_resync(sim::Crash::kPowerLoss); }
 
 TEST(Faults, EveryFailedFileOperationIsAnsweredAndNothingIsLost) {
   const History history;

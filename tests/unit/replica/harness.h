@@ -17,7 +17,7 @@ using Json = nlohmann::json;
 
 class Harness {
  public:
-  explicit Harness(uint64_t seed = 1) : world({.seed = seed}) {
+  explicit Harness(uint64_t seed = 1, size_t step = kStepExtents) : step_extents(step), world({.seed = seed}) {
     world.add_node({.name = "replica", .cluster = kTestCluster, .role = net::Role::kReplica});
     open();
   }
@@ -29,6 +29,7 @@ class Harness {
     env = &world.start("replica");
     Options options{.directory = "/state", .cluster = kTestCluster, .node = "replica"};
     options.held_batches_max = held_batches_max;
+    options.step_extents = step_extents;
     auto opened = Replica::open(*env, std::move(options));
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     replica = std::move(*opened);
@@ -99,6 +100,7 @@ class Harness {
   }
 
   size_t held_batches_max = kHeldBatchesMax;   // of the next open()
+  size_t step_extents = kStepExtents;          // likewise
   sim::World world;
   sim::SimEnv* env = nullptr;
   std::unique_ptr<Replica> replica;

@@ -134,6 +134,90 @@ TEST_F(PiecesTest, AResyncThatBeganAgainDropsWhatCameInPart) {
   EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'a'}, {1, 'c'}, {2, 'a'}}));
 }
 
+// ---- in steps -------------------------------------------------------------------------------------
+
+TEST(StepsTest, NoTransactionGrowsWithTheResync) {
+  Harness h(1, 64);
+  BatchMaker host("host1");
+  constexpr uint64_t kUnits = 20'000;
+  const uint64_t size = 2 * kUnits * kUnit;
+  ASSERT_EQ(h.put(host, host.make({{.image = kOne, .size = size}}, {create_of(kOne, 1, "host1")})).status, 200);
+  for (int round = 0; round < 2; ++round) {
+    std::vector<Piece> pieces;   // no two of them adjacent
+    for (uint64_t i = 0; i < kUnits; ++i) pieces.push_back({.offset = 2 * i * kUnit, .data = {}, .zeros = kUnit});
+    for (uint64_t i = 0; i < kUnits; i += 1000) pieces[i] = units(2 * i, 1, static_cast<uint8_t>('a' + round));
+    host.kind = journal::BatchKind::kPiece;
+    ASSERT_EQ(h.put(host, host.make({{.image = kOne, .size = size, .pieces = std::move(pieces)}})).status, 200);
+  }
+  host.kind = journal::BatchKind::kResync;
+  ASSERT_EQ(h.put(host, host.make({{.image = kOne, .size = size}})).json()["applied"], true);
+  const IntakeCounters& counters = h.replica->intake().counters();
+  EXPECT_LE(counters.step_rows_max, 2u * 64) << "the leaves are " << size / kLeafBytes;
+  EXPECT_GE(counters.steps, 2 * kUnits / 64);
+  EXPECT_EQ(h.data("latest", kOne, "bytes=0-4095"), std::string(kUnit, 'b'));
+  EXPECT_EQ(h.data("latest", kOne, "bytes=4096-8191"), std::string(kUnit, '\0'));
+}
+
+// Pieces of every kind, against a model in memory; every other seed shrinks the image at the end.
+class StepsRandomTest : public testing::TestWithParam<int> {};
+
+TEST_P(StepsRandomTest, TheEndIsWhatWasLaidOverEachOther) {
+  Harness h(static_cast<uint64_t>(GetParam()) + 1, 1 + static_cast<size_t>(GetParam()) % 5);
+  sim::Random& rng = h.world.random();
+  BatchMaker host("host1");
+  constexpr uint64_t kAll = 40 * kLeafBytes / kUnit, kWide = kWideBytesMin / kUnit;
+  std::string model(kAll, '\0');   // one letter a unit
+  auto random_slice = [&](uint64_t end) {
+    SliceSpec slice{.image = kOne, .size = end * kUnit};
+    for (uint64_t at = rng.below(300); at < end;) {
+      const bool wide = rng.chance(1, 12), zero = wide || rng.chance(1, 3);
+      uint64_t count = std::min(wide ? kWide + rng.below(500) : 1 + rng.below(rng.coin() ? 4 : 400), end - at);
+      const char letter = zero ? '\0' : static_cast<char>('a' + rng.below(26));
+      if (zero) slice.pieces.push_back({.offset = at * kUnit, .data = {}, .zeros = count * kUnit});
+      else slice.pieces.push_back(units(at, count, static_cast<uint8_t>(letter)));
+      std::fill_n(model.begin() + static_cast<ptrdiff_t>(at), count, letter);
+      at += count + (rng.coin() ? 0 : rng.below(1500));
+    }
+    return slice;
+  };
+  auto make = [&](journal::BatchKind kind, std::vector<wire::Mark> marks, uint64_t size) {
+    host.kind = kind;
+    SliceSpec slice = random_slice(size / kUnit);
+    // As a source tells of it: what was cut off is zeros.
+    if (size < kAll * kUnit) slice.pieces.push_back({.offset = size, .data = {}, .zeros = kAll * kUnit - size});
+    const uint32_t parts = 1 + static_cast<uint32_t>(rng.below(3));
+    auto made = host.make({std::move(slice)}, std::move(marks), {}, parts);
+    for (uint32_t part = 0; part < parts; ++part) {
+      auto answer = h.put(host, made, part);
+      ASSERT_EQ(answer.status, 200) << answer.body;
+    }
+  };
+  ASSERT_NO_FATAL_FAILURE(make(journal::BatchKind::kNormal, {create_of(kOne, 1, "host1")}, kAll * kUnit));
+  uint64_t size = kAll * kUnit;
+  for (int round = 0; round < 3; ++round) {
+    for (uint64_t i = rng.below(4); i > 0; --i) ASSERT_NO_FATAL_FAILURE(make(journal::BatchKind::kPiece, {}, size));
+    if (rng.coin()) h.restart();
+    ASSERT_EQ(h.get("/v1/status").json()["points"], round + 1);
+    if (round == 2 && GetParam() % 2 != 0) size -= (1 + rng.below(kAll / 2)) * kUnit;
+    ASSERT_NO_FATAL_FAILURE(make(journal::BatchKind::kResync, {}, size));
+    model.resize(size / kUnit);
+    const std::string got = h.data("latest", kOne);
+    ASSERT_EQ(got.size(), size);
+    for (uint64_t i = 0; i < model.size(); ++i) {
+      ASSERT_EQ(got.compare(i * kUnit, kUnit, std::string(kUnit, model[i])), 0) << "round " << round << " unit " << i;
+    }
+  }
+  // What was cut off does not come back, and nothing of the resyncs is left beside the history.
+  if (size < kAll * kUnit) {
+    ASSERT_EQ(h.put(host, host.make({{.image = kOne, .size = kAll * kUnit}})).status, 200);
+    const std::string got = h.data("latest", kOne);
+    EXPECT_EQ(got.find_first_not_of('\0', size), std::string::npos);
+  }
+  auto snapshot = h.replica->store().snapshot();
+  for (Table table : {kSpillLeaves, kSpillWides}) EXPECT_FALSE(snapshot->cursor(table)->first());
+}
+INSTANTIATE_TEST_SUITE_P(Seeds, StepsRandomTest, testing::Range(0, 16));
+
 TEST(OverlayTest, SplitsWhatIsCoveredInTheMiddle) {
   Overlay overlay;
   overlay.lay({{0, 10 * kUnit}, SegmentId(1), 0});
