@@ -70,6 +70,7 @@ struct SetAttr {
 };
 
 struct VerifyRun;
+struct ResyncRun;
 
 class Engine final : public journal::BlockSource {
  public:
@@ -305,6 +306,11 @@ class Engine final : public journal::BlockSource {
   Task<void> resync(Image& image);
   Task<Status> make_equal(Image& image, bool host_wins, std::vector<RegionIndex> regions, uint64_t region_bytes,
                           uint64_t* repaired);
+  Task<Status> make_regions_equal(Image& image, bool host_wins, const std::vector<RegionIndex>& regions,
+                                  uint64_t region_bytes, uint64_t* repaired);
+  Task<Status> sync_equal(Image& image, const ResyncRun& run);
+  Task<Status> resync_regions(Image& image, const ResyncRun& run, std::vector<RegionIndex> regions,
+                              uint64_t* repaired);
   Task<Status> make_unit_equal(Image& image, Extent unit, bool host_wins, uint64_t* repaired);
   Task<Status> copy_to_shared(Image& image, Extent piece, ByteSpan bytes);
   Task<Status> copy_to_host(Image& image, Extent piece);

@@ -1,8 +1,13 @@
 // Making the two copies equal where they may differ: dirty regions, compared by keyed hashes of storage and copied unit
-// by unit, under the same order as writes, while new writes go to both.
+// by unit, under the same order as writes, while new writes go to both. Both copies of a unit are read at once.
+//
+// A resync goes on window by window. After each both copies are synced, and what the window made equal leaves the
+// dirty-region log: a resync that is cut short by a crash or an outage has the rest before it, and that window.
 #include "fs/engine.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
@@ -14,12 +19,59 @@ namespace {
 const log::Logger kLog("fs");
 constexpr uint64_t kUnit = 1u << 20;         // locked, hashed and copied at once
 constexpr uint32_t kHashUnit = 64u << 10;
+constexpr uint64_t kWindow = 64u << 20;      // at most; a second's worth where that is less
 constexpr std::chrono::seconds kRetry{1};
 
 bool all_zero(ByteSpan bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; });
 }
+
+uint64_t hash_count(uint64_t bytes) { return (bytes + kHashUnit - 1) / kHashUnit; }
+
+// The unit's pieces that differ from what was answered; neighbours are one, unless one is zeros and the other is not.
+std::vector<Extent> different(const wire::Hash& ask, const wire::Hashes& theirs, ByteSpan ours, bool all) {
+  std::vector<Extent> pieces;
+  bool zeros = false;
+  for (uint64_t i = 0; i < theirs.digests.size(); ++i) {
+    const uint64_t at = i * kHashUnit;
+    ByteSpan bytes = ours.subspan(at, std::min<uint64_t>(kHashUnit, ask.extent.length - at));
+    if (!all && keyed_digest(ask.key, bytes) == theirs.digests[i]) continue;
+    const bool zero = all_zero(bytes);
+    const uint64_t offset = ask.extent.offset + at;
+    if (!pieces.empty() && pieces.back().end() == offset && zeros == zero) pieces.back().length += bytes.size();
+    else pieces.push_back({offset, bytes.size()});
+    zeros = zero;
+  }
+  return pieces;
+}
+
+uint64_t bytes_of(const Image& im, const std::vector<RegionIndex>& regions, uint64_t bytes) {
+  uint64_t total = 0;
+  for (RegionIndex region : regions) {
+    const uint64_t begin = std::min(im.size, region.value * bytes);
+    total += std::min(im.size - begin, bytes);
+  }
+  return total;
+}
+
+// What was asked before something else was awaited.
+struct Asked {
+  std::optional<Result<wire::Hashes>> answer;
+  UniqueFunction<void()> wake;
+};
 }  // namespace
+
+// What a resync relies on, as it was at its beginning.
+struct ResyncRun {
+  LossId loss;
+  Epoch epoch;
+  uint64_t outages = 0, failures = 0;
+
+  bool stands(const Image& im) const {
+    return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss &&
+           outages == im.outages && failures == im.failures;
+  }
+};
 
 Task<Status> Engine::copy_to_shared(Image& im, Extent piece, ByteSpan bytes) {
   bool hole = all_zero(bytes);
@@ -58,30 +110,38 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
     auto buffer = std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
     wire::Hash ask{im.id, range, kHashUnit, {}};
     env_.random(ask.key.secret);
-    using Answer = Result<wire::Hashes>;
+    // Asked first: both copies are read at the same time.
+    auto asked = std::make_shared<Asked>();   // shared with the request, should this frame go
+    mirror_->request<wire::Hashes>(wire::Type::kHash, ask, [asked](Result<wire::Hashes> answer) {
+      asked->answer.emplace(std::move(answer));
+      if (asked->wake) std::exchange(asked->wake, nullptr)();
+    });
     status = co_await read_copy(im, range, buffer);
     if (!status) im.own_failed = true;
-    auto hashes = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(done));
-    });
+    if (!asked->answer) {
+      co_await async<bool>([&](Callback<bool> done) {
+        asked->wake = [done = std::move(done)]() mutable { done(true); };
+      });
+    }
+    Result<wire::Hashes>& hashes = *asked->answer;
     // What cannot be read there is written anew from here.
     const bool unreadable = !hashes && hashes.status().code() == Code::kIoError && host_wins;
     mended = unreadable;
     if (status.is_ok() && unreadable) {
       hashes = wire::Hashes{};
-      hashes->digests.resize((range.length + kHashUnit - 1) / kHashUnit);
+      hashes->digests.resize(hash_count(range.length));
     }
     if (status.is_ok() && !hashes) status = hashes.status();
-    if (status.is_ok() && hashes->digests.size() != (range.length + kHashUnit - 1) / kHashUnit)
+    if (status.is_ok() && hashes->digests.size() != hash_count(range.length))
       status = Status(Code::kCorruption, "hash answer of another length");
-    for (uint64_t i = 0; status.is_ok() && i < hashes->digests.size(); ++i) {
-      uint64_t at = i * kHashUnit;
-      ByteSpan bytes = ByteSpan(buffer->span()).subspan(at, std::min<uint64_t>(kHashUnit, range.length - at));
-      if (!unreadable && keyed_digest(ask.key, bytes) == hashes->digests[i]) continue;
-      Extent piece{range.offset + at, bytes.size()};
+    std::vector<Extent> pieces;
+    if (status.is_ok()) pieces = different(ask, *hashes, ByteSpan(buffer->span()).first(range.length), unreadable);
+    for (const Extent& piece : pieces) {
+      ByteSpan bytes = ByteSpan(buffer->span()).subspan(piece.offset - range.offset, piece.length);
       if (host_wins != TM_PLANTED("resync the wrong way")) status = co_await copy_to_shared(im, piece, bytes);
       else status = co_await copy_to_host(im, piece);
       *repaired += piece.length;
+      if (!status) break;
     }
   }
   if (status.is_ok() && mended) {
@@ -94,20 +154,69 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
 }
 
 // A region that is stale here takes the shared node's bytes, whatever else is said.
-Task<Status> Engine::make_equal(Image& im, bool host_wins, std::vector<RegionIndex> regions, uint64_t bytes,
-                                uint64_t* repaired) {
+Task<Status> Engine::make_regions_equal(Image& im, bool host_wins, const std::vector<RegionIndex>& regions,
+                                        uint64_t bytes, uint64_t* repaired) {
   std::vector<Extent> units;
   for (RegionIndex region : regions) {
     uint64_t end = std::min(im.size, (region.value + 1) * bytes);
     for (uint64_t at = region.value * bytes; at < end; at += kUnit) units.push_back({at, std::min(kUnit, end - at)});
   }
-  uint64_t total = 0;
-  for (const Extent& unit : units) total += unit.length;
-  if (!co_await take_turn(im, total)) co_return Status(Code::kUnavailable, "the link or the tenure changed");
   UnitWork work = [this, &im, host_wins, repaired](Extent unit) {
     return make_unit_equal(im, unit, host_wins && !im.stale.stale(unit), repaired);
   };
-  Status status = co_await for_units(std::move(units), std::move(work));
+  co_return co_await for_units(std::move(units), std::move(work));
+}
+
+Task<Status> Engine::make_equal(Image& im, bool host_wins, std::vector<RegionIndex> regions, uint64_t bytes,
+                                uint64_t* repaired) {
+  if (!co_await take_turn(im, bytes_of(im, regions, bytes)))
+    co_return Status(Code::kUnavailable, "the link or the tenure changed");
+  Status status = co_await make_regions_equal(im, host_wins, regions, bytes, repaired);
+  end_turn(im);
+  co_return status;
+}
+
+// What was made equal is durable on both copies afterwards.
+Task<Status> Engine::sync_equal(Image& im, const ResyncRun& run) {
+  if (im.local()) {
+    Status synced = co_await sync_copy(im);
+    // The copy that the other is made equal to: what it lost, nobody has.
+    if (!synced) {
+      writes_lost(im, "a sync of the own copy failed before the shared one was level");
+      co_return synced;
+    }
+  }
+  using Answer = Result<wire::Flushed>;
+  wire::Flush ask{im.id, run.epoch};
+  auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Flushed>(wire::Type::kFlush, ask, std::move(done));
+  });
+  if (!flushed) co_return flushed.status();
+  if (flushed->loss_id == run.loss) co_return Status::ok();
+  im.resync_loss = flushed->loss_id;
+  co_return Status(Code::kUnavailable, "the shared copy changed its loss id during the resync");
+}
+
+// All of these regions, from the host's copy, window by window.
+Task<Status> Engine::resync_regions(Image& im, const ResyncRun& run, std::vector<RegionIndex> regions,
+                                    uint64_t* repaired) {
+  const uint64_t bytes = journal_->region_bytes(im.slot), rate = options_.config.resync.rate;
+  const uint64_t most = rate == 0 || waited_for(im) ? kWindow : std::min(kWindow, rate);
+  const size_t window = std::max<size_t>(1, most / bytes);
+  if (!co_await take_turn(im, bytes_of(im, regions, bytes)))
+    co_return Status(Code::kUnavailable, "the link or the tenure changed");
+  Status status;
+  for (size_t at = 0; status.is_ok() && at < regions.size(); at += window) {
+    const size_t end = std::min(regions.size(), at + window);
+    std::vector<RegionIndex> now(regions.begin() + static_cast<ptrdiff_t>(at),
+                                 regions.begin() + static_cast<ptrdiff_t>(end));
+    status = co_await make_regions_equal(im, true, now, bytes, repaired);
+    if (!status || end == regions.size()) break;   // the last window waits for the end of it all
+    const Counter counter = journal_->last_finished();
+    if (run.stands(im)) status = co_await sync_equal(im, run);
+    if (status.is_ok() && !run.stands(im)) status = Status(Code::kUnavailable, "the link or the tenure changed");
+    if (status.is_ok()) journal_->note_equal(im.slot, now, bytes, counter);
+  }
   end_turn(im);
   co_return status;
 }
@@ -116,52 +225,31 @@ Task<void> Engine::resync(Image& im) {
   if (im.resync_running) co_return;
   Pin pin(im);
   im.resync_running = true;
-  LossId loss = im.resync_loss;
-  Epoch epoch = im.epoch;
-  uint64_t outages = im.outages, failures = im.failures;
+  const ResyncRun run{im.resync_loss, im.epoch, im.outages, im.failures};
   uint64_t repaired = 0;
+  journal_->set_level(im.slot, false);   // forgets what an interrupted resync made equal: written to since, maybe
   std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
-  kLog.info("resync_begun", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()}});
+  kLog.info("resync_begun", {{"image", im.id}, {"epoch", run.epoch}, {"regions", regions.size()}});
   Status status;
   if (!im.local() && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
   if (TM_PLANTED("call copies level without a resync")) regions.clear();
-  if (im.local()) status = co_await make_equal(im, true, regions, journal_->region_bytes(im.slot), &repaired);
-  auto stands = [&] {
-    return im.held && im.epoch == epoch && im.state == MirrorState::kResyncing && loss == im.resync_loss &&
-           outages == im.outages && failures == im.failures;
-  };
-  if (status.is_ok() && !stands()) status = Status(Code::kUnavailable, "the link or the tenure changed");
+  if (im.local()) status = co_await resync_regions(im, run, regions, &repaired);
+  if (status.is_ok() && !run.stands(im)) status = Status(Code::kUnavailable, "the link or the tenure changed");
   // Durable on both before the mark that they may differ goes.
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced.mark();
-  if (status.is_ok() && im.local()) {
-    status = co_await sync_copy(im);
-    // The copy that the other is made equal to: what it lost, nobody has.
-    if (!status) writes_lost(im, "a sync of the own copy failed before the shared one was level");
-  }
-  if (status.is_ok()) {
-    using Answer = Result<wire::Flushed>;
-    wire::Flush ask{im.id, epoch};
-    auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Flushed>(wire::Type::kFlush, ask, std::move(done));
-    });
-    if (!flushed) status = flushed.status();
-    else if (flushed->loss_id != loss) {
-      im.resync_loss = flushed->loss_id;
-      status = Status(Code::kUnavailable, "the shared copy changed its loss id during the resync");
-    }
-  }
-  if (status.is_ok() && stands())
+  if (status.is_ok()) status = co_await sync_equal(im, run);
+  if (status.is_ok() && run.stands(im))
     status = co_await async<Status>([&](Callback<Status> done) {
-      journal_->note_copies(im.slot, host_loss(), loss, false, std::move(done));
+      journal_->note_copies(im.slot, host_loss(), run.loss, false, std::move(done));
     });
-  if (status.is_ok() && stands()) status = set_flag(im, kFlagHostOnly, false);
+  if (status.is_ok() && run.stands(im)) status = set_flag(im, kFlagHostOnly, false);
   im.resync_running = false;
   counts_.resynced_bytes += repaired;
-  if (status.is_ok() && stands()) {
-    kLog.info("resync_done", {{"image", im.id}, {"epoch", epoch}, {"copied_bytes", repaired}});
+  if (status.is_ok() && run.stands(im)) {
+    kLog.info("resync_done", {{"image", im.id}, {"epoch", run.epoch}, {"copied_bytes", repaired}});
     im.facts.alone = im.apart = false;
-    im.shared_loss = loss;
+    im.shared_loss = run.loss;
     im.unsynced.cover(unsynced);
     apply(im, MirrorEvent::kEqual);
     journal_->note_durable(im.slot, counter);

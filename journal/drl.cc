@@ -147,6 +147,7 @@ void DirtyLog::grow(uint32_t slot, uint64_t size) {
   image.regions.resize(limits::kRegionsPerImageMax / kPage);
   image.row.region_bytes = bytes;
   image.shift += by;
+  image.equal.clear();
   for (size_t page = 0; page < old.size(); ++page) {
     for (size_t i = 0; old[page] != nullptr && i < kPage; ++i) {
       const Region& from = (*old[page])[i];
@@ -367,7 +368,20 @@ void DirtyLog::write_ends(uint32_t slot, Extent extent, uint64_t counter, uint64
   }
 }
 
-void DirtyLog::set_level(uint32_t slot, bool level) { at(slot).level = level; }
+void DirtyLog::set_level(uint32_t slot, bool level) {
+  at(slot).level = level;
+  at(slot).equal.clear();
+  at(slot).equal_counter = 0;
+}
+
+void DirtyLog::note_equal(uint32_t slot, const std::vector<RegionIndex>& regions, uint64_t region_bytes,
+                          uint64_t counter) {
+  Image& image = at(slot);
+  if (region_bytes != image.row.region_bytes) return;    // the image has grown: the next resync looks at them again
+  for (RegionIndex region : regions) set_bit(image.equal, region.value);
+  image.equal_counter = std::max(image.equal_counter, counter);
+}
+
 void DirtyLog::note_durable(uint32_t slot, uint64_t counter) {
   at(slot).durable_counter = std::max(at(slot).durable_counter, counter);
 }
@@ -387,16 +401,18 @@ void DirtyLog::clean_slot(uint32_t slot, uint64_t committed_serial) {
   if (!changed_pages_.empty()) schedule();
 }
 
-// Those that are level, durable, recorded and `chosen`.
+// Those that are level (or known to be equal), durable, recorded and `chosen`.
 template <typename Fn>
 void DirtyLog::clear_regions(uint32_t slot, uint64_t committed_serial, Fn chosen) {
   Image& image = at(slot);
-  if (!image.level || !image.attached) return;
+  if (!image.attached || (!image.level && image.equal.empty())) return;
+  const uint64_t durable_up_to = image.level ? image.durable_counter : image.equal_counter;
   std::vector<uint64_t> over;
   for_bits(image.dirty, [&](uint64_t i) {
+    if ((!image.level && !get_bit(image.equal, i)) || !get_bit(image.wanted, i)) return;
     const Region& r = region(image, i);
     bool idle = r.in_flight == 0 && chosen(r);
-    bool durable = r.counter <= image.durable_counter, recorded = r.serial <= committed_serial;
+    bool durable = r.counter <= durable_up_to, recorded = r.serial <= committed_serial;
     if (TM_PLANTED("clear a dirty region before it is durable")) idle = durable = recorded = r.in_flight == 0;
     if (TM_PLANTED("clear a dirty region before its records are durable")) idle = recorded = r.in_flight == 0;
     if (idle && durable && recorded) over.push_back(i);

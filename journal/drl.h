@@ -2,7 +2,9 @@
 //
 // A region's life: clean -> marking (commit in flight) -> dirty (durable) -> clean. It is dirty before
 // any copy changes; it goes back, lazily, when the image is level, no write is in flight in it, its
-// last write is durable on both copies and its record committed, and it was idle for a while.
+// last write is durable on both copies and its record committed, and it was idle for a while. While the image is not
+// level a resync says region by region what it made equal (note_equal); that goes as it comes, so that a crash in the
+// middle of a long resync leaves only the rest to do.
 // is_dirty() is the hot path: a look into a bitmap. Loop thread only.
 //
 // When a commit fails, whoever waits for a mark waits on; the owner is told. Once it has durably noted that this log is
@@ -48,6 +50,7 @@ class DirtyLog {
   void write_ends(uint32_t slot, Extent extent, uint64_t counter, uint64_t serial, uint32_t now_seconds);
   void set_level(uint32_t slot, bool level);
   void note_durable(uint32_t slot, uint64_t counter);
+  void note_equal(uint32_t slot, const std::vector<RegionIndex>& regions, uint64_t region_bytes, uint64_t counter);
   // Cleans what has been idle; `committed`: records up to this serial are durable.
   void clean(uint64_t committed, uint32_t now_seconds, uint32_t idle_seconds);
   // The same for one image at once, however lately its regions were written.
@@ -91,6 +94,8 @@ class DirtyLog {
     bool attached = false, level = false, stored = false;
     uint32_t shift = 0;                      // log2 of region_bytes
     uint64_t durable_counter = 0;
+    std::vector<uint64_t> equal;             // while not level: these are nevertheless, with all writes up to
+    uint64_t equal_counter = 0;              // this one durable
     std::vector<uint64_t> dirty;             // durable
     std::vector<uint64_t> wanted;            // what the store shall hold after the commits under way
     std::vector<std::unique_ptr<std::array<Region, kPage>>> regions;

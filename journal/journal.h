@@ -166,11 +166,15 @@ class Journal {
   virtual void mark_dirty(Slot slot, Extent extent, Callback<Status> done) = 0;
   virtual std::vector<RegionIndex> dirty_regions(Slot slot) const = 0;
   virtual uint64_t region_bytes(Slot slot) const = 0;
-  // While false, no region of the image is ever cleaned (the copies may differ). Default false.
+  // While false, no region of the image is cleaned (the copies may differ) but by note_equal(). Default false.
   virtual void set_level(Slot slot, bool level) = 0;
   // Every write of the image finished up to `counter` is durable on both copies. Regions idle since then,
   // whose records are committed, are cleaned lazily (after kCleanAfter) while level.
   virtual void note_durable(Slot slot, Counter counter) = 0;
+  // While false: these regions were made equal, and that is durable, with every write finished up to `counter`. Those
+  // not written since, whose records are committed, are cleaned. Forgotten by set_level() and when region_bytes() grows.
+  virtual void note_equal(Slot slot, const std::vector<RegionIndex>& regions, uint64_t region_bytes,
+                          Counter counter) = 0;
   // What a scrub keeps of blocks (1 MiB, one digest for each 64 KiB) that both copies held alike. It is erased durably
   // before any of it is written again; kept and found only where no region is dirty (kept_digests.h).
   virtual DigestKey digest_key(Slot slot) = 0;

@@ -297,6 +297,12 @@ void JournalImpl::tenure_over(Slot slot) {
   if (!hold_regions_ && condition_) drl_->clean_slot(slot.index, committed_serial_);
 }
 
+void JournalImpl::note_equal(Slot slot, const std::vector<RegionIndex>& regions, uint64_t region_bytes,
+                             Counter counter) {
+  drl_->note_equal(slot.index, regions, region_bytes, counter.value);
+  if (!hold_regions_ && condition_) drl_->clean_slot(slot.index, committed_serial_);
+}
+
 void JournalImpl::tick() {
   refresh_clock();
   if (!hold_regions_ && condition_) drl_->clean(committed_serial_, now_seconds_, kCleanAfterSeconds);

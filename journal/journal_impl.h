@@ -65,6 +65,7 @@ class JournalImpl final : public Journal {
   uint64_t region_bytes(Slot slot) const override { return drl_->region_bytes(slot.index); }
   void set_level(Slot slot, bool level) override { drl_->set_level(slot.index, level); }
   void note_durable(Slot slot, Counter counter) override { drl_->note_durable(slot.index, counter.value); }
+  void note_equal(Slot slot, const std::vector<RegionIndex>& regions, uint64_t region_bytes, Counter counter) override;
   DigestKey digest_key(Slot slot) override { return drl_->digest_key(slot.index, slots_[slot.index].epoch); }
   bool keep_digests(Slot slot, Extent block, const std::vector<Digest128>& digests) override {
     return drl_->keep_digests(slot.index, block, digests);

@@ -11,6 +11,7 @@ namespace tidemark::node {
 namespace {
 constexpr uint32_t kUnitMin = 4096, kUnitMax = limits::kFramePayloadBytesMax;
 constexpr uint32_t kPiecesMax = 1024;   // looked up for one ExtentList
+constexpr uint64_t kHashReadBytes = 1u << 20;   // read at once for a Hash
 }
 
 // One Hash request: piece by piece, each in the order of overlapping requests. A piece is whole units.
@@ -52,7 +53,7 @@ void Core::hash_unit(HashRun& run, ByteSpan data, bool hole) {
   run.answer.holes.push_back(hole ? 1 : 0);
 }
 
-// Hashes holes at once and reads the next piece with data.
+// Hashes holes at once and reads the next piece with data: its units up to the next hole.
 void Core::hash_step(std::shared_ptr<HashRun> run) {
   Image& im = *run->image;
   auto end = [&] { --scans_; --im.ops; maybe_stopped(); };
@@ -75,6 +76,9 @@ void Core::hash_step(std::shared_ptr<HashRun> run) {
       run->at += length;
       continue;
     }
+    const uint64_t unit = run->ask.unit, most = std::max(unit, kHashReadBytes / unit * unit);
+    const uint64_t units = (data.end() - run->at + unit - 1) / unit * unit;
+    length = std::min({std::max(length, units), most, end_at - run->at});
     wire::Request request;
     request.type = wire::Type::kHash;
     request.id = run->id;
@@ -106,7 +110,8 @@ void Core::issue_hash(Op* op) {
       --run->image->ops;
       return fail(op, status.with_context(label(*run->image)));
     }
-    hash_unit(*run, op->payload.span(), false);
+    for (uint64_t at = 0; at < op->length; at += run->ask.unit)
+      hash_unit(*run, op->payload.span().subspan(at, std::min<uint64_t>(run->ask.unit, op->length - at)), false);
     run->at += op->length;
     finish(op);
     // The stack is left between pieces: a scan must not hold the loop.

@@ -2,6 +2,7 @@
 // from it, not after a restart either, until it was copied again.
 #include <charconv>
 
+#include "shared/base/log.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -251,6 +252,66 @@ TEST(PaceTest, AResyncKeepsToItsRateAndTellsHowFarItIs) {
   EXPECT_TRUE(told);
   ASSERT_TRUE(lab.healthy("host1"));
   EXPECT_EQ(lab.verify("host1"), "");
+}
+
+// The end of a resync's first try; what is left is done by another one, or by a recovery.
+struct Interruption {
+  const char* name;
+  const char* node;                    // empty: the link is lost
+  Crash kind = Crash::kKill;
+};
+const Interruption kInterruptions[] = {
+    {"the host is killed", "host1"},          {"the host loses power", "host1", Crash::kPowerLoss},
+    {"the shared node is killed", "shared1"}, {"the shared node loses power", "shared1", Crash::kPowerLoss},
+    {"the link is lost", ""},
+};
+
+uint64_t number_after(const std::string& log, const std::string& event, const std::string& key) {
+  uint64_t value = UINT64_MAX;
+  size_t at = log.find(event);
+  if (at != std::string::npos) at = log.find(key + "=", at);
+  if (at == std::string::npos) return value;
+  std::from_chars(log.data() + at + key.size() + 1, log.data() + log.size(), value);
+  return value;
+}
+
+// Three of four regions are equal when it is cut short. The third's mark may still stand, the first two's must be gone.
+TEST(PaceTest, AResyncThatIsCutShortHasOnlyTheRestBeforeIt) {
+  for (const Interruption& cut : kInterruptions) {
+    SCOPED_TRACE(cut.name);
+    Lab lab(1);
+    lab.resync_rate = Lab::kRegion;
+    lab.crash("host1", Crash::kKill);
+    lab.start("host1");
+    auto handle = lab.open("host1", true);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.world.run_until([&] {
+      const std::string status = lab.engine("host1").status_json();
+      return status.find("\"resync\":{") != std::string::npos && number_in(status, "bytes_left") <= Lab::kRegion;
+    }, seconds(60)));
+    std::string log;
+    log::set_sink_for_testing(
+        [&](log::Level, std::string_view, std::string_view line) { log += std::string(line) + "\n"; });
+    const std::string node = cut.node;
+    if (node.empty()) {
+      lab.world.partition("host1", "shared1");
+      lab.world.run_for(seconds(30));
+      lab.world.heal_all();
+    } else {
+      lab.crash(node, cut.kind);
+      lab.start(node);
+    }
+    const bool level = lab.healthy("host1");
+    log::set_sink_for_testing(nullptr);
+    ASSERT_TRUE(level) << log;
+    const bool host = node == "host1";
+    EXPECT_LE(number_after(log, host ? "recovering" : "resync_begun", "regions"), 2u) << log;
+    EXPECT_LE(number_after(log, host ? "reconciled" : "resync_done", "copied_bytes"), 2 * Lab::kRegion) << log;
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Failures, BrickTest, testing::ValuesIn(kFailures), [](const auto& info) { return std::string(info.param.name); });

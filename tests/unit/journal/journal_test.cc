@@ -257,6 +257,31 @@ TEST_F(JournalTest, RegionsAreCleanedOnlyWhenIdleDurableAndCommitted) {
   EXPECT_TRUE(journal_->dirty_after_crash().empty());
 }
 
+TEST_F(JournalTest, WhileNotLevelOnlyRegionsMadeEqualAndNotWrittenSinceAreCleaned) {
+  add_image(0, 128 * kG);
+  open_journal();
+  Slot s = slot(image_id(0));
+  run_load(10, 4);
+  journal_->set_level(s, false);
+  const uint64_t bytes = journal_->region_bytes(s);
+  const Counter last = journal_->last_finished();
+  ASSERT_TRUE(journal_->is_dirty(s, {0, kG}));
+  journal_->note_equal(s, {RegionIndex(0)}, bytes, Counter(0));
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_TRUE(journal_->is_dirty(s, {0, kG})) << "written since";
+  journal_->note_equal(s, {RegionIndex(0)}, 2 * bytes, last);
+  journal_->note_equal(s, {RegionIndex(1)}, bytes, last);
+  journal_->set_level(s, false);
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_TRUE(journal_->is_dirty(s, {0, kG})) << "of another size, another region, and forgotten";
+  journal_->note_equal(s, {RegionIndex(0)}, bytes, last);
+  world_.run_for(std::chrono::seconds(3));
+  EXPECT_FALSE(journal_->is_dirty(s, {0, kG}));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  EXPECT_TRUE(journal_->dirty_after_crash().empty());
+}
+
 TEST_F(JournalTest, RegionSizeGrowsWithTheImageAndKeepsItsMarks) {
   add_image(0, 128 * kG);
   open_journal();
