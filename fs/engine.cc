@@ -11,7 +11,6 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kTick{2};
-enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
 }  // namespace
 
 Engine::Engine(io::Env& env, EngineOptions options)
@@ -86,12 +85,16 @@ Status Engine::open_all() {
   mirror.connect.peer_node = config.shared->node;
   mirror.connections = std::max(1u, config.shared->connections);
   if (options_.successor) mirror.hello.features |= wire::kFeatureSuccessor;
+  if (options_.after_reset) mirror.hello.features |= wire::kFeatureReset;
   mirror.hello.cluster = options_.cluster;
   mirror.hello.node = config.node.name;
   mirror.hello.incarnation = journal_->incarnation();
   mirror.hello.nonce = journal_->nonce();
   mirror.hello.journal_generation = journal_->generation();
   MirrorEvents events;
+  events.on_hello = [this](wire::Connection& link, const wire::HelloAnswerMore& hello) {
+    return check_shared(link, hello);
+  };
   events.on_up = [this](const wire::HelloAnswer& hello) { link_up(hello); };
   events.on_down = [this](const Status&) { link_down(); };
   events.on_recall = [this](const wire::RecallNotify& m) { recalled(m); };

@@ -7,7 +7,7 @@
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
 // that fail), engine_hang.cc (bricks that hang), engine_policy.cc (mirror = none and back), engine_link.cc (link lost
 // and back), engine_tenure.cc, engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
-// engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc, engine_recovery.cc, engine_succession.cc
+// engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc, engine_recovery.cc, engine_succession.cc
 // (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc (handles, unlink),
 // engine_verify.cc, engine_scrub.cc, engine_status.cc.
 #pragma once
@@ -46,6 +46,7 @@ struct EngineOptions {
   Uuid cluster;                          // of this host's certificate
   Survivor* survivor = nullptr;          // what this run leaves to a successor; null: nothing
   bool successor = false;                // the survivor is of a run before, whose mount stands
+  bool after_reset = false;              // an operator's word that the state before this one was lost
 };
 
 // Owns the memory of requests. Where a brick hangs, a request is answered while a device may still use its memory.
@@ -172,7 +173,9 @@ class Engine final : public journal::BlockSource {
     bool wrote = false;
     bool fenced = false;                 // the image was taken by force while it was open
   };
-  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8 };  // durable; see fsck
+  enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
+  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8,
+                        kFlagPartial = 16 };   // durable; see fsck
 
   Engine(io::Env& env, EngineOptions options);
   Status open_all();
@@ -238,6 +241,14 @@ class Engine final : public journal::BlockSource {
   void start_flush(Op* op);
   void settle_flush(Op* op);
   void clean_idle_images();
+  // ---- engine_rebuild.cc
+  Task<Status> check_shared(wire::Connection& link, const wire::HelloAnswerMore& hello);
+  Task<Status> report(wire::Connection& link);
+  Task<Status> adopt_rebuilt(wire::Connection& link);
+  Task<Status> push_all(const wire::Attr& attr);
+  wire::ReportEntry report_of(const wire::DirEntry& known, const image::ImageMetadata* copy);
+  Result<Uuid> known_store(std::string_view key);
+  Status note_store(std::string_view key, const Uuid& store);
   // ---- engine_link.cc
   void link_up(const wire::HelloAnswer& hello);
   void link_down();

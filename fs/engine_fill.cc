@@ -121,7 +121,8 @@ Task<void> Engine::fill(Image& im) {
     // All of it once more: a region filled for a write between two batches may be in none of them.
     status = co_await level(im, map_cut, before);
     if (status.is_ok() && im.stale.none() && im.held && im.epoch == epoch) {
-      status = set_flag(im, kFlagBehind, false);
+      status = set_flag(im, kFlagPartial, false);
+      if (status.is_ok()) status = set_flag(im, kFlagBehind, false);
       if (status.is_ok()) {
         im.behind = im.refilling = false;
         im.facts.copy_whole = true;

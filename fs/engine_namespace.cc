@@ -314,7 +314,12 @@ Task<void> Engine::do_statfs(Callback<Result<wire::StatFsAnswer>> done) {
 // ---- another host changed something ---------------------------------------------------------------
 
 void Engine::invalidated(const wire::InvalidateNotify& message) {
-  if (!message.name.empty()) names_->erase_entry(message.parent, message.name);
+  if (!message.name.empty()) {
+    const bool known_here = names_->lookup(message.parent, message.name).has_value();
+    names_->erase_entry(message.parent, message.name);
+    // Asked for again at once: should the shared node lose its catalogue, the names are what hosts remember.
+    if (known_here) tasks_.spawn(do_lookup(message.parent, message.name, [](Result<wire::Attr>) {}));
+  }
   auto known = names_->get(message.inode);
   Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;
   if (im != nullptr) tasks_.spawn(check_attr(*im));

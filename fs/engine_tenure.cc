@@ -152,6 +152,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     im.stale.set_bitmap(grant.stale_regions, grant.size,
                         grant.region_bytes != 0 ? grant.region_bytes : limits::kRegionBytesMin);
   }
+  // What a shared node that is rebuilt must not take for whole.
+  if (Status s = set_flag(im, kFlagPartial, !none && !im.stale.none()); !s) co_return s;
   if (none) {  // before the first write that only this host has
     if (Status s = set_flag(im, kFlagHostOnly, true); !s) co_return s;
   } else if (host_only(im) && !im.recovering) {

@@ -12,6 +12,7 @@
 #include "shared/base/log.h"
 #include "shared/daemon/daemon.h"
 #include "shared/io/real_files.h"
+#include "shared/state/identity.h"
 
 namespace tidemark::fs {
 namespace {
@@ -173,6 +174,13 @@ int run_host(const Arguments& arguments, const config::Host& config, const Uuid&
   host.fuse.max_background = config.mount.max_background;
   host.fuse.mount_options = arguments.mount_options;
   EngineOptions engine_options{config, cluster};
+  if (!successor) {   // the run before has looked
+    state::Spec spec{config.node.state_dir, cluster, config.node.role, config.node.name, state::parts_of_host(),
+                     config.storage.bricks, arguments.config};
+    auto identity = state::check_in((*daemon)->env(), spec);
+    if (!identity) return daemon::fail(kName, identity.status());
+    engine_options.after_reset = identity->after_reset;
+  }
   if (host.holding) {
     engine_options.survivor = host.fuse.survivor = &host.holding->survivor();
     engine_options.successor = successor;

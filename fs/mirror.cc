@@ -4,6 +4,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/wire/features.h"
 
 namespace tidemark::fs {
 namespace {
@@ -73,7 +74,11 @@ Task<void> Mirror::run() {
 Task<Status> Mirror::open_session() {
   auto first = co_await open_connection(0);
   if (!first) co_return first.status();
-  answer_ = *first;
+  if (events_.on_hello) {
+    Status known = co_await events_.on_hello(*connections_.front(), *first);
+    if (!known) co_return known;
+  }
+  answer_ = first->base;
   for (uint32_t i = 1; i < options_.connections; ++i) {
     auto next = co_await open_connection(answer_.session);
     if (!next) co_return next.status();
@@ -83,7 +88,7 @@ Task<Status> Mirror::open_session() {
   co_return Status::ok();
 }
 
-Task<Result<wire::HelloAnswer>> Mirror::open_connection(uint64_t session) {
+Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
   using Opened = Result<std::unique_ptr<net::Stream>>;
   auto stream =
       co_await async<Opened>([&](Callback<Opened> done) { env_.network().connect(options_.connect, std::move(done)); });
@@ -97,12 +102,23 @@ Task<Result<wire::HelloAnswer>> Mirror::open_connection(uint64_t session) {
   link->start(std::move(handlers));
   wire::Hello hello = options_.hello;
   hello.session = session;
-  using Greeted = Result<wire::HelloAnswer>;
+  hello.features |= wire::kFeatureHelloMore;
+  using Greeted = Result<wire::Answer>;
+  const Bytes body = wire::encode(hello);
   auto answer = co_await async<Greeted>([&](Callback<Greeted> done) {
-    link->request<wire::HelloAnswer>(wire::Type::kHello, hello, std::move(done));
+    link->send_request(wire::Type::kHello, ByteSpan(body), {}, [done = std::move(done)](Greeted got) mutable {
+      done(std::move(got));
+    });
   });
-  if (answer.is_ok()) link->keep_alive(kPingInterval, kSilenceMax);
-  co_return answer;
+  if (!answer) co_return answer.status();
+  auto more = wire::decode<wire::HelloAnswerMore>(answer->body);
+  if (!more) {   // of a shared node that does not know the longer one
+    auto base = wire::decode<wire::HelloAnswer>(answer->body);
+    if (!base) co_return base.status();
+    more = wire::HelloAnswerMore{std::move(*base), Uuid::nil(), 0};
+  }
+  link->keep_alive(kPingInterval, kSilenceMax);
+  co_return more;
 }
 
 void Mirror::on_notify(wire::Type type, ByteSpan body) {

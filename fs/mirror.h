@@ -26,6 +26,8 @@ struct MirrorOptions {
 };
 
 struct MirrorEvents {
+  // Whether the shared node that answered is the one that this host knows.
+  UniqueFunction<Task<Status>(wire::Connection&, const wire::HelloAnswerMore&)> on_hello;
   UniqueFunction<void(const wire::HelloAnswer&)> on_up;
   UniqueFunction<void(const Status&)> on_down;
   UniqueFunction<void(const wire::RecallNotify&)> on_recall;
@@ -71,7 +73,7 @@ class Mirror {
  private:
   Task<void> run();
   Task<Status> open_session();
-  Task<Result<wire::HelloAnswer>> open_connection(uint64_t session);
+  Task<Result<wire::HelloAnswerMore>> open_connection(uint64_t session);
   wire::Connection& pick();
   void on_notify(wire::Type type, ByteSpan body);
   void end_session(const Status& reason);

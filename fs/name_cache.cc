@@ -125,6 +125,18 @@ std::vector<wire::Attr> NameCache::images() const {
   return out;
 }
 
+std::vector<wire::DirEntry> NameCache::entries() const {
+  std::vector<wire::DirEntry> out;
+  for (const auto& [place, inode] : entries_) {
+    auto attr = attrs_.find(inode);
+    auto newest = places_.find(inode);
+    if (attr == attrs_.end() || newest == places_.end() || newest->second != place) continue;
+    out.push_back({place.second, attr->second});
+    out.back().attr.parent = place.first;
+  }
+  return out;
+}
+
 std::string NameCache::path_of(InodeNumber inode) const {
   std::string path;
   for (int depth = 0; depth < 64 && inode.value != 1; ++depth) {

@@ -31,6 +31,8 @@ class NameCache {
   wire::DirEntries list(InodeNumber parent, const std::string& after, uint32_t count_max) const;
   // Every image known that has a name.
   std::vector<wire::Attr> images() const;
+  // Every node known that has a name, with that name.
+  std::vector<wire::DirEntry> entries() const;
   // "dir/name" as far as known.
   std::string path_of(InodeNumber inode) const;
   // What stands in the cache for a path or a UUID's text.

@@ -6,6 +6,7 @@
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
 #include "shared/daemon/links.h"
+#include "shared/state/identity.h"
 #include "shared/witness/witness.h"   // lint: allow include: the program joins the two services, the libraries do not
 
 namespace tidemark::replica {
@@ -29,6 +30,9 @@ class Server {
 
  private:
   Status open() {
+    state::Spec spec{config_.node.state_dir, cluster_, config_.node.role, config_.node.name,
+                     state::parts_of_replica(config_.witness), {}, daemon_.options().config_file};
+    TM_RETURN_IF_ERROR(state::check_in(daemon_.env(), spec).status());
     TM_ASSIGN_OR_RETURN(replica_, Replica::open(daemon_.env(), {.directory = config_.node.state_dir + "/replica",
                                                                 .cluster = cluster_, .node = config_.node.name,
                                                                 .missing_wait = config_.missing_wait}));

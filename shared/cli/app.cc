@@ -40,6 +40,9 @@ struct Words {   // what the command line said
   InspectOptions inspect;
   FsckOptions fsck;
   bool resync_wait = false;
+  StateResetOptions state_reset;
+  RebuildOptions rebuild;
+  HostAddOptions host_add;
   PkiInitOptions init;
   PkiIssueOptions issue;
   PkiRevokeOptions revoke;
@@ -159,6 +162,17 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   CLI::App& host = *noun(app, "host", "This host's daemon");
   verb(host, w, "restart", "Replace the daemon by the program on disk; guests only wait a moment",
        [](Context& c) { return host_restart(c); });
+  auto* add = verb(host, w, "add", "Make another host: its certificate, configuration and directories, after this one's",
+                   [&w](Context& c) { return host_add(c, w.host_add); });
+  add->add_option("NAME", w.host_add.name, "the new host's name")->required();
+  add->add_option("--dir", w.host_add.authority, "the authority's directory")->required();
+  add->add_option("--brick", w.host_add.bricks, "a directory for its copies; may be repeated")->required();
+  add->add_option("--mount", w.host_add.mount, "its mount point")->required();
+  add->add_option("--out", w.host_add.output, "directory for NAME.toml, NAME.pem and NAME.key")->capture_default_str();
+  add->add_option("--state", w.host_add.state, "its state directory; left out: /var/lib/tidemark/NAME");
+  add->add_option("--run", w.host_add.run, "its run directory; left out: /run/tidemark/NAME");
+  add->add_option("--san", w.host_add.names, "a DNS name or address that it is reached by; may be repeated");
+  add->add_option("--days", w.host_add.days, "validity of the certificate")->check(CLI::Range(1, 36500))->capture_default_str();
   CLI::App& journal = *noun(app, "journal", "The write journal and its shipping");
   auto* inspect = verb(journal, w, "inspect", "Show batches and the newest records", [&w](Context& c) { return journal_inspect(c, w.inspect); });
   inspect->add_option("--dir", w.inspect.directory, "a state directory; left out: that of --config");
@@ -197,6 +211,20 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   revoke->add_flag("--dry-run", w.revoke.dry_run, "say whose certificate it is, and write nothing");
   auto* show = verb(pki, w, "show", "Show certificates", [&w](Context& c) { return pki_show(c, w.show_files); });
   show->add_option("FILE", w.show_files, "PEM files")->required();
+
+  CLI::App& state = *noun(app, "state", "A node's state directory, while its daemon is stopped");
+  verb(state, w, "show", "Show whether its stores are there and its own; exit code 1 if not", [](Context& c) { return state_show(c); });
+  auto* reset = verb(state, w, "reset", "Set a lost state aside: the node begins anew", [&w](Context& c) { return state_reset(c, w.state_reset); });
+  reset->add_flag("--force", w.state_reset.force, "do it, for what it costs");
+  reset->add_flag("--dry-run", w.state_reset.dry_run, "only show what would be moved, and what it costs");
+
+  CLI::App& shared = *noun(app, "shared", "The shared node");
+  auto* rebuild = verb(shared, w, "rebuild", "Make a lost catalogue anew from the hosts and bricks, under load",
+                       [&w](Context& c) { return shared_rebuild(c, w.rebuild); });
+  rebuild->add_option("--hosts", w.rebuild.hosts, "all hosts of the cluster that are still there")->delimiter(',')->required();
+  rebuild->add_flag("--without-bricks", w.rebuild.without_bricks, "set what lies on the bricks aside, too: the hosts' copies count");
+  rebuild->add_flag("--force", w.rebuild.force, "what a host knows that is not named is lost");
+  rebuild->add_flag("--dry-run", w.rebuild.dry_run, "only show what would be done");
 
   CLI::App& config = *noun(app, "config", "Configuration files");
   auto* check = verb(config, w, "check", "Check configuration files", [&w](Context& c) { return config_check(c, w.check_files); });

@@ -68,6 +68,13 @@ Outcome journal_resync(Context& context, bool wait);
 
 // Replaces the daemon by the program on disk, under its guests, and waits until the new one serves.
 Outcome host_restart(Context& context);
+// Certificate, configuration and directories of another host, after that of --config.
+struct HostAddOptions {
+  std::string name, authority, output = ".", mount, state, run;
+  std::vector<std::string> bricks, names;
+  int days = 825;
+};
+Outcome host_add(Context& context, HostAddOptions options);
 
 struct FsckOptions { std::vector<std::string> directories; bool repair = false; };
 Outcome fsck_command(Context& context, const FsckOptions& options);
@@ -85,6 +92,16 @@ Outcome pki_issue(Context& context, const PkiIssueOptions& options);
 struct PkiRevokeOptions { std::string certificate, directory; bool dry_run = false; };
 Outcome pki_revoke(Context& context, const PkiRevokeOptions& options);
 Outcome pki_show(Context& context, const std::vector<std::string>& files);
+
+// Whether the stores of a node's state are there and its own; exit code 1 if not.
+Outcome state_show(Context& context);
+// Sets the state of a node whose stores are lost aside, for it to begin anew.
+struct StateResetOptions { bool dry_run = false, force = false; };
+Outcome state_reset(Context& context, const StateResetOptions& options);
+
+// Has a shared node whose catalogue was lost make it anew from its hosts, and from its bricks or theirs.
+struct RebuildOptions { std::vector<std::string> hosts; bool without_bricks = false, dry_run = false, force = false; };
+Outcome shared_rebuild(Context& context, const RebuildOptions& options);
 
 Outcome config_check(Context& context, const std::vector<std::string>& files);
 

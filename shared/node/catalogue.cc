@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint8_t kVersion = 1;
 constexpr uint8_t kImageVersion = 2;
-constexpr uint16_t kIdentityVersion = 1;
+constexpr uint16_t kIdentityVersion = 2;
 const char* const kTableNames[] = {"meta", "nodes", "images", "copies", "behind", "hosts", "marks"};
 
 Status corrupt(Tables table, ByteSpan key, std::string_view what) {
@@ -178,14 +178,36 @@ Result<Identity> read_identity(kv::Store& store) {
   out.cluster = in.uuid();
   out.group = in.uuid();
   out.node = in.text();
-  if (version != kIdentityVersion || !in.done())
+  if (version >= 2) out.store = in.uuid();
+  if (version == 0 || version > kIdentityVersion || !in.done())
     return corrupt(kMeta, as_bytes("identity"), "unknown version or length");
   return out;
 }
 
+Result<std::vector<std::string>> read_rebuilding(kv::Store& store) {
+  std::vector<std::string> hosts;
+  Result<Bytes> value = store.snapshot()->get(kMeta, as_bytes("rebuilding"));
+  if (!value && value.status().code() == Code::kNotFound) return hosts;
+  if (!value) return value.status();
+  Reader in(*value);
+  while (in.left() > 0 && in.ok()) hosts.push_back(in.text());
+  if (!in.done()) return corrupt(kMeta, as_bytes("rebuilding"), "malformed");
+  return hosts;
+}
+
+void put_rebuilding(kv::WriteBatch& batch, const std::vector<std::string>& hosts) {
+  Bytes value;
+  for (const std::string& host : hosts) Writer(value).text(host);
+  if (hosts.empty()) batch.erase(kMeta, as_bytes("rebuilding"));
+  else batch.put(kMeta, as_bytes("rebuilding"), value);
+}
+
+void put_boot(kv::WriteBatch& batch, Incarnation boot) { put_u64(batch, "boot", boot.value); }
+
 void put_identity(kv::WriteBatch& batch, const Identity& identity) {
   Bytes value;
-  Writer(value).u16(kIdentityVersion).uuid(identity.cluster).uuid(identity.group).text(identity.node);
+  Writer(value).u16(kIdentityVersion).uuid(identity.cluster).uuid(identity.group).text(identity.node).uuid(
+      identity.store);
   batch.put(kMeta, as_bytes("identity"), value);
 }
 

@@ -2,7 +2,7 @@
 //
 // | table  | key                                   | value                                              |
 // | ------ | ------------------------------------- | -------------------------------------------------- |
-// | meta   | text                                  | "boot", "next_inode", "event": u64; "identity", "loss_id": below |
+// | meta   | text                                  | "boot", "next_inode", "event": u64; others: below |
 // | nodes  | u64 inode                             | u8 version 1, text name, Attr (shared/wire)        |
 // | images | uuid                                  | u8 version 2, ImageRecord (below); 1 ends before `fenced` |
 // | copies | uuid, text host                       | empty: the host has been given its map             |
@@ -10,9 +10,11 @@
 // | hosts  | text host, 0, u64 incarnation         | uuid nonce, uuid journal generation                |
 // | marks  | u64 event number                      | Mark (shared/wire): not yet known to be recorded   |
 //
-// "identity" is u16 version 1, uuid cluster, uuid storage group, text node. Of a host's runs the newest counts;
-// it takes the older ones' place. "loss_id" (u64, absent before the first start that wrote it) is that of the copies
-// when the records' `outdated` was last brought up to it.
+// "rebuilding", where it is there, is a list of host names.
+// "identity" is u16 version 2, uuid cluster, uuid storage group, text node, uuid store; 1 ends before
+// `store`. Of a host's runs the newest counts; it takes the older ones' place.
+// "loss_id" (u64, absent before the first start that wrote it) is that of the copies when the records'
+// `outdated` was last brought up to it.
 //
 // Keys are big-endian, values little-endian. Valid if and only if every value decodes to its last byte,
 // every node but the root has its place in a directory, and no number is above its counter. Anything
@@ -83,8 +85,13 @@ struct Identity {
   Uuid cluster;
   Uuid group;        // nil: not known yet
   std::string node;
+  Uuid store;        // names this catalogue to hosts; nil: of an older version
 };
 
+// The hosts whose reports a rebuild waits for; empty: none is under way.
+Result<std::vector<std::string>> read_rebuilding(kv::Store& store);
+void put_rebuilding(kv::WriteBatch& batch, const std::vector<std::string>& hosts);
+void put_boot(kv::WriteBatch& batch, Incarnation boot);
 // kNotFound: the store is new.
 Result<Identity> read_identity(kv::Store& store);
 void put_identity(kv::WriteBatch& batch, const Identity& identity);

@@ -6,6 +6,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/node/rebuild.h"
 
 namespace tidemark::node {
 
@@ -60,7 +61,7 @@ Core::~Core() {
 Status Core::open() {
   TM_RETURN_IF_ERROR(env_.files().make_directories(options_.state_dir));
   TM_ASSIGN_OR_RETURN(store_, env_.open_store(options_.state_dir + "/catalogue", catalogue_options()));
-  Identity identity{options_.cluster, Uuid::nil(), options_.name};
+  identity_ = {options_.cluster, Uuid::nil(), options_.name, Uuid::nil()};
   Result<Identity> known = read_identity(*store_);
   if (!known && known.status().code() != Code::kNotFound) return known.status();
   if (known && (known->cluster != options_.cluster || known->node != options_.name)) {
@@ -69,12 +70,26 @@ Status Core::open() {
                                               options_.name + ", cluster " + options_.cluster.to_string() +
                                               ": give the node its own state_dir");
   }
-  if (known) identity = *known;
-  TM_RETURN_IF_ERROR(open_group(identity));
-  identity.group = group_->group_id();
+  if (known) identity_ = *known;
+  TM_RETURN_IF_ERROR(open_group(identity_));
+  identity_.group = group_->group_id();
+  if (identity_.store.is_nil()) identity_.store = env_.random_uuid();
   kv::WriteBatch batch;
-  put_identity(batch, identity);
+  const bool fresh = !known;
+  if (fresh && !options_.rebuild_from.empty()) put_rebuilding(batch, options_.rebuild_from);
+  put_identity(batch, identity_);
   TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
+  TM_RETURN_IF_ERROR(open_rebuild());
+  TM_RETURN_IF_ERROR(load_catalogue());
+  register_metrics();
+  started_at_ = env_.now();
+  tick_timer_ = env_.after(kTickInterval, [this] { tick(); });
+  kLog.info("opened", {{"node", options_.name}, {"boot", catalogue_->boot}, {"images", images_.size()},
+                       {"nodes", names_->size()}, {"event", names_->last_event()}, {"loss_id", group_->loss_id()}});
+  return Status::ok();
+}
+
+Status Core::load_catalogue() {
   TM_ASSIGN_OR_RETURN(catalogue_, open_catalogue(*store_, env_.wall()));
   names_ = &catalogue_->names;
   load_images();
@@ -84,12 +99,7 @@ Status Core::open() {
       catalogue_->marks.empty() ? names_->last_event() : EventNumber(catalogue_->marks.front().number.value - 1);
   for (const wire::Mark& mark : catalogue_->marks) marks_->record(mark);
   catalogue_->marks.clear();
-  register_metrics();
   next_session_ = catalogue_->boot.value << 32;
-  started_at_ = env_.now();
-  tick_timer_ = env_.after(kTickInterval, [this] { tick(); });
-  kLog.info("opened", {{"node", options_.name}, {"boot", catalogue_->boot}, {"images", images_.size()},
-                       {"nodes", names_->size()}, {"event", names_->last_event()}, {"loss_id", group_->loss_id()}});
   return Status::ok();
 }
 

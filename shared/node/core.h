@@ -1,6 +1,6 @@
 // The inside of SharedNode. One class, its members grouped by what they do; each group has its .cc:
 // core.cc (start, stop, commits), sessions.cc, data_requests.cc and data.cc (the way of a data request),
-// hang.cc (a brick that hangs), scans.cc (hash and extents), tenures.cc, takeover.cc, name_requests.cc, status.cc.
+// hang.cc (a brick that hangs), scans.cc (hash and extents), tenures.cc, takeover.cc, rebuild.cc, name_requests.cc, status.cc.
 //
 // The way of a request that changes blocks:
 //
@@ -34,6 +34,7 @@ namespace tidemark::node {
 
 struct Session;
 struct Op;
+struct Rebuild;
 
 // One connection of a host.
 struct Peer : std::enable_shared_from_this<Peer> {
@@ -301,6 +302,13 @@ class Core {
   void takeover_request(const PeerPtr& peer, wire::Request& request);
   void fence_seen_request(const PeerPtr& peer, wire::Request& request);
 
+  // ---- rebuild.cc -----------------------------------------------------------------------------
+  Status open_rebuild();
+  Status load_catalogue();
+  void report_request(const PeerPtr& peer, wire::Request& request);
+  void rebuild();
+  void rebuilt();
+
   // ---- witness.cc -----------------------------------------------------------------------------
   void terms_request(const PeerPtr& peer, wire::Request& request);
   void consider_fencing(Image& image);
@@ -341,6 +349,8 @@ class Core {
 
   std::unique_ptr<kv::Store> store_;
   std::unique_ptr<image::StorageGroup> group_;
+  Identity identity_;
+  std::unique_ptr<Rebuild> rebuild_;          // the catalogue was lost, and is made anew from hosts' reports
   std::unique_ptr<Catalogue> catalogue_;      // its images and maps have moved to images_
   NameSpace* names_ = nullptr;
   std::unordered_map<ImageId, std::unique_ptr<Image>> images_;

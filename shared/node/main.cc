@@ -8,6 +8,7 @@
 #include "shared/net/network.h"
 #include "shared/node/journal_marks.h"
 #include "shared/node/node.h"
+#include "shared/state/identity.h"
 
 namespace tidemark {
 namespace {
@@ -62,10 +63,14 @@ void add_routes(daemon::Daemon& daemon, node::SharedNode*& node) {
 
 // Opens everything; a message names the file and key to change.
 Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_ptr<node::SharedNode>& node) {
-  TM_ASSIGN_OR_RETURN(net::PeerIdentity identity,
-                      daemon::own_identity(daemon.options().config_file, config.node, config.tls));
+  const std::string& file = daemon.options().config_file;
+  TM_ASSIGN_OR_RETURN(net::PeerIdentity identity, daemon::own_identity(file, config.node, config.tls));
   // A process that was killed may have left writes with the disk that land after its end.
   TM_RETURN_IF_ERROR(io::await_earlier_writes(config.storage.bricks, std::chrono::seconds(10)));
+  state::Spec spec{config.node.state_dir, identity.cluster, config.node.role, config.node.name,
+                   state::parts_of_shared(), config.storage.bricks, file};
+  TM_RETURN_IF_ERROR(state::check_in(daemon.env(), spec).status());
+  TM_ASSIGN_OR_RETURN(auto rebuild_from, state::read_rebuild_order(daemon.env(), config.node.state_dir));
   auto marks = open_marks(daemon.env(), config, identity.cluster);
   if (!marks) return marks.status();
   node::NodeOptions options;
@@ -76,6 +81,7 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
   options.region_bytes = config.journal.region_bytes;
   options.tenure_wait = config.tenure_wait;
   options.metrics = &daemon.metrics();
+  options.rebuild_from = rebuild_from;
   if (config.witness) {
     const auto http = daemon::client_of(*config.witness, config.tls);
     TM_ASSIGN_OR_RETURN(options.witness, daemon.env().network().http_client(http));
@@ -87,6 +93,7 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
     return ours ? daemon.config_error("storage", "bricks", opened.status(), "name directories of one storage group")
                 : opened.status();
   }
+  if (!rebuild_from.empty()) TM_RETURN_IF_ERROR(state::remove_rebuild_order(daemon.env(), config.node.state_dir));
   auto address = net::Address::parse(config.listen.address);
   if (!address) return daemon.config_error("listen", "address", address.status(), "write HOST:PORT");
   if (Status s = (*opened)->listen(*address, daemon::files_of(config.tls)); !s) {

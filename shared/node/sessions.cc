@@ -6,6 +6,7 @@
 #include "shared/base/log.h"
 #include "shared/base/planted.h"
 #include "shared/node/core.h"
+#include "shared/node/rebuild.h"
 #include "shared/wire/features.h"
 
 namespace tidemark::node {
@@ -43,6 +44,10 @@ void Core::on_request(const PeerPtr& peer, wire::Request request) {
   if (request.type == wire::Type::kHello) return hello(peer, request);
   // Frames that were still unread when a newer session began are not begun.
   if (peer->session && peer->session->ended) return;
+  if (peer->ready && rebuild_ && request.type != wire::Type::kReport) {
+    Status status(Code::kUnavailable, "the shared node is being rebuilt");
+    return peer->link->respond_failure(request.type, request.id, status);
+  }
   if (!peer->ready) return peer->link->close(Status(Code::kPermission, "a request came before the hello was answered"));
   dispatch(peer, std::move(request));
 }
@@ -66,6 +71,7 @@ void Core::dispatch(const PeerPtr& peer, wire::Request request) {
     case Type::kTakeover: return takeover_request(peer, request);
     case Type::kTerms: return terms_request(peer, request);
     case Type::kFenceSeen: return fence_seen_request(peer, request);
+    case Type::kReport: return report_request(peer, request);
     default: return name_request(peer, request);
   }
 }
@@ -109,6 +115,12 @@ Status Core::check_hello(const Peer& peer, const wire::Hello& hello) const {
   auto host = catalogue_->hosts.find(hello.node);
   if (host == catalogue_->hosts.end()) return Status::ok();
   const HostRun& newest = host->second;
+  if (newest.journal_generation != hello.journal_generation && (hello.features & wire::kFeatureReset) == 0) {
+    return Status(Code::kPermission, hello.node + " comes with another state (journal " +
+                                         hello.journal_generation.to_string() + ") than it had before (" +
+                                         newest.journal_generation.to_string() +
+                                         "): mount its state_dir; if that is lost, `tidemark state reset` there");
+  }
   const std::string incarnation = "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node;
   if (hello.incarnation == newest.incarnation && hello.nonce != newest.nonce) {
     return Status(Code::kPermission, incarnation + " is known with another nonce: the host's state was copied or "
@@ -211,7 +223,10 @@ void Core::answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   answer.clock = env_.wall();
   kLog.info(hello.session == 0 ? "session_opened" : "session_joined",
             {{"host", hello.node}, {"session", answer.session}, {"incarnation", hello.incarnation}});
-  peer->link->respond(wire::Type::kHello, id, answer);
+  wire::HelloAnswerMore more{answer, identity_.store, 0};
+  if (rebuild_) more.rebuilding = rebuild_->waits_for(hello.node) ? 1 : 2;
+  if ((hello.features & wire::kFeatureHelloMore) == 0) peer->link->respond(wire::Type::kHello, id, answer);
+  else peer->link->respond(wire::Type::kHello, id, more);
   peer->link->keep_alive(kPingInterval, kSilenceMax);
 }
 

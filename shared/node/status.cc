@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "shared/node/core.h"
+#include "shared/node/rebuild.h"
 
 namespace tidemark::node {
 
@@ -27,6 +28,11 @@ std::vector<std::string> Core::unhealthy_reasons() const {
   if (!failed_) out.push_back("catalogue failed: " + failed_.message());
   if (group_->lost()) out.push_back("a failed sync could not be recorded: check the bricks");
   if (group_->stuck()) out.push_back("a brick of group " + group_->name() + " hangs");
+  if (rebuild_) {
+    std::string hosts;
+    for (const std::string& host : rebuild_->awaited()) hosts += (hosts.empty() ? "" : ", ") + host;
+    out.push_back("being rebuilt: waits for what these hosts know: " + hosts);
+  }
   MarkSink::Usage usage = marks_->usage();
   for (std::string& reason : usage.reasons) out.push_back(std::move(reason));
   return out;
@@ -110,6 +116,7 @@ std::string Core::status_json() {
               {"event", names_->last_event().value},
               {"storage", {{"group", group_->name()}, {"bricks", options_.storage.bricks}}},
               {"hosts", StatusWriter{*this}.hosts()},
+              {"rebuilding", rebuild_ ? json{{"from", rebuild_->hosts}, {"awaited", rebuild_->awaited()}} : json()},
               {"images", std::move(images)},
               {"journal", std::move(journal)}};
   Result<io::FileSystem::Space> space = group_->space();

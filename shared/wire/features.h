@@ -7,5 +7,10 @@ namespace tidemark::wire {
 
 // This run goes on for the one before it on a mount that stands: images that are open stay open.
 inline constexpr uint64_t kFeatureSuccessor = 1;
+// An operator's word that this host's state before the present one was lost: without it a host that comes with another
+// journal is refused, since a disk that is not mounted looks the same.
+inline constexpr uint64_t kFeatureReset = 2;
+// The answer may be HelloAnswerMore.
+inline constexpr uint64_t kFeatureHelloMore = 4;
 
 }  // namespace tidemark::wire

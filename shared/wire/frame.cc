@@ -30,6 +30,7 @@ std::string_view type_name(Type type) {
   switch (type) {
     case Type::kHello: return "hello";
     case Type::kPing: return "ping";
+    case Type::kReport: return "report";
     case Type::kWrite: return "write";
     case Type::kZero: return "zero";
     case Type::kResize: return "resize";

@@ -23,6 +23,7 @@ inline constexpr uint16_t kProtocolVersion = 1;
 enum class Type : uint16_t {
   kHello = 1,
   kPing = 2,
+  kReport = 3,
   // data path
   kWrite = 10, kZero = 11, kResize = 12, kFlush = 13, kRead = 14, kHash = 15, kExtents = 16, kRepair = 17,
   // tenures
@@ -58,6 +59,13 @@ struct HelloAnswer {
   EventNumber event;                     // newest name-space event
   WallTime clock;                        // label, for the status page's skew
   template <class A> void fields(A& a) { a(version, features, node, session, boot, loss_id, event, clock); }
+};
+// To a host that offered kFeatureHelloMore.
+struct HelloAnswerMore {
+  HelloAnswer base;
+  Uuid store;                            // names what the shared node keeps: another one is another shared node's
+  uint8_t rebuilding = 0;                // 1: it was lost, and is made anew from what hosts report
+  template <class A> void fields(A& a) { a(base, store, rebuilding); }
 };
 struct Ping { uint64_t token = 0; template <class A> void fields(A& a) { a(token); } };
 
@@ -362,6 +370,25 @@ struct InvalidateNotify {         // shared node to hosts: another host changed 
   InodeNumber parent;
   std::string name;
   template <class A> void fields(A& a) { a(inode, parent, name); }
+};
+
+// What a host knows of one node, for a shared node that is rebuilt.
+struct ReportEntry {
+  std::string name;
+  Attr attr;                             // as the shared node last said; of an image held, with its present size
+  Epoch own;                             // this host's newest tenure of it; 0: none
+  uint8_t copy = 0;                      // here: 0 none, 1 one that may lack something, 2 whole as of its newest tenure
+  uint8_t held = 0;                      // 1: the tenure `own` goes on
+  uint8_t host_only = 0;                 // 1: its data are on this host alone (`mirror = none`)
+  template <class A> void fields(A& a) { a(name, attr, own, copy, held, host_only); }
+};
+// To a shared node that said `rebuilding`: all that this host knows, in order; the answer has an empty body.
+struct Report {
+  uint8_t first = 0, last = 0;           // 1: of the report's parts
+  WriteSequence cut;                     // nothing of this host's before now was written after it
+  EventNumber event;                     // newest that it has seen
+  std::vector<ReportEntry> entries;
+  template <class A> void fields(A& a) { a(first, last, cut, event, entries); }
 };
 
 // Error answer (error flag set): the Code and its message; sys_errno when one fits better.

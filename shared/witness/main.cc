@@ -4,6 +4,7 @@
 #include "shared/base/config.h"
 #include "shared/daemon/daemon.h"
 #include "shared/daemon/links.h"
+#include "shared/state/identity.h"
 #include "shared/witness/witness.h"
 
 namespace tidemark::witness {
@@ -14,7 +15,8 @@ constexpr const char* kProgram = "tidemark-witness";
 // What runs between ready and stop.
 class Server {
  public:
-  Server(daemon::Daemon& daemon, const config::Witness& config) : daemon_(daemon), config_(config) {}
+  Server(daemon::Daemon& daemon, const config::Witness& config, const Uuid& cluster)
+      : daemon_(daemon), config_(config), cluster_(cluster) {}
 
   void start(Callback<Status> ready) { ready(open()); }
 
@@ -25,6 +27,9 @@ class Server {
 
  private:
   Status open() {
+    state::Spec spec{config_.node.state_dir, cluster_, config_.node.role, config_.node.name, state::parts_of_witness(),
+                     {}, daemon_.options().config_file};
+    TM_RETURN_IF_ERROR(state::check_in(daemon_.env(), spec).status());
     TM_ASSIGN_OR_RETURN(witness_, Witness::open(daemon_.env(), config_.node.state_dir + "/witness"));
     daemon_.routes().get("/v1/status",
                          [this](const daemon::Request&) -> Result<std::string> { return witness_->status_json(); });
@@ -38,6 +43,7 @@ class Server {
 
   daemon::Daemon& daemon_;
   const config::Witness& config_;
+  const Uuid cluster_;
   std::unique_ptr<Witness> witness_;
   std::unique_ptr<net::HttpServer> http_;   // destroyed first: it asks the witness
 };
@@ -56,7 +62,7 @@ int run(int argc, char** argv) {
   auto made = daemon::Daemon::create(daemon::options_of(kProgram, arguments, *config));
   if (!made) return daemon::fail(kProgram, made.status());
   daemon::Daemon& daemon = **made;
-  Server server(daemon, *config);
+  Server server(daemon, *config, identity->cluster);
   return daemon.run([&](Callback<Status> ready) { server.start(std::move(ready)); },
                     [&](UniqueFunction<void()> done) { server.stop(std::move(done)); });
 }

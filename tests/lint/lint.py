@@ -14,7 +14,7 @@ import sys
 BASE = {"shared/base"}
 SEAMS = BASE | {"shared/io", "shared/kv", "shared/net"}
 PURE = SEAMS | {"shared/wire", "shared/image", "shared/fence"}
-DAEMONS = PURE | {"journal", "shared/daemon"}
+DAEMONS = PURE | {"journal", "shared/daemon", "shared/state"}
 LAYERS = {
     "shared/base": set(),
     "shared/io": SEAMS,          # the seams name one another: an Env hands out stores and the network
@@ -24,12 +24,13 @@ LAYERS = {
     "shared/wire": SEAMS,
     "shared/image": SEAMS,
     "shared/fence": BASE | {"shared/wire"},
+    "shared/state": SEAMS | {"shared/image"},
     "journal": PURE,
     "fs": DAEMONS,
     "replica": DAEMONS,
     "shared/node": DAEMONS,
-    "shared/witness": PURE | {"shared/daemon"},
-    "shared/cli": PURE | {"journal"},
+    "shared/witness": PURE | {"shared/daemon", "shared/state"},
+    "shared/cli": PURE | {"journal", "shared/daemon", "shared/state"},
 }
 
 # Third-party header prefix -> where it may be named (folders or files).

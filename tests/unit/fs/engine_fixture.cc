@@ -77,10 +77,11 @@ void EngineTest::start_shared() {
   node::NodeOptions options;
   options.name = "shared1";
   options.cluster = cluster_;
-  options.state_dir = "/state";
+  options.state_dir = shared_state_;
   options.region_bytes = kMiB;
-  options.storage.bricks = {"/brick1"};
-  ASSERT_TRUE(env.files().make_directories("/brick1"));
+  options.rebuild_from = rebuild_from_;
+  options.storage.bricks = {shared_brick_};
+  ASSERT_TRUE(env.files().make_directories(shared_brick_));
   auto node = node::SharedNode::open(env, std::move(options), std::make_unique<node::NoMarks>());
   ASSERT_TRUE(node) << node.status().to_string();
   shared_ = std::move(*node);

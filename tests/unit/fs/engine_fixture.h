@@ -103,6 +103,9 @@ class EngineTest : public testing::Test {
   std::array<Bytes, 3> kept_;            // what survives runs
   std::array<std::optional<Survivor>, 3> survivors_;
   bool successor_ = false;
+  // The shared node's disks. Others than before are as those of a machine that was replaced.
+  std::string shared_state_ = "/state", shared_brick_ = "/brick1";
+  std::vector<std::string> rebuild_from_;
   std::string log_;
 
  private:

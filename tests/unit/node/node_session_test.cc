@@ -1,6 +1,7 @@
 #include <random>
 
 #include "shared/base/limits.h"
+#include "shared/wire/features.h"
 #include "tests/unit/node/fixture.h"
 
 namespace tidemark::node {
@@ -190,6 +191,12 @@ TEST_F(NodeTest, ASecondHostOfALiveNameIsRefusedUntilTheFirstHasGone) {
   a->hello.journal_generation.bytes[3] = 9;
   a->hello.incarnation = Incarnation(1'800'000'000);
   a->hello.nonce.bytes[0] = 2;
+  // But not without an operator's word: a state directory that is not mounted looks the same.
+  refused = a->connect(port_, cluster_);
+  EXPECT_EQ(refused.code(), Code::kPermission);
+  EXPECT_NE(refused.message().find("tidemark state reset"), std::string::npos) << refused.message();
+  world_.run_for(std::chrono::seconds(2));
+  a->hello.features |= wire::kFeatureReset;
   EXPECT_TRUE(a->connect(port_, cluster_));
 }
 

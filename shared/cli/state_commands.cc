@@ -1,0 +1,164 @@
+// state: what a node's state directory holds, and beginning anew when it is lost. Works without the daemon.
+
+#include "shared/cli/commands.h"
+#include "shared/cli/output.h"
+#include "shared/daemon/process.h"
+#include "shared/io/real_env.h"
+#include "shared/kv/lmdb_store.h"
+#include "shared/net/pki.h"
+#include "shared/state/identity.h"
+
+namespace tidemark::cli {
+namespace {
+
+struct Node {
+  config::Node node;
+  state::Spec spec;
+};
+
+Result<Node> load(Context& context) {
+  TM_ASSIGN_OR_RETURN(std::string file, context.config_file());
+  TM_ASSIGN_OR_RETURN(std::string role, config::role_of(file));
+  Node out;
+  config::Tls tls;
+  if (role == "host") {
+    TM_ASSIGN_OR_RETURN(config::Host c, config::load_host(file));
+    out.node = c.node, tls = c.tls, out.spec.bricks = c.storage.bricks, out.spec.parts = state::parts_of_host();
+  } else if (role == "shared") {
+    TM_ASSIGN_OR_RETURN(config::Shared c, config::load_shared(file));
+    out.node = c.node, tls = c.tls, out.spec.bricks = c.storage.bricks, out.spec.parts = state::parts_of_shared();
+  } else if (role == "replica") {
+    TM_ASSIGN_OR_RETURN(config::Replica c, config::load_replica(file));
+    out.node = c.node, tls = c.tls, out.spec.parts = state::parts_of_replica(c.witness);
+  } else {
+    TM_ASSIGN_OR_RETURN(config::Witness c, config::load_witness(file));
+    out.node = c.node, tls = c.tls, out.spec.parts = state::parts_of_witness();
+  }
+  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(tls.certificate));
+  out.spec.directory = out.node.state_dir;
+  out.spec.cluster = info.cluster;
+  out.spec.role = out.node.role;
+  out.spec.node = out.node.name;
+  out.spec.config_file = file;
+  return out;
+}
+
+// What beginning anew means for the images of the cluster.
+std::string cost(const std::string& role) {
+  if (role == "host")
+    return "this host's copies are filled anew from the shared node, once its images are used; writes that it alone "
+           "had acknowledged (going on alone, a crash since) and points that it had not shipped are lost";
+  if (role == "shared")
+    return "the shared node knows no image any more; hosts go on alone and do not accept it before it is rebuilt";
+  if (role == "replica")
+    return "the replica has no recovery point any more; hosts and shared node send it what they have after `tidemark "
+           "journal resync-replica` on each";
+  return "the witness votes for nobody before an image is registered anew, which takes both ends, level";
+}
+
+Json json_of(const Node& node, const state::Look& found) {
+  Json parts = Json::array();
+  for (const state::Look::Found& part : found.parts) {
+    const state::Part* known = found.identity ? found.identity->find(part.spec.name) : nullptr;
+    std::string verdict = "new";
+    if (known != nullptr)
+      verdict = !part.there ? "missing" : !part.tag ? "emptied" : part.tag->part == known->id ? "good" : "another's";
+    else if (part.there) verdict = part.tag ? "unknown" : "older layout";
+    parts.push_back(Json{{"name", part.spec.name}, {"path", part.path}, {"verdict", verdict},
+                         {"id", part.tag ? Json(part.tag->part.to_string()) : Json(nullptr)}});
+  }
+  Json j{{"node", node.node.name}, {"role", node.node.role}, {"state_dir", node.spec.directory}, {"parts", parts},
+         {"bricks_in_use", found.marked_bricks}};
+  j["state"] = found.identity ? Json(found.identity->state.to_string()) : Json(nullptr);
+  j["generation"] = found.identity ? found.identity->generation.value : 0;
+  return j;
+}
+
+Status want_force(const std::string& what) {
+  return Status(Code::kInvalidArgument, "say --force: " + what + "; --dry-run shows what would be moved");
+}
+
+Result<daemon::PidFile> keep_daemon_away(const Node& node) {
+  TM_RETURN_IF_ERROR(daemon::make_private_directory(node.node.run_dir));
+  auto taken = daemon::PidFile::take(node.node.run_dir + "/" + node.node.name + ".pid");
+  if (!taken) return taken.status().with_context("the daemon must be stopped first");
+  return taken;
+}
+
+Json moves(const state::SetAside& moved, bool dry_run, std::string& out) {
+  Json list = Json::array();
+  out += dry_run ? "would set aside:\n" : "set aside:\n";
+  for (size_t i = 0; i < moved.from.size(); ++i) {
+    list.push_back(Json{{"from", moved.from[i]}, {"to", moved.to[i]}});
+    out += "  " + printable(moved.from[i]) + " -> " + printable(moved.to[i]) + "\n";
+  }
+  if (moved.from.empty()) out += "  nothing: there is no state\n";
+  return list;
+}
+
+}  // namespace
+
+Outcome state_show(Context& context) {
+  TM_ASSIGN_OR_RETURN(Node node, load(context));
+  io::RealEnvOptions options;
+  options.open_store = kv::open_lmdb_store;
+  io::RealEnv env(std::move(options));
+  TM_ASSIGN_OR_RETURN(state::Look found, state::look(env, node.spec));
+  Json j = json_of(node, found);
+  std::string out = node.node.role + " " + printable(node.node.name) + ": " + printable(node.spec.directory) + ", " +
+                    (found.identity ? "state " + found.identity->state.to_string() : "no identity file") + "\n";
+  bool good = true;
+  for (const Json& part : at(j, "parts")) {
+    const std::string verdict = text(part, "verdict");
+    good = good && (verdict == "good" || verdict == "new");
+    out += "  " + printable(text(part, "name")) + ": " + verdict + "\n";
+  }
+  context.result(j, out);
+  return good ? 0 : 1;
+}
+
+Outcome state_reset(Context& context, const StateResetOptions& o) {
+  TM_ASSIGN_OR_RETURN(Node node, load(context));
+  io::RealEnvOptions options;
+  options.open_store = kv::open_lmdb_store;
+  io::RealEnv env(std::move(options));
+  daemon::PidFile lock;
+  if (!o.dry_run) {
+    if (!o.force) return want_force(cost(node.node.role));
+    TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node));
+  }
+  TM_ASSIGN_OR_RETURN(state::SetAside moved, state::set_aside(env, node.spec, true, o.dry_run));
+  std::string out;
+  Json list = moves(moved, o.dry_run, out);
+  out += "then: " + cost(node.node.role) + "\n";
+  context.result(Json{{"dry_run", o.dry_run}, {"moved", list}, {"cost", cost(node.node.role)}}, out);
+  return 0;
+}
+
+Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
+  TM_ASSIGN_OR_RETURN(Node node, load(context));
+  if (node.node.role != "shared")
+    return Status(Code::kInvalidArgument,
+                  node.spec.config_file + " is of a " + node.node.role + ": name the shared node's");
+  const std::string loss = "what a host knows that is not named with --hosts is lost: images that it alone has, and "
+                           "writes that it acknowledged alone";
+  io::RealEnvOptions options;
+  options.open_store = kv::open_lmdb_store;
+  io::RealEnv env(std::move(options));
+  daemon::PidFile lock;
+  if (!o.dry_run) {
+    if (!o.force) return want_force(loss);
+    TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node));
+  }
+  TM_ASSIGN_OR_RETURN(state::SetAside moved, state::set_aside(env, node.spec, o.without_bricks, o.dry_run));
+  if (!o.dry_run) TM_RETURN_IF_ERROR(state::write_rebuild_order(env, node.spec.directory, o.hosts));
+  std::string out;
+  Json list = moves(moved, o.dry_run, out);
+  out += "then: start the shared node; it waits for what these hosts know, which go on meanwhile:\n ";
+  for (const std::string& host : o.hosts) out += " " + printable(host);
+  out += "\n" + loss + "\n";
+  context.result(Json{{"dry_run", o.dry_run}, {"moved", list}, {"hosts", o.hosts}, {"cost", loss}}, out);
+  return 0;
+}
+
+}  // namespace tidemark::cli

@@ -1,0 +1,152 @@
+// A shared node that lost its catalogue, or all it had, and is rebuilt from what its hosts know, under load.
+#include "tests/unit/fs/engine_fixture.h"
+
+namespace tidemark::fs {
+namespace {
+
+class RebuildTest : public EngineTest {
+ protected:
+  // The machine is replaced: nothing of its state, and of its bricks what `bricks` says.
+  void replace_shared(bool bricks, std::vector<std::string> hosts) {
+    crash_shared(sim::Crash::kKill);
+    shared_state_ = "/state2";
+    if (!bricks) shared_brick_ = "/brick2";
+    rebuild_from_ = std::move(hosts);
+    start_shared();
+    rebuild_from_.clear();
+  }
+  // Pieces of 1 MiB, the longest request that there is.
+  Status fill(const File& f, uint8_t byte, uint64_t mib) {
+    for (uint64_t i = 0; i < mib; ++i) TM_RETURN_IF_ERROR(write_now(f, i * kMiB, byte, kMiB));
+    return Status::ok();
+  }
+  int all(const File& f, uint64_t from, uint64_t to) {
+    int byte = byte_at(f, from * kMiB, kMiB);
+    for (uint64_t i = from + 1; i < to; ++i) {
+      if (byte_at(f, i * kMiB, kMiB) != byte) return -1;
+    }
+    return byte;
+  }
+  bool rebuilt() {
+    return until([&] { return shared_->status_json().find("\"rebuilding\":null") != std::string::npos; });
+  }
+};
+
+// What is gone must not be taken for what never was: without an order hosts do not believe the new node.
+TEST_F(RebuildTest, ASharedNodeThatKnowsNothingIsNotBelieved) {
+  start();
+  File f = create(1, "a.img", 4 * kMiB);
+  ASSERT_TRUE(fill(f, 0x11, 4));
+  replace_shared(false, {});
+  EXPECT_FALSE(until([&] { return linked(1) || linked(2); }, seconds(20)));
+  EXPECT_NE(engine(1).status_json().find("emptied or replaced"), std::string::npos);
+  EXPECT_TRUE(write_now(f, 0, 0x22, 4096));
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
+  EXPECT_EQ(mirror(f), "local only");
+}
+
+TEST_F(RebuildTest, AnEmptyOneGetsAllThatItsHostsHold) {
+  start();
+  File held = create(1, "held.img", 8 * kMiB);
+  ASSERT_TRUE(fill(held, 0x11, 8));
+  File given = create(2, "given.img", 4 * kMiB);   // written by host 2, then by host 1, who gave it back
+  ASSERT_TRUE(fill(given, 0x21, 4));
+  close(given);
+  File mine = open(1, "given.img");
+  ASSERT_TRUE(write_now(mine, kMiB, 0x22, kMiB));
+  ASSERT_TRUE(await_mirror(mine, "mirrored"));
+  ASSERT_TRUE(wait(flush(mine)));
+  close(mine);
+  ASSERT_EQ(byte_at(open(2, "given.img"), kMiB, kMiB), 0x22);   // which makes it give the tenure back
+  replace_shared(false, {"host1", "host2"});
+  ASSERT_TRUE(write_now(held, kMiB, 0x12, kMiB));   // under load, alone
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  ASSERT_TRUE(write_now(held, 2 * kMiB, 0x13, kMiB));
+  ASSERT_TRUE(await_mirror(held, "mirrored"));
+  EXPECT_EQ(verify(held), "");
+  // The other host reads and writes what it finds there.
+  File other = open(2, "given.img");
+  ASSERT_TRUE(until([&] { return byte_at(other, 0, kMiB) == 0x21; }, seconds(120)));
+  EXPECT_EQ(byte_at(other, kMiB, kMiB), 0x22);
+  EXPECT_EQ(all(other, 2, 4), 0x21);
+  EXPECT_TRUE(write_now(other, 0, 0x23, kMiB));
+  EXPECT_EQ(byte_at(other, 0, kMiB), 0x23);
+  close(held);
+  File held2 = open(2, "held.img");
+  EXPECT_EQ(byte_at(held2, 0, kMiB), 0x11);
+  EXPECT_EQ(byte_at(held2, kMiB, kMiB), 0x12);
+  EXPECT_EQ(byte_at(held2, 2 * kMiB, kMiB), 0x13);
+}
+
+// With its bricks the newest state is there for what nobody holds, and the rest is compared.
+TEST_F(RebuildTest, ALostCatalogueIsMadeAnewBesideItsBricks) {
+  start();
+  File held = create(1, "held.img", 4 * kMiB);
+  ASSERT_TRUE(fill(held, 0x11, 4));
+  File free = create(2, "free.img", 4 * kMiB);
+  ASSERT_TRUE(fill(free, 0x21, 4));
+  ASSERT_TRUE(wait(flush(free)));
+  close(free);
+  ASSERT_EQ(all(open(1, "free.img"), 0, 4), 0x21);
+  lose_link(1);
+  ASSERT_TRUE(write_now(held, 0, 0x12, 4096));      // alone
+  heal_link(1);
+  replace_shared(true, {"host1", "host2"});
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  ASSERT_TRUE(await_mirror(held, "mirrored"));
+  EXPECT_EQ(verify(held), "");
+  File other = open(1, "free.img");
+  EXPECT_EQ(all(other, 0, 4), 0x21);
+  EXPECT_TRUE(write_now(other, 0, 0x22, kMiB));
+  ASSERT_TRUE(await_mirror(other, "mirrored"));
+  EXPECT_EQ(verify(other), "");
+}
+
+TEST_F(RebuildTest, AnEpochNeverComesTwice) {
+  start();
+  File f = create(1, "a.img", kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  close(f);
+  File g = open(2, "a.img");
+  ASSERT_TRUE(write_now(g, 0, 0x12, kMiB));
+  ASSERT_TRUE(wait(flush(g)));
+  close(g);
+  auto epoch = [&](int host) {
+    const std::string status = engine(host).status_json();
+    const size_t at = status.find("\"epoch\":");
+    return at == std::string::npos ? 0 : std::strtoull(status.c_str() + at + 8, nullptr, 10);
+  };
+  const uint64_t before = epoch(2);
+  ASSERT_GE(before, 2u);
+  ASSERT_EQ(byte_at(open(1, "a.img"), 0, kMiB), 0x12);   // free now
+  replace_shared(true, {"host1", "host2"});
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  File h = open(1, "a.img");
+  ASSERT_TRUE(write_now(h, 0, 0x13, 4096));
+  EXPECT_GT(epoch(1), before);
+}
+
+// It waits for every host that was named, a crash of its own included.
+TEST_F(RebuildTest, ItWaitsForAllThatWereNamed) {
+  start();
+  File f = create(2, "a.img", kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_host(2, sim::Crash::kKill);
+  replace_shared(false, {"host1", "host2"});
+  EXPECT_FALSE(until([&] { return linked(1); }, seconds(20)));
+  crash_shared(sim::Crash::kKill);
+  start_shared();
+  EXPECT_FALSE(until([&] { return linked(1); }, seconds(20)));
+  start_host(2);
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  File g = open(1, "a.img");
+  EXPECT_TRUE(until([&] { return byte_at(g, 0, kMiB) == 0x11; }, seconds(120)));
+}
+
+}  // namespace
+}  // namespace tidemark::fs
