@@ -246,6 +246,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> report(wire::Connection& link);
   Task<Status> adopt_rebuilt(wire::Connection& link);
   Task<Status> push_all(const wire::Attr& attr);
+  bool alone_before_crash(const ImageId& id) const;
   wire::ReportEntry report_of(const wire::DirEntry& known, const image::ImageMetadata* copy);
   Result<Uuid> known_store(std::string_view key);
   Status note_store(std::string_view key, const Uuid& store);

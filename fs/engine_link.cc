@@ -111,8 +111,8 @@ Task<void> Engine::resume(Image& im) {
   bool other = im.apart || (answer->loss_id != im.shared_loss && unflushed && !TM_PLANTED("ignore the loss id"));
   if (!other && !im.facts.alone) im.shared_loss = answer->loss_id;
   im.resync_loss = answer->loss_id;
+  if (im.broken) tell_behind(im);   // first: the flushes that are woken wait for it
   apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);
-  if (im.broken) tell_behind(im);
 }
 
 // The durable note that the shared copy may lack acknowledged writes; then those that wait for it are answered.

@@ -165,7 +165,7 @@ void Engine::reap() {
     journal_->forget(id);
     bool had = im.copy != nullptr;
     names_->erase(im.inode);
-    Status off = set_flag(im, kFlagDoomed | kFlagBehind | kFlagHostOnly | kFlagStandIn, false);
+    Status off = set_flag(im, kFlagDoomed | kFlagBehind | kFlagHostOnly | kFlagStandIn | kFlagPartial, false);
     at = images_.erase(at);
     Status removed = had ? group_->remove(id) : Status::ok();
     if (!removed) kLog.warning("blocks_not_freed", {{"image", id}, {"error", removed}});

@@ -4,6 +4,8 @@
 // of, all is compared and copied (kFlagHostOnly, a durable flag), as after a time alone with every region dirty.
 #include "fs/engine.h"
 
+#include <algorithm>
+
 #include "shared/base/log.h"
 #include "shared/wire/connection.h"
 
@@ -68,6 +70,12 @@ Task<Status> Engine::check_shared(wire::Connection& link, const wire::HelloAnswe
   co_return note_store(kShared, hello.store);
 }
 
+bool Engine::alone_before_crash(const ImageId& id) const {
+  if (!unreconciled_.contains(id)) return false;
+  const auto& dirty = journal_->dirty_after_crash();
+  return std::any_of(dirty.begin(), dirty.end(), [&](const auto& d) { return d.image == id && d.alone; });
+}
+
 // What the copy here is good for, as far as this host alone can tell.
 wire::ReportEntry Engine::report_of(const wire::DirEntry& known, const image::ImageMetadata* copy) {
   wire::ReportEntry out;
@@ -85,6 +93,8 @@ wire::ReportEntry Engine::report_of(const wire::DirEntry& known, const image::Im
     out.attr.size = copy->size;
     out.attr.size_generation = copy->size_generation;
   }
+  // What was acknowledged alone before a crash is here only: the tenure goes on, as it would with the old shared node.
+  if (alone_before_crash(known.attr.image)) out.held = 1;
   if (im == nullptr || !im->held || im->yield_unknown) return out;
   out.held = 1;
   out.own = im->epoch;

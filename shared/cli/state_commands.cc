@@ -3,6 +3,7 @@
 #include "shared/cli/commands.h"
 #include "shared/cli/output.h"
 #include "shared/daemon/process.h"
+#include "shared/image/side_file.h"
 #include "shared/io/real_env.h"
 #include "shared/kv/lmdb_store.h"
 #include "shared/net/pki.h"
@@ -135,6 +136,50 @@ Outcome state_reset(Context& context, const StateResetOptions& o) {
   return 0;
 }
 
+namespace {
+
+// A brick without a marker was emptied, or its disk is not mounted: nobody is to find that out afterwards.
+Status check_bricks(io::Env& env, const Node& node, bool without) {
+  if (without) return Status::ok();
+  for (const std::string& brick : node.spec.bricks) {
+    auto marker = env.files().stat(brick + "/" + std::string(image::kMarkerName));
+    if (marker) continue;
+    if (marker.status().code() != Code::kNotFound) return marker.status().with_context("brick " + brick);
+    return Status(Code::kInvalidArgument,
+                  "brick " + brick + " holds no blocks: mount its disk; if what it held is lost, say "
+                  "--without-bricks: then the hosts' copies count");
+  }
+  return Status::ok();
+}
+
+// The newest epoch of each image that reached the replica: no later one may come twice.
+Result<std::map<ImageId, Epoch>> epochs_at_replica(Context& context, bool without) {
+  std::map<ImageId, Epoch> out;
+  TM_ASSIGN_OR_RETURN(const NodeConfig* config, context.config());
+  if (without || !config->replica) return out;
+  auto read = [&]() -> Status {
+    TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
+    TM_ASSIGN_OR_RETURN(Json status, replica->status());
+    for (const Json& branch : at(status, "branches")) {
+      if (auto id = Uuid::parse(text(branch, "image")))
+        out[*id] = std::max({out[*id], Epoch(number(branch, "epoch")), Epoch(number(branch, "newer_epoch"))});
+    }
+    auto newest = replica->resolve("latest");
+    if (!newest && newest.status().code() == Code::kNotFound) return Status::ok();   // it has no point yet
+    if (!newest) return newest.status();
+    TM_ASSIGN_OR_RETURN(Json tree, replica->tree(*newest));
+    for (const Json& entry : at(tree, "entries")) {
+      if (auto id = Uuid::parse(text(entry, "uuid"))) out[*id] = std::max(out[*id], Epoch(number(entry, "epoch")));
+    }
+    return Status::ok();
+  };
+  if (Status asked = read(); !asked)
+    return asked.with_context("the replica, whose epochs count, was not heard (--without-replica does without)");
+  return out;
+}
+
+}  // namespace
+
 Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
   TM_ASSIGN_OR_RETURN(Node node, load(context));
   if (node.node.role != "shared")
@@ -150,14 +195,17 @@ Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
     if (!o.force) return want_force(loss);
     TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node));
   }
+  TM_RETURN_IF_ERROR(check_bricks(env, node, o.without_bricks));
+  TM_ASSIGN_OR_RETURN(auto epochs, epochs_at_replica(context, o.without_replica));
   TM_ASSIGN_OR_RETURN(state::SetAside moved, state::set_aside(env, node.spec, o.without_bricks, o.dry_run));
-  if (!o.dry_run) TM_RETURN_IF_ERROR(state::write_rebuild_order(env, node.spec.directory, o.hosts));
+  if (!o.dry_run) TM_RETURN_IF_ERROR(state::write_rebuild_order(env, node.spec.directory, {o.hosts, epochs}));
   std::string out;
   Json list = moves(moved, o.dry_run, out);
   out += "then: start the shared node; it waits for what these hosts know, which go on meanwhile:\n ";
   for (const std::string& host : o.hosts) out += " " + printable(host);
   out += "\n" + loss + "\n";
-  context.result(Json{{"dry_run", o.dry_run}, {"moved", list}, {"hosts", o.hosts}, {"cost", loss}}, out);
+  context.result(Json{{"dry_run", o.dry_run}, {"moved", list}, {"hosts", o.hosts}, {"cost", loss},
+                      {"images_at_replica", epochs.size()}}, out);
   return 0;
 }
 

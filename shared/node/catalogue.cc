@@ -184,22 +184,18 @@ Result<Identity> read_identity(kv::Store& store) {
   return out;
 }
 
-Result<std::vector<std::string>> read_rebuilding(kv::Store& store) {
-  std::vector<std::string> hosts;
+Result<state::RebuildOrder> read_rebuilding(kv::Store& store) {
   Result<Bytes> value = store.snapshot()->get(kMeta, as_bytes("rebuilding"));
-  if (!value && value.status().code() == Code::kNotFound) return hosts;
+  if (!value && value.status().code() == Code::kNotFound) return state::RebuildOrder{};
   if (!value) return value.status();
-  Reader in(*value);
-  while (in.left() > 0 && in.ok()) hosts.push_back(in.text());
-  if (!in.done()) return corrupt(kMeta, as_bytes("rebuilding"), "malformed");
-  return hosts;
+  auto order = state::decode_rebuild_order(*value);
+  if (!order) return corrupt(kMeta, as_bytes("rebuilding"), order.status().message());
+  return order;
 }
 
-void put_rebuilding(kv::WriteBatch& batch, const std::vector<std::string>& hosts) {
-  Bytes value;
-  for (const std::string& host : hosts) Writer(value).text(host);
-  if (hosts.empty()) batch.erase(kMeta, as_bytes("rebuilding"));
-  else batch.put(kMeta, as_bytes("rebuilding"), value);
+void put_rebuilding(kv::WriteBatch& batch, const state::RebuildOrder& order) {
+  if (order.hosts.empty()) batch.erase(kMeta, as_bytes("rebuilding"));
+  else batch.put(kMeta, as_bytes("rebuilding"), state::encode_rebuild_order(order));
 }
 
 void put_boot(kv::WriteBatch& batch, Incarnation boot) { put_u64(batch, "boot", boot.value); }

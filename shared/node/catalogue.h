@@ -10,7 +10,7 @@
 // | hosts  | text host, 0, u64 incarnation         | uuid nonce, uuid journal generation                |
 // | marks  | u64 event number                      | Mark (shared/wire): not yet known to be recorded   |
 //
-// "rebuilding", where it is there, is a list of host names.
+// "rebuilding", where it is there, is an operator's order (shared/state/FORMAT.md, `rebuild`).
 // "identity" is u16 version 2, uuid cluster, uuid storage group, text node, uuid store; 1 ends before
 // `store`. Of a host's runs the newest counts; it takes the older ones' place.
 // "loss_id" (u64, absent before the first start that wrote it) is that of the copies when the records'
@@ -33,6 +33,7 @@
 #include "shared/kv/store.h"
 #include "shared/node/behind.h"
 #include "shared/node/names.h"
+#include "shared/state/identity.h"
 #include "shared/wire/messages.h"
 
 namespace tidemark::node {
@@ -88,9 +89,9 @@ struct Identity {
   Uuid store;        // names this catalogue to hosts; nil: of an older version
 };
 
-// The hosts whose reports a rebuild waits for; empty: none is under way.
-Result<std::vector<std::string>> read_rebuilding(kv::Store& store);
-void put_rebuilding(kv::WriteBatch& batch, const std::vector<std::string>& hosts);
+// The order for a rebuild that is under way; no hosts: none is.
+Result<state::RebuildOrder> read_rebuilding(kv::Store& store);
+void put_rebuilding(kv::WriteBatch& batch, const state::RebuildOrder& order);
 void put_boot(kv::WriteBatch& batch, Incarnation boot);
 // kNotFound: the store is new.
 Result<Identity> read_identity(kv::Store& store);

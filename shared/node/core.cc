@@ -76,7 +76,7 @@ Status Core::open() {
   if (identity_.store.is_nil()) identity_.store = env_.random_uuid();
   kv::WriteBatch batch;
   const bool fresh = !known;
-  if (fresh && !options_.rebuild_from.empty()) put_rebuilding(batch, options_.rebuild_from);
+  if (fresh && !options_.rebuild.hosts.empty()) put_rebuilding(batch, options_.rebuild);
   put_identity(batch, identity_);
   TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
   TM_RETURN_IF_ERROR(open_rebuild());

@@ -70,7 +70,7 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
   state::Spec spec{config.node.state_dir, identity.cluster, config.node.role, config.node.name,
                    state::parts_of_shared(), config.storage.bricks, file};
   TM_RETURN_IF_ERROR(state::check_in(daemon.env(), spec).status());
-  TM_ASSIGN_OR_RETURN(auto rebuild_from, state::read_rebuild_order(daemon.env(), config.node.state_dir));
+  TM_ASSIGN_OR_RETURN(state::RebuildOrder rebuild, state::read_rebuild_order(daemon.env(), config.node.state_dir));
   auto marks = open_marks(daemon.env(), config, identity.cluster);
   if (!marks) return marks.status();
   node::NodeOptions options;
@@ -81,7 +81,7 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
   options.region_bytes = config.journal.region_bytes;
   options.tenure_wait = config.tenure_wait;
   options.metrics = &daemon.metrics();
-  options.rebuild_from = rebuild_from;
+  options.rebuild = rebuild;
   if (config.witness) {
     const auto http = daemon::client_of(*config.witness, config.tls);
     TM_ASSIGN_OR_RETURN(options.witness, daemon.env().network().http_client(http));
@@ -93,7 +93,7 @@ Status start(daemon::Daemon& daemon, const config::Shared& config, std::unique_p
     return ours ? daemon.config_error("storage", "bricks", opened.status(), "name directories of one storage group")
                 : opened.status();
   }
-  if (!rebuild_from.empty()) TM_RETURN_IF_ERROR(state::remove_rebuild_order(daemon.env(), config.node.state_dir));
+  if (!rebuild.hosts.empty()) TM_RETURN_IF_ERROR(state::remove_rebuild_order(daemon.env(), config.node.state_dir));
   auto address = net::Address::parse(config.listen.address);
   if (!address) return daemon.config_error("listen", "address", address.status(), "write HOST:PORT");
   if (Status s = (*opened)->listen(*address, daemon::files_of(config.tls)); !s) {

@@ -19,6 +19,7 @@
 #include "shared/io/env.h"
 #include "shared/net/network.h"
 #include "shared/node/marks.h"
+#include "shared/state/identity.h"
 
 namespace tidemark::node {
 
@@ -31,7 +32,7 @@ struct NodeOptions {
   config::Storage storage;
   uint64_t region_bytes = 4ull << 20; // of behind-maps; grows with the image
   std::chrono::milliseconds tenure_wait{5000};   // longest wait for another host's release
-  std::vector<std::string> rebuild_from;         // the catalogue was lost: the hosts that report
+  state::RebuildOrder rebuild;        // its hosts: the catalogue was lost, and these report
   bool direct = true;
   metrics::Registry* metrics = nullptr;
   std::unique_ptr<net::HttpClient> witness;      // none: only an operator takes a tenure from its holder

@@ -18,11 +18,11 @@ constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
 }  // namespace
 
 Status Core::open_rebuild() {
-  TM_ASSIGN_OR_RETURN(std::vector<std::string> hosts, read_rebuilding(*store_));
-  if (hosts.empty()) return Status::ok();
+  TM_ASSIGN_OR_RETURN(state::RebuildOrder order, read_rebuilding(*store_));
+  if (order.hosts.empty()) return Status::ok();
   rebuild_ = std::make_unique<Rebuild>();
-  rebuild_->hosts = std::move(hosts);
-  kLog.warning("rebuilding", {{"node", options_.name}, {"waits_for_hosts", rebuild_->hosts.size()}});
+  rebuild_->order = std::move(order);
+  kLog.warning("rebuilding", {{"node", options_.name}, {"waits_for_hosts", rebuild_->order.hosts.size()}});
   return Status::ok();
 }
 
@@ -62,7 +62,7 @@ void Core::rebuild() {
   if (!list) return fatal(list.status());
   for (const Status& damaged : list->damaged) kLog.warning("side_file_damaged", {{"error", damaged}});
   const WallTime now = env_.wall();
-  RebuildPlan plan = plan_rebuild({rebuild_->reports, list->images, now, options_.region_bytes});
+  RebuildPlan plan = plan_rebuild({rebuild_->reports, list->images, now, options_.region_bytes, rebuild_->order.epochs});
   kv::WriteBatch batch;
   std::map<ImageId, uint64_t> sizes;
   for (const Node& node : plan.nodes) {

@@ -37,7 +37,7 @@ struct HostReport {
 };
 
 struct Rebuild {
-  std::vector<std::string> hosts;              // whose reports it waits for
+  state::RebuildOrder order;                   // whose reports it waits for
   std::map<std::string, HostReport> reports;
   bool waits_for(const std::string& host) const;   // listed, and not complete
   std::vector<std::string> awaited() const;
@@ -60,6 +60,7 @@ struct RebuildInput {
   const std::vector<image::ImageMetadata>& bricks;
   WallTime now;                                // numbers begun anew from it are above those of earlier runs
   uint64_t region_bytes = 0;
+  const std::map<ImageId, Epoch>& epochs;      // the newest that the replica has
 };
 RebuildPlan plan_rebuild(const RebuildInput& input);
 

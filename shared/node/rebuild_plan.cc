@@ -107,10 +107,16 @@ class Planner {
     return record;
   }
 
+  // The newest epoch that reached the replica.
+  uint64_t shipped(const ImageId& image) const {
+    auto at = in_.epochs.find(image);
+    return at == in_.epochs.end() ? 0 : at->second.value;
+  }
+
   void decide(Node& node) {
     RebuildPlan::Placed placed;
     const std::vector<Named>& claims = claims_[node.attr.image];
-    uint64_t newest = 0;
+    uint64_t newest = shipped(node.attr.image);
     for (const Named& c : claims) newest = std::max({newest, c.entry.attr.epoch.value, c.entry.own.value});
     uint64_t newest_own = 0;
     for (const Named& c : claims) newest_own = std::max(newest_own, c.entry.own.value);
@@ -192,8 +198,10 @@ class Planner {
     RebuildPlan::Placed placed;
     placed.record = record_of(node.attr);
     placed.record.has_copy = 1;
-    placed.record.tenure.epoch = Epoch(seconds());   // nobody says which was the newest
-    placed.record.tenure.parent.epoch = Epoch(seconds() - 1);
+    // Nobody says which was the newest.
+    const uint64_t epoch = std::max(seconds(), shipped(metadata.id) + kEpochsSkipped);
+    placed.record.tenure.epoch = Epoch(epoch);
+    placed.record.tenure.parent.epoch = Epoch(epoch - 1);
     placed.record.tenure.parent.clean = false;
     placed.from = "the bricks; no host knows its name";
     out_.nodes.push_back(std::move(node));
@@ -212,14 +220,14 @@ class Planner {
 }  // namespace
 
 bool Rebuild::waits_for(const std::string& host) const {
-  if (std::find(hosts.begin(), hosts.end(), host) == hosts.end()) return false;
+  if (std::find(order.hosts.begin(), order.hosts.end(), host) == order.hosts.end()) return false;
   auto report = reports.find(host);
   return report == reports.end() || !report->second.complete;
 }
 
 std::vector<std::string> Rebuild::awaited() const {
   std::vector<std::string> out;
-  for (const std::string& host : hosts) {
+  for (const std::string& host : order.hosts) {
     if (waits_for(host)) out.push_back(host);
   }
   return out;

@@ -101,27 +101,42 @@ Result<Tag> decode_tag(ByteSpan bytes) {
   return out;
 }
 
-Result<std::vector<std::string>> read_rebuild_order(io::Env& env, const std::string& directory) {
-  std::vector<std::string> hosts;
-  const std::string file = directory + "/" + kRebuildFile;
-  auto bytes = env.files().read_file(file);
-  if (!bytes && bytes.status().code() == Code::kNotFound) return hosts;
-  if (!bytes) return bytes.status().with_context(file);
-  auto body = unseal(*bytes, kRebuildMagic);
-  if (!body) return body.status().with_context(file + ": give the order again");
-  Reader in(*body);
-  while (in.left() > 0 && in.ok()) hosts.push_back(in.text());
-  if (!in.done()) return Status(Code::kCorruption, file + ": malformed; give the order again");
-  return hosts;
-}
-
-Status write_rebuild_order(io::Env& env, const std::string& directory, const std::vector<std::string>& hosts) {
+Bytes encode_rebuild_order(const RebuildOrder& order) {
   Bytes out;
   Writer w(out);
-  w.raw(as_bytes(kRebuildMagic)).u32(kVersion);
-  for (const std::string& host : hosts) w.text(host);
+  w.raw(as_bytes(kRebuildMagic)).u32(kVersion).u32(static_cast<uint32_t>(order.hosts.size()));
+  for (const std::string& host : order.hosts) w.text(host);
+  w.u32(static_cast<uint32_t>(order.epochs.size()));
+  for (const auto& [image, epoch] : order.epochs) w.uuid(image).id(epoch);
   seal(out);
-  return env.files().write_file_atomically(directory + "/" + kRebuildFile, out);
+  return out;
+}
+
+Result<RebuildOrder> decode_rebuild_order(ByteSpan bytes) {
+  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kRebuildMagic));
+  Reader in(body);
+  RebuildOrder out;
+  for (uint32_t left = in.u32(); left > 0 && in.ok(); --left) out.hosts.push_back(in.text());
+  for (uint32_t left = in.u32(); left > 0 && in.ok(); --left) {
+    const Uuid image = in.uuid();
+    out.epochs[image] = in.id<Epoch>();
+  }
+  if (!in.done() || out.hosts.empty()) return Status(Code::kCorruption, "malformed");
+  return out;
+}
+
+Result<RebuildOrder> read_rebuild_order(io::Env& env, const std::string& directory) {
+  const std::string file = directory + "/" + kRebuildFile;
+  auto bytes = env.files().read_file(file);
+  if (!bytes && bytes.status().code() == Code::kNotFound) return RebuildOrder{};
+  if (!bytes) return bytes.status().with_context(file);
+  auto order = decode_rebuild_order(*bytes);
+  if (!order) return order.status().with_context(file + ": give the order again");
+  return order;
+}
+
+Status write_rebuild_order(io::Env& env, const std::string& directory, const RebuildOrder& order) {
+  return env.files().write_file_atomically(directory + "/" + kRebuildFile, encode_rebuild_order(order));
 }
 
 Status remove_rebuild_order(io::Env& env, const std::string& directory) {

@@ -6,6 +6,7 @@
 // missing in a group that exists (shared/image/brick_set.h), what is inside a store.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -95,9 +96,15 @@ struct SetAside {
 };
 Result<SetAside> set_aside(io::Env& env, const Spec& spec, bool with_bricks, bool dry_run);
 
-// An operator's order to a shared node that lost its catalogue: which hosts are to report. Empty: none stands.
-Result<std::vector<std::string>> read_rebuild_order(io::Env& env, const std::string& directory);
-Status write_rebuild_order(io::Env& env, const std::string& directory, const std::vector<std::string>& hosts);
+// An operator's order to a shared node that lost its catalogue.
+struct RebuildOrder {
+  std::vector<std::string> hosts;       // that are to report; empty: no order stands
+  std::map<ImageId, Epoch> epochs;      // the newest that the replica has of each image
+};
+Bytes encode_rebuild_order(const RebuildOrder& order);
+Result<RebuildOrder> decode_rebuild_order(ByteSpan bytes);
+Result<RebuildOrder> read_rebuild_order(io::Env& env, const std::string& directory);
+Status write_rebuild_order(io::Env& env, const std::string& directory, const RebuildOrder& order);
 Status remove_rebuild_order(io::Env& env, const std::string& directory);
 
 }  // namespace tidemark::state

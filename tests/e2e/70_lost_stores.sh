@@ -29,7 +29,6 @@ refuses() { # NODE PATH WORDS: with PATH away, then back, then empty
 }
 for store in names journal drl; do refuses host1 "$D/host1/state/$store" "state/$store is missing"; done
 refuses host1 "$D/host1/state" "holds no state that knows it"
-refuses host1 "$D/host1/brick1" "brick1.*does not exist"
 for store in catalogue journal drl; do refuses shared1 "$D/shared1/state/$store" "state/$store is missing"; done
 refuses shared1 "$D/shared1/state" "holds no state that knows it"
 refuses shared1 "$D/shared1/brick1" "brick1.*does not exist"
@@ -42,10 +41,10 @@ grep -q "emptied or replaced" "$D/log/refused" || die "$(cat "$D/log/refused")"
 expect_exit 1 "state show says so" tm shared1 state show
 mv "$D/aside" "$D/shared1/state/catalogue/data.mdb"
 expect "all is there again" tm shared1 state show
-mv "$D/host1/brick1" "$D/aside"; mkdir "$D/host1/brick1"
-expect_exit 2 "an emptied brick is refused" timeout 20 $(program host1) 2> "$D/log/refused"
+mv "$D/shared1/brick1" "$D/aside"; mkdir "$D/shared1/brick1"
+expect_exit 2 "an emptied brick is refused" timeout 20 $(program shared1) 2> "$D/log/refused"
 grep -q "was replaced or is not mounted" "$D/log/refused" || die "$(cat "$D/log/refused")"
-rmdir "$D/host1/brick1"; mv "$D/aside" "$D/host1/brick1"
+rm -r "$D/shared1/brick1"; mv "$D/aside" "$D/shared1/brick1"
 
 for node in shared1 replica1 host1; do start "$node"; done
 [ "$(sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed"

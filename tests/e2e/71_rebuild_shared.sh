@@ -36,8 +36,9 @@ lose() { # DIRECTORY...: under load, all that is in them
   kill9 shared1
   for directory in "$@"; do rm -rf "${directory:?}"/*; done
 }
-rebuild() {
-  expect "the rebuild is ordered" tm shared1 shared rebuild --hosts host1,host2 --force > "$D/log/rebuild"
+rebuild() { # --without-bricks if they are gone
+  tm shared1 shared rebuild --hosts host1,host2 --dry-run "$@" > "$D/log/rebuild" || die "$(cat "$D/log/rebuild")"
+  expect "the rebuild is ordered" tm shared1 shared rebuild --hosts host1,host2 --force "$@" > "$D/log/rebuild"
   start shared1
   wait_for 30 "the reports" bash -c "tidemark --config '$D/shared1.toml' status --json | jq -e '.rebuilding == null'"
   check
@@ -49,7 +50,8 @@ say "ok: a lost catalogue is made anew beside its bricks"
 stop shared1; start shared1
 wait_for 20 "the copies to be level" mirrored host1 vm/held.img
 lose "$D/shared1/state" "$D/shared1/brick1"
-rebuild
+expect_exit 2 "an empty brick wants a word of its own" tm shared1 shared rebuild --hosts host1,host2 --force 2> "$D/log/refused"
+rebuild --without-bricks
 say "ok: an empty shared node is filled from its hosts"
 expect "another host is added" tm host1 host add host3 --dir "$D/pki" --brick "$D/host3/brick1" --mount "$D/mnt/host3" \
   --out "$D" --state "$D/host3/state" --run "$D/run/host3" --san 127.0.0.1
@@ -58,4 +60,27 @@ start host3
 printf z | dd of="$D/mnt/host3/given.img" bs=1 conv=notrunc,fsync status=none
 [ "$(head -c 1 "$M2/given.img")" = z ] || die "what the new host wrote is not seen"
 say "ok: a host that was added reads and writes"
+# The replica follows: its newest point is what the images are.
+wait_for 30 "the copies to be level" mirrored host1 vm/held.img
+POINT=$(mark host1)
+export_point host1 vm/held.img "$POINT" "$D/then.img"
+cmp "$M1/vm/held.img" "$D/then.img" || die "the replica shows something else"
+say "ok: the replica follows the rebuilt node"
+# Only host2, which is gone, had the newest state of one image, and the bricks are gone, too: EIO, never an older state.
+dd if=/dev/urandom of="$M2/lost.img" bs=1M count=2 conv=fsync status=none
+SUM=$(sha256sum < "$M1/lost.img")
+printf w | dd of="$M2/lost.img" bs=1 conv=notrunc,fsync status=none
+LOST=$(sha256sum < "$M1/lost.img")
+[ "$LOST" != "$SUM" ] || die "nothing was written"
+mark host2 > /dev/null
+kill9 host2; stop host3; kill9 shared1
+rm -rf "$D/shared1/state/"* "$D/shared1/brick1/"*
+expect "the rebuild is ordered" tm shared1 shared rebuild --hosts host1 --without-bricks --force > "$D/log/rebuild"
+start shared1
+wait_for 30 "the host to be back" bash -c "tidemark --config '$D/host1.toml' status --json | jq -e .shared.connected"
+wait_for 30 "the copies to be level" mirrored host1 vm/held.img
+if cat "$M1/lost.img" > /dev/null 2> "$D/log/lost"; then die "an image whose newest state is gone was read"; fi
+grep -q "image_rebuilt.*restore it from the replica" "$D/log/shared1.log" || die "the log does not say what is lost"
+expect "it is restored" tm host1 replica restore lost.img --at latest --force
+[ "$(sha256sum < "$M1/lost.img")" = "$LOST" ] || die "what was restored is not its newest point"
 no_error_lines

@@ -79,7 +79,7 @@ void EngineTest::start_shared() {
   options.cluster = cluster_;
   options.state_dir = shared_state_;
   options.region_bytes = kMiB;
-  options.rebuild_from = rebuild_from_;
+  options.rebuild.hosts = rebuild_from_;
   options.storage.bricks = {shared_brick_};
   ASSERT_TRUE(env.files().make_directories(shared_brick_));
   auto node = node::SharedNode::open(env, std::move(options), std::make_unique<node::NoMarks>());

@@ -27,6 +27,7 @@ class RebuildTest : public EngineTest {
     }
     return byte;
   }
+  void alone_then_crashed(bool bricks);
   bool rebuilt() {
     return until([&] { return shared_->status_json().find("\"rebuilding\":null") != std::string::npos; });
   }
@@ -103,6 +104,35 @@ TEST_F(RebuildTest, ALostCatalogueIsMadeAnewBesideItsBricks) {
   ASSERT_TRUE(await_mirror(other, "mirrored"));
   EXPECT_EQ(verify(other), "");
 }
+
+// The host went on alone when the shared node died, and lost its power before that one was replaced.
+void RebuildTest::alone_then_crashed(bool bricks) {
+  start();
+  File f = create(1, "a.img", 4 * kMiB);
+  ASSERT_TRUE(fill(f, 0x11, 4));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_shared(sim::Crash::kKill);
+  ASSERT_TRUE(write_now(f, kMiB, 0x12, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_host(1, sim::Crash::kPowerLoss);
+  start_host(1);
+  replace_shared(bricks, {"host1", "host2"});
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  File g = open(1, "a.img");
+  ASSERT_TRUE(until([&] { return byte_at(g, kMiB, kMiB) == 0x12; }, seconds(120)));
+  EXPECT_EQ(byte_at(g, 0, kMiB), 0x11);
+  ASSERT_TRUE(write_now(g, 0, 0x13, 4096));
+  ASSERT_TRUE(await_mirror(g, "mirrored"));
+  EXPECT_EQ(verify(g), "");
+  close(g);
+  File other = open(2, "a.img");
+  ASSERT_TRUE(until([&] { return byte_at(other, kMiB, kMiB) == 0x12; }, seconds(120)));
+  EXPECT_EQ(byte_at(other, 0, 4096), 0x13);
+}
+
+TEST_F(RebuildTest, WhatWasAcknowledgedAloneBeforeACrashIsNewerThanTheBricks) { alone_then_crashed(true); }
+TEST_F(RebuildTest, WhatWasAcknowledgedAloneBeforeACrashFillsAnEmptyNode) { alone_then_crashed(false); }
 
 TEST_F(RebuildTest, AnEpochNeverComesTwice) {
   start();

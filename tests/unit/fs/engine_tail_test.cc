@@ -1,4 +1,6 @@
 // A host whose tenure went to another while it wrote on its own.
+#include <nlohmann/json.hpp>
+
 #include "shared/wire/connection.h"
 #include "tests/unit/fs/engine_fixture.h"
 
@@ -8,7 +10,7 @@ namespace {
 class TailTest : public EngineTest, public testing::WithParamInterface<bool> {
  protected:
   // Speaks for host1 as an operator's override would: its tenure is ended without its word.
-  void give_away(const ImageId& image, Incarnation incarnation) {
+  void give_away(const ImageId& image, Incarnation incarnation, const Uuid& generation) {
     sim::SimEnv& env = world_->start("host1");
     auto pool = wire::PayloadPool::make();   // shared with payloads in use
     std::unique_ptr<wire::Connection> link;
@@ -26,6 +28,7 @@ class TailTest : public EngineTest, public testing::WithParamInterface<bool> {
     hello.node = "host1";
     hello.incarnation = incarnation;
     hello.nonce.bytes[0] = 7;
+    hello.journal_generation = generation;
     bool done = false;
     link->request<wire::HelloAnswer>(wire::Type::kHello, hello, [&](Result<wire::HelloAnswer> a) {
       ASSERT_TRUE(a) << a.status().to_string();
@@ -56,8 +59,10 @@ TEST_P(TailTest, IsKeptAsideAndNeverServed) {
   heal_link(1);
   ASSERT_TRUE(open_host(1));
   Incarnation between = incarnation(1);
+  auto generation = Uuid::parse(nlohmann::json::parse(engine(1).journal_json())["generation"].get<std::string>());
+  ASSERT_TRUE(generation);
   crash_host(1, sim::Crash::kKill);
-  give_away(f.image, between);
+  give_away(f.image, between, *generation);
   File theirs = open(2, "a.img");
   ASSERT_TRUE(write_now(theirs, 0, 0x33, 4096));
   close(theirs);

@@ -33,11 +33,12 @@ class RebuildPlanTest : public ::testing::Test {
     e.held = held ? 1 : 0;
   }
   void brick(uint8_t n, uint64_t size) { bricks.push_back({image(n), {}, size, Generation(3)}); }
-  RebuildPlan plan() { return plan_rebuild({reports, bricks, {1'800'000'000ll * 1'000'000'000}, 4 << 20}); }
+  RebuildPlan plan() { return plan_rebuild({reports, bricks, {1'800'000'000ll * 1'000'000'000}, 4 << 20, epochs}); }
   const RebuildPlan::Placed& only(const RebuildPlan& p) { return p.images.at(image(2)); }
 
   std::map<std::string, HostReport> reports;
   std::vector<image::ImageMetadata> bricks;
+  std::map<ImageId, Epoch> epochs;   // at the replica
 };
 
 TEST_F(RebuildPlanTest, AHolderThatGoesOnKeepsItsTenureAndItsCopyCounts) {
@@ -93,6 +94,23 @@ TEST_F(RebuildPlanTest, WithBricksWhatNobodyHoldsIsFreeAndFollowsItsLastWriter) 
   EXPECT_EQ(tenure.parent.last, reports.at("b").cut);
   EXPECT_EQ(only(p).record.has_copy, 1);
   EXPECT_EQ(p.nodes.at(0).attr.size, 4u << 20);
+}
+
+// A tenure that only the replica has heard of was of a host that does not report.
+TEST_F(RebuildPlanTest, EpochsAreAboveWhatTheReplicaHasToo) {
+  epochs[image(2)] = Epoch(9);
+  epochs[image(3)] = Epoch(4'000'000'000);
+  tenure(entry("a", 2, "x"), 6, 6, 2);
+  brick(2, 4 << 20);
+  brick(3, 4 << 20);
+  RebuildPlan p = plan();
+  EXPECT_GT(only(p).record.tenure.epoch, Epoch(9));
+  EXPECT_EQ(only(p).record.tenure.parent.last, WriteSequence());   // not known
+  EXPECT_GT(p.images.at(image(3)).record.tenure.epoch, Epoch(4'000'000'000));
+  bricks.clear();
+  RebuildPlan q = plan();   // the copy of "a" is of an older tenure
+  EXPECT_EQ(only(q).record.tenure.holder, "");
+  EXPECT_EQ(only(q).record.has_copy, 1);
 }
 
 TEST_F(RebuildPlanTest, AHolderThatIsNotWholeGoesOnWithTheBricks) {
