@@ -7,9 +7,10 @@
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
 // that fail), engine_hang.cc (bricks that hang), engine_policy.cc (mirror = none and back), engine_link.cc (link lost
 // and back), engine_tenure.cc, engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
-// engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc, engine_recovery.cc, engine_succession.cc
-// (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc (handles, unlink),
-// engine_verify.cc, engine_scrub.cc, engine_status.cc.
+// engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
+// engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
+// engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc,
+// engine_status.cc.
 #pragma once
 
 #include <map>

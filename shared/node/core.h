@@ -1,6 +1,7 @@
 // The inside of SharedNode. One class, its members grouped by what they do; each group has its .cc:
 // core.cc (start, stop, commits), sessions.cc, data_requests.cc and data.cc (the way of a data request),
-// hang.cc (a brick that hangs), scans.cc (hash and extents), tenures.cc, takeover.cc, rebuild.cc, name_requests.cc, status.cc.
+// hang.cc (a brick that hangs), scans.cc (hash and extents), tenures.cc, takeover.cc, rebuild.cc,
+// name_requests.cc, status.cc.
 //
 // The way of a request that changes blocks:
 //

@@ -62,7 +62,8 @@ void Core::rebuild() {
   if (!list) return fatal(list.status());
   for (const Status& damaged : list->damaged) kLog.warning("side_file_damaged", {{"error", damaged}});
   const WallTime now = env_.wall();
-  RebuildPlan plan = plan_rebuild({rebuild_->reports, list->images, now, options_.region_bytes, rebuild_->order.epochs});
+  RebuildPlan plan = plan_rebuild({rebuild_->reports, list->images, now, options_.region_bytes,
+                                   rebuild_->order.epochs});
   kv::WriteBatch batch;
   std::map<ImageId, uint64_t> sizes;
   for (const Node& node : plan.nodes) {

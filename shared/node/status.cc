@@ -116,7 +116,8 @@ std::string Core::status_json() {
               {"event", names_->last_event().value},
               {"storage", {{"group", group_->name()}, {"bricks", options_.storage.bricks}}},
               {"hosts", StatusWriter{*this}.hosts()},
-              {"rebuilding", rebuild_ ? json{{"from", rebuild_->order.hosts}, {"awaited", rebuild_->awaited()}} : json()},
+              {"rebuilding",
+               rebuild_ ? json{{"from", rebuild_->order.hosts}, {"awaited", rebuild_->awaited()}} : json()},
               {"images", std::move(images)},
               {"journal", std::move(journal)}};
   Result<io::FileSystem::Space> space = group_->space();
