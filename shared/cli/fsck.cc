@@ -29,11 +29,17 @@ struct Rebuild {
   std::vector<std::string> tables, needed;
   bool outdated = false;
 };
+// Says whose store it is (shared/state); without it the daemon would not start.
+constexpr const char* kTagTable = "identity";
+std::vector<std::string> tagged(std::vector<std::string> tables) {
+  tables.push_back(kTagTable);
+  return tables;
+}
 const std::vector<Rebuild>& rebuilds() {
   static const std::vector<Rebuild> all = {
-      {"drl", journal::drl_table_names(), {"images"}, true},
-      {"journal", journal::journal_table_names(), {"meta", "images", "batches"}, true},
-      {"names", {"attr", "entry", "flag", "meta"}, {"flag", "meta"}, false},
+      {"drl", tagged(journal::drl_table_names()), {"images", kTagTable}, true},
+      {"journal", tagged(journal::journal_table_names()), {"meta", "images", "batches", kTagTable}, true},
+      {"names", {"attr", "entry", "flag", "meta", kTagTable}, {"flag", "meta", kTagTable}, false},
   };
   return all;
 }
@@ -161,8 +167,8 @@ class Fsck {
 
   // A host's note of an image (Flag of fs/engine.h). All but "behind the shared copy": that may not be the whole one.
   void flag(ByteSpan key, ByteSpan value) {
-    constexpr uint8_t kBehind = 1;
-    if (key.size() == 16 && !value.empty() && (value[0] & ~kBehind) != 0) unlevel_.insert(Reader(key).uuid());
+    constexpr uint8_t kBehind = 1, kPartial = 16;
+    if (key.size() == 16 && !value.empty() && (value[0] & ~(kBehind | kPartial)) != 0) unlevel_.insert(Reader(key).uuid());
   }
 
   std::string store_remedy(const std::string& directory) const {
@@ -170,7 +176,7 @@ class Fsck {
     if (target_.role == "host")
       return keep + "what this host had not shipped or mirrored cannot be told from it: where the shared node is healthy, move the "
                     "state directory and the bricks away, and let the host be filled anew from the shared node";
-    if (target_.role == "shared") return keep + "rebuild the shared node's state from its hosts (shared/docs/operations.md)";
+    if (target_.role == "shared") return keep + "make its state anew from its hosts: tidemark shared rebuild";
     if (target_.role == "replica")
       return keep + "restore the replica's state from its backup, or begin a new one: tidemark journal resync-replica on every node";
     return keep + "restore it from a backup";
