@@ -13,18 +13,20 @@
 namespace tidemark::sim {
 
 enum class Plant { kNone, kWitnessForgets, kHostDoesNotAsk };
+enum class Ships : bool { kNo, kYes };   // yes: to replica1, which the test starts
 
 class Lab final : public fs::MemoryKeeper {
  public:
   static constexpr uint64_t kRegion = 64 << 10, kImageBytes = 4 * kRegion;
 
-  explicit Lab(uint64_t seed, bool with_witness = false, Plant plant = Plant::kNone)
-      : world({.seed = seed}), with_witness_(with_witness), plant_(plant) {
+  explicit Lab(uint64_t seed, bool with_witness = false, Plant plant = Plant::kNone, Ships ships = Ships::kNo)
+      : world({.seed = seed}), with_witness_(with_witness), plant_(plant), ships_(ships == Ships::kYes) {
     std::array<uint8_t, 16> id;
     world.random().fill(id);
     cluster_ = Uuid::from_random(id);
     world.add_node({.name = "shared1", .cluster = cluster_, .role = net::Role::kShared});
     for (const char* host : {"host1", "host2"}) world.add_node({.name = host, .cluster = cluster_, .role = net::Role::kHost});
+    if (ships_) world.add_node({.name = "replica1", .cluster = cluster_, .role = net::Role::kReplica});
     if (with_witness) {
       world.add_node({.name = "witness1", .cluster = cluster_, .role = net::Role::kWitness});
       start("witness1");
@@ -48,7 +50,7 @@ class Lab final : public fs::MemoryKeeper {
       return;
     }
     if (node == "shared1") {
-      auto opened = open_shared(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false,
+      auto opened = open_shared(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_,
                                       .on_fatal = [](const Status& s) { ADD_FAILURE() << s.to_string(); },
                                       .witness = with_witness_});
       ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
@@ -150,7 +152,7 @@ class Lab final : public fs::MemoryKeeper {
 
  private:
   void start_run(SimEnv& env, const std::string& node, bool successor) {
-    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = false, .witness = with_witness_,
+    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_, .witness = with_witness_,
                                    .resync_rate = resync_rate, .reckless = plant_ == Plant::kHostDoesNotAsk,
                                    .survivor = &mounts_.at(node)->attach(), .successor = successor});
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
@@ -161,6 +163,7 @@ class Lab final : public fs::MemoryKeeper {
 
   const bool with_witness_;
   const Plant plant_;
+  const bool ships_;
   Uuid cluster_;
   WitnessServer witness_;
   std::unique_ptr<node::SharedNode> shared_;

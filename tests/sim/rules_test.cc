@@ -40,10 +40,24 @@ TEST(Rules, WhatTheSharedCopyLostIsMadeGoodWithoutAWrite) {
   }
 }
 
+// What host1 has of its one image, and who it is itself.
+struct Known {
+  explicit Known(Lab& lab) {
+    const auto shown = nlohmann::json::parse(lab.shared_status())["images"][0];
+    const auto own = nlohmann::json::parse(lab.engine("host1").journal_json());
+    image = Uuid::parse(shown["uuid"].get<std::string>()).value();
+    epoch = Epoch(shown["epoch"].get<uint64_t>());
+    journal = Uuid::parse(own["generation"].get<std::string>()).value();
+  }
+  ImageId image;
+  Epoch epoch;
+  Uuid journal;
+};
+
 // Speaks for a host that knows of nothing that came after its tenure: one that was set back to a snapshot of its memory.
 class Relic {
  public:
-  Relic(Lab& lab, const Uuid& cluster, Incarnation incarnation) : lab_(lab), env_(lab.world.start("host1")) {
+  Relic(Lab& lab, const Known& known, Incarnation incarnation) : lab_(lab), env_(lab.world.start("host1")) {
     net::Network::ConnectOptions options;
     options.address = {"shared1", kSharedPort};
     options.peer_role = net::Role::kShared;
@@ -53,7 +67,8 @@ class Relic {
     link_ = std::make_unique<wire::Connection>(env_, std::move(*stream), wire::PayloadPool::make());
     link_->start({.on_request = {}, .on_notify = [](wire::Type, ByteSpan) {}, .on_close = [](Status) {}});
     wire::Hello hello;
-    hello.cluster = cluster;
+    hello.cluster = lab.cluster();
+    hello.journal_generation = known.journal;
     hello.node = "host1";
     hello.incarnation = incarnation;
     hello.nonce.bytes[0] = 1;
@@ -89,10 +104,7 @@ TEST(Rules, NoFrameOfAnOlderEpochIsAppliedInANewSession) {
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
     ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
     ASSERT_TRUE(lab.flush("host1", *first).is_ok());
-    const auto known = nlohmann::json::parse(lab.shared_status())["images"][0];
-    const auto image = Uuid::parse(known["uuid"].get<std::string>());
-    ASSERT_TRUE(image.has_value());
-    const Epoch epoch(known["epoch"].get<uint64_t>());
+    const Known known(lab);
     lab.crash("host1", Crash::kKill);
     auto second = lab.open("host2");
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
@@ -101,15 +113,17 @@ TEST(Rules, NoFrameOfAnOlderEpochIsAppliedInANewSession) {
     if (held) {
       ASSERT_TRUE(lab.write("host2", *second, 0, 'b', Lab::kImageBytes).is_ok());
     }
-    Relic relic(lab, lab.cluster(), kLater);
+    Relic relic(lab, known, kLater);
     ASSERT_TRUE(relic.greeted.is_ok()) << relic.greeted.to_string();
     const Bytes old(4096, 'o');
     const WriteSequence sequence{kLater, Counter(1)};
-    EXPECT_EQ(relic.write({*image, epoch, sequence, 0, 0}, old).code(), Code::kFenced) << "seed " << seed;
-    EXPECT_EQ(relic.ask(wire::Type::kZero, wire::Zero{*image, epoch, sequence, {8192, 4096}, 0}).code(), Code::kFenced);
-    EXPECT_EQ(relic.ask(wire::Type::kRepair, wire::Repair{*image, epoch, {16384, 4096}, 0}, old).code(), Code::kFenced);
-    EXPECT_EQ(relic.ask(wire::Type::kResize, wire::Resize{*image, epoch, sequence, 4096, Generation(9)}).code(),
+    EXPECT_EQ(relic.write({known.image, known.epoch, sequence, 0, 0}, old).code(), Code::kFenced) << "seed " << seed;
+    EXPECT_EQ(relic.ask(wire::Type::kZero, wire::Zero{known.image, known.epoch, sequence, {8192, 4096}, 0}).code(),
               Code::kFenced);
+    EXPECT_EQ(relic.ask(wire::Type::kRepair, wire::Repair{known.image, known.epoch, {16384, 4096}, 0}, old).code(),
+              Code::kFenced);
+    const wire::Resize resize{known.image, known.epoch, sequence, 4096, Generation(9)};
+    EXPECT_EQ(relic.ask(wire::Type::kResize, resize).code(), Code::kFenced);
     if (!held) {
       ASSERT_TRUE(lab.write("host2", *second, Lab::kImageBytes - 4096, 'b').is_ok());
     }
@@ -201,6 +215,59 @@ TEST(Rules, AShrinkIsBehindToTheOldEnd) {
     ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
     EXPECT_EQ(*byte, 0) << "seed " << seed << ": what was cut off is read";
     EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
+  }
+}
+
+// The answer to a yield is on its way when the link is lost, and the next host has the tenure already: the yielding one,
+// whose copy is whole, does not know whether it still holds.
+TEST(Rules, NobodyGoesOnAloneInATenureThatItMayHaveGivenUp) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Lab lab(seed);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    lab.engine("host1").release(*first);
+    auto idle = lab.open("host1");
+    ASSERT_TRUE(idle.is_ok()) << idle.status().to_string();
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.set_latency("shared1", "host1", {milliseconds(600), milliseconds(600)});
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'b').is_ok()) << "seed " << seed;
+    lab.world.partition("host1", "shared1");
+    lab.world.run_for(seconds(5));
+    EXPECT_FALSE(lab.write("host1", *idle, 0, 'x').is_ok()) << "seed " << seed << ": both hosts acknowledge";
+    lab.world.heal_all();
+    lab.world.set_latency("shared1", "host1", {milliseconds(1), milliseconds(1)});
+    lab.world.run_for(seconds(40));
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    auto byte = lab.read("host2", *second, 0);
+    ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+    EXPECT_EQ(*byte, 'b') << "seed " << seed;
+    EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
+  }
+}
+
+// A host that comes back after it was alone asks for terms before it has resynced. (A host of this program never does.)
+TEST(Rules, NoTermsAreGivenWhileCopiesDiffer) {
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    const Known known(lab);
+    lab.crash("host1", Crash::kKill);
+    Relic relic(lab, known, kLater);
+    ASSERT_TRUE(relic.greeted.is_ok()) << relic.greeted.to_string();
+    wire::Resume resume{known.image, known.epoch, Lab::kImageBytes, Generation(0), 1};
+    ASSERT_TRUE(relic.ask(wire::Type::kResume, resume).is_ok());
+    EXPECT_EQ(relic.ask(wire::Type::kTerms, wire::Terms{known.image, known.epoch}).code(), Code::kBusy)
+        << "seed " << seed << ": the vote could make this shared copy the only one that counts";
+    resume.alone = 0;
+    ASSERT_TRUE(relic.ask(wire::Type::kResume, resume).is_ok());
+    Status level = relic.ask(wire::Type::kTerms, wire::Terms{known.image, known.epoch});
+    EXPECT_TRUE(level.is_ok()) << "seed " << seed << ": " << level.to_string();
   }
 }
 

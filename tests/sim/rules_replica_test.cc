@@ -1,0 +1,119 @@
+// Rules of the way to the replica that a second guard stands behind, as rules_test.cc has those of the two copies.
+#include <nlohmann/json.hpp>
+
+#include "replica/replica.h"
+#include "tests/sim/lab.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::seconds;
+
+// replica1, which remembers what was sent to it.
+class Site {
+ public:
+  explicit Site(Lab& lab) : lab_(lab) {
+    SimEnv& env = lab.world.start("replica1");
+    auto opened = replica::Replica::open(env, {.directory = "/state", .cluster = lab.cluster(), .node = "replica1"});
+    if (!opened) {
+      ADD_FAILURE() << opened.status().to_string();
+      return;
+    }
+    replica_ = std::move(*opened);
+    net::HttpServerOptions options;
+    options.tls = net::TlsFiles{};
+    options.roles_accepted = {net::Role::kHost, net::Role::kShared};
+    options.address = {"replica1", kReplicaPort};
+    auto handle = [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+      if (request.method == "PUT" && request.target.starts_with("/v1/batches/host1/")) batches.push_back(request);
+      replica_->handle(std::move(request), std::move(reply));
+    };
+    auto server = env.network().serve_http(options, std::move(handle));
+    if (!server) ADD_FAILURE() << server.status().to_string();
+    else server_ = std::move(*server);
+  }
+  ~Site() {
+    lab_.world.crash("replica1", Crash::kKill);
+    server_.reset();
+    replica_.reset();
+  }
+
+  // A request that the network held back until now.
+  int deliver(const net::HttpRequest& request) {
+    auto answer = lab_.wait<Result<net::HttpResponse>>([&](auto done) {
+      replica_->handle(request, [done = std::move(done)](net::HttpResponse r) mutable { done(std::move(r)); });
+    });
+    return answer ? answer->status : 0;
+  }
+  // All three copies, once the replica has what was on its way. Empty: equal.
+  std::string verify(const std::string& host) {
+    nlohmann::json said;
+    for (int tries = 0; tries < 60; ++tries, lab_.world.run_for(seconds(1))) {
+      auto r = lab_.wait<Result<std::string>>(
+          [&](auto done) { lab_.engine(host).verify({}, [](uint64_t, uint64_t) {}, std::move(done)); });
+      if (!r) return r.status().to_string();
+      said = nlohmann::json::parse(*r);
+      if (said["equal"] != true || said["images"].size() != 1) return *r;
+      const auto& copies = said["images"][0]["copies"];
+      if (copies["host"] == "level" && copies["shared"] == "level" && copies["replica"] == "level") return "";
+    }
+    return said.dump();
+  }
+
+  std::vector<net::HttpRequest> batches;   // of host1, in the order in which they came
+
+ private:
+  Lab& lab_;
+  std::unique_ptr<replica::Replica> replica_;
+  std::unique_ptr<net::HttpServer> server_;
+};
+
+// A host asks what the replica has before it sends a batch again; the network asks nobody.
+TEST(Rules, ABatchThatComesAgainChangesNothing) {
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto image = lab.open("host1", true);
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.run_for(seconds(10));
+    const std::vector<net::HttpRequest> early = site.batches;
+    ASSERT_FALSE(early.empty()) << "seed " << seed;
+    ASSERT_TRUE(lab.write("host1", *image, 8192, 'b', 16384).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.run_for(seconds(10));
+    ASSERT_GT(site.batches.size(), early.size()) << "seed " << seed;
+    for (const net::HttpRequest& batch : early) EXPECT_EQ(site.deliver(batch), 200) << "seed " << seed;
+    EXPECT_EQ(site.verify("host1"), "") << "seed " << seed << ": an old batch was applied again";
+  }
+}
+
+// The journal's disk takes long, that of the dirty-region log does not: what was written and flushed meanwhile is level
+// on both copies, and stays dirty all the same, for the replica's sake, until its records are durable.
+TEST(Rules, ARegionStaysDirtyUntilItsRecordsAreDurable) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto image = lab.open("host1", true);
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.run_for(seconds(40));          // shipped, and the dirty-region log is clean
+    lab.world.set_store_fault("host1", StoreFault{.path_contains = "/state/journal", .delay = seconds(60)});
+    ASSERT_TRUE(lab.write("host1", *image, 8192, 'b').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.run_for(seconds(20));
+    lab.crash("host1", Crash::kKill);
+    lab.world.set_store_fault("host1", std::nullopt);
+    lab.start("host1");
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *again, Lab::kImageBytes - 4096, 'c').is_ok());
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    EXPECT_EQ(site.verify("host1"), "") << "seed " << seed << ": the replica lacks what was never shipped";
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::sim
