@@ -106,6 +106,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     auto made = group_->create(im.id, grant.size, grant.size_generation);
     if (made) {
       im.copy = std::move(*made);
+      im.refilling = im.behind;  // what this host wrote without a copy is on the shared one alone: read there
     } else {
       kLog.warning("no_local_copy", {{"image", im.id}, {"error", made.status()}, {"now", "served by the shared copy"}});
       im.broken = true;

@@ -115,5 +115,35 @@ TEST(Rules, ARegionStaysDirtyUntilItsRecordsAreDurable) {
   }
 }
 
+// A host without a copy of its own has written, and was killed before it had staged that. Its next run makes an empty
+// copy and fills it: until a region is filled, what is shipped of it is read from the shared copy.
+TEST(Rules, WhatOnlyTheSharedCopyHoldsIsShippedFromThere) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto first = lab.open("host2", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *first, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host2", *first).is_ok());
+    lab.engine("host2").release(*first);
+    lab.world.inject("host1", FileFault{.times = UINT64_MAX, .path_contains = "/brick1"});
+    auto second = lab.open("host1");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *second, 3 * Lab::kRegion, 'b').is_ok()) << "seed " << seed;
+    lab.crash("host1", Crash::kKill);
+    lab.world.clear_faults("host1");
+    lab.world.partition("host1", "shared1");
+    lab.resync_rate = 16 << 10;
+    lab.start("host1");
+    lab.world.run_for(seconds(3));
+    lab.world.heal_all();
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *again, 0, 'c').is_ok()) << "seed " << seed;
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    EXPECT_EQ(site.verify("host1"), "") << "seed " << seed;
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim
