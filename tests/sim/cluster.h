@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -115,6 +116,7 @@ class Cluster {
     size_t model = 0;
     ImageModel::View before, after;
     bool complete = false;
+    bool held = false;                          // promised while its host recovered: it shows the moment when that ended
   };
 
   void start_shared();
@@ -125,6 +127,8 @@ class Cluster {
   void crash_shared(Crash kind);
   void lost_power();
   void lost_power_alone(Host& host);
+  void note_half_filled(Host& host, bool host_dies);
+  void lose_half_filled(size_t model);
   void begin_turn(Relay& relay);
   void next_turn(Relay& relay, Duration pause);
   void watch_turn(Relay& relay);
@@ -194,6 +198,8 @@ class Cluster {
   uint64_t acknowledged_ = 0;
   uint64_t times_degraded_ = 0;                 // as seen, now and then
   Duration shared_lost_power_at_ = Duration::min();
+  // Models whose holder died, or whose shared copy lost its power, while the holder's copy was not whole.
+  std::set<size_t> half_filled_died_, half_filled_lost_;
   uint64_t forks_ = 0, moved_ = 0, branches_ = 0;
 };
 

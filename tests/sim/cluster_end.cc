@@ -188,7 +188,7 @@ bool Cluster::check_points() {
     Bytes bytes;
     std::string wrong = read_point(m->name, m->image, &bytes);
     if (wrong.empty() && bytes.size() != models_[m->model]->size()) wrong = "size " + std::to_string(bytes.size());
-    if (wrong.empty()) wrong = models_[m->model]->check(m->after, 0, bytes);
+    if (wrong.empty() && !m->held) wrong = models_[m->model]->check(m->after, 0, bytes);
     if (!wrong.empty()) fail("point " + m->name + ": " + wrong);
   }
   return failure_.empty();

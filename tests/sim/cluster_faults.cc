@@ -46,11 +46,43 @@ void Cluster::lost_power_alone(Host& host) {
   }
 }
 
+void Cluster::lose_half_filled(size_t model) {
+  models_[model]->lose_unflushed();
+  for (auto& relay : relays_) {
+    if (relay->model != model) continue;
+    for (auto& line : relay->lines) line->model->lose_unflushed();
+  }
+}
+
+// While a host fills its copy the shared one alone is in sync, and which regions are filled is known to that run of the
+// host alone. Where that run dies and the shared node's machine loses its power, in either order, before the copies are
+// level again, what no flush covered is on no copy that counts.
+void Cluster::note_half_filled(Host& host, bool host_dies) {
+  const auto status = nlohmann::json::parse(host.engine->status_json());
+  for (const auto& image : status["images"]) {
+    const size_t model = model_of(image["path"], image["uuid"]);
+    if (model >= models_.size() || image["writer"] != host.name || image["recovering"].get<bool>()) continue;
+    // Apart from the shared copy, what is dirty counts as stale, too.
+    const uint64_t stale = image["stale_bytes"], dirty = image["dirty_bytes"];
+    const bool apart = image["mirror"] != "filling" && image["mirror"] != "mirrored";
+    if (stale <= (apart ? dirty : 0)) {        // the own copy is whole
+      half_filled_died_.erase(model);
+      half_filled_lost_.erase(model);
+    } else if (host_dies) {
+      half_filled_died_.insert(model);
+      if (half_filled_lost_.contains(model)) lose_half_filled(model);
+    } else {
+      half_filled_lost_.insert(model);
+    }
+  }
+}
+
 void Cluster::crash_host(Host& host, Crash kind) {
   if (!world_.running(host.name)) return;
   ++host.crashes;
   kLog.info("crash", {{"node", host.name}, {"kind", kind_name(kind)}, {"at_ms", ms_in(world_)}});
   if (kind == Crash::kPowerLoss) lost_power(), lost_power_alone(host);
+  note_half_filled(host, true);
   world_.crash(host.name, kind);       // what was in flight lands, or not, out of the guests' memory
   for (auto& guest : host.guests) acknowledged_ += guest->acknowledged(), guest->lost();
   for (auto& relay : relays_) {
@@ -71,7 +103,11 @@ void Cluster::crash_host(Host& host, Crash kind) {
 
 void Cluster::crash_shared(Crash kind) {
   kLog.info("crash", {{"node", "shared1"}, {"kind", kind_name(kind)}, {"at_ms", ms_in(world_)}});
-  if (kind == Crash::kPowerLoss) lost_power();
+  if (kind == Crash::kPowerLoss) {
+    lost_power();
+    for (Host& host : hosts_) if (world_.running(host.name)) note_half_filled(host, false);
+    for (size_t model : half_filled_died_) lose_half_filled(model);
+  }
   if (kind == Crash::kPowerLoss && scenario_.contested) {
     shared_lost_power_at_ = world_.elapsed();
     for (auto& model : models_) model->shared_lost_power();
@@ -225,6 +261,9 @@ void Cluster::mark(Host& host) {
   m.model = relay != nullptr ? relay->model : host.images[0];
   m.image = names_[m.model];
   m.before = models_[m.model]->view();
+  const auto status = nlohmann::json::parse(host.engine->status_json());
+  m.held = std::any_of(status["images"].begin(), status["images"].end(),
+                       [](const auto& image) { return image["recovering"].template get<bool>(); });
   host.engine->mark(m.name, false, seconds(60), [this, &m, relay, turn = relay ? relay->turns : 0](Result<std::string> answer) {
     if (!answer || (relay != nullptr && relay->turns != turn)) return;
     m.after = ImageModel::merge(m.before, models_[m.model]->view());
