@@ -269,9 +269,9 @@ TEST_F(JournalTest, WhileNotLevelOnlyRegionsMadeEqualAndNotWrittenSinceAreCleane
   journal_->note_equal(s, {RegionIndex(0)}, bytes, Counter(0));
   world_.run_for(std::chrono::seconds(30));
   EXPECT_TRUE(journal_->is_dirty(s, {0, kG})) << "written since";
+  journal_->set_level(s, false);
   journal_->note_equal(s, {RegionIndex(0)}, 2 * bytes, last);
   journal_->note_equal(s, {RegionIndex(1)}, bytes, last);
-  journal_->set_level(s, false);
   world_.run_for(std::chrono::seconds(30));
   EXPECT_TRUE(journal_->is_dirty(s, {0, kG})) << "of another size, another region, and forgotten";
   journal_->note_equal(s, {RegionIndex(0)}, bytes, last);
