@@ -182,9 +182,11 @@ Status JournalImpl::open() {
       known_tenures_[Reader(images->key()).uuid()] = row;
     }
     TM_RETURN_IF_ERROR(load_batches(*snapshot, newest));
+    TM_RETURN_IF_ERROR(load_degraded(*snapshot));
+    // Before the records give images their slots: from then on these are no longer among the known tenures.
+    if (outdated_->found()) whole_is_dirty();
     TM_RETURN_IF_ERROR(load_records(*snapshot, records));
     TM_ASSIGN_OR_RETURN(marks, read_marks(*snapshot));
-    TM_RETURN_IF_ERROR(load_degraded(*snapshot));
     // Those of staged batches are in their segments, and are needed should these be given up: so they are when degraded.
     BatchNumber told = shipping_ == Shipping::kNormal ? last_staged_ : shipper_->replica().newest;
     std::erase_if(marks, [&](const StoredMark& mark) { return mark.batch <= told; });
@@ -196,7 +198,6 @@ Status JournalImpl::open() {
   kLog.info("opened", {{"source", options_.source}, {"generation", generation_}, {"incarnation", incarnation_},
                        {"stop", first_run ? "none: new" : clean ? "clean" : "crash"}, {"staged", staged_at_open_.size()},
                        {"unstaged_records", records.size()}, {"dirty_images", dirty_after_crash_.size()}});
-  if (outdated_->found()) whole_is_dirty();
   if (!records.empty() || !marks.empty() || !dirty_after_crash_.empty()) recover_batch(std::move(records), std::move(marks));
   if (shipping_ != Shipping::kNormal) TM_RETURN_IF_ERROR(begin_degraded());
   sweep_spool();

@@ -120,6 +120,26 @@ TEST_F(DiskTest, ACrashUnderTheMarkMakesEverythingDirtyAndSendsItAll) {
   ASSERT_TRUE(settle([&] { return !outdated(); }, 30));
 }
 
+// What was committed and not staged gives its images slots before anything else is known of them.
+TEST_F(DiskTest, ACrashUnderTheMarkMakesImagesWithUnstagedRecordsDirtyToo) {
+  options_.settings.cut_interval = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  world_.run_for(std::chrono::seconds(1));
+  full_disk();
+  run_load(300, 16);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  good_disk();
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  auto dirty = journal_->dirty_after_crash();
+  ASSERT_EQ(dirty.size(), copy_.images.size());
+  for (const DirtyImage& d : dirty) EXPECT_TRUE(d.whole) << d.regions.size() << " regions";
+  reconcile_all();
+  run_load(50, 8);
+  expect_level();
+}
+
 TEST_F(DiskTest, AnIoErrorIsOutlivedWithStoresOpenedAnew) {
   open_journal();
   run_load(50, 8);
