@@ -24,17 +24,21 @@ Status check_name(const PartName& name, const Uuid& cluster, const journal::Batc
 }
 
 // Writes of one source are counted by incarnations that grow; the nonce tells apart two runs that
-// both believe to be the same one.
+// both believe to be the same one. Another generation is another journal, and comes after all of the older one's
+// batches: whose numbers nobody waits for may count from anywhere. Those of a host are named by other hosts' tenures
+// as what these follow, so they must grow even then: it learns from the shared node where to begin.
 Status check_incarnation(const SourceRecord& source, const journal::BatchHeader& b) {
-  const bool same_generation = source.generation == b.generation;
-  if (b.incarnation < source.incarnation && same_generation) {
-    return refuse("incarnation " + std::to_string(b.incarnation.value) + " after " +
-                  std::to_string(source.incarnation.value));
+  const std::string incarnation = "incarnation " + std::to_string(b.incarnation.value);
+  const std::string known = std::to_string(source.incarnation.value);
+  if (source.generation != b.generation) {
+    const bool host = static_cast<net::Role>(source.role) == net::Role::kHost;
+    if (!host || b.incarnation > source.incarnation) return Status::ok();
+    return refuse(incarnation + " of a new journal, while its source's earlier one had " + known +
+                  ": connect the host to the shared node, then `tidemark state reset` on the host");
   }
+  if (b.incarnation < source.incarnation) return refuse(incarnation + " after " + known);
   if (b.incarnation != source.incarnation) return Status::ok();
-  if (b.nonce != source.nonce) {
-    return refuse("incarnation " + std::to_string(b.incarnation.value) + " is known with another nonce");
-  }
+  if (b.nonce != source.nonce) return refuse(incarnation + " is known with another nonce");
   if (b.last < source.last) {
     return refuse("counter " + std::to_string(b.last.value) + " after " + std::to_string(source.last.value));
   }

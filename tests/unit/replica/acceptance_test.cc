@@ -286,6 +286,39 @@ TEST_F(Acceptance, NewGenerationFollowsAndTheOldOneIsOver) {
   EXPECT_TRUE(has_alarm("old_generation"));
 }
 
+// A clock that stands still or was set back: the journal made anew counts from where the lost one did, or from before.
+TEST_F(Acceptance, TheSharedNodesNewJournalMayCountFromAnywhere) {
+  BatchMaker lost("shared1"), same("shared1", 2), before("shared1", 3);
+  lost.incarnation = same.incarnation = Incarnation(50);
+  before.incarnation = Incarnation(3);
+  same.nonce = test_uuid(51, 0x0E);
+  auto made = lost.make({}, {create_mark(1, "host1", 2, kImage, "a.img")});
+  ASSERT_EQ(h.put(lost, made, 0, net::Role::kShared).status, 200);
+  for (BatchMaker* anew : {&same, &before}) {
+    auto answer = h.put(*anew, anew->make({}, {open_mark("host1", 2, kImage)}), 0, net::Role::kShared);
+    EXPECT_EQ(answer.json()["applied"], true) << answer.body;
+  }
+  auto late = h.put(lost, lost.make({}, {open_mark("host1", 2, kImage)}), 0, net::Role::kShared);
+  EXPECT_EQ(late.json()["error"], "old_generation");
+}
+
+// Others wait for its writes by their numbers.
+TEST_F(Acceptance, AHostsNewJournalMustCountOnFromTheLostOne) {
+  host1.incarnation = Incarnation(50);
+  ASSERT_EQ(h.put(host1, first()).status, 200);
+  for (uint64_t number : {50, 3}) {
+    BatchMaker anew("host1", 2);
+    anew.incarnation = Incarnation(number);
+    anew.nonce = test_uuid(51, 0x0E);
+    auto answer = h.put(anew, anew.make({slice(kImage, 3)}));
+    EXPECT_EQ(answer.status, 422);
+    EXPECT_NE(answer.body.find("tidemark state reset"), std::string::npos) << answer.body;
+  }
+  BatchMaker anew("host1", 2);
+  anew.incarnation = Incarnation(51);
+  EXPECT_EQ(h.put(anew, anew.make({slice(kImage, 3)})).json()["applied"], true);
+}
+
 TEST_F(Acceptance, AnotherClustersBatchIsRefused) {
   auto made = first();
   auto head = journal::SegmentReader::parse_whole(made.parts[0])->head();
