@@ -44,6 +44,10 @@ const std::vector<Rebuild>& rebuilds() {
   return all;
 }
 
+// Of a new store that is being written, and of one that is whole and waits for its name.
+constexpr const char* kRebuilding = ".rebuilding";
+constexpr const char* kRebuilt = ".rebuilt";
+
 Status held(const std::string& path) {
   return {Code::kBusy, path + " is in use: stop the daemon first; fsck works offline"};
 }
@@ -79,16 +83,18 @@ class Fsck {
   Result<FsckReport> run() {
     TM_RETURN_IF_ERROR(find());
     if (target_.role.empty()) guess_role();
+    TM_RETURN_IF_ERROR(finish_repairs());
     for (const std::string& store : stores_) TM_RETURN_IF_ERROR(check_one_store(store));
     if (journal_sound_ && fs::exists(target_.state + "/journal")) check_journal();
     for (const std::string& path : segments_) check_segment(path);
     if (!target_.state.empty()) check_mark(target_.state + "/journal-outdated");
     for (const std::string& brick : target_.bricks) check_brick(brick);
-    if (needs_mark_) TM_RETURN_IF_ERROR(mark_outdated());
     return std::move(out_);
   }
 
  private:
+  using Entries = std::map<std::string, std::vector<std::pair<Bytes, Bytes>>>;   // by table
+
   void found(const std::string& path, std::string what, std::string remedy, bool fixed = false) {
     out_.findings.push_back({path, std::move(what), std::move(remedy), fixed});
   }
@@ -101,7 +107,7 @@ class Fsck {
       if (error) return Status::from_errno(error.value(), target_.state);
       for (; !error && at != end; at.increment(error)) {
         const std::string path = at->path().string(), name = at->path().filename().string();
-        if (at->is_directory() && name.find(".damaged-") != std::string::npos) at.disable_recursion_pending();
+        if (at->is_directory() && set_aside(name)) at.disable_recursion_pending();
         else if (name == "data.mdb") stores_.push_back(at->path().parent_path().string());
         else if (name.ends_with(".seg") && path.find("/incoming/") == std::string::npos) segments_.push_back(path);
       }
@@ -121,6 +127,47 @@ class Fsck {
     return Status::ok();
   }
 
+  static bool set_aside(const std::string& name) {
+    return name.find(".damaged-") != std::string::npos || name.ends_with(kRebuilding) || name.ends_with(kRebuilt);
+  }
+
+  // A repair that was cut off. What it had not finished goes; what was whole, and only lacks its name, takes it: the damaged
+  // store was moved aside already.
+  Status finish_repairs() {
+    for (const Rebuild& plan : rebuilds()) {
+      if (target_.role != "host") break;
+      const std::string store = target_.state + "/" + plan.store, begun = store + kRebuilding, whole = store + kRebuilt;
+      if (repair_) TM_RETURN_IF_ERROR(remove(begun));
+      if (!fs::exists(whole + "/data.mdb")) continue;
+      if (fs::exists(store + "/data.mdb")) {   // not yet moved aside: it is written anew from that
+        if (repair_) TM_RETURN_IF_ERROR(remove(whole));
+        continue;
+      }
+      const std::string what = "a repair of it was cut off: it is missing, while " + whole + " is there";
+      if (!repair_) {
+        journal_sound_ = journal_sound_ && !plan.outdated;   // nothing to look at
+        found(store, what, "run fsck --repair, which finishes it");
+        continue;
+      }
+      if (plan.outdated) TM_RETURN_IF_ERROR(mark_outdated());
+      if (fs::exists(store)) TM_RETURN_IF_ERROR(remove(store));   // what was made of it meanwhile holds no store
+      TM_RETURN_IF_ERROR(env_.files().rename(whole, store));
+      TM_RETURN_IF_ERROR(env_.files().sync_directory(target_.state));
+      stores_.push_back(store);
+      std::sort(stores_.begin(), stores_.end());
+      found(store, what, "the repair is finished" + consequence(plan), true);
+    }
+    return Status::ok();
+  }
+  static Status remove(const std::string& path) {
+    std::error_code error;
+    fs::remove_all(path, error);
+    return error ? Status::from_errno(error.value(), path) : Status::ok();
+  }
+  static std::string consequence(const Rebuild& plan) {
+    return plan.outdated ? "; the next start compares every region, and the replica is sent all of them" : "";
+  }
+
   void guess_role() {
     auto has = [&](const char* name) { return !target_.state.empty() && fs::exists(target_.state + "/" + name); };
     target_.role = has("names") ? "host" : has("catalogue") ? "shared" : has("replica") || has("store") ? "replica" : "";
@@ -128,7 +175,7 @@ class Fsck {
 
   // ---- stores
   Status check_one_store(const std::string& directory) {
-    std::map<std::string, std::vector<std::pair<Bytes, Bytes>>> entries;
+    Entries entries;
     const Rebuild* plan = nullptr;
     for (const Rebuild& r : rebuilds())
       if (target_.role == "host" && directory == target_.state + "/" + r.store) plan = &r;
@@ -156,10 +203,7 @@ class Fsck {
     std::string remedy = "what is sound of it can be kept: run fsck --repair";
     if (repair_) {
       TM_RETURN_IF_ERROR(rebuild(directory, *plan, *check, entries));
-      remedy = "written anew from what is sound" +
-               std::string(plan->outdated ? "; the next start compares every region, and the replica is sent all of them" : "") +
-               "; the damaged one is " + directory + suffix_;
-      needs_mark_ = needs_mark_ || plan->outdated;
+      remedy = "written anew from what is sound" + consequence(*plan) + "; the damaged one is " + directory + suffix_;
     }
     found(directory, first, remedy, repair_);
     return Status::ok();
@@ -182,39 +226,49 @@ class Fsck {
     return keep + "restore it from a backup";
   }
 
-  // The sound entries into a new store beside, which then takes the name.
-  Status rebuild(const std::string& directory, const Rebuild& plan, const kv::StoreCheck& check,
-                 const std::map<std::string, std::vector<std::pair<Bytes, Bytes>>>& entries) {
-    const std::string fresh = directory + ".rebuilt";
-    std::error_code error;
-    fs::remove_all(fresh, error);        // of a run that was cut off
-    if (error) return Status::from_errno(error.value(), fresh);
-    std::set<std::string> dropped = check.damaged_tables;
-    if (dropped.contains("records") || dropped.contains("slots")) dropped.insert({"records", "slots"});   // one explains the other
-    {
-      TM_ASSIGN_OR_RETURN(auto store, env_.open_store(fresh, {.tables = plan.tables}));
-      for (kv::Table table = 0; table < plan.tables.size(); ++table) {
-        const std::string& name = plan.tables[table];
-        // A table that the mark stands for is kept whole or not at all.
-        bool needed = std::count(plan.needed.begin(), plan.needed.end(), name) != 0;
-        auto it = entries.find(name);
-        if (it == entries.end() || (plan.outdated && !needed && dropped.contains(name))) continue;
-        if (plan.store == "drl" && !needed) continue;
-        kv::WriteBatch batch;
-        for (const auto& [key, value] : it->second) batch.put(table, key, value);
-        TM_RETURN_IF_ERROR(store->commit_and_wait(std::move(batch)));
-      }
+  // The sound entries into a new store beside, which then takes the name. In this order, whenever it is cut off: the mark
+  // that stands for what is lost, durably; the whole new store under a name that says so; the damaged one out of the way.
+  Status rebuild(const std::string& directory, const Rebuild& plan, const kv::StoreCheck& check, const Entries& entries) {
+    const std::string fresh = directory + kRebuilding, whole = directory + kRebuilt;
+    const std::string parent = fs::path(directory).parent_path().string();
+    Status written = plan.outdated ? mark_outdated() : Status::ok();
+    if (written) written = write_anew(fresh, plan, check, entries);
+    if (!written) {
+      if (Status s = remove(fresh); !s) out_.notes.push_back(s.message());
+      return written.with_context(directory + " is as it was, it could not be written anew");
     }
+    TM_RETURN_IF_ERROR(env_.files().rename(fresh, whole));
+    TM_RETURN_IF_ERROR(env_.files().sync_directory(parent));
     TM_RETURN_IF_ERROR(env_.files().rename(directory, directory + suffix_));
-    TM_RETURN_IF_ERROR(env_.files().rename(fresh, directory));
-    return env_.files().sync_directory(fs::path(directory).parent_path().string());
+    TM_RETURN_IF_ERROR(env_.files().rename(whole, directory));
+    return env_.files().sync_directory(parent);
   }
 
+  Status write_anew(const std::string& fresh, const Rebuild& plan, const kv::StoreCheck& check, const Entries& entries) {
+    std::set<std::string> dropped = check.damaged_tables;
+    if (dropped.contains("records") || dropped.contains("slots")) dropped.insert({"records", "slots"});   // one explains the other
+    TM_ASSIGN_OR_RETURN(auto store, env_.open_store(fresh, {.tables = plan.tables}));
+    for (kv::Table table = 0; table < plan.tables.size(); ++table) {
+      const std::string& name = plan.tables[table];
+      // A table that the mark stands for is kept whole or not at all.
+      bool needed = std::count(plan.needed.begin(), plan.needed.end(), name) != 0;
+      auto it = entries.find(name);
+      if (it == entries.end() || (plan.outdated && !needed && dropped.contains(name))) continue;
+      if (plan.store == "drl" && !needed) continue;
+      kv::WriteBatch batch;
+      for (const auto& [key, value] : it->second) batch.put(table, key, value);
+      TM_RETURN_IF_ERROR(store->commit_and_wait(std::move(batch)));
+    }
+    return Status::ok();
+  }
+
+  // It stands if any place says so: the state directory, whose stores go by it, must; bricks as they can.
   Status mark_outdated() {
-    std::vector<std::string> places{target_.state};
-    places.insert(places.end(), target_.bricks.begin(), target_.bricks.end());
-    for (const std::string& place : places) {
-      TM_RETURN_IF_ERROR(env_.files().write_file_atomically(place + "/journal-outdated", journal::outdated_block(true)));
+    const Bytes block = journal::outdated_block(true);
+    TM_RETURN_IF_ERROR(env_.files().write_file_atomically(target_.state + "/journal-outdated", block));
+    for (const std::string& brick : target_.bricks) {
+      Status written = env_.files().write_file_atomically(brick + "/journal-outdated", block);
+      if (!written) out_.notes.push_back(brick + ": the mark \"outdated\" is in the state directory alone: " + written.message());
     }
     return Status::ok();
   }
@@ -329,7 +383,7 @@ class Fsck {
   std::string suffix_;
   std::vector<std::string> stores_, segments_;
   std::set<ImageId> unlevel_;            // of which the shared copy may lack writes
-  bool dirty_known_ = false, flags_known_ = false, journal_sound_ = true, needs_mark_ = false;
+  bool dirty_known_ = false, flags_known_ = false, journal_sound_ = true;
   FsckReport out_;
 };
 

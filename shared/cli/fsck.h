@@ -11,7 +11,7 @@
 //   host's names/    `flag` and `meta` whole             written anew; names come from the shared node
 //   a side file on a host's brick                        the copy is filled anew from the shared node; only if neither the
 //                                                        dirty-region log nor a flag (mirror = none) says that it may lack any
-// The rest says what to do. Blocking; offline.
+// The rest says what to do. A repair that was cut off, wherever, is finished by the next one. Blocking; offline.
 #pragma once
 
 #include <string>

@@ -32,6 +32,8 @@ const log::Logger kLog("store");
 constexpr size_t kGroupBytesMax = 8u << 20;       // of batches joined in one transaction
 constexpr unsigned kReadersMax = 512;             // snapshots at once
 constexpr uint64_t kReserveBytes = 4ull << 20;    // storage kept allocated ahead of the last page
+constexpr off_t kLockBytes = 64 << 10;            // more than LMDB's lock file takes for so many readers
+constexpr off_t kFirstBytes = 256 << 10;          // of a new store: its tables
 
 // Directories open in this process: LMDB's file locks break when one is opened twice.
 class OpenGuard {
@@ -298,6 +300,28 @@ class LmdbStore final : public Store {
   std::thread writer_;
 };
 
+// LMDB writes the lock file through a map, which a full disk would end with SIGBUS, and takes a short write of the
+// other file for a broken disk: room for both is taken beforehand, where a full disk is an answer.
+Status reserve_files(const std::string& path, bool read_only) {
+  struct Wanted { const char* name; off_t bytes; };
+  for (const Wanted& wanted : {Wanted{"/lock.mdb", kLockBytes}, Wanted{"/data.mdb", kFirstBytes}}) {
+    const std::string file = path + wanted.name;
+    struct stat st {};
+    bool there = ::stat(file.c_str(), &st) == 0 && st.st_size != 0;
+    if (wanted.bytes == kFirstBytes && (there || read_only)) continue;
+    int fd = ::open(file.c_str(), O_RDWR | O_CLOEXEC | (read_only ? 0 : O_CREAT), 0600);
+    if (fd < 0) continue;                // LMDB says what is wrong
+    int rc;
+    do {
+      rc = ::fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, std::max(wanted.bytes, st.st_size));
+    } while (rc != 0 && errno == EINTR);
+    const int error = rc == 0 ? 0 : errno;
+    ::close(fd);
+    if (error == ENOSPC || error == EDQUOT) return Status::from_errno(error, file + ": reserve space");
+  }
+  return Status::ok();
+}
+
 // A new store is sealed from its first transaction on; one of an older version stays as it is.
 Status open_seal(MDB_txn* txn, const std::string& path, const StoreOptions& options,
                  std::vector<uint64_t>& seals) {
@@ -348,6 +372,7 @@ Result<std::unique_ptr<Store>> open_lmdb_store(io::Env& env, const std::string& 
   if (guard == nullptr) return Status(Code::kBusy, path + ": already open in this process");
 
   TM_RETURN_IF_ERROR(check_before_open(path, options.read_only));
+  TM_RETURN_IF_ERROR(reserve_files(path, options.read_only));
   MDB_env* raw = nullptr;
   int rc = mdb_env_create(&raw);
   if (rc != 0) return to_status(rc, path + ": create environment");

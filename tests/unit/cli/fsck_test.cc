@@ -7,17 +7,78 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include "journal/outdated.h"
 #include "journal/records.h"
 #include "shared/image/side_file.h"
 #include "shared/io/real_env.h"
+#include "shared/kv/lmdb_check.h"
 #include "shared/kv/lmdb_store.h"
 
 namespace tidemark::cli {
 namespace {
 
 namespace fs = std::filesystem;
+
+// The real files, and an end that comes before the Nth change: of the process, or an error.
+class CutFiles final : public io::FileSystem {
+ public:
+  explicit CutFiles(io::FileSystem& real) : real_(real) {}
+  int left = 0;                          // changes until the end; 0: none
+  bool kills = false, hit = false;
+
+  Result<std::unique_ptr<io::File>> open(const std::string& path, const io::OpenOptions& o) override { return real_.open(path, o); }
+  Result<io::FileStat> stat(const std::string& path) override { return real_.stat(path); }
+  Status make_directories(const std::string& path) override { return change([&] { return real_.make_directories(path); }); }
+  Result<std::vector<std::string>> list(const std::string& path) override { return real_.list(path); }
+  Status rename(const std::string& from, const std::string& to) override { return change([&] { return real_.rename(from, to); }); }
+  Status unlink(const std::string& path) override { return change([&] { return real_.unlink(path); }); }
+  Status sync_directory(const std::string& path) override { return change([&] { return real_.sync_directory(path); }); }
+  Result<Space> space(const std::string& path) override { return real_.space(path); }
+  Result<uint64_t> mount_identity(const std::string& path) override { return real_.mount_identity(path); }
+  Result<Bytes> read_file(const std::string& path) override { return real_.read_file(path); }
+  Status write_file_atomically(const std::string& path, ByteSpan data, uint32_t mode) override {
+    return change([&] { return real_.write_file_atomically(path, data, mode); });
+  }
+
+ private:
+  Status change(const std::function<Status()>& make) {
+    if (left != 0 && --left == 0) {
+      hit = true;
+      if (kills) ::_exit(kKilled);
+    }
+    return hit ? Status::from_errno(ENOSPC, "planted") : make();
+  }
+  static constexpr int kKilled = 9;
+  io::FileSystem& real_;
+};
+
+class CutEnv final : public io::Env {
+ public:
+  explicit CutEnv(io::RealEnv& real) : real_(real), files_(real.files()) {}
+  CutFiles& cut() { return files_; }
+  void post(UniqueFunction<void()> fn) override { real_.post(std::move(fn)); }
+  io::TimerId after(io::Duration delay, UniqueFunction<void()> fn) override { return real_.after(delay, std::move(fn)); }
+  void cancel(io::TimerId id) override { real_.cancel(id); }
+  void at_turn_end(UniqueFunction<void()> fn) override { real_.at_turn_end(std::move(fn)); }
+  void offload(UniqueFunction<void()> work, UniqueFunction<void()> done) override {
+    real_.offload(std::move(work), std::move(done));
+  }
+  io::BootTime now() override { return real_.now(); }
+  WallTime wall() override { return real_.wall(); }
+  void random(MutableByteSpan out) override { real_.random(out); }
+  io::FileSystem& files() override { return files_; }
+  Result<std::unique_ptr<kv::Store>> open_store(const std::string& path, const kv::StoreOptions& options) override {
+    return kv::open_lmdb_store(*this, path, options);
+  }
+  net::Network& network() override { return real_.network(); }
+  Uuid boot_id() override { return real_.boot_id(); }
+
+ private:
+  io::RealEnv& real_;
+  CutFiles files_;
+};
 
 class FsckTest : public testing::Test {
  protected:
@@ -126,6 +187,47 @@ TEST_F(FsckTest, DirtyRegionsAreReplacedByTheMarkThatAllAreDirty) {
   auto row = journal::decode_drl_image(images.begin()->second);
   ASSERT_TRUE(row.is_ok());
   EXPECT_TRUE(row->alone) << "which copy decides is not to be forgotten";
+}
+
+// Cut off before any of its changes, by an error or by its end: no log without regions serves where the mark does not stand,
+// and the next run finishes.
+TEST_F(FsckTest, ARepairThatIsCutOffLosesNoMark) {
+  fill("drl", journal::drl_table_names(), {{1, kv::KeyBuilder().uuid(image_).u64(0), Bytes(journal::kDrlPageBytes, 0xe7)}});
+  damage("drl", Bytes(100, 0xe7));
+  fs::copy(top_, top_ + ".kept", fs::copy_options::recursive);
+  for (bool kills : {false, true}) {
+    bool hit = true;
+    for (int n = 1; hit; ++n) {
+      fs::remove_all(top_);
+      fs::copy(top_ + ".kept", top_, fs::copy_options::recursive);
+      int status = 0;
+      pid_t child = ::fork();
+      if (child == 0) {
+        io::RealEnv real({.open_store = kv::open_lmdb_store});
+        CutEnv env(real);
+        env.cut().left = n;
+        env.cut().kills = kills;
+        auto report = fsck(env, target_, true);
+        ::_exit(env.cut().hit ? 9 : report.is_ok() ? 0 : 1);
+      }
+      ASSERT_EQ(::waitpid(child, &status, 0), child);
+      ASSERT_TRUE(WIFEXITED(status)) << "signal " << status;
+      hit = WEXITSTATUS(status) == 9;
+      ASSERT_TRUE(hit || WEXITSTATUS(status) == 0);
+      const std::string drl = target_.state + "/drl";
+      const bool serves = fs::exists(drl + "/data.mdb") && kv::check_store(drl)->problems.empty();
+      EXPECT_TRUE(!serves || outdated(target_.state)) << "change " << n << ", kills " << kills;
+      run(true);
+      FsckReport after = run(false);
+      EXPECT_TRUE(after.findings.empty()) << after.findings.front().what << ", change " << n << ", kills " << kills;
+      EXPECT_TRUE(outdated(target_.state)) << "change " << n;
+      EXPECT_EQ(rows("drl", journal::drl_table_names(), 0).size(), 1u) << "change " << n << ", kills " << kills;
+      EXPECT_EQ(kept_aside(target_.state), 1u) << "the damaged one is kept, change " << n << ", kills " << kills;
+      for (const auto& entry : fs::directory_iterator(target_.state))
+        EXPECT_EQ(entry.path().string().find(".rebuil"), std::string::npos) << entry.path();
+    }
+  }
+  fs::remove_all(top_ + ".kept");
 }
 
 // Who had gone on alone is not known any more: no direction of a comparison is safe.

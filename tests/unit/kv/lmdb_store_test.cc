@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "shared/io/real_env.h"
 
@@ -84,6 +85,23 @@ TEST_F(LmdbStoreTest, FullDiskIsOutOfSpaceAndTheStoreGoesOn) {
   mounted = true;
   open(mount + "/s");
   fill_and_recover();
+}
+
+// LMDB writes its lock file through a map: without room for it the first write would be a SIGBUS.
+TEST_F(LmdbStoreTest, OpeningOnAFullDiskIsOutOfSpace) {
+  std::string mount = directory + "/small";
+  std::filesystem::create_directory(mount);
+  if (::mount("tmpfs", mount.c_str(), "tmpfs", 0, "size=1m") != 0) FAIL() << "needs root: run as root";
+  mounted = true;
+  std::ofstream fill(mount + "/fill");
+  while (fill << std::string(4096, 'x') << std::flush) {}
+  fill.close();
+  auto refused = open_lmdb_store(env, mount + "/s", {.tables = {"a"}});
+  ASSERT_FALSE(refused.is_ok());
+  EXPECT_EQ(refused.status().code(), Code::kOutOfSpace) << refused.status().to_string();
+  std::filesystem::remove(mount + "/fill");
+  auto opened = open_lmdb_store(env, mount + "/s", {.tables = {"a"}});
+  EXPECT_TRUE(opened.is_ok()) << opened.status().to_string();
 }
 
 TEST_F(LmdbStoreTest, QueuedCommitsShareTransactions) {
