@@ -3,15 +3,44 @@
 #include <openssl/pem.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <map>
+#include <mutex>
 
 #include "shared/base/digest.h"
+#include "shared/base/log.h"
 #include "shared/net/openssl_handles.h"
 #include "shared/net/pki.h"
 
 namespace tidemark::net {
 namespace {
+
+const log::Logger kLog("tls");
+
+// What the lists of this process's life have revoked. Lists only grow: one that lacks something is an older one.
+struct Seen {
+  Revoked serials;
+  bool warned = false;
+};
+
+std::shared_ptr<const Revoked> with_those_seen(const std::string& path, Revoked listed) {
+  static std::mutex mutex;
+  static std::map<std::string, Seen> all;   // by the list's path; guarded by mutex
+  std::lock_guard lock(mutex);
+  Seen& seen = all[path];
+  const size_t count = listed.size();
+  listed.insert(seen.serials.begin(), seen.serials.end());
+  const size_t lacking = listed.size() - count;
+  if (lacking != 0 && !seen.warned) {
+    kLog.warning("revocation_list_older", {{"file", path}, {"lacks", lacking},
+                                           {"kept", "what it lacks stays revoked; put the newest list there"}});
+  }
+  seen.warned = lacking != 0;
+  seen.serials = listed;
+  return std::make_shared<const Revoked>(std::move(listed));   // shared by contexts and connections
+}
 
 using CrlPtr = std::unique_ptr<X509_CRL, OpensslFree<X509_CRL_free>>;
 
@@ -45,14 +74,15 @@ std::string revocation_list_of(const std::string& authority_path) {
 std::string serial_of(const x509_st* certificate) { return text_of(X509_get0_serialNumber(certificate)); }
 
 Result<std::shared_ptr<const Revoked>> load_revoked(const std::string& authority_path, x509_st* authority) {
-  TM_ASSIGN_OR_RETURN(CrlPtr list, load_list(revocation_list_of(authority_path), authority));
+  const std::string path = revocation_list_of(authority_path);
+  TM_ASSIGN_OR_RETURN(CrlPtr list, load_list(path, authority));
   if (!list) return std::shared_ptr<const Revoked>();
-  auto out = std::make_shared<Revoked>();
+  Revoked out;
   STACK_OF(X509_REVOKED)* entries = X509_CRL_get_REVOKED(list.get());
   for (int i = 0; i < sk_X509_REVOKED_num(entries); ++i) {
-    out->insert(text_of(X509_REVOKED_get0_serialNumber(sk_X509_REVOKED_value(entries, i))));
+    out.insert(text_of(X509_REVOKED_get0_serialNumber(sk_X509_REVOKED_value(entries, i))));
   }
-  return std::shared_ptr<const Revoked>(std::move(out));
+  return with_those_seen(path, std::move(out));
 }
 
 namespace pki {

@@ -1,7 +1,8 @@
 // The list of certificates that count no longer: `revoked.pem` beside the authority's file, a certificate revocation
 // list (RFC 5280) that the authority signed. `tidemark pki revoke` writes it; nodes are given a copy, as of ca.pem, and
 // read it again when it changes. No list: nothing is revoked. A list that cannot be read or is not the authority's is
-// an error. Its dates are not looked at: an old list still counts.
+// an error. Its dates are not looked at: an old list still counts. But while a process runs nothing that a list of this
+// path revoked counts again, whatever list is put there: an older one is said to be that.
 #pragma once
 
 #include <memory>

@@ -96,6 +96,23 @@ TEST_F(RevokedStreamTest, AListThatIsNotTheAuthoritysIsNotTakenAndOneThatVanishe
   EXPECT_TRUE(logged("revocation_list_gone"));
 }
 
+TEST_F(RevokedStreamTest, AnOlderListDoesNotBringACertificateBack) {
+  listen(shared);
+  revoke(cluster, other);
+  const std::string list = cluster.directory() / "revoked.pem", older = list + ".older";
+  std::filesystem::copy_file(list, older);
+  revoke(cluster, host);
+  End refused, again;
+  auto connects = [&](const TlsFiles& files, End& end) {
+    Status status = connect(to_listener(files), end);
+    return status.is_ok() && !wait_for([&] { return end.closed.has_value(); });
+  };
+  ASSERT_FALSE(connects(host, refused));
+  std::filesystem::rename(older, list);
+  EXPECT_FALSE(connects(host, again));
+  EXPECT_TRUE(logged("revocation_list_older"));
+}
+
 TEST(Revoke, NamesTheCertificateOnceAndRefusesForeignOnes) {
   Cluster cluster, foreign;
   TlsFiles host = cluster.node("host1", Role::kHost);
