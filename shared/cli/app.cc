@@ -32,6 +32,7 @@ struct Words {   // what the command line said
   ExportOptions export_image;
   TakeoverOptions takeover;
   std::string abort_image, brick;
+  bool accept_loss = false;
   RemoveOptions remove;
   std::string images_at = "latest";
   PointsOptions points;
@@ -130,8 +131,9 @@ void add_brick_verbs(CLI::App& app, Words& w) {
   CLI::App& brick = *noun(app, "brick", "The directories that hold this node's copies");
   verb(brick, w, "list", "List the bricks, and which are missing", [](Context& c) { return brick_list(c); });
   auto* replace = verb(brick, w, "replace", "Take an empty directory in the place of a host's brick that is gone",
-                       [&w](Context& c) { return brick_replace(c, w.brick); });
+                       [&w](Context& c) { return brick_replace(c, w.brick, w.accept_loss); });
   replace->add_option("DIRECTORY", w.brick, "as in [storage] bricks")->required();
+  replace->add_flag("--accept-loss", w.accept_loss, "give up what only the old brick had");
 }
 
 void add_replica_verbs(CLI::App& app, Words& w) {
@@ -173,6 +175,7 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   add->add_option("--run", w.host_add.run, "its run directory; left out: /run/tidemark/NAME");
   add->add_option("--san", w.host_add.names, "a DNS name or address that it is reached by; may be repeated");
   add->add_option("--days", w.host_add.days, "validity of the certificate")->check(CLI::Range(1, 36500))->capture_default_str();
+  add->add_flag("--elsewhere", w.host_add.elsewhere, "for another machine: its directories are neither looked at nor made here");
   CLI::App& journal = *noun(app, "journal", "The write journal and its shipping");
   auto* inspect = verb(journal, w, "inspect", "Show batches and the newest records", [&w](Context& c) { return journal_inspect(c, w.inspect); });
   inspect->add_option("--dir", w.inspect.directory, "a state directory; left out: that of --config");
@@ -221,7 +224,7 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   CLI::App& shared = *noun(app, "shared", "The shared node");
   auto* rebuild = verb(shared, w, "rebuild", "Make a lost catalogue anew from the hosts and bricks, under load",
                        [&w](Context& c) { return shared_rebuild(c, w.rebuild); });
-  rebuild->add_option("--hosts", w.rebuild.hosts, "all hosts of the cluster that are still there")->delimiter(',')->required();
+  rebuild->add_option("--hosts", w.rebuild.hosts, "all hosts of the cluster that are still there, with commas")->required();
   rebuild->add_flag("--without-bricks", w.rebuild.without_bricks, "set what lies on the bricks aside, too: the hosts' copies count");
   rebuild->add_flag("--without-replica", w.rebuild.without_replica, "do not ask the replica for the epochs that it has");
   rebuild->add_flag("--force", w.rebuild.force, "what a host knows that is not named is lost");

@@ -17,8 +17,9 @@ Outcome brick_list(Context& context) {
   return 0;
 }
 
-Outcome brick_replace(Context& context, const std::string& directory) {
-  TM_ASSIGN_OR_RETURN(Json answer, context.control_post("/v1/bricks/replace", Json{{"brick", directory}}));
+Outcome brick_replace(Context& context, const std::string& directory, bool accept_loss) {
+  TM_ASSIGN_OR_RETURN(Json answer, context.control_post("/v1/bricks/replace",
+                                                        Json{{"brick", directory}, {"accept_loss", accept_loss}}));
   context.result(answer, directory + " is a new brick: " + text(answer, "images") + " images (" +
                              config::format_size(number(answer, "bytes")) + ") are filled from the shared copies while their guests go on; `tidemark status` shows how far");
   return 0;

@@ -48,7 +48,7 @@ Outcome image_takeover(Context& context, const TakeoverOptions& options);
 std::string takeover_text(const Json& report);
 Outcome image_branches(Context& context);
 Outcome brick_list(Context& context);
-Outcome brick_replace(Context& context, const std::string& directory);
+Outcome brick_replace(Context& context, const std::string& directory, bool accept_loss);
 Outcome image_abort(Context& context, const std::string& image);
 
 Outcome replica_status(Context& context);
@@ -73,6 +73,7 @@ struct HostAddOptions {
   std::string name, authority, output = ".", mount, state, run;
   std::vector<std::string> bricks, names;
   int days = 825;
+  bool elsewhere = false;
 };
 Outcome host_add(Context& context, HostAddOptions options);
 

@@ -1,5 +1,8 @@
 // state: what a node's state directory holds, and beginning anew when it is lost. Works without the daemon.
 
+#include <algorithm>
+#include <iterator>
+
 #include "shared/cli/commands.h"
 #include "shared/cli/output.h"
 #include "shared/daemon/process.h"
@@ -152,14 +155,23 @@ Status check_bricks(io::Env& env, const Node& node, bool without) {
   return Status::ok();
 }
 
-// The newest epoch of each image that reached the replica: no later one may come twice.
-Result<std::map<ImageId, Epoch>> epochs_at_replica(Context& context, bool without) {
-  std::map<ImageId, Epoch> out;
+// What the replica knows: the newest epoch of each image that reached it, since no later one may come twice, and the
+// hosts that ever sent it anything.
+struct AtReplica {
+  std::map<ImageId, Epoch> epochs;
+  std::vector<std::string> hosts;
+};
+
+Result<AtReplica> look_at_replica(Context& context, bool without) {
+  AtReplica known;
+  std::map<ImageId, Epoch>& out = known.epochs;
   TM_ASSIGN_OR_RETURN(const NodeConfig* config, context.config());
-  if (without || !config->replica) return out;
+  if (without || !config->replica) return known;
   auto read = [&]() -> Status {
     TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
     TM_ASSIGN_OR_RETURN(Json status, replica->status());
+    for (const Json& source : at(status, "sources"))
+      if (text(source, "role") == "host") known.hosts.push_back(text(source, "source"));
     for (const Json& branch : at(status, "branches")) {
       if (auto id = Uuid::parse(text(branch, "image")))
         out[*id] = std::max({out[*id], Epoch(number(branch, "epoch")), Epoch(number(branch, "newer_epoch"))});
@@ -175,6 +187,36 @@ Result<std::map<ImageId, Epoch>> epochs_at_replica(Context& context, bool withou
   };
   if (Status asked = read(); !asked)
     return asked.with_context("the replica, whose epochs count, was not heard (--without-replica does without)");
+  return known;
+}
+
+// A name that no host has is waited for without end; one that is left out is a host whose writes are lost.
+Result<std::vector<std::string>> check_hosts(const std::vector<std::string>& named, const Node& node,
+                                             const std::vector<std::string>& known) {
+  std::vector<std::string> texts, out;
+  for (const std::string& list : named) {
+    for (size_t at = 0; at != std::string::npos;) {
+      const size_t comma = list.find(',', at);
+      texts.push_back(list.substr(at, comma - at));
+      at = comma == std::string::npos ? comma : comma + 1;
+    }
+  }
+  for (const std::string& text : texts) {
+    const size_t begin = text.find_first_not_of(" \t"), end = text.find_last_not_of(" \t");
+    const std::string host = begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
+    auto refuse = [&](const std::string& why) { return Status(Code::kInvalidArgument, "--hosts " + why); };
+    if (host.empty()) return refuse("has an empty name in it: name the hosts, with commas between them");
+    if (!net::pki::is_node_name(host)) return refuse(printable(host) + ": that is no node's name");
+    if (host == node.node.name) return refuse(host + ": that is the shared node itself");
+    if (std::find(out.begin(), out.end(), host) != out.end()) return refuse(host + ": it is named twice");
+    if (!known.empty() && std::find(known.begin(), known.end(), host) == known.end()) {
+      std::string others;
+      for (const std::string& other : known) others += " " + other;
+      return refuse(host + ": the replica never heard of it, but of" + others +
+                    "; if it is a host all the same, say --without-replica");
+    }
+    out.push_back(host);
+  }
   return out;
 }
 
@@ -196,16 +238,24 @@ Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
     TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node));
   }
   TM_RETURN_IF_ERROR(check_bricks(env, node, o.without_bricks));
-  TM_ASSIGN_OR_RETURN(auto epochs, epochs_at_replica(context, o.without_replica));
+  TM_ASSIGN_OR_RETURN(const AtReplica replica, look_at_replica(context, o.without_replica));
+  TM_ASSIGN_OR_RETURN(const std::vector<std::string> hosts, check_hosts(o.hosts, node, replica.hosts));
+  std::vector<std::string> left_out;
+  std::copy_if(replica.hosts.begin(), replica.hosts.end(), std::back_inserter(left_out),
+               [&](const std::string& host) { return std::find(hosts.begin(), hosts.end(), host) == hosts.end(); });
   TM_ASSIGN_OR_RETURN(state::SetAside moved, state::set_aside(env, node.spec, o.without_bricks, o.dry_run));
-  if (!o.dry_run) TM_RETURN_IF_ERROR(state::write_rebuild_order(env, node.spec.directory, {o.hosts, epochs}));
+  if (!o.dry_run) TM_RETURN_IF_ERROR(state::write_rebuild_order(env, node.spec.directory, {hosts, replica.epochs}));
   std::string out;
   Json list = moves(moved, o.dry_run, out);
   out += "then: start the shared node; it waits for what these hosts know, which go on meanwhile:\n ";
-  for (const std::string& host : o.hosts) out += " " + printable(host);
+  for (const std::string& host : hosts) out += " " + printable(host);
+  if (!left_out.empty()) {
+    out += "\nknown to the replica, and NOT named:\n ";
+    for (const std::string& host : left_out) out += " " + printable(host);
+  }
   out += "\n" + loss + "\n";
-  context.result(Json{{"dry_run", o.dry_run}, {"moved", list}, {"hosts", o.hosts}, {"cost", loss},
-                      {"images_at_replica", epochs.size()}}, out);
+  context.result(Json{{"dry_run", o.dry_run}, {"moved", list}, {"hosts", hosts}, {"left_out", left_out},
+                      {"cost", loss}, {"images_at_replica", replica.epochs.size()}}, out);
   return 0;
 }
 

@@ -112,19 +112,19 @@ AltNames alt_names_of(X509* certificate) {
   return out;
 }
 
-bool is_node_name(std::string_view name) {
-  if (name.empty() || name.size() > 63 || !std::isalnum(static_cast<unsigned char>(name[0]))) return false;
-  return std::all_of(name.begin(), name.end(), [](unsigned char c) {
-    return std::isalnum(c) || c == '.' || c == '_' || c == '-';
-  });
-}
-
 bool is_numeric_address(const std::string& text) {
   unsigned char raw[16];
   return inet_pton(AF_INET, text.c_str(), raw) == 1 || inet_pton(AF_INET6, text.c_str(), raw) == 1;
 }
 
 }  // namespace
+
+bool pki::is_node_name(std::string_view name) {
+  if (name.empty() || name.size() > 63 || !std::isalnum(static_cast<unsigned char>(name[0]))) return false;
+  return std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return std::isalnum(c) || c == '.' || c == '_' || c == '-';
+  });
+}
 
 Result<PeerIdentity> identity_of(X509* certificate) {
   auto bad = [](std::string why) { return Status(Code::kPermission, std::move(why)); };
@@ -144,7 +144,7 @@ Result<PeerIdentity> identity_of(X509* certificate) {
     out = {*cluster, *role, std::string(rest.substr(second + 1))};
   }
   if (!found) return bad("the certificate carries no tidemark name (SAN URI)");
-  if (!is_node_name(out.node)) return bad("the certificate's node name is malformed");
+  if (!pki::is_node_name(out.node)) return bad("the certificate's node name is malformed");
   if (common_name_of(X509_get_subject_name(certificate)) != out.node)
     return bad("the certificate's CN is not its node name");
   return out;

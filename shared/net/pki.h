@@ -37,9 +37,11 @@ struct Authority {
 // Makes `directory` if need be, then ca.pem (0644) and ca.key (0600) in it.
 Result<Authority> init_authority(const std::string& directory, const AuthorityOptions& options);
 
+bool is_node_name(std::string_view name);   // [A-Za-z0-9._-], at most 63, begins with a letter or digit
+
 struct IssueOptions {
   std::string authority_directory;
-  std::string node;                  // [A-Za-z0-9._-], at most 63, begins with a letter or digit
+  std::string node;                  // is_node_name()
   Role role = Role::kHost;
   std::vector<std::string> names;    // further DNS names and numeric addresses it is reached by
   Validity validity;

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "shared/cli/commands.h"
 
@@ -39,6 +40,104 @@ class AppTest : public testing::Test {
   void TearDown() override { std::filesystem::remove_all(directory_); }
   std::string directory_, config_;
 };
+
+class HostAddTest : public AppTest {
+ protected:
+  void SetUp() override {
+    AppTest::SetUp();
+    std::filesystem::create_directories(directory_ + "/brick");
+    ASSERT_EQ(tidemark({"pki", "init", "--dir", directory_ + "/pki"}).code, 0);
+  }
+  Ran add(const std::string& name, std::vector<std::string> more) {
+    std::vector<std::string> words{"host", "add", name, "--config", config_, "--dir", directory_ + "/pki", "--out",
+                                   directory_ + "/out", "--run", directory_ + "/run/" + name};
+    for (std::string& word : more) words.push_back(std::move(word));
+    return tidemark(std::move(words));
+  }
+  Ran add_places(const std::string& name, const std::string& state, const std::string& mount, const std::string& brick) {
+    return add(name, {"--state", directory_ + "/" + state, "--mount", directory_ + "/" + mount, "--brick",
+                      directory_ + "/" + brick});
+  }
+  std::set<std::string> all() {
+    std::set<std::string> out;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(directory_)) out.insert(entry.path());
+    return out;
+  }
+};
+
+TEST_F(HostAddTest, WhatIsRefusedLeavesNothingBehind) {
+  std::ofstream(directory_ + "/file") << "x";
+  std::filesystem::create_directories(directory_ + "/full/x");
+  std::filesystem::create_directories(directory_ + "/out");
+  const std::set<std::string> before = all();
+  struct Case { std::string name, state, mount, brick, says; };
+  for (const Case& c : std::vector<Case>{{"", "s", "m", "b", "NAME"},
+                                         {"../x", "s", "m", "b", "NAME"},
+                                         {"ca", "s", "m", "b", "NAME"},
+                                         {"host1", "s", "m", "b", "another node"},
+                                         {"h2", "state", "m", "b", "is host1's"},
+                                         {"h2", "s", "mnt", "b", "is host1's"},
+                                         {"h2", "s", "m", "brick", "is host1's"},
+                                         {"h2", "s", "m", "brick/x", "is host1's"},
+                                         {"h2", "s", "m", "s", "within"},
+                                         {"h2", "s", "m", "m/b", "within"},
+                                         {"h2", "s", "m", "full", "in use"},
+                                         {"h2", "full", "m", "b", "in use"},
+                                         {"h2", "s", "m", "we\nird", "control character"},
+                                         {"h2", "s", "m", "file/b", "directory"}}) {
+    Ran r = add_places(c.name, c.state, c.mount, c.brick);
+    EXPECT_NE(r.code, 0) << c.name << c.state << c.mount << c.brick;
+    EXPECT_NE(r.error.find(c.says), std::string::npos) << r.error;
+    EXPECT_EQ(all(), before) << r.error;
+  }
+  EXPECT_NE(add("h2", {"--state", directory_ + "/s", "--mount", directory_ + "/m", "--brick", ""}).code, 0);
+  EXPECT_NE(add("h2", {"--state", directory_ + "/s", "--mount", directory_ + "/m", "--brick", directory_ + "/b",
+                       "--brick", directory_ + "/b"}).code, 0);
+  EXPECT_EQ(all(), before);
+}
+
+TEST_F(HostAddTest, AHostIsMadeWholeAndOnce) {
+  Ran r = add_places("h2", "h2/state", "h2/mnt", "h2/brick");
+  ASSERT_EQ(r.code, 0) << r.error;
+  for (const char* made : {"/out/h2.toml", "/out/h2.pem", "/out/h2.key", "/h2/state", "/h2/mnt", "/h2/brick"})
+    EXPECT_TRUE(std::filesystem::exists(directory_ + made)) << made;
+  EXPECT_EQ(tidemark({"config", "check", directory_ + "/out/h2.toml"}).code, 0);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory_ + "/out"), {}), 3);
+  const std::set<std::string> before = all();
+  EXPECT_NE(add_places("h2", "h3/state", "h3/mnt", "h3/brick").code, 0);
+  EXPECT_EQ(all(), before);
+}
+
+TEST_F(HostAddTest, ForAnotherMachineNothingHereIsLookedAt) {
+  const std::set<std::string> before = all();
+  Ran r = add("h2", {"--state", directory_ + "/state", "--mount", directory_ + "/mnt", "--brick",
+                     directory_ + "/nowhere/brick", "--elsewhere"});
+  ASSERT_EQ(r.code, 0) << r.error;
+  EXPECT_EQ(all().size(), before.size() + 4);   // out, and three files
+}
+
+// Nothing is set aside for an order that could never be carried out.
+TEST_F(AppTest, ARebuildsHostsAreLookedAtBeforeAnythingIsMoved) {
+  const std::string shared = directory_ + "/shared.toml", state = directory_ + "/shared";
+  ASSERT_EQ(tidemark({"pki", "init", "--dir", directory_ + "/pki"}).code, 0);
+  ASSERT_EQ(tidemark({"pki", "issue", "shared1", "--role", "shared", "--dir", directory_ + "/pki"}).code, 0);
+  std::filesystem::create_directories(state + "/catalogue");
+  std::filesystem::create_directories(directory_ + "/brick");
+  std::ofstream(shared) << "[node]\nname = \"shared1\"\nrole = \"shared\"\nstate_dir = \"" << state << "\"\n"
+                        << "[tls]\nauthority = \"pki/ca.pem\"\ncertificate = \"pki/shared1.pem\"\n"
+                        << "key = \"pki/shared1.key\"\n[storage]\nbricks = [\"brick\"]\n"
+                        << "[listen]\naddress = \"127.0.0.1:0\"\n";
+  for (const char* hosts : {"", "host1,,host2", "host1,", "host1,host1", "shared1", "../x", "a\nb", "host1 host2", " "}) {
+    Ran r = tidemark({"shared", "rebuild", "--config", shared, "--hosts", hosts, "--without-bricks", "--force"});
+    EXPECT_EQ(r.code, 2) << hosts << r.out << r.error;
+    EXPECT_NE(r.error.find("--hosts"), std::string::npos) << r.error;
+    EXPECT_TRUE(std::filesystem::exists(state + "/catalogue")) << hosts;
+    EXPECT_FALSE(std::filesystem::exists(state + "/rebuild")) << hosts;
+  }
+  Ran r = tidemark({"shared", "rebuild", "--config", shared, "--hosts", "host1, host2", "--without-bricks", "--force"});
+  EXPECT_EQ(r.code, 0) << r.error;
+  EXPECT_NE(r.out.find("  host1 host2\n"), std::string::npos) << r.out;
+}
 
 TEST_F(AppTest, WrongUsageIsExitCodeTwoAndOneLine) {
   for (auto words : std::vector<std::vector<std::string>>{{}, {"nonsense"}, {"image"}, {"image", "create"}, {"mark", "--timeout", "x"}}) {
