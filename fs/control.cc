@@ -126,7 +126,8 @@ void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std:
   routes.post("/v1/bricks/replace", [&engine](const daemon::Request& r) -> Result<std::string> {
     TM_ASSIGN_OR_RETURN(json body, body_of(r));
     TM_ASSIGN_OR_RETURN(std::string brick, field<std::string>(body, "brick", ""));
-    return engine.replace_brick(brick);
+    TM_ASSIGN_OR_RETURN(bool accept_loss, field<bool>(body, "accept_loss", false));
+    return engine.replace_brick(brick, accept_loss);
   });
   routes.post("/v1/shipping", [&engine](const daemon::Request& r) -> Result<std::string> {
     TM_ASSIGN_OR_RETURN(json body, body_of(r));

@@ -152,9 +152,9 @@ void Engine::start() {
   tasks_.spawn(recover_all());
   for (auto& [id, bits] : std::unordered_map<ImageId, uint8_t>(flags_)) {
     auto attr = names_->by_image(id);
-    auto image =
-        attr && (bits & kFlagDoomed) != 0 ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not known"));
-    if (!image) continue;
+    const bool looked_at = (bits & (kFlagDoomed | kFlagHostOnly)) != 0;   // what is here alone is missed at once
+    auto image = attr && looked_at ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not known"));
+    if (!image || (bits & kFlagDoomed) == 0) continue;
     (*image)->nameless = (*image)->doomed = true;
     (*image)->doomed_batch = journal_->usage().newest_closed.value;
   }
@@ -176,6 +176,7 @@ void Engine::tick() {
   }
   clean_idle_images();
   try_failed_copies();
+  try_missing_copies();
   take_up_tenures();
   want_terms();
   reap();

@@ -5,7 +5,8 @@
 // must be valid until the callback ran.
 //
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
-// that fail), engine_hang.cc (bricks that hang), engine_policy.cc (mirror = none and back), engine_link.cc (link lost
+// that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that
+// are gone), engine_policy.cc (mirror = none and back), engine_link.cc (link lost
 // and back), engine_tenure.cc, engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
 // engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
 // engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
@@ -151,7 +152,8 @@ class Engine final : public journal::BlockSource {
   // An operator's word that a replica, emptied or replaced, is to be brought level.
   void resync_replica(Callback<Result<std::string>> done);
   // Takes the empty directory of a brick that is gone as a new one; its images are filled from the shared copies.
-  Result<std::string> replace_brick(const std::string& directory);
+  // `accept_loss`: an operator's word that what only the old one had is given up.
+  Result<std::string> replace_brick(const std::string& directory, bool accept_loss = false);
   // Ends other hosts' tenures without their word; request and report are the JSON of control-api.md.
   void takeover(std::string request, Callback<Result<std::string>> done);
   // Requests of this image that wait for the shared node or the witness are answered EIO. How many, as JSON.
@@ -187,6 +189,7 @@ class Engine final : public journal::BlockSource {
   Op* take_op(Image& image, OpKind kind, io::IoMode mode);
   void recycle(Op* op);
   bool gate(Op* op);
+  bool refuse(Op* op, const Status& status);
   void park(Op* op);
   void unpark(Image& image);
   void unpark_later(Image& image);
@@ -232,7 +235,17 @@ class Engine final : public journal::BlockSource {
   void read_shared_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done);
   io::AlignedBuffer take_stage_buffer(size_t size);
   void give_back_stage_buffer(io::AlignedBuffer buffer);
+  // ---- engine_missing.cc
+  bool only_here(const Image& image) const;
+  bool reads_alone(const Image& image) const;
+  void note_missing(Image& image, const Status& why);
+  Status failed(const Image& image) const;
+  void look_for_missing(Image& image, const Status& opened);
+  bool find_missing(Image& image);
+  void try_missing_copies();
+  Status give_up_missing(bool accept_loss);
   // ---- engine_policy.cc
+  void take_attr(Image& image, const wire::Attr& attr);
   bool host_only(const Image& image) const;
   Status before_policy(const wire::SetXattr& request);
   void policy_seen(Image& image, uint8_t mirror);
@@ -264,6 +277,7 @@ class Engine final : public journal::BlockSource {
   Task<void> call_when_linked(io::Duration limit, UniqueFunction<void()> fn);
   // ---- engine_tenure.cc
   void want_tenure(Image& image, bool wait);
+  void make_only_copy(Image& image);
   Task<void> acquire(Image& image, uint32_t wait_ms);
   uint8_t copy_absent(const Image& image) const;
   Task<Status> take_grant(Image& image, wire::Grant grant);
@@ -285,6 +299,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> save_branch(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<Status> write_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes,
                             std::string path);
+  Task<Status> set_aside(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<Status> settle_fence(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<void> after_fence(Image& image);
   void fence_handles(Image& image);
@@ -322,6 +337,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> make_regions_equal(Image& image, bool host_wins, const std::vector<RegionIndex>& regions,
                                   uint64_t region_bytes, uint64_t* repaired);
   Task<Status> sync_equal(Image& image, const ResyncRun& run);
+  Task<Status> tell_equal(Image& image, const ResyncRun& run);
   Task<Status> resync_regions(Image& image, const ResyncRun& run, std::vector<RegionIndex> regions,
                               uint64_t* repaired);
   Task<Status> make_unit_equal(Image& image, Extent unit, bool host_wins, uint64_t* repaired);
@@ -331,7 +347,7 @@ class Engine final : public journal::BlockSource {
   Task<void> recover_all();
   Task<void> recover(journal::DirtyImage dirty);
   Task<Status> reconcile(Image& image, journal::DirtyImage dirty);
-  Status keep_tail(Image& image, const journal::DirtyImage& dirty);
+  Task<Status> keep_tail(Image& image, journal::DirtyImage dirty);
   // ---- engine_succession.cc
   void remember(Image& image);
   void take_over_handles();
@@ -409,6 +425,7 @@ class Engine final : public journal::BlockSource {
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;
+  static std::string_view shown_state(const Image& image);
   static std::string replaced_json(const std::string& directory, uint64_t images, uint64_t bytes);
   // ---- engine.cc
   void tick();

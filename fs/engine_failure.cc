@@ -15,7 +15,7 @@ constexpr std::chrono::seconds kReopenInterval{30};
 // Nothing was acknowledged that the shared copy does not have.
 bool Engine::shared_whole(const Image& im) const {
   bool counts = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling ||
-                im.state == MirrorState::kReadingShared;
+                (im.state == MirrorState::kReadingShared && !only_here(im));
   return counts && !im.facts.alone && im.attr.mirror != 0;
 }
 
@@ -138,7 +138,7 @@ Status Engine::open_failed_copy(Image& im) {
   return Status::ok();
 }
 
-Result<std::string> Engine::replace_brick(const std::string& directory) {
+Result<std::string> Engine::replace_brick(const std::string& directory, bool accept_loss) {
   auto bricks = group_->bricks();
   auto at = std::find_if(bricks.begin(), bricks.end(), [&](const auto& b) { return b.directory == directory; });
   TM_RETURN_IF_ERROR(group_->look_at_bricks());
@@ -154,8 +154,10 @@ Result<std::string> Engine::replace_brick(const std::string& directory) {
     }
     on_it.push_back(image.get());
   }
+  if (at != bricks.end() && !accept_loss) TM_RETURN_IF_ERROR(give_up_missing(false));
   TM_RETURN_IF_ERROR(group_->replace_brick(directory));
   TM_RETURN_IF_ERROR(keep_bricks());
+  TM_RETURN_IF_ERROR(give_up_missing(true));
   const Status why(Code::kIoError, "its brick was replaced");
   for (Image* im : on_it)
     if (own_copy_failed(*im, why)) give_up_local(*im, why);

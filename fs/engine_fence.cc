@@ -123,14 +123,28 @@ Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionInde
   co_return Status::ok();
 }
 
+// These regions of the own copy are a branch, and nothing of it counts any more: durable once this has returned OK.
+Task<Status> Engine::set_aside(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes) {
+  if (im.local() && only_here(im)) {   // it was `none`: all of it is here alone
+    const uint64_t size = im.copy->size();
+    while (size / region_bytes >= limits::kRegionsPerImageMax) region_bytes *= 2;
+    regions.clear();
+    for (uint64_t i = 0; i * region_bytes < size; ++i) regions.push_back(RegionIndex(i));
+  }
+  if (im.local() && !regions.empty()) {
+    if (Status s = co_await save_branch(im, epoch, std::move(regions), region_bytes); !s) co_return s;
+  }
+  if (Status s = set_flag(im, kFlagBehind, true); !s) co_return s;
+  im.behind = true;
+  im.facts.copy_whole = false;
+  co_return set_flag(im, kFlagHostOnly, false);
+}
+
 // Nothing of the own copy is lost once this has returned OK, and nothing of it counts any more.
 Task<Status> Engine::settle_fence(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes) {
-  if (im.local() && !regions.empty()) {
+  if (im.local() && (!regions.empty() || only_here(im))) {
     if (TM_PLANTED("keep no branch")) regions.clear();
-    if (Status s = co_await save_branch(im, epoch, regions, region_bytes); !s) co_return s;
-    if (Status s = set_flag(im, kFlagBehind, true); !s) co_return s;
-    im.behind = true;
-    im.facts.copy_whole = false;
+    if (Status s = co_await set_aside(im, epoch, regions, region_bytes); !s) co_return s;
     kLog.warning("tail_diverged", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()},
                                  {"acknowledged_alone", im.facts.alone ? 1 : 0},
                                  {"kept", "as a branch: tidemark image branches"}});

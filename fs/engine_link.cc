@@ -73,8 +73,10 @@ Task<void> Engine::resume(Image& im) {
   Pin pin(im);
   using Answer = Result<wire::Resumed>;
   // Where the shared copy may lack something it must not be read by others before the resync that follows.
-  bool lost = im.apart || (mirror_->hello().loss_id != im.shared_loss && (im.unsynced.any() || im.active != 0));
-  uint8_t ahead = im.facts.alone || im.noting_alone || unreconciled_.contains(im.id) || lost ? 1 : 0;
+  const bool kept = mirror_->hello().loss_id == im.shared_loss || TM_PLANTED("ignore the loss id");
+  const bool lost = im.apart || (!kept && (im.unsynced.any() || im.active != 0));
+  const bool windows = im.facts.alone || lost;   // a resync follows, which says when it has ended
+  const uint8_t ahead = windows ? 2 : im.noting_alone || unreconciled_.contains(im.id) ? 1 : 0;
   const Epoch epoch = im.epoch;
   wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
   auto answer = co_await async<Answer>([&](Callback<Answer> done) {
@@ -108,7 +110,8 @@ Task<void> Engine::resume(Image& im) {
   im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
   // Requests under way may have been applied under the old loss id without counting as unflushed yet.
   bool unflushed = im.unsynced.any() || im.active != 0;
-  bool other = im.apart || (answer->loss_id != im.shared_loss && unflushed && !TM_PLANTED("ignore the loss id"));
+  const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");
+  const bool other = lost || im.apart || (differs && unflushed);
   if (!other && !im.facts.alone) im.shared_loss = answer->loss_id;
   im.resync_loss = answer->loss_id;
   if (im.broken) tell_behind(im);   // first: the flushes that are woken wait for it

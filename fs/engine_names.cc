@@ -20,7 +20,7 @@ Image* Engine::find(const ImageId& id) {
 Result<Image*> Engine::image_of(const wire::Attr& attr) {
   if (attr.kind != wire::NodeKind::kImage || attr.image.is_nil()) return Status(Code::kInvalidArgument, "not an image");
   if (Image* im = find(attr.image)) {
-    if (!im->held) im->attr = attr;
+    if (!im->held) take_attr(*im, attr);
     return im;
   }
   auto image = std::make_unique<Image>();
@@ -42,6 +42,7 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   }
   Image* out = image.get();
   images_[attr.image] = std::move(image);
+  look_for_missing(*out, copy.status());
   return out;
 }
 
@@ -203,12 +204,13 @@ void Engine::seek(HandleId handle, uint64_t offset, bool data, Callback<Result<u
   if (h == nullptr) return done(Status::from_errno(EBADF, "lseek"));
   if (h->fenced) return done(Status::from_errno(EIO, "lseek: the image was taken over by another host"));
   Image& im = *h->image;
+  if (!im.missing.empty()) return done(failed(im));
   uint64_t size = im.size_now();
   if (offset >= size) return done(Status::from_errno(ENXIO, "lseek"));
   // A copy that may lack acknowledged writes must not tell of holes where they are: everything may be data.
-  bool unsure = im.recovering || (im.held && !im.local() && !shared_whole(im));
+  bool unsure = im.recovering || (im.held ? !im.local() && !shared_whole(im) : !reads_alone(im) && only_here(im));
   if (unsure) return done(data ? offset : size);
-  bool own = (im.held || im.facts.policy_none) && im.local() && im.stale.none() && im.copy->size() == size;
+  bool own = (im.held || reads_alone(im)) && im.local() && im.stale.none() && im.copy->size() == size;
   if (!own) return seek_remote(&im, offset, data, std::move(done));
   uint64_t at = offset;
   for (;;) {

@@ -72,7 +72,7 @@ Task<void> Engine::do_lookup(InodeNumber parent, std::string name, AttrDone done
   auto answer = co_await ask<wire::Attr>(wire::Type::kLookup, request, kQueryWait);
   if (answer) {
     names_->put_entry(parent, name, *answer);
-    if (Image* im = find(answer->image); im != nullptr && !im->held) im->attr = *answer;
+    if (Image* im = find(answer->image); im != nullptr && !im->held) take_attr(*im, *answer);
     co_return done(local_view(std::move(*answer)));
   }
   if (is_unreachable(answer.status())) {
@@ -97,7 +97,7 @@ Task<void> Engine::do_getattr(InodeNumber inode, AttrDone done) {
   auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{inode}, kQueryWait);
   if (answer) {
     names_->put(*answer);
-    if (Image* im = find(answer->image); im != nullptr && !im->held) im->attr = *answer;
+    if (Image* im = find(answer->image); im != nullptr && !im->held) take_attr(*im, *answer);
     co_return done(local_view(std::move(*answer)));
   }
   auto known = names_->get(inode);
@@ -209,7 +209,7 @@ void Engine::take_mark(const wire::Mark& mark) {
   if (im != nullptr) {
     uint64_t size = im->attr.size;
     Generation generation = im->attr.size_generation;
-    im->attr = mark.node;
+    take_attr(*im, mark.node);
     if (im->held) {
       im->attr.size = size;
       im->attr.size_generation = generation;
@@ -335,7 +335,7 @@ Task<void> Engine::check_attr(Image& im) {
       im.attr.mirror = answer->mirror;
       im.attr.mode = answer->mode;
     } else {
-      im.attr = *answer;
+      take_attr(im, *answer);
     }
     names_->put(*answer);
     policy_seen(im, answer->mirror);

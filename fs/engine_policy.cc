@@ -29,6 +29,11 @@ Status Engine::before_policy(const wire::SetXattr& request) {
   return set_flag(*im, kFlagHostOnly, true);
 }
 
+void Engine::take_attr(Image& im, const wire::Attr& attr) {
+  im.attr = attr;
+  if (!im.held) im.facts.policy_none = attr.mirror == 0;
+}
+
 // Called with each new attribute of an image that this host holds.
 void Engine::policy_seen(Image& im, uint8_t mirror) {
   if (!im.held || (mirror == 0) == im.facts.policy_none) return;

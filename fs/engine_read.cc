@@ -51,7 +51,7 @@ bool Engine::lost_to_another(Op* op) {
 void Engine::read_in_order(Op* op) {
   Image& im = *op->image;
   if (lost_to_another(op)) return;
-  bool own_data = (im.held && !im.yield_unknown) || im.facts.policy_none;
+  bool own_data = (im.held && !im.yield_unknown) || reads_alone(im);
   if (!own_data) want_tenure(im, false);
   uint64_t size = im.size_now();
   if (op->extent.offset >= size) {
@@ -70,7 +70,7 @@ void Engine::read_in_order(Op* op) {
     Image& image = *op->image;
     if (lost_to_another(op)) return;
     // Looked at when it is answered: it may have taken any time.
-    bool holds = (image.held && !lease_over(image, *mirror_)) || image.facts.policy_none;
+    bool holds = (image.held && !lease_over(image, *mirror_)) || reads_alone(image);
     if (s.is_ok() && holds) return finish_read(op, std::move(s));
     if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
     if (s.is_ok() && image.state == MirrorState::kWaiting) return step_back(op);   // to the gate, where reads wait

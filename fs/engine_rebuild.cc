@@ -62,8 +62,10 @@ Task<Status> Engine::check_shared(wire::Connection& link, const wire::HelloAnswe
     co_return Status(Code::kPermission,
                      "shared node " + hello.base.node + " is not the one that this host knows: its state " +
                          hello.store.to_string() + ", expected " + known->to_string() +
-                         ": it was emptied or replaced; mount its state_dir and bricks, or, if these are lost, "
-                         "`tidemark shared rebuild` there");
+                         ": it was emptied or replaced, or rebuilt without this host. Mount its state_dir and bricks; "
+                         "if these are lost, `tidemark shared rebuild` there, this host among --hosts. If it was "
+                         "rebuilt already, do not rebuild it again: copy what only this host has out of the mount, "
+                         "stop it, and `tidemark state reset` here");
   }
   if (Status adopted = co_await adopt_rebuilt(link); !adopted) co_return adopted;
   kLog.warning("shared_node_rebuilt", {{"store", hello.store}, {"before", *known}});

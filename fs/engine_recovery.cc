@@ -103,29 +103,35 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
   kLog.info("recovered", {{"image", dirty.image}});
 }
 
-// What this host wrote and the shared copy's line lacks is kept: all of the image's dirty regions go to the replica in
-// the resync batch, under the epoch in which they were written, where they become a branch. The own copy is behind.
-Status Engine::keep_tail(Image& im, const journal::DirtyImage& dirty) {
-  if (dirty.whole && im.copy != nullptr && !im.attached) {   // so that the journal hears how far it reaches
+// What this host wrote and the shared copy's line lacks is kept: all of the image's dirty regions as a branch here, and
+// in the resync batch, under the epoch in which they were written, as a branch at the replica. The own copy is behind.
+Task<Status> Engine::keep_tail(Image& im, journal::DirtyImage dirty) {
+  if (im.copy != nullptr && !im.attached) {   // so that the journal hears how far it reaches
     im.slot = journal_->attach(im.id, im.copy->size());
     im.attached = true;
   }
-  TM_RETURN_IF_ERROR(set_flag(im, kFlagBehind, true));
-  im.behind = im.diverged = true;
+  reach(dirty, im.copy != nullptr ? im.copy->size() : im.size);
+  if (Status s = co_await set_aside(im, dirty.epoch, dirty.regions, dirty.region_bytes); !s) co_return s;
+  im.diverged = true;
   kLog.error("tail_diverged", {{"image", im.id}, {"epoch", dirty.epoch}, {"regions", dirty.regions.size()},
                                {"bytes", dirty.regions.size() * dirty.region_bytes},
                                {"acknowledged_alone", dirty.alone ? 1 : 0},
-                               {"kept", "as a branch of that epoch at the replica: the whole regions"}});
-  return Status::ok();
+                               {"kept", "as a branch, here (tidemark image branches) and at the replica"}});
+  co_return Status::ok();
 }
 
 Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
+  if (im.doomed) co_return Status::ok();   // whatever it lacks, nobody reads it any more
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();
     co_return co_await sync_copy(im);
   }
-  if (!im.local() && dirty.alone)
-    co_return Status(Code::kCorruption, "the own copy has writes that the shared one lacks, and cannot be opened");
+  // Behind: an operator has given those writes up, or they are kept as a branch.
+  if (!im.local() && (dirty.alone || only_here(im)) && !im.behind && !find_missing(im)) {
+    const Status missing(Code::kIoError, "its copy here has writes that the shared one lacks, and cannot be opened");
+    if (im.missing.empty()) note_missing(im, missing);
+    co_return missing;
+  }
   if (!im.local()) {  // the shared copy serves; should the brick come back, its dirty regions are not known any more
     Status behind = set_flag(im, kFlagBehind, true);
     im.behind = behind.is_ok() || im.behind;
@@ -158,7 +164,8 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     if (!grant && grant.status().code() == Code::kBusy) {
       // The tenure had been given back, flushed on both copies, before the crash. What the other host wrote since is in
       // the shared node's stale map.
-      co_return dirty.alone ? keep_tail(im, dirty) : Status::ok();
+      if (!dirty.alone && !only_here(im)) co_return Status::ok();
+      co_return co_await keep_tail(im, dirty);
     }
     if (!grant) co_return grant.status();
     // Another host wrote since: its line is the main one. (Of this host's own name: a recovery that was cut short.)
@@ -170,7 +177,8 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       });
       if (!yielded) co_return yielded.status();
       // As above: if it had not gone on alone, it had given the tenure back, with all flushed on both copies.
-      co_return dirty.alone ? keep_tail(im, dirty) : Status::ok();
+      if (!dirty.alone && !only_here(im)) co_return Status::ok();
+      co_return co_await keep_tail(im, dirty);
     }
     im.facts.alone = false;  // the direction is decided here, not by a resync of its own
     Status taken = co_await take_grant(im, std::move(*grant));

@@ -40,23 +40,21 @@ void Engine::recycle(Op* op) {
 // True if the request may go on now; else it was parked or answered.
 bool Engine::gate(Op* op) {
   Image& im = *op->image;
+  if (!im.missing.empty()) return refuse(op, failed(im));
   if (im.recovering || im.yielding) {
     park(op);
     return false;
   }
-  if (im.state == MirrorState::kFenced) {
-    Status fenced(Code::kFenced, "image " + im.id.to_string() + " was taken over by another host");
-    Callback<Result<size_t>> done = std::move(op->done);
-    recycle(op);
-    done(fenced);
-    return false;
-  }
+  if (im.state == MirrorState::kFenced)
+    return refuse(op, Status(Code::kFenced, "image " + im.id.to_string() + " was taken over by another host"));
   // Another host may have the tenure by now: not even a read is answered here.
   if (im.state == MirrorState::kWaiting && im.facts.asks_first && op->kind == OpKind::kRead) {
     park(op);
     return false;
   }
-  if (!changes(op->kind)) return true;
+  // Of what was `none` the shared copy has nothing yet that could be read: it is copied there first.
+  const bool copied_first = !im.held && op->kind == OpKind::kRead && !im.facts.policy_none && only_here(im);
+  if (!changes(op->kind) && !copied_first) return true;
   if (!im.held) {
     park(op);
     want_tenure(im, true);
@@ -67,6 +65,13 @@ bool Engine::gate(Op* op) {
     return false;
   }
   return true;
+}
+
+bool Engine::refuse(Op* op, const Status& status) {
+  Callback<Result<size_t>> done = std::move(op->done);
+  recycle(op);
+  done(status);
+  return false;
 }
 
 void Engine::park(Op* op) { op->image->parked.push_back(op); }

@@ -197,6 +197,18 @@ Task<Status> Engine::sync_equal(Image& im, const ResyncRun& run) {
   co_return Status(Code::kUnavailable, "the shared copy changed its loss id during the resync");
 }
 
+// Other hosts' reads are answered from the shared copy again, and it is level for a takeover.
+Task<Status> Engine::tell_equal(Image& im, const ResyncRun& run) {
+  using Answer = Result<wire::Resumed>;
+  wire::Resume tell{im.id, run.epoch, im.size, im.size_generation, 0};
+  auto told = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+  });
+  if (!told) co_return told.status();
+  if (told->loss_id == run.loss && run.stands(im)) co_return Status::ok();
+  co_return Status(Code::kUnavailable, "the link, the tenure or the shared copy's loss id changed");
+}
+
 // All of these regions, from the host's copy, window by window.
 Task<Status> Engine::resync_regions(Image& im, const ResyncRun& run, std::vector<RegionIndex> regions,
                                     uint64_t* repaired) {
@@ -244,6 +256,7 @@ Task<void> Engine::resync(Image& im) {
       journal_->note_copies(im.slot, host_loss(), run.loss, false, std::move(done));
     });
   if (status.is_ok() && run.stands(im)) status = set_flag(im, kFlagHostOnly, false);
+  if (status.is_ok() && run.stands(im)) status = co_await tell_equal(im, run);
   im.resync_running = false;
   counts_.resynced_bytes += repaired;
   if (status.is_ok() && run.stands(im)) {

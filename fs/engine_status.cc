@@ -70,7 +70,8 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
       why.push_back(name + ": " + std::string(mirror_state_name(im.state)));
     if (!im.fence_error.empty())
       why.push_back(name + ": what only this host has is not put aside yet: " + im.fence_error);
-    if (im.broken) why.push_back(name + ": the local copy failed");
+    if (!im.missing.empty()) why.push_back(name + ": failed: " + im.missing);
+    else if (im.broken) why.push_back(name + ": the local copy failed");
   }
   for (const auto& [id, pieces] : scrub_->undecided) {
     auto attr = names_->by_image(id);
@@ -110,6 +111,11 @@ std::vector<std::string> Engine::notes() {
                   std::to_string(b.epoch.value) + " is kept: " + b.file);
   }
   return out;
+}
+
+std::string_view Engine::shown_state(const Image& im) {
+  if (!im.missing.empty()) return "failed";
+  return im.facts.policy_none ? "none" : mirror_state_name(im.state);
 }
 
 std::string Engine::replaced_json(const std::string& directory, uint64_t images, uint64_t bytes) {
@@ -172,7 +178,7 @@ std::string Engine::status_json() {
                              {"allocated", attr.allocated},
                              {"epoch", im.epoch.value != 0 ? im.epoch.value : attr.epoch.value},
                              {"writer", im.held ? config.node.name : writer_of(attr)},
-                             {"mirror", im.facts.policy_none ? "none" : std::string(mirror_state_name(im.state))},
+                             {"mirror", shown_state(im)},
                              {"alone", writes_alone(im)},
                              {"stale_bytes", stale_bytes(im)},
                              {"resync", level_json(im.run, level_left(im), level_rate(im))},

@@ -17,10 +17,12 @@ constexpr std::chrono::seconds kStageTries{3};   // while staging fails
 // `wait`: a write needs it. Else only if it is free, so that reads become local.
 void Engine::want_tenure(Image& im, bool wait) {
   if (im.held || im.acquiring || im.recovering || stopping_) return;  // a recovery acquires for itself
+  if (!im.missing.empty()) return;
   if (im.state == MirrorState::kFenced) return;   // its tail is being kept: what follows would undo a new tenure
   if (giving_back_.contains(im.id)) return;
   if (!wait) {
-    if (!mirror_->up() || im.recovering || im.yielding || im.attr.mirror == 0 || env_.now() < im.try_again) return;
+    const bool not_free = im.attr.mirror == 0 && im.attr.holder != options_.config.node.name;
+    if (!mirror_->up() || im.recovering || im.yielding || not_free || env_.now() < im.try_again) return;
     im.try_again = env_.now() + kOpportunityInterval;
   }
   im.acquiring = true;
@@ -38,8 +40,16 @@ void Engine::take_up_tenures() {
 // Of an unfilled or failed copy the shared node's map may say too little: it starts anew, all stale.
 uint8_t Engine::copy_absent(const Image& im) const { return im.copy == nullptr || im.broken || im.behind ? 1 : 0; }
 
+// So that one of `mirror = none` that lacks its copy later on is never taken for one that nobody wrote.
+void Engine::make_only_copy(Image& im) {
+  if (im.attr.mirror != 0 || im.attr.epoch.value != 0 || im.copy != nullptr || im.broken) return;
+  auto made = group_->create(im.id, im.attr.size, im.attr.size_generation);
+  if (made) im.copy = std::move(*made);
+}
+
 Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
   using Answer = Result<wire::Grant>;
+  make_only_copy(im);
   Status failed;
   for (;;) {
     while (!mirror_->up() && wait_ms != 0 && !stopping_) co_await wait_link(std::chrono::seconds(1));
@@ -83,19 +93,24 @@ void Engine::fail_parked(Image& im, const Status& status) {
   std::vector<Op*> parked;
   parked.swap(im.parked);
   for (Op* op : parked) {
-    if (op->kind == OpKind::kRead) {
+    if (op->kind == OpKind::kRead && !only_here(im) && im.missing.empty()) {   // the shared copy may answer it
       im.parked.push_back(op);
       continue;
     }
-    auto done = std::move(op->done);
-    recycle(op);
-    done(status);
+    refuse(op, status);
   }
 }
 
 Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   bool none = im.attr.mirror == 0;
   bool had_copy = im.copy != nullptr;
+  // Whoever had an earlier tenure of such an image wrote it here, and nowhere else.
+  const bool used = grant.parent.epoch.value != 0 || grant.epoch.value > 1;
+  if (!im.local() && !im.behind && (only_here(im) || (none && used))) {
+    if (Status s = set_flag(im, kFlagHostOnly, true); !s) co_return s;
+    note_missing(im, Status(Code::kNotFound, "there is no copy of it here"));
+    co_return failed(im);
+  }
   if (!had_copy) {
     bool empty = grant.size == 0;
     // Durable before the copy exists: until it was filled it must never be taken for whole.
@@ -132,7 +147,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   std::vector<Extent> allocated;
   if (whole) {   // durable before the first write: until it is staged
     if (Status s = set_flag(im, kFlagStandIn, true); !s) co_return s;
-    // What the lost holder had not flushed is durable before it is read or filled from: no map here names it.
+    // What the lost holder had not flushed is durable before it is read or filled from: no map here names it. The
+    // takeover tried that (shared/node/takeover.cc says why both), and went on if it failed.
     using Answer = Result<wire::Flushed>;
     auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Flushed>(wire::Type::kFlush, wire::Flush{im.id, grant.epoch}, std::move(done));
@@ -146,8 +162,10 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   journal_->set_tenure(im.slot, grant.epoch, grant.parent);
   im.parent = grant.parent;
 
-  if (im.broken || im.behind || grant.copy_known == 0) {
-    if (grant.size == 0 || none) im.stale.clear_all();
+  if (none) {   // whatever the shared node makes of it: no other copy is newer
+    im.stale.clear_all();
+  } else if (im.broken || im.behind || grant.copy_known == 0) {
+    if (grant.size == 0) im.stale.clear_all();
     else im.stale.set_all(grant.size, grant.region_bytes != 0 ? grant.region_bytes : journal_->region_bytes(im.slot));
   } else {
     im.stale.set_bitmap(grant.stale_regions, grant.size,
@@ -178,9 +196,9 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.epoch = grant.epoch;
   im.terms = Generation(0);
   im.facts.witnessed = false;
-  if (own_newer) {  // told before anything is written there
+  if (own_newer || im.facts.alone) {  // told before anything is written there
     using Answer = Result<wire::Resumed>;
-    uint8_t ahead = unreconciled_.contains(im.id) ? 1 : 0;
+    const uint8_t ahead = im.facts.alone ? 2 : unreconciled_.contains(im.id) ? 1 : 0;   // as in resume()
     wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, ahead};
     auto told = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
@@ -344,6 +362,7 @@ Task<void> Engine::yield(Image& im) {
     cut = co_await handover_cut();
     level = mirror_->up() && (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling);
   }
+  if (status.is_ok() && level) status = set_flag(im, kFlagHostOnly, false);   // nothing is here alone any more
   if (status.is_ok() && level) {
     // From here to the answer this host may hold nothing any more: it must not go on alone.
     im.yield_unknown = true;

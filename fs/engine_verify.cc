@@ -202,9 +202,17 @@ Task<Result<std::string>> Engine::wait_shipped(BatchNumber batch, io::Duration l
 
 Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
   // The tenure makes the common point possible. Another host that writes keeps it: the verify belongs there.
-  if (Status s = co_await hold_for_reading(im); !s) {
+  Status held;
+  if (im.missing.empty()) held = co_await hold_for_reading(im);
+  if (!im.missing.empty()) {
+    run.equal = false;
+    run.image["copies"] = {{"host", "missing"}, {"shared", "unknown"}, {"replica", "unknown"}};
+    run.image["note"] = im.missing;
+    co_return Status::ok();
+  }
+  if (!held) {
     run.image["copies"] = {{"host", "behind"}, {"shared", "unknown"}, {"replica", "unknown"}};
-    run.image["note"] = s.message();
+    run.image["note"] = held.message();
     co_return Status::ok();
   }
   for (int i = 0;

@@ -75,7 +75,7 @@ struct Image {
   WriteSequence last_applied;                 // of this epoch
   uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
   // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
-  enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite } holder_ahead = Ahead::kNo;
+  enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite, kUntilResume } holder_ahead = Ahead::kNo;
   bool refused_writes = false;                // of the holder, since it last resumed: it goes on without this copy
   uint32_t asking_witness = 0;                // questions on their way: meanwhile no new terms
   bool fence_later = false;                   // a timer is set to look at its holder's absence again

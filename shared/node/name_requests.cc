@@ -96,6 +96,12 @@ Status Core::check_policy(const wire::SetAttr& m) const {
   if (image.ops > 0 || image.hung > 0) {
     return Status(Code::kBusy, label(image) + " is in use: its policy changes when it rests");
   }
+  if (m.values.mirror != 0 || node->attr.mirror == 0 || image.record.tenure.epoch.value == 0) return Status::ok();
+  auto map = image.behind.find(image.record.tenure.holder);
+  if (map == image.behind.end() || !map->second.regions().empty()) {
+    return Status(Code::kBusy, label(image) + ": mirror = none keeps only its writer's copy, and no host has it whole: "
+                                              "write it on the host that is to keep it");
+  }
   return Status::ok();
 }
 
@@ -143,12 +149,14 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
     Image& image = *changed->second;
     image.settled = false;
     make_cold(image);
+    // Its holder has it alone, or had until now: it says when the copy here is level (again).
+    if (!image.record.tenure.holder.empty()) image.record.outdated = 1;
     if (image.attr->mirror == 0 && image.record.has_copy != 0) {
       close_copy(image);
       image.record.has_copy = 0;
-      put_image(batch, image.id, image.record);
       given_up = image.id;
     }
+    put_image(batch, image.id, image.record);
   }
   for (InodeNumber inode : change.touched) {
     Result<const Node*> node = names_->find(inode);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "shared/base/limits.h"
 
@@ -339,8 +340,8 @@ Result<Change> NameSpace::set_attr(const wire::SetAttr& r, const Origin& origin)
   if ((r.mask & wire::kSetMtime) != 0) a.mtime = r.values.mtime;
   if ((r.mask & wire::kSetCtime) != 0) a.ctime = std::max(ctime, r.values.ctime);  // times of writes are told late
   if ((r.mask & wire::kSetPolicy) != 0) {
-    a.mirror = r.values.mirror != 0 ? 1 : 0;
-    change.policy = true;
+    const uint8_t before = std::exchange(a.mirror, r.values.mirror != 0 ? 1 : 0);
+    change.policy = a.mirror != before;
   }
   change.mark = new_mark(wire::MarkKind::kSetAttr, origin, *node);
   change.mark.name = node->name;

@@ -7,7 +7,9 @@
 //   a host goes on with the newest tenure, its copy whole   it keeps tenure and epoch, and pushes what differs
 //   a host goes on with the newest tenure, its copy not     the same, and it is filled from the brick
 //     whole, and a brick has the image
-//   `mirror = none`: a host has the data alone              the same; nothing is pushed
+//   `mirror = none`: the host that has the data alone,      it is named holder, its copy the newest; nothing is pushed
+//     its copy whole and of the newest tenure
+//   `mirror = none`: no such host                           lost, as below
 //   a host had the newest tenure, its copy whole, and       it is named holder, in an epoch above all, and pushes what
 //     no brick has the image                                differs
 //   a brick has the image                                   free, in an epoch above all; every host's copy counts as

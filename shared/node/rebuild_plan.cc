@@ -144,10 +144,8 @@ class Planner {
       if (last != nullptr && !unknown_line) tenure.parent.last = in_.reports.at(last->host).cut;
     }
     placed.record.has_copy = in_brick ? 1 : 0;
-    if (node.attr.mirror == 0 && last != nullptr) {
-      hold(placed, *last, goes_on);
-      placed.record.has_copy = 0;
-      placed.from = "the data of " + last->host + " alone";
+    if (node.attr.mirror == 0) {
+      decide_host_only(node, placed, claims, newest);
     } else if (whole && (goes_on || (!in_brick && !unknown_line))) {
       hold(placed, *last, goes_on);
       placed.record.outdated = 1;
@@ -167,6 +165,26 @@ class Planner {
     }
     node.attr.holder.clear();
     out_.images.emplace(node.attr.image, std::move(placed));
+  }
+
+  // `mirror = none`: what lies on the bricks is of a time before.
+  void decide_host_only(Node& node, RebuildPlan::Placed& placed, const std::vector<Named>& claims, uint64_t newest) {
+    const Named* by = nullptr;
+    for (const Named& c : claims) {
+      const bool its = c.entry.host_only != 0 && c.entry.copy == 2 && c.entry.own.value == newest;
+      if (its && (by == nullptr || c.entry.held != 0)) by = &c;
+    }
+    if (by == nullptr) {
+      placed.record.has_copy = newest == 0 ? 0 : 1;   // as below
+      placed.from = newest == 0 ? "never written" : "nothing, it was on a host alone: restore it from the replica";
+      return;
+    }
+    hold(placed, *by, by->entry.held != 0);
+    placed.record.has_copy = 0;
+    placed.record.outdated = 1;
+    placed.level = by->host;
+    placed.from = "the data of " + by->host + " alone";
+    take_size(node, by->entry.attr);
   }
 
   void hold(RebuildPlan::Placed& placed, const Named& by, bool goes_on) {

@@ -252,6 +252,9 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
 
 // What the holder had acknowledged and no flush of it had covered: whoever takes the image copies it as it is read, and
 // nobody's map would say so if it were lost here. A copy that cannot do it is taken as it is: nobody has a better one.
+// The next tenure syncs once more (fs/engine_tenure.cc), and neither is enough: between the fence and that tenure other
+// hosts read here, and the parent that the fence names says what this copy holds; but this one may fail or run out of
+// time, and then the next holder must not begin upon what a loss of power could still take.
 void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
   const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
   if (none || TM_PLANTED("take an image without a sync")) return then();

@@ -71,7 +71,8 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
     fence::Outcome wrote = fence::step(image->record.tenure, Event::first_write(host, m.epoch));
     image->record.tenure = std::move(wrote.state);
     if (wrote.durable) put_image(batch, image->id, image->record);
-  } else if (fence::may_write(image->record.tenure, host, m.epoch) && std::exchange(image->record.outdated, 0) != 0) {
+  } else if (image->attr->mirror != 0 && fence::may_write(image->record.tenure, host, m.epoch) &&
+             std::exchange(image->record.outdated, 0) != 0) {
     put_image(batch, image->id, image->record);   // whatever vote it got: nothing was acknowledged alone
   }
   apply(*image, fence::step(image->record.tenure, Event::resume(host, m.epoch)), std::move(batch),
@@ -91,7 +92,9 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
           }
           image->holder_session = peer->session->number;
           image->refused_writes = false;
-          image->holder_ahead = m.alone != 0 ? Image::Ahead::kUntilFlush : Image::Ahead::kNo;
+          image->holder_ahead = m.alone == 2   ? Image::Ahead::kUntilResume
+                                : m.alone != 0 ? Image::Ahead::kUntilFlush
+                                               : Image::Ahead::kNo;
           if (m.size_generation <= image->attr->size_generation) return respond_resumed(*peer, id, *image);
           // The host changed the size while it was alone: its newer one counts.
           wire::Request again;
@@ -278,7 +281,7 @@ void Core::refuse_fenced(const Action& action) {
 
 // The holder's copy holds nothing that this one lacks. Lost in a crash, it is said once more.
 void Core::level_again(Image& image) {
-  if (image.refused_writes) return;
+  if (image.refused_writes || image.attr->mirror == 0 || image.holder_ahead == Image::Ahead::kUntilResume) return;
   image.holder_ahead = Image::Ahead::kNo;
   if (std::exchange(image.record.outdated, 0) == 0) return;
   kv::WriteBatch batch;

@@ -8,6 +8,11 @@ M1=$D/mnt/host1; M2=$D/mnt/host2
 mkdir "$M1/vm"
 dd if=/dev/urandom of="$M1/vm/held.img" bs=1M count=8 conv=fsync status=none
 dd if=/dev/urandom of="$M2/given.img" bs=1M count=4 conv=fsync status=none
+dd if=/dev/zero of="$M1/none.img" bs=1M count=2 conv=fsync status=none
+wait_for 20 "a level image" mirrored host1 none.img
+setfattr -n user.tidemark.mirror -v none "$M1/none.img"
+dd if=/dev/urandom of="$M1/none.img" bs=1M count=2 conv=notrunc,fsync status=none
+NONE=$(sha256sum < "$M1/none.img")   # host1 alone has it
 SUM=$(sha256sum < "$M1/given.img")   # which takes it from the other host
 writer() { # writes and flushes blocks one after another until told to stop; the last one that was acknowledged
   local i=0
@@ -45,8 +50,15 @@ rebuild() { # --without-bricks if they are gone
 }
 lose "$D/shared1/state"
 expect_exit 2 "a lost catalogue is not taken for a new one" timeout 20 tidemark-shared --config "$D/shared1.toml" 2> "$D/log/refused"
+expect_exit 2 "a host that is none" tm shared1 shared rebuild --hosts host1,hots2 --force 2> "$D/log/refused"
+grep -q "hots2.*never heard" "$D/log/refused" || die "$(cat "$D/log/refused")"
 rebuild
 say "ok: a lost catalogue is made anew beside its bricks"
+setfattr -n user.tidemark.mirror -v sync "$M1/none.img"
+wait_for 30 "the copies to be level" mirrored host1 none.img
+[ "$(sha256sum < "$M1/none.img")" = "$NONE" ] || die "an image of one host alone is not what it was"
+[ "$(sha256sum < "$M2/none.img")" = "$NONE" ] || die "the other host reads something else"
+verify_equal host1 none.img
 stop shared1; start shared1
 wait_for 20 "the copies to be level" mirrored host1 vm/held.img
 lose "$D/shared1/state" "$D/shared1/brick1"

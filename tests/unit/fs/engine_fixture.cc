@@ -97,6 +97,7 @@ Status EngineTest::open_host(int host) {
   options.config.node.role = "host";
   options.config.node.state_dir = options.config.node.run_dir = "/state";
   options.config.storage.bricks = host_bricks_;
+  options.config.resync.rate = resync_rate_;
   options.config.shared = config::SharedLink{"shared1:" + std::to_string(kPort), "shared1", 2};
   options.config.journal.region_bytes = kMiB;
   auto& survivor = survivors_.at(static_cast<size_t>(host));

@@ -106,6 +106,7 @@ class EngineTest : public testing::Test {
   // The shared node's disks. Others than before are as those of a machine that was replaced.
   std::string shared_state_ = "/state", shared_brick_ = "/brick1";
   std::vector<std::string> rebuild_from_;
+  uint64_t resync_rate_ = 0;             // of hosts started from now on
   std::string log_;
 
  private:

@@ -134,6 +134,75 @@ void RebuildTest::alone_then_crashed(bool bricks) {
 TEST_F(RebuildTest, WhatWasAcknowledgedAloneBeforeACrashIsNewerThanTheBricks) { alone_then_crashed(true); }
 TEST_F(RebuildTest, WhatWasAcknowledgedAloneBeforeACrashFillsAnEmptyNode) { alone_then_crashed(false); }
 
+// Host 1 went on alone and died, host 2 took the image by force, and then the shared node's catalogue was lost: the
+// rebuilt one knows of no fence, only that host 2 has the image.
+TEST_F(RebuildTest, WhatWasWrittenAloneBeforeATakeoverIsABranchOfItsHost) {
+  start();
+  File f = create(1, "a.img", 4 * kMiB);
+  ASSERT_TRUE(fill(f, 0x11, 4));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_shared(sim::Crash::kKill);
+  ASSERT_TRUE(write_now(f, kMiB, 0x12, kMiB));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_host(1, sim::Crash::kKill);
+  start_shared();
+  ASSERT_TRUE(until([&] { return linked(2); }));
+  Pending taken = std::make_shared<Request>();
+  engine(2).takeover(R"({"images": ["a.img"], "force": true, "accept_loss": true})",
+                     [taken](Result<std::string> report) { taken->answer = report.status(); });
+  ASSERT_TRUE(wait(taken));
+  File theirs = open(2, "a.img");
+  ASSERT_TRUE(write_now(theirs, 2 * kMiB, 0x22, kMiB));
+  ASSERT_TRUE(await_mirror(theirs, "mirrored"));
+  start_host(1);
+  replace_shared(true, {"host1", "host2"});
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  f = open(1, "a.img");
+  ASSERT_TRUE(until([&] { return byte_at(f, 2 * kMiB, kMiB) == 0x22; }, seconds(120)));
+  EXPECT_EQ(byte_at(f, kMiB, kMiB), 0x11);
+  EXPECT_EQ(engine(1).branches().size(), 1u);
+}
+
+// Of an image that is on its host alone that copy is the source, whatever the shared node's lost catalogue had said.
+TEST_F(RebuildTest, AnImageOfOneHostAloneComesFromThere) {
+  for (bool held : {true, false}) {
+    start();
+    File f = create(1, "a.img", 8 * kMiB);
+    ASSERT_TRUE(fill(f, 0x11, 8));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    ASSERT_TRUE(wait(set_mirror(f, "none")));
+    ASSERT_TRUE(fill(f, 0x22, 8));
+    ASSERT_TRUE(wait(flush(f)));
+    if (!held) {
+      crash_host(1, sim::Crash::kKill);
+      start_host(1);
+    }
+    replace_shared(true, {"host1", "host2"});
+    ASSERT_TRUE(rebuilt());
+    ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+    f = open(1, "a.img");
+    EXPECT_EQ(all(f, 0, 8), 0x22);
+    ASSERT_TRUE(write_now(f, kMiB, 0x23, kMiB));
+    EXPECT_EQ(all(f, 2, 8), 0x22);
+    crash_host(1, sim::Crash::kKill);
+    start_host(1);
+    ASSERT_TRUE(until([&] { return linked(1); }));
+    f = open(1, "a.img");
+    ASSERT_TRUE(wait(set_mirror(f, "sync")));
+    EXPECT_EQ(all(f, 2, 8), 0x22);
+    ASSERT_TRUE(write_now(f, 0, 0x24, kMiB));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    EXPECT_EQ(byte_at(f, 0, kMiB), 0x24);
+    EXPECT_EQ(byte_at(f, kMiB, kMiB), 0x23);
+    EXPECT_EQ(all(f, 2, 8), 0x22);
+    EXPECT_EQ(verify(f), "");
+    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
+    crash_shared(sim::Crash::kKill);
+    shared_state_ = "/state";
+  }
+}
+
 TEST_F(RebuildTest, AnEpochNeverComesTwice) {
   start();
   File f = create(1, "a.img", kMiB);

@@ -77,6 +77,7 @@ TEST_P(TailTest, IsKeptAsideAndNeverServed) {
   EXPECT_EQ(byte_at(f, 0, 4096), 0x33);
   EXPECT_EQ(byte_at(f, kMiB, kMiB), 0);
   EXPECT_TRUE(logged("tail_diverged"));
+  EXPECT_EQ(engine(1).branches().size(), 1u);
   ASSERT_TRUE(write_now(f, 4 * kMiB, 0x44, 4096));
   ASSERT_TRUE(await_mirror(f, "mirrored"));
   EXPECT_EQ(byte_at(f, 0, 4096), 0x33);

@@ -131,13 +131,43 @@ TEST_F(RebuildPlanTest, WhatNobodyEverWroteIsEmpty) {
 }
 
 TEST_F(RebuildPlanTest, HostOnlyDataStayWithTheirHost) {
-  wire::ReportEntry& e = entry("a", 2, "x");
-  tenure(e, 3, 3, 2);
-  e.attr.mirror = 0;
-  e.host_only = 1;
-  RebuildPlan p = plan();
-  EXPECT_EQ(only(p).record.tenure.holder, "a");
-  EXPECT_EQ(only(p).record.has_copy, 0);
+  for (bool held : {true, false}) {
+    reports.clear();
+    wire::ReportEntry& e = entry("a", 2, "x");
+    tenure(e, 3, 3, 2, held);
+    e.attr.mirror = 0;
+    e.host_only = 1;
+    brick(2, 4 << 20);   // of a copy that was given up
+    RebuildPlan p = plan();
+    EXPECT_EQ(only(p).record.tenure.holder, "a");
+    EXPECT_EQ(only(p).record.has_copy, 0);
+    EXPECT_EQ(only(p).record.outdated, 1);
+    EXPECT_EQ(only(p).level, "a");   // nothing of its copy is stale
+    EXPECT_EQ(p.nodes.at(0).attr.size, 8u << 20);
+  }
+}
+
+// An older copy of it, of the time when it was mirrored, is no copy of it.
+TEST_F(RebuildPlanTest, HostOnlyDataThatNobodyReportsAreLost) {
+  for (int row = 0; row < 4; ++row) {
+    reports.clear();
+    epochs.clear();
+    wire::ReportEntry& theirs = entry("b", 2, "x");
+    tenure(theirs, 3, 2, 2);
+    theirs.attr.mirror = 0;
+    if (row != 0) {
+      wire::ReportEntry& e = entry("a", 2, "x");
+      e.attr.mirror = 0;
+      e.host_only = 1;
+      tenure(e, 3, 3, row == 1 ? 0 : row == 2 ? 1 : 2);   // its copy is gone; is not whole
+      if (row == 3) epochs[image(2)] = Epoch(9);          // another host had it since
+    }
+    RebuildPlan p = plan();
+    EXPECT_EQ(only(p).record.tenure.holder, "") << row;
+    EXPECT_EQ(only(p).record.has_copy, 1) << row;
+    EXPECT_TRUE(only(p).level.empty()) << row;
+    EXPECT_NE(only(p).from.find("restore"), std::string::npos) << row;
+  }
 }
 
 TEST_F(RebuildPlanTest, OfTwoReportsOfANameTheNewerCountsAndNothingIsDropped) {
