@@ -24,6 +24,14 @@ class PolicyTest : public EngineTest {
     return std::any_of(reasons.begin(), reasons.end(),
                        [&](const std::string& r) { return r.find(what) != std::string::npos; });
   }
+  Pending take(const char* text) {   // by host 2
+    Pending r = std::make_shared<Request>();
+    engine(2).takeover(text, [r](Result<std::string> report) {
+      r->text = report ? *report : std::string();
+      r->answer = report.status();
+    });
+    return r;
+  }
   // The objects of host 1's brick, while its daemon is down.
   void remove_objects() {
     sim::SimEnv& env = world_->start("host1");
@@ -205,14 +213,6 @@ TEST_F(PolicyTest, AnImageThatWasNoneAndWasTakenIsKeptAsABranch) {
   crash_host(1, sim::Crash::kKill);
   File theirs = open(2, "a.img");
   ASSERT_TRUE(wait(set_mirror(theirs, "sync")));
-  auto take = [&](const char* text) {
-    Pending r = std::make_shared<Request>();
-    engine(2).takeover(text, [r](Result<std::string> report) {
-      r->text = report ? *report : std::string();
-      r->answer = report.status();
-    });
-    return r;
-  };
   Status refused = wait(take(R"({"images": ["a.img"], "force": true})"));
   EXPECT_EQ(refused.code(), Code::kBusy) << refused.to_string();
   EXPECT_NE(refused.message().find("outdated"), std::string::npos) << refused.message();
@@ -295,6 +295,32 @@ TEST_F(PolicyTest, WritesAloneOnABrickThatIsGoneAreWaitedForOrGivenUp) {
     crash_shared(sim::Crash::kKill);
     host_bricks_ = {"/brick1"};
   }
+}
+
+// Another host takes the older copy meanwhile: once the brick is back, what it alone has is a branch.
+TEST_F(PolicyTest, WritesAloneOnABrickThatIsGoneAreABranchIfTheImageIsTaken) {
+  File f = start_written();
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_shared(sim::Crash::kKill);
+  ASSERT_TRUE(write_now(f, 0, 0x12, 4096));
+  crash_host(1, sim::Crash::kKill);
+  start_shared();
+  host_bricks_ = {"/other"};
+  start_host(1);
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  ASSERT_TRUE(wait(take(R"({"images": ["a.img"], "force": true, "accept_loss": true})")));
+  File theirs = open(2, "a.img");
+  ASSERT_TRUE(write_now(theirs, kMiB, 0x33, 4096));
+  EXPECT_EQ(byte_at(theirs, 0, 4096), 0x11);
+  EXPECT_EQ(byte_at(open(1, "a.img"), 0, 4096), -2);
+  crash_host(1, sim::Crash::kKill);
+  host_bricks_ = {"/brick1"};
+  start_host(1);
+  f = open(1, "a.img");
+  ASSERT_TRUE(until([&] { return byte_at(f, kMiB, 4096) == 0x33; }));
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x11);
+  EXPECT_EQ(engine(1).branches().size(), 1u);
 }
 
 // An empty directory stands where the brick was: gone on without, and named. Another group's device: refused.
