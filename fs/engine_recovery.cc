@@ -130,6 +130,14 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (!im.local() && (dirty.alone || only_here(im)) && !im.behind && !find_missing(im)) {
     const Status missing(Code::kIoError, "its copy here has writes that the shared one lacks, and cannot be opened");
     if (im.missing.empty()) note_missing(im, missing);
+    if (!im.missing_told && mirror_->up()) {   // no takeover without a word for what is lost
+      using Answer = Result<wire::Resumed>;
+      wire::Resume tell{im.id, dirty.epoch, 0, Generation(0), 2};
+      auto told = co_await async<Answer>([&](Callback<Answer> done) {
+        mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+      });
+      im.missing_told = told.is_ok() || told.status().code() == Code::kFenced;
+    }
     co_return missing;
   }
   if (!im.local()) {  // the shared copy serves; should the brick come back, its dirty regions are not known any more

@@ -309,6 +309,11 @@ TEST_F(PolicyTest, WritesAloneOnABrickThatIsGoneAreABranchIfTheImageIsTaken) {
   host_bricks_ = {"/other"};
   start_host(1);
   ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  ASSERT_TRUE(until([&] {   // once the shared node has heard of it
+    Pending asked = take(R"({"images": ["a.img"], "dry_run": true})");
+    return wait(asked).is_ok() && asked->text.find("outdated: host1") != std::string::npos;
+  }));
+  EXPECT_EQ(wait(take(R"({"images": ["a.img"], "force": true})")).code(), Code::kBusy);
   ASSERT_TRUE(wait(take(R"({"images": ["a.img"], "force": true, "accept_loss": true})")));
   File theirs = open(2, "a.img");
   ASSERT_TRUE(write_now(theirs, kMiB, 0x33, 4096));
