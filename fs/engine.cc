@@ -92,8 +92,9 @@ Status Engine::open_all() {
   mirror.hello.nonce = journal_->nonce();
   mirror.hello.journal_generation = journal_->generation();
   MirrorEvents events;
+  events.on_met = [this](const wire::Met& met) { return meet(met); };
   events.on_hello = [this](wire::Connection& link, const wire::HelloAnswerMore& hello) {
-    return check_shared(link, hello);
+    return greeted(link, hello);
   };
   events.on_up = [this](const wire::HelloAnswer& hello) { link_up(hello); };
   events.on_down = [this](const Status&) { link_down(); };

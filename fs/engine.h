@@ -255,6 +255,17 @@ class Engine final : public journal::BlockSource {
   void start_flush(Op* op);
   void settle_flush(Op* op);
   void clean_idle_images();
+  // ---- engine_meet.cc
+  Result<Incarnation> meet(const wire::Met& met);
+  Status check_own_run(const wire::Met& met) const;
+  Status check_shared_runs(const wire::Met& met);
+  struct SharedRun {
+    Uuid store;
+    Incarnation boot;
+    Uuid nonce;
+  };
+  Result<SharedRun> known_shared_run();        // the newest that was seen; nil: none
+  Task<Status> greeted(wire::Connection& link, const wire::HelloAnswerMore& hello);
   // ---- engine_rebuild.cc
   Task<Status> check_shared(wire::Connection& link, const wire::HelloAnswerMore& hello);
   Task<Status> report(wire::Connection& link);
@@ -483,6 +494,7 @@ class Engine final : public journal::BlockSource {
     uint64_t link_losses = 0, resynced_bytes = 0, filled_bytes = 0, differences = 0, alone = 0, local_failures = 0,
              lost = 0, hung = 0, repaired_own = 0, repaired_shared = 0;
   } counts_;
+  std::optional<std::pair<Incarnation, Uuid>> met_run_;   // of the shared node, on the connection that is being opened
   std::unique_ptr<Mirror> mirror_;
   TaskGroup tasks_;
 };

@@ -47,10 +47,10 @@ Task<Status> Engine::check_shared(wire::Connection& link, const wire::HelloAnswe
     if (!told) co_return told;
     // Durable before it is said that this was all: from then on the shared node may go on without asking again.
     if (Status s = note_store(kReported, hello.store); !s) co_return s;
-    wire::Report end;
-    end.last = 1;
+    wire::ReportMore end;
+    end.base.last = 1;
     using Answer = Result<wire::Answer>;
-    const Bytes body = wire::encode(end);
+    const Bytes body = met_run_ ? wire::encode(end) : wire::encode(end.base);
     auto taken = co_await async<Answer>([&](Callback<Answer> done) {
       link.send_request(wire::Type::kReport, ByteSpan(body), {}, std::move(done));
     });
@@ -107,7 +107,11 @@ wire::ReportEntry Engine::report_of(const wire::DirEntry& known, const image::Im
 }
 
 Task<Status> Engine::report(wire::Connection& link) {
-  wire::Report part;
+  wire::ReportMore more;
+  auto seen = known_shared_run();
+  if (!seen) co_return seen.status();
+  more.boot = seen->boot;
+  wire::Report& part = more.base;
   part.first = 1;
   part.cut = {journal_->incarnation(), journal_->last_finished()};
   if (recovering_ == 0) {   // else nothing can be cut; what is dirty is this host's own in any case
@@ -127,7 +131,7 @@ Task<Status> Engine::report(wire::Connection& link) {
       part.event = std::max(part.event, known[at].attr.event);
     }
     using Answer = Result<wire::Answer>;
-    const Bytes body = wire::encode(part);
+    const Bytes body = met_run_ ? wire::encode(more) : wire::encode(part);
     auto taken = co_await async<Answer>([&](Callback<Answer> done) {
       link.send_request(wire::Type::kReport, ByteSpan(body), {}, std::move(done));
     });

@@ -103,14 +103,19 @@ Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
   wire::Hello hello = options_.hello;
   hello.session = session;
   hello.features |= wire::kFeatureHelloMore;
-  using Greeted = Result<wire::Answer>;
-  const Bytes body = wire::encode(hello);
-  auto answer = co_await async<Greeted>([&](Callback<Greeted> done) {
-    link->send_request(wire::Type::kHello, ByteSpan(body), {}, [done = std::move(done)](Greeted got) mutable {
-      done(std::move(got));
-    });
-  });
+  if (session == 0 && events_.on_met) hello.features |= wire::kFeatureMeet;
+  auto answer = co_await greet(*link, hello);
   if (!answer) co_return answer.status();
+  if ((hello.features & wire::kFeatureMeet) != 0) {
+    if (auto met = wire::decode<wire::Met>(answer->body)) {   // else of a shared node that opens the session at once
+      Result<Incarnation> run = events_.on_met(*met);
+      if (!run) co_return run.status();
+      options_.hello.incarnation = hello.incarnation = *run;
+      hello.features &= ~wire::kFeatureMeet;
+      answer = co_await greet(*link, hello);
+      if (!answer) co_return answer.status();
+    }
+  }
   auto more = wire::decode<wire::HelloAnswerMore>(answer->body);
   if (!more) {   // of a shared node that does not know the longer one
     auto base = wire::decode<wire::HelloAnswer>(answer->body);
@@ -119,6 +124,16 @@ Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
   }
   link->keep_alive(kPingInterval, kSilenceMax);
   co_return more;
+}
+
+Task<Result<wire::Answer>> Mirror::greet(wire::Connection& link, wire::Hello hello) {
+  using Greeted = Result<wire::Answer>;
+  const Bytes body = wire::encode(hello);
+  co_return co_await async<Greeted>([&](Callback<Greeted> done) {
+    link.send_request(wire::Type::kHello, ByteSpan(body), {}, [done = std::move(done)](Greeted got) mutable {
+      done(std::move(got));
+    });
+  });
 }
 
 void Mirror::on_notify(wire::Type type, ByteSpan body) {

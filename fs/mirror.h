@@ -26,6 +26,8 @@ struct MirrorOptions {
 };
 
 struct MirrorEvents {
+  // Before a session: what the shared node knows of this host and says of itself; the incarnation to say Hello with.
+  UniqueFunction<Result<Incarnation>(const wire::Met&)> on_met;
   // Whether the shared node that answered is the one that this host knows.
   UniqueFunction<Task<Status>(wire::Connection&, const wire::HelloAnswerMore&)> on_hello;
   UniqueFunction<void(const wire::HelloAnswer&)> on_up;
@@ -74,6 +76,7 @@ class Mirror {
   Task<void> run();
   Task<Status> open_session();
   Task<Result<wire::HelloAnswerMore>> open_connection(uint64_t session);
+  Task<Result<wire::Answer>> greet(wire::Connection& link, wire::Hello hello);
   wire::Connection& pick();
   void on_notify(wire::Type type, ByteSpan body);
   void end_session(const Status& reason);

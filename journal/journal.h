@@ -142,6 +142,11 @@ class Journal {
 
   virtual Incarnation incarnation() const = 0;
   virtual Uuid nonce() const = 0;
+  // Whether a run of this journal had that number and nonce. True where the number is older than those remembered.
+  virtual bool knows_run(Incarnation incarnation, const Uuid& nonce) const = 0;
+  // Of a journal made anew, whose first number came from a clock: this run's incarnation becomes `to`, durably, unless it
+  // is above that already. Blocking. kUnavailable: something was counted in this run; the next one begins above.
+  virtual Status raise_incarnation(Incarnation to) = 0;
   virtual Uuid generation() const = 0;             // of this journal; a new one after it was lost
   virtual const std::vector<DirtyImage>& dirty_after_crash() const = 0;
   // All copies of this image are equal again after a crash. When no image is left to reconcile, cuts

@@ -45,6 +45,8 @@ class JournalImpl final : public Journal {
 
   Incarnation incarnation() const override { return incarnation_; }
   Uuid nonce() const override { return nonce_; }
+  bool knows_run(Incarnation incarnation, const Uuid& nonce) const override;
+  Status raise_incarnation(Incarnation to) override;
   Uuid generation() const override { return generation_; }
   const std::vector<DirtyImage>& dirty_after_crash() const override { return dirty_after_crash_; }
   void reconciled(const ImageId& image) override;
@@ -126,6 +128,8 @@ class JournalImpl final : public Journal {
   Status load_batches(kv::Snapshot& snapshot, BatchNumber& newest);
   Status load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records);
   Status begin_incarnation();
+  void put_incarnation(kv::WriteBatch& batch);
+  Status load_runs(kv::Snapshot& snapshot, const Uuid& last_nonce);
   void sweep_spool();
   void recover_batch(std::vector<ChangeRecord> records, std::vector<StoredMark> marks);
   void start_timers();
@@ -254,6 +258,7 @@ class JournalImpl final : public Journal {
 
   Incarnation incarnation_;
   Uuid nonce_, generation_;
+  std::map<Incarnation, Uuid> runs_;         // the newest, with their nonces
   std::vector<DirtyImage> dirty_after_crash_;
   std::set<ImageId> unreconciled_;
   std::set<ImageId> sizes_unknown_;              // of images that are dirty whole, until they are attached or reconciled

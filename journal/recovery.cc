@@ -16,6 +16,7 @@ const log::Logger kLog("journal");
 constexpr uint16_t kJournalVersion = 1;
 // After an unclean stop: numbers that were given out and whose rows may not have been committed.
 constexpr uint64_t kNumbersSkipped = 1024;
+constexpr size_t kRunsKept = 256;
 
 Status bad(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
 
@@ -50,7 +51,8 @@ Status JournalImpl::load_meta(kv::Snapshot& snapshot, bool& clean) {
   if (!row && row.status().code() != Code::kNotFound) return row.status();
   clean = true;
   if (!row) {
-    // A journal set up anew: its incarnation must still exceed those of a lost one, so it starts from the clock.
+    // A journal set up anew: its incarnations must exceed those of a lost one. What the clock says is a guess, which is
+    // raised to what the shared node knows before anything is counted (raise_incarnation).
     generation_ = env_.random_uuid();
     incarnation_ = Incarnation(static_cast<uint64_t>(std::max<int64_t>(1, env_.wall().ns / 1'000'000'000)));
     return Status::ok();
@@ -70,9 +72,29 @@ Status JournalImpl::load_meta(kv::Snapshot& snapshot, bool& clean) {
   TM_ASSIGN_OR_RETURN(Bytes incarnation, snapshot.get(kMetaTable, as_bytes("incarnation")));
   Reader i(incarnation);
   incarnation_ = i.id<Incarnation>().next();
-  i.uuid();
+  const Uuid last_nonce = i.uuid();
   clean = i.u8() != 0;
   if (!i.done()) return bad("row `incarnation` has the wrong length");
+  TM_RETURN_IF_ERROR(load_runs(snapshot, last_nonce));
+  Result<Bytes> above = snapshot.get(kMetaTable, as_bytes("above"));
+  if (!above) return above.status().code() == Code::kNotFound ? Status::ok() : above.status();
+  Reader a(*above);
+  incarnation_ = std::max(incarnation_, a.id<Incarnation>().next());
+  return a.done() ? Status::ok() : bad("row `above` has the wrong length");
+}
+
+Status JournalImpl::load_runs(kv::Snapshot& snapshot, const Uuid& last_nonce) {
+  Result<Bytes> row = snapshot.get(kMetaTable, as_bytes("runs"));
+  if (!row && row.status().code() != Code::kNotFound) return row.status();
+  if (row) {
+    Reader r(*row);
+    for (uint32_t left = r.u32(); left > 0 && r.ok(); --left) {
+      const Incarnation run = r.id<Incarnation>();
+      runs_[run] = r.uuid();
+    }
+    if (!r.done()) return bad("row `runs` has the wrong length");
+  }
+  runs_[Incarnation(incarnation_.value - 1)] = last_nonce;   // of a version that kept no list: the last one alone
   return Status::ok();
 }
 
@@ -156,10 +178,50 @@ Status JournalImpl::begin_incarnation() {
   Bytes journal;
   Writer(journal).u16(kJournalVersion).uuid(generation_).text(options_.source).uuid(options_.cluster);
   batch.put(kMetaTable, as_bytes("journal"), journal);
+  put_incarnation(batch);
+  return store_->commit_and_wait(std::move(batch));
+}
+
+void JournalImpl::put_incarnation(kv::WriteBatch& batch) {
   Bytes incarnation;
   Writer(incarnation).id(incarnation_).uuid(nonce_).u8(0);
   batch.put(kMetaTable, as_bytes("incarnation"), incarnation);
-  return store_->commit_and_wait(std::move(batch));
+  runs_[incarnation_] = nonce_;
+  while (runs_.size() > kRunsKept) runs_.erase(runs_.begin());
+  Bytes runs;
+  Writer w(runs);
+  w.u32(static_cast<uint32_t>(runs_.size()));
+  for (const auto& [run, nonce] : runs_) w.id(run).uuid(nonce);
+  batch.put(kMetaTable, as_bytes("runs"), runs);
+}
+
+bool JournalImpl::knows_run(Incarnation incarnation, const Uuid& nonce) const {
+  if (incarnation < runs_.begin()->first) return true;   // of before the list
+  auto run = runs_.find(incarnation);
+  return run != runs_.end() && run->second == nonce;
+}
+
+Status JournalImpl::raise_incarnation(Incarnation to) {
+  if (incarnation_ >= to) return Status::ok();
+  const Incarnation from = incarnation_;
+  const bool counted = next_counter_ != 1 || !slots_.empty();
+  kv::WriteBatch batch;
+  Bytes above;
+  Writer(above).id(to);
+  batch.put(kMetaTable, as_bytes("above"), above);
+  if (!counted) {
+    incarnation_ = to;
+    put_incarnation(batch);
+  }
+  Status durable = store_->commit_and_wait(std::move(batch));
+  if (!durable) incarnation_ = from;   // which nobody has been told of
+  if (!durable) return durable;
+  if (counted)
+    return Status(Code::kUnavailable, "this run's incarnation, " + std::to_string(from.value) + ", is not above " +
+                                          std::to_string(to.value) + ": restart the daemon");
+  drl_->begin_run(incarnation_);
+  kLog.info("incarnation_raised", {{"incarnation", incarnation_}, {"before", from}});
+  return Status::ok();
 }
 
 Status JournalImpl::open() {

@@ -156,10 +156,11 @@ Status check_bricks(io::Env& env, const Node& node, bool without) {
 }
 
 // What the replica knows: the newest epoch of each image that reached it, since no later one may come twice, and the
-// hosts that ever sent it anything.
+// hosts that ever sent it anything, with the newest incarnation of any of them.
 struct AtReplica {
   std::map<ImageId, Epoch> epochs;
   std::vector<std::string> hosts;
+  Incarnation incarnation;
 };
 
 Result<AtReplica> look_at_replica(Context& context, bool without) {
@@ -170,8 +171,11 @@ Result<AtReplica> look_at_replica(Context& context, bool without) {
   auto read = [&]() -> Status {
     TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
     TM_ASSIGN_OR_RETURN(Json status, replica->status());
-    for (const Json& source : at(status, "sources"))
-      if (text(source, "role") == "host") known.hosts.push_back(text(source, "source"));
+    for (const Json& source : at(status, "sources")) {
+      if (text(source, "role") != "host") continue;
+      known.hosts.push_back(text(source, "source"));
+      known.incarnation = std::max(known.incarnation, Incarnation(number(source, "incarnation")));
+    }
     for (const Json& branch : at(status, "branches")) {
       if (auto id = Uuid::parse(text(branch, "image")))
         out[*id] = std::max({out[*id], Epoch(number(branch, "epoch")), Epoch(number(branch, "newer_epoch"))});
@@ -244,7 +248,8 @@ Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
   std::copy_if(replica.hosts.begin(), replica.hosts.end(), std::back_inserter(left_out),
                [&](const std::string& host) { return std::find(hosts.begin(), hosts.end(), host) == hosts.end(); });
   TM_ASSIGN_OR_RETURN(state::SetAside moved, state::set_aside(env, node.spec, o.without_bricks, o.dry_run));
-  if (!o.dry_run) TM_RETURN_IF_ERROR(state::write_rebuild_order(env, node.spec.directory, {hosts, replica.epochs}));
+  const state::RebuildOrder order{hosts, replica.epochs, replica.incarnation};
+  if (!o.dry_run) TM_RETURN_IF_ERROR(state::write_rebuild_order(env, node.spec.directory, order));
   std::string out;
   Json list = moves(moved, o.dry_run, out);
   out += "then: start the shared node; it waits for what these hosts know, which go on meanwhile:\n ";

@@ -8,6 +8,7 @@ namespace tidemark::node {
 
 namespace {
 
+constexpr size_t kBootsKept = 256;
 constexpr uint8_t kVersion = 1;
 constexpr uint8_t kImageVersion = 2;
 constexpr uint16_t kIdentityVersion = 2;
@@ -199,6 +200,9 @@ void put_rebuilding(kv::WriteBatch& batch, const state::RebuildOrder& order) {
 }
 
 void put_boot(kv::WriteBatch& batch, Incarnation boot) { put_u64(batch, "boot", boot.value); }
+void put_incarnation_floor(kv::WriteBatch& batch, Incarnation floor) {
+  put_u64(batch, "incarnation_floor", floor.value);
+}
 
 void put_identity(kv::WriteBatch& batch, const Identity& identity) {
   Bytes value;
@@ -223,12 +227,38 @@ void put_loss_id(kv::WriteBatch& batch, LossId loss_id) {
   batch.put(kMeta, as_bytes("loss_id"), value);
 }
 
-Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now) {
+namespace {
+
+Status load_boots(kv::Snapshot& snapshot, Catalogue& out) {
+  auto value = snapshot.get(kMeta, as_bytes("boots"));
+  if (!value && value.status().code() == Code::kNotFound) return Status::ok();   // of an older version
+  if (!value) return value.status();
+  Reader in(*value);
+  for (uint32_t left = in.u32(); left > 0 && in.ok(); --left) {
+    const Incarnation boot = in.id<Incarnation>();
+    out.boots[boot] = in.uuid();
+  }
+  return in.done() ? Status::ok() : corrupt(kMeta, as_bytes("boots"), "unknown length");
+}
+
+void put_boots(kv::WriteBatch& batch, const std::map<Incarnation, Uuid>& boots) {
+  Bytes value;
+  Writer w(value);
+  w.u32(static_cast<uint32_t>(boots.size()));
+  for (const auto& [boot, nonce] : boots) w.id(boot).uuid(nonce);
+  batch.put(kMeta, as_bytes("boots"), value);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now, const Uuid& nonce) {
   auto out = std::make_unique<Catalogue>(now);
   {
     std::unique_ptr<kv::Snapshot> snapshot = store.snapshot();
     TM_ASSIGN_OR_RETURN(uint64_t boot, get_u64(*snapshot, "boot", 0));
     out->boot = Incarnation(boot + 1);
+    TM_RETURN_IF_ERROR(load_boots(*snapshot, *out));
+    TM_ASSIGN_OR_RETURN(out->incarnation_floor.value, get_u64(*snapshot, "incarnation_floor", 0));
     TM_ASSIGN_OR_RETURN(uint64_t next_inode, get_u64(*snapshot, "next_inode", kRootInode.value + 1));
     TM_ASSIGN_OR_RETURN(uint64_t event, get_u64(*snapshot, "event", 0));
     out->names.set_counters(InodeNumber(next_inode), EventNumber(event));
@@ -240,6 +270,9 @@ Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now
   }
   kv::WriteBatch batch;
   put_u64(batch, "boot", out->boot.value);
+  out->boots[out->boot] = nonce;
+  while (out->boots.size() > kBootsKept) out->boots.erase(out->boots.begin());
+  put_boots(batch, out->boots);
   put_node(batch, **out->names.find(kRootInode));
   TM_RETURN_IF_ERROR(store.commit_and_wait(std::move(batch)));
   return out;

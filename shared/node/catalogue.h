@@ -10,6 +10,8 @@
 // | hosts  | text host, 0, u64 incarnation         | uuid nonce, uuid journal generation                |
 // | marks  | u64 event number                      | Mark (shared/wire): not yet known to be recorded   |
 //
+// "boots" is u32 count, then u64 boot and uuid nonce of each: the newest 256 runs, by number, the present one last.
+// "incarnation_floor" (u64, absent: 0): what this catalogue does not know of hosts' runs was not above.
 // "rebuilding", where it is there, is an operator's order (shared/state/FORMAT.md, `rebuild`).
 // "identity" is u16 version 2, uuid cluster, uuid storage group, text node, uuid store; 1 ends before
 // `store`. Of a host's runs the newest counts; it takes the older ones' place.
@@ -75,6 +77,8 @@ struct Catalogue {
   // Durable state as it was read at start.
   explicit Catalogue(WallTime now) : names(now) {}
   Incarnation boot;                                            // of this run
+  std::map<Incarnation, Uuid> boots;                           // the newest, this one too, with their nonces
+  Incarnation incarnation_floor;
   NameSpace names;
   std::map<ImageId, ImageRecord> images;
   std::map<ImageId, std::map<std::string, BehindMap>> behind;
@@ -93,14 +97,15 @@ struct Identity {
 Result<state::RebuildOrder> read_rebuilding(kv::Store& store);
 void put_rebuilding(kv::WriteBatch& batch, const state::RebuildOrder& order);
 void put_boot(kv::WriteBatch& batch, Incarnation boot);
+void put_incarnation_floor(kv::WriteBatch& batch, Incarnation floor);
 // kNotFound: the store is new.
 Result<Identity> read_identity(kv::Store& store);
 void put_identity(kv::WriteBatch& batch, const Identity& identity);
 // Absent: not known.
 Result<std::optional<LossId>> read_loss_id(kv::Store& store);
 void put_loss_id(kv::WriteBatch& batch, LossId loss_id);
-// Reads everything and makes this run's boot number durable. Blocking: start only.
-Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now);
+// Reads everything and makes this run's boot number, with its nonce, durable. Blocking: start only.
+Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now, const Uuid& nonce);
 
 void put_node(kv::WriteBatch& batch, const Node& node);
 void erase_node(kv::WriteBatch& batch, InodeNumber inode);

@@ -90,7 +90,7 @@ Status Core::open() {
 }
 
 Status Core::load_catalogue() {
-  TM_ASSIGN_OR_RETURN(catalogue_, open_catalogue(*store_, env_.wall()));
+  TM_ASSIGN_OR_RETURN(catalogue_, open_catalogue(*store_, env_.wall(), env_.random_uuid()));
   names_ = &catalogue_->names;
   load_images();
   TM_RETURN_IF_ERROR(note_loss());

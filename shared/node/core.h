@@ -43,6 +43,7 @@ struct Peer : std::enable_shared_from_this<Peer> {
   std::shared_ptr<Session> session;   // shared by the connections and requests of a session; null before Hello
   io::TimerId hello_timer;
   bool greeted = false;               // its Hello is being looked at
+  bool met = false;                           // it was told what it judges by, and may open a session
   bool ready = false;                 // its Hello was answered
   uint64_t payload_bytes = 0;         // received and not yet applied
   uint64_t read_bytes = 0;            // being read for it
@@ -168,6 +169,9 @@ class Core {
   void dispatch(const PeerPtr& peer, wire::Request request);
   void hello(const PeerPtr& peer, const wire::Request& request);
   Status check_hello(const Peer& peer, const wire::Hello& hello) const;
+  Status check_run(const wire::Hello& hello) const;
+  wire::HelloAnswer hello_answer(const wire::Hello& hello) const;   // without a session
+  void meet(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
   void open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
   void join_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
   void answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
@@ -323,7 +327,9 @@ class Core {
   };
   static TenureNow tenure_now(const Image& image);
   void note_outdated(Image& image, const TenureNow& asked);
-  void ask_witness(const char* what, const Image& image, Callback<Result<std::string>> done);
+  using WitnessAnswer = UniqueFunction<void(Result<std::string> verdict, Generation registered)>;
+  void ask_witness(const char* what, const Image& image, WitnessAnswer done);
+  void register_terms(const PeerPtr& peer, uint64_t id, Image& image, Epoch epoch, Generation next, bool may_learn);
 
   // ---- name_requests.cc -----------------------------------------------------------------------
   void name_request(const PeerPtr& peer, wire::Request& request);

@@ -14,6 +14,7 @@ namespace tidemark::node {
 namespace {
 const log::Logger kLog("node.rebuild");
 constexpr size_t kEntriesMax = 4u << 20;   // of one host's report
+constexpr uint64_t kBootsSkipped = 1000;   // runs that no host has seen
 constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
 }  // namespace
 
@@ -27,8 +28,11 @@ Status Core::open_rebuild() {
 }
 
 void Core::report_request(const PeerPtr& peer, wire::Request& request) {
-  wire::Report m;
-  if (!peer->link->decode_or_close(request.type, request.body, m)) return;
+  wire::ReportMore more;
+  wire::Report& m = more.base;
+  const bool read = peer->met ? peer->link->decode_or_close(request.type, request.body, more)
+                              : peer->link->decode_or_close(request.type, request.body, m);
+  if (!read) return;
   const std::string& host = peer->session->host;
   if (!rebuild_ || !rebuild_->waits_for(host)) {
     return peer->link->respond_failure(request.type, request.id, Status(Code::kUnavailable, "no report is awaited"));
@@ -39,6 +43,7 @@ void Core::report_request(const PeerPtr& peer, wire::Request& request) {
     report.cut = m.cut;
   }
   report.event = std::max(report.event, m.event);
+  report.boot = std::max(report.boot, more.boot);
   if (report.entries.size() + m.entries.size() > kEntriesMax) {
     return peer->link->close(Status(Code::kInvalidArgument, "a report of too many names"));
   }
@@ -85,11 +90,18 @@ void Core::rebuild() {
                                 {"holder", holder},
                                 {"from", placed.from}});
   }
-  for (const auto& [host, report] : rebuild_->reports) put_host(batch, host, report.run);
+  uint64_t boot = static_cast<uint64_t>(std::max<int64_t>(now.ns, 0) / kNanosecondsPerSecond);
+  Incarnation newest_run = rebuild_->order.incarnation;
+  for (const auto& [host, report] : rebuild_->reports) {
+    put_host(batch, host, report.run);
+    newest_run = std::max(newest_run, report.run.incarnation);
+    boot = std::max(boot, report.boot.value + kBootsSkipped);
+  }
+  put_incarnation_floor(batch, newest_run);
   names_->set_counters(plan.next_inode, plan.event);
   put_counters(batch, *names_);
   // Above the boot numbers before the loss: maps that were handed out then are void.
-  put_boot(batch, Incarnation(static_cast<uint64_t>(now.ns / kNanosecondsPerSecond)));
+  put_boot(batch, Incarnation(boot));
   put_rebuilding(batch, {});
   commit(std::move(batch), [this] { rebuilt(); });
 }

@@ -34,6 +34,7 @@ struct HostReport {
   HostRun run;
   WriteSequence cut;
   EventNumber event;
+  Incarnation boot;                            // this node's newest run that it has seen; 0: none
   std::vector<wire::ReportEntry> entries;
   bool complete = false;
 };

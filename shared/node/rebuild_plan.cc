@@ -41,11 +41,13 @@ class Planner {
 
  private:
   void gather() {
+    for (const auto& [image, epoch] : in_.epochs) epoch_max_ = std::max(epoch_max_, epoch.value);
     for (const auto& [host, report] : in_.reports) {
       event_max_ = std::max(event_max_, report.event.value);
       for (const wire::ReportEntry& e : report.entries) {
         inode_max_ = std::max({inode_max_, e.attr.inode.value, e.attr.parent.value});
         event_max_ = std::max(event_max_, e.attr.event.value);
+        epoch_max_ = std::max({epoch_max_, e.attr.epoch.value, e.own.value});
         if (e.attr.inode.value <= kRootInode.value) continue;
         if (!e.attr.image.is_nil()) claims_[e.attr.image].push_back({e, host});
         auto [at, added] = newest_.try_emplace(e.attr.inode, Named{e, host});
@@ -217,7 +219,7 @@ class Planner {
     placed.record = record_of(node.attr);
     placed.record.has_copy = 1;
     // Nobody says which was the newest.
-    const uint64_t epoch = std::max(seconds(), shipped(metadata.id) + kEpochsSkipped);
+    const uint64_t epoch = std::max(seconds(), epoch_max_ + kEpochsSkipped);
     placed.record.tenure.epoch = Epoch(epoch);
     placed.record.tenure.parent.epoch = Epoch(epoch - 1);
     placed.record.tenure.parent.clean = false;
@@ -232,7 +234,7 @@ class Planner {
   std::map<ImageId, std::vector<Named>> claims_;
   std::map<ImageId, const image::ImageMetadata*> bricks_;
   std::set<std::pair<InodeNumber, std::string>> taken_;
-  uint64_t inode_max_ = kRootInode.value, event_max_ = 0;
+  uint64_t inode_max_ = kRootInode.value, event_max_ = 0, epoch_max_ = 0;
 };
 
 }  // namespace

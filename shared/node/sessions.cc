@@ -17,6 +17,8 @@ constexpr io::Duration kPingInterval = std::chrono::seconds(5);
 constexpr io::Duration kSilenceMax = std::chrono::seconds(20);
 constexpr io::Duration kRefusalTime = std::chrono::seconds(1);
 constexpr size_t kHostNameMax = 128;
+// Above what anybody may have seen: a host may have run and shipped without ever reaching this node.
+constexpr uint64_t kIncarnationsSkipped = 1000;
 }  // namespace
 
 void Core::accept(std::unique_ptr<net::Stream> stream) {
@@ -80,6 +82,9 @@ void Core::hello(const PeerPtr& peer, const wire::Request& request) {
   wire::Hello hello;
   if (!peer->link->decode_or_close(request.type, request.body, hello)) return;
   Status status = check_hello(*peer, hello);
+  const bool meets = hello.session == 0 && (hello.features & wire::kFeatureMeet) != 0;
+  if (status && meets && !peer->met) return meet(peer, request.id, hello);
+  if (status) status = check_run(hello);
   if (!status) return refuse_hello(*peer, request.id, status);
   peer->greeted = true;
   if (hello.session == 0) open_session(peer, request.id, hello);
@@ -104,6 +109,31 @@ Status Core::check_hello(const Peer& peer, const wire::Hello& hello) const {
   }
   if (hello.digest_algorithm != kDigestXxh3) return Status(Code::kUnsupported, "unknown digest algorithm");
   if (hello.incarnation.value == 0) return Status(Code::kInvalidArgument, "incarnation 0");
+  return Status::ok();
+}
+
+// What the host judges by, before it opens a session: both ends' numbers only grow, unless state was put back.
+void Core::meet(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
+  peer->met = true;
+  wire::Met met;
+  met.more = {hello_answer(hello), identity_.store, 0};
+  if (rebuild_) met.more.rebuilding = rebuild_->waits_for(hello.node) ? 1 : 2;
+  met.floor = catalogue_->incarnation_floor;
+  auto host = catalogue_->hosts.find(hello.node);
+  if (host != catalogue_->hosts.end()) {
+    met.known = host->second.incarnation;
+    met.known_nonce = host->second.nonce;
+    met.known_generation = host->second.journal_generation;
+    met.floor = std::max(met.floor, met.known);
+  }
+  if (met.known_generation == hello.journal_generation) met.floor = Incarnation(0);
+  if (met.floor.value != 0) met.floor.value += kIncarnationsSkipped;
+  met.boots.assign(catalogue_->boots.begin(), catalogue_->boots.end());
+  peer->link->respond(wire::Type::kHello, id, met);
+  peer->link->flush();
+}
+
+Status Core::check_run(const wire::Hello& hello) const {
   // A copied configuration or a wrong state_dir: the newcomer must not end the run that serves guests. A host whose
   // journal was really lost is let in once its old connections have ended.
   for (const auto& [number, session] : sessions_) {
@@ -123,12 +153,13 @@ Status Core::check_hello(const Peer& peer, const wire::Hello& hello) const {
   }
   const std::string incarnation = "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node;
   if (hello.incarnation == newest.incarnation && hello.nonce != newest.nonce) {
-    return Status(Code::kPermission, incarnation + " is known with another nonce: the host's state was copied or "
-                                                   "restored; give it a new journal above this incarnation");
+    return Status(Code::kPermission, incarnation + " is known with another nonce: the host's state was copied or put back from an earlier "
+                                "time; `tidemark state reset` there, and its copies are filled anew");
   }
   if (hello.incarnation < newest.incarnation) {
     return Status(Code::kPermission, incarnation + " is over: the known one is " +
-                                         std::to_string(newest.incarnation.value));
+                                         std::to_string(newest.incarnation.value) +
+                                         "; if its state was put back from an earlier time, `tidemark state reset` there");
   }
   return Status::ok();
 }
@@ -209,18 +240,23 @@ void Core::join_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   answer_hello(peer, id, hello);
 }
 
-void Core::answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
-  if (!peer->session || peer->session->ended) return;
-  env_.cancel(std::exchange(peer->hello_timer, {}));
-  peer->ready = true;
+wire::HelloAnswer Core::hello_answer(const wire::Hello& hello) const {
   wire::HelloAnswer answer;
   answer.version = std::min(hello.version, wire::kProtocolVersion);
   answer.node = options_.name;
-  answer.session = peer->session->number;
   answer.boot = catalogue_->boot;
   answer.loss_id = group_->loss_id();
   answer.event = names_->last_event();
   answer.clock = env_.wall();
+  return answer;
+}
+
+void Core::answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
+  if (!peer->session || peer->session->ended) return;
+  env_.cancel(std::exchange(peer->hello_timer, {}));
+  peer->ready = true;
+  wire::HelloAnswer answer = hello_answer(hello);
+  answer.session = peer->session->number;
   kLog.info(hello.session == 0 ? "session_opened" : "session_joined",
             {{"host", hello.node}, {"session", answer.session}, {"incarnation", hello.incarnation}});
   wire::HelloAnswerMore more{answer, identity_.store, 0};
@@ -249,7 +285,10 @@ void Core::end_session(const SessionPtr& ended, const Status& reason) {
 void Core::on_close(const PeerPtr& peer, const Status& reason) {
   env_.cancel(std::exchange(peer->hello_timer, {}));
   peers_.erase(peer);
-  if (!peer->session) kLog.info("connection_closed", {{"peer", peer->link->peer_name()}, {"reason", reason}});
+  if (peer->met && !peer->greeted) {
+    kLog.warning("refused_by_host", {{"peer", peer->link->peer_name()}, {"reason", reason},
+                                     {"hint", "if it says that the state here, or its own, is of an earlier time: see its log"}});
+  } else if (!peer->session) kLog.info("connection_closed", {{"peer", peer->link->peer_name()}, {"reason", reason}});
   // A session whose connection ended is of no use to either side: the host opens a new one.
   if (peer->session) end_session(peer->session, reason);
 }

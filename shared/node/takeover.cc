@@ -179,7 +179,8 @@ void Core::ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>&
   };
   if (!asks_witness(image)) return decided("");
   ++image.asking_witness;
-  ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided](Result<std::string> verdict) {
+  ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided](Result<std::string> verdict,
+                                                                                    Generation) {
     if (*self == nullptr) return;
     --image.asking_witness;
     const std::string answer = verdict ? *verdict : verdict.status().to_string();

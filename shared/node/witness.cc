@@ -6,6 +6,8 @@
 //
 // The generation begins anew with each epoch: 0 until the holder has asked for terms in it. A holder without terms
 // cannot get the vote.
+#include <nlohmann/json.hpp>
+
 #include <utility>
 
 #include "shared/base/log.h"
@@ -21,22 +23,33 @@ const log::Logger kLog("node.witness");
 // machine; the rest is room for clocks that run apart.
 constexpr io::Duration kLease = std::chrono::seconds(10);
 constexpr io::Duration kAskAgain = std::chrono::seconds(1);
+
+Generation registered_of(const std::string& body, Epoch epoch) {
+  auto json = nlohmann::json::parse(body, nullptr, false);
+  if (!json.is_object() || !json.contains("epoch") || !json.contains("generation")) return Generation(0);
+  if (!json["epoch"].is_number_unsigned() || !json["generation"].is_number_unsigned()) return Generation(0);
+  if (json["epoch"].get<uint64_t>() != epoch.value) return Generation(0);
+  return Generation(json["generation"].get<uint64_t>());
+}
 }  // namespace
 
-// The verdict's name as the witness has recorded it.
-void Core::ask_witness(const char* what, const Image& image, Callback<Result<std::string>> done) {
+// The verdict's name as the witness has recorded it. `registered`: the generation that it has of this epoch, where it
+// refuses for that; else 0.
+void Core::ask_witness(const char* what, const Image& image, WitnessAnswer done) {
   net::HttpRequest request;
   request.method = "POST";
   request.target = "/v1/witness/" + image.id.to_string() + "/" + std::to_string(image.record.tenure.epoch.value) + "/" +
                    std::to_string(image.record.generation.value) + "/" + what;
-  options_.witness->request(std::move(request), [done = std::move(done)](Result<net::HttpResponse> answer) mutable {
-    if (!answer) return done(answer.status());
+  options_.witness->request(std::move(request), [done = std::move(done), epoch = image.record.tenure.epoch](
+                                                    Result<net::HttpResponse> answer) mutable {
+    if (!answer) return done(answer.status(), Generation(0));
     std::string body(as_text(answer->body));
-    if (answer->status != 200) return done(Status(Code::kUnavailable, "witness: " + body));
+    if (answer->status != 200)
+      return done(Status(Code::kUnavailable, "witness: " + body), registered_of(body, epoch));
     for (const char* verdict : {"undecided", "outdated", "fenced"}) {
-      if (body.starts_with("{\"verdict\":\"" + std::string(verdict) + "\"")) return done(std::string(verdict));
+      if (body.starts_with("{\"verdict\":\"" + std::string(verdict) + "\"")) return done(std::string(verdict), Generation(0));
     }
-    done(Status(Code::kCorruption, "witness: an answer of another form"));
+    done(Status(Code::kCorruption, "witness: an answer of another form"), Generation(0));
   });
 }
 
@@ -54,19 +67,31 @@ void Core::terms_request(const PeerPtr& peer, wire::Request& request) {
   if (image->asking_witness != 0 || image->fencing) return refuse(Code::kUnavailable, "being decided");
   ++image->asking_witness;
   ++image->ops;
-  image->record.generation = image->record.generation.next();
+  register_terms(peer, request.id, *image, m.epoch, image->record.generation.next(), true);
+}
+
+// A generation that the witness knows already is of before this node's catalogue was rebuilt: the next one follows it.
+void Core::register_terms(const PeerPtr& peer, uint64_t id, Image& image, Epoch epoch, Generation next, bool may_learn) {
+  image.record.generation = next;
   kv::WriteBatch batch;
-  put_image(batch, image->id, image->record);
-  commit(std::move(batch), [this, peer, id = request.id, image, epoch = m.epoch] {
-    ask_witness("register", *image, [self = self_, peer, id, image, epoch](Result<std::string> verdict) {
+  put_image(batch, image.id, image.record);
+  commit(std::move(batch), [this, peer, id, &image, epoch, may_learn] {
+    ask_witness("register", image, [this, self = self_, peer, id, &image, epoch, may_learn](Result<std::string> verdict,
+                                                                                      Generation registered) {
       if (*self == nullptr) return;
-      --image->asking_witness;
-      --image->ops;
+      const bool behind = registered >= image.record.generation && image.record.tenure.epoch == epoch;
+      if (!verdict && may_learn && behind) {
+        kLog.warning("generation_learned", {{"image", image.id}, {"epoch", epoch}, {"registered", registered},
+                                            {"here", image.record.generation}});
+        return register_terms(peer, id, image, epoch, registered.next(), false);
+      }
+      --image.asking_witness;
+      --image.ops;
       if (verdict && *verdict != "undecided")
         verdict = Status(Code::kBusy, "the witness has decided already: " + *verdict);
-      if (verdict && image->record.tenure.epoch != epoch) verdict = Status(Code::kFenced, "the tenure has moved");
+      if (verdict && image.record.tenure.epoch != epoch) verdict = Status(Code::kFenced, "the tenure has moved");
       if (!verdict) return peer->link->respond_failure(wire::Type::kTerms, id, verdict.status());
-      peer->link->respond(wire::Type::kTerms, id, wire::TermsAnswer{image->record.generation});
+      peer->link->respond(wire::Type::kTerms, id, wire::TermsAnswer{image.record.generation});
     });
   });
 }
@@ -84,7 +109,7 @@ void Core::consider_fencing(Image& image) {
   ++image.asking_witness;
   ++image.ops;
   ask_witness("fenced", image, [this, self = self_, &image, asked = tenure_now(image),
-                                gone = gone_since(tenure.holder)](Result<std::string> verdict) {
+                                gone = gone_since(tenure.holder)](Result<std::string> verdict, Generation) {
     if (*self == nullptr) return;
     --image.asking_witness;
     --image.ops;

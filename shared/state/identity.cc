@@ -108,6 +108,7 @@ Bytes encode_rebuild_order(const RebuildOrder& order) {
   for (const std::string& host : order.hosts) w.text(host);
   w.u32(static_cast<uint32_t>(order.epochs.size()));
   for (const auto& [image, epoch] : order.epochs) w.uuid(image).id(epoch);
+  w.id(order.incarnation);
   seal(out);
   return out;
 }
@@ -121,6 +122,7 @@ Result<RebuildOrder> decode_rebuild_order(ByteSpan bytes) {
     const Uuid image = in.uuid();
     out.epochs[image] = in.id<Epoch>();
   }
+  if (in.left() != 0) out.incarnation = in.id<Incarnation>();   // an older version's order ends before
   if (!in.done() || out.hosts.empty()) return Status(Code::kCorruption, "malformed");
   return out;
 }

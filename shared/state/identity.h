@@ -100,6 +100,7 @@ Result<SetAside> set_aside(io::Env& env, const Spec& spec, bool with_bricks, boo
 struct RebuildOrder {
   std::vector<std::string> hosts;       // that are to report; empty: no order stands
   std::map<ImageId, Epoch> epochs;      // the newest that the replica has of each image
+  Incarnation incarnation;              // the newest that it has of any host
 };
 Bytes encode_rebuild_order(const RebuildOrder& order);
 Result<RebuildOrder> decode_rebuild_order(ByteSpan bytes);

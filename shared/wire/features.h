@@ -12,5 +12,8 @@ inline constexpr uint64_t kFeatureSuccessor = 1;
 inline constexpr uint64_t kFeatureReset = 2;
 // The answer may be HelloAnswerMore.
 inline constexpr uint64_t kFeatureHelloMore = 4;
+// With session 0: no session is opened yet. The answer is Met, by which the host judges whether the state of both ends
+// is of one time, and from where on its own numbers are new; then it says Hello again, without this bit.
+inline constexpr uint64_t kFeatureMeet = 8;
 
 }  // namespace tidemark::wire

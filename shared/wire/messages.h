@@ -67,6 +67,15 @@ struct HelloAnswerMore {
   uint8_t rebuilding = 0;                // 1: it was lost, and is made anew from what hosts report
   template <class A> void fields(A& a) { a(base, store, rebuilding); }
 };
+// To a Hello with kFeatureMeet.
+struct Met {
+  HelloAnswerMore more;                  // session 0
+  Incarnation known;                     // this host's newest run here, with its nonce and journal; 0: none
+  Uuid known_nonce, known_generation;
+  Incarnation floor;                     // of a host without a run here, or with another journal: it begins above
+  std::vector<std::pair<Incarnation, Uuid>> boots;   // the shared node's newest runs, by number; the last is this one
+  template <class A> void fields(A& a) { a(more, known, known_nonce, known_generation, floor, boots); }
+};
 struct Ping { uint64_t token = 0; template <class A> void fields(A& a) { a(token); } };
 
 // ---- data path ----------------------------------------------------------------------------------
@@ -390,6 +399,12 @@ struct Report {
   EventNumber event;                     // newest that it has seen
   std::vector<ReportEntry> entries;
   template <class A> void fields(A& a) { a(first, last, cut, event, entries); }
+};
+// The same on a connection that was met first.
+struct ReportMore {
+  Report base;
+  Incarnation boot;                      // the shared node's newest run that this host has seen
+  template <class A> void fields(A& a) { a(base, boot); }
 };
 
 // Error answer (error flag set): the Code and its message; sys_errno when one fits better.

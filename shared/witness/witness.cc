@@ -82,7 +82,11 @@ void Witness::ask(const ImageId& image, const Question& question, Callback<net::
   if (!record) {
     kLog.warning("no_vote", {{"image", image}, {"asked_by", question.by}, {"reason", record.status()}});
     const bool unknown = record.status().code() == Code::kNotFound;
-    return reply(refuse(unknown ? 404 : 409, unknown ? "not_registered" : "other_generation", record.status().message()));
+    if (unknown) return reply(refuse(404, "not_registered", record.status().message()));
+    return reply(net::HttpResponse::json(
+        409, "{\"error\":\"other_generation\",\"reason\":\"" + record.status().message() + "\",\"epoch\":" +
+                 std::to_string(known->second.epoch.value) + ",\"generation\":" +
+                 std::to_string(known->second.generation.value) + "}"));
   }
   if (known == records_.end() && records_.size() >= kImagesMax) return reply(refuse(507, "full", "too many images"));
   const bool changed = known == records_.end() || !(known->second == *record);

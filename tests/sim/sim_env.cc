@@ -284,6 +284,37 @@ void World::answer_commits_early(const std::string& node, const std::string& pat
   state_->machine(node).commits_answered_early = path_contains;
 }
 
+struct World::Kept {
+  std::vector<std::string> directories;
+  Disk::Names files;
+  std::map<std::string, std::shared_ptr<StoreState>> stores;   // shared: they are opaque here
+};
+
+std::shared_ptr<const World::Kept> World::keep(const std::string& node, std::vector<std::string> directories) const {
+  Machine& machine = state_->machine(node);
+  TM_CHECK(machine.process == nullptr, "copied while a process runs");
+  auto kept = std::make_shared<Kept>();   // the test holds it for as long as it likes
+  for (const std::string& directory : directories) {
+    machine.disk.copy_below(directory, kept->files);
+    for (const auto& [path, store] : machine.stores) {
+      if (path.starts_with(directory + "/")) kept->stores[path] = copy_of(*store);
+    }
+  }
+  kept->directories = std::move(directories);
+  return kept;
+}
+
+void World::put_back(const std::string& node, const Kept& kept) {
+  Machine& machine = state_->machine(node);
+  TM_CHECK(machine.process == nullptr, "put back while a process runs");
+  for (const std::string& directory : kept.directories) {
+    machine.disk.erase_below(directory);
+    std::erase_if(machine.stores, [&](const auto& s) { return s.first.starts_with(directory + "/"); });
+  }
+  machine.disk.put(kept.files);
+  for (const auto& [path, store] : kept.stores) machine.stores[path] = copy_of(*store);
+}
+
 Status World::flip_byte(const std::string& node, const std::string& path, uint64_t offset) {
   TM_ASSIGN_OR_RETURN(auto inode, state_->machine(node).disk.find(path));
   inode->flip_byte(offset);

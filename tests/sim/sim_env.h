@@ -153,6 +153,11 @@ class World {
   void answer_commits_early(const std::string& node, const std::string& path_contains);
   // Changes one byte behind the daemon's back, durably.
   Status flip_byte(const std::string& node, const std::string& path, uint64_t offset);
+  // A copy of all that lies durably below these directories, files and stores, and what was kept of it put back in
+  // their place: a backup, or a snapshot, of an earlier time. No process may run there.
+  struct Kept;
+  std::shared_ptr<const Kept> keep(const std::string& node, std::vector<std::string> directories) const;
+  void put_back(const std::string& node, const Kept& kept);
   // The same for many: a write that the disk lost, a block that it put elsewhere.
   Status set_bytes(const std::string& node, const std::string& path, uint64_t offset, ByteSpan bytes);
   // Cannot be read until it is written anew: a bad sector.

@@ -333,6 +333,24 @@ Status Disk::sync_directory(const std::string& raw) {
   return Status::ok();
 }
 
+void Disk::copy_below(const std::string& directory, Names& out) const {
+  for (const auto& [path, inode] : names_) {
+    if (path != directory && !is_below(path, directory)) continue;
+    out[path] = std::make_shared<Inode>(*inode);   // as every inode is held
+    out[path]->sync_all();
+  }
+}
+
+void Disk::erase_below(const std::string& directory) {
+  auto gone = [&](const std::string& path) { return path == directory || is_below(path, directory); };
+  for (Names* names : {&names_, &durable_}) std::erase_if(*names, [&](const auto& n) { return gone(n.first); });
+  std::erase_if(pending_, [&](const Change& c) { return gone(c.path) || gone(c.gone); });
+}
+
+void Disk::put(const Names& files) {
+  for (const auto& [path, inode] : files) names_[path] = durable_[path] = std::make_shared<Inode>(*inode);
+}
+
 void Disk::lose_power(Random& random) {
   uint64_t kept = random.below(pending_.size() + 1);
   for (uint64_t i = 0; i < kept; ++i) apply(durable_, pending_[i]);

@@ -90,8 +90,13 @@ class Disk {
   void set_capacity(uint64_t bytes) { capacity_ = bytes; }
   bool has_room(const Inode& inode, uint64_t offset, uint64_t length) const;
 
- private:
   using Names = std::map<std::string, std::shared_ptr<Inode>>;   // shared with open files
+  // Copies of the files below a directory, itself too; durable when they are put.
+  void copy_below(const std::string& directory, Names& out) const;
+  void erase_below(const std::string& directory);
+  void put(const Names& files);
+
+ private:
   // A change of names not yet durable: `path` now means `inode` (null: nothing), `gone` nothing.
   struct Change {
     std::string path;

@@ -164,6 +164,7 @@ class Operation {
 std::unique_ptr<io::FileSystem> make_files(SimEnv& env);
 std::unique_ptr<net::Network> make_network(SimEnv& env);
 Result<std::unique_ptr<kv::Store>> open_sim_store(SimEnv& env, const std::string& path, const kv::StoreOptions& options);
+std::shared_ptr<StoreState> copy_of(const StoreState& store);   // of what is committed
 void crash_stores(Machine& machine, Random& random);
 std::map<Bytes, Bytes> committed_table(Machine& machine, const std::string& store, const std::string& table);
 void crash_connections(World::State& world, SimEnv& process, Crash kind);

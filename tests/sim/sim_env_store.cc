@@ -243,6 +243,12 @@ Result<std::unique_ptr<kv::Store>> open_sim_store(SimEnv& env, const std::string
   return std::unique_ptr<kv::Store>(std::make_unique<SimStore>(env, path, options, state));
 }
 
+std::shared_ptr<StoreState> copy_of(const StoreState& store) {
+  auto out = std::make_shared<StoreState>();   // shared as all of a machine's are
+  for (const auto& [name, table] : store.tables) out->tables[name] = std::make_shared<TableMap>(*table);
+  return out;
+}
+
 void crash_stores(Machine& machine, Random& random) {
   for (auto& [path, state] : machine.stores) {
     if (state->under_way > 0 && random.coin()) {

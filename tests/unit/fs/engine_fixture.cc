@@ -95,7 +95,8 @@ Status EngineTest::open_host(int host) {
   options.cluster = cluster_;
   options.config.node.name = name;
   options.config.node.role = "host";
-  options.config.node.state_dir = options.config.node.run_dir = "/state";
+  options.config.node.state_dir = options.config.node.run_dir = host_state_;
+  options.after_reset = after_reset_;
   options.config.storage.bricks = host_bricks_;
   options.config.resync.rate = resync_rate_;
   options.config.shared = config::SharedLink{"shared1:" + std::to_string(kPort), "shared1", 2};

@@ -103,6 +103,8 @@ class EngineTest : public testing::Test {
   std::array<Bytes, 3> kept_;            // what survives runs
   std::array<std::optional<Survivor>, 3> survivors_;
   bool successor_ = false;
+  std::string host_state_ = "/state";
+  bool after_reset_ = false;             // an operator's word that what was in another state directory is lost
   // The shared node's disks. Others than before are as those of a machine that was replaced.
   std::string shared_state_ = "/state", shared_brick_ = "/brick1";
   std::vector<std::string> rebuild_from_;

@@ -1,6 +1,8 @@
 // A host whose tenure went to another while it wrote on its own.
 #include <nlohmann/json.hpp>
 
+#include "journal/records.h"
+#include "shared/kv/store.h"
 #include "shared/wire/connection.h"
 #include "tests/unit/fs/engine_fixture.h"
 
@@ -9,6 +11,17 @@ namespace {
 
 class TailTest : public EngineTest, public testing::WithParamInterface<bool> {
  protected:
+  static Uuid nonce_of_last_run(sim::SimEnv& env) {
+    kv::StoreOptions options;
+    options.tables = journal::journal_table_names();
+    auto store = env.open_store("/state/journal", options);
+    EXPECT_TRUE(store) << store.status().to_string();
+    auto row = (*store)->snapshot()->get(journal::kMetaTable, as_bytes("incarnation"));
+    EXPECT_TRUE(row) << row.status().to_string();
+    Reader in(*row);
+    in.u64();
+    return in.uuid();
+  }
   // Speaks for host1 as an operator's override would: its tenure is ended without its word.
   void give_away(const ImageId& image, Incarnation incarnation, const Uuid& generation) {
     sim::SimEnv& env = world_->start("host1");
@@ -27,7 +40,7 @@ class TailTest : public EngineTest, public testing::WithParamInterface<bool> {
     hello.cluster = cluster_;
     hello.node = "host1";
     hello.incarnation = incarnation;
-    hello.nonce.bytes[0] = 7;
+    hello.nonce = nonce_of_last_run(env);
     hello.journal_generation = generation;
     bool done = false;
     link->request<wire::HelloAnswer>(wire::Type::kHello, hello, [&](Result<wire::HelloAnswer> a) {

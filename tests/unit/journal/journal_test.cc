@@ -428,6 +428,37 @@ TEST_F(JournalTest, InspectionShowsWhatIsThereAndFindsWhatIsDamaged) {
   EXPECT_EQ(inspect(*env_, "/nowhere", {}).status().code(), Code::kNotFound);
 }
 
+// What the clock said is a guess: the number is raised to what others know before anything is counted.
+TEST_F(JournalTest, ARaisedIncarnationIsCountedOnFrom) {
+  open_journal();
+  const Incarnation first = journal_->incarnation(), raised(first.value + 5000);
+  const Uuid nonce = journal_->nonce();
+  EXPECT_TRUE(journal_->raise_incarnation(first));   // it is not below
+  EXPECT_EQ(journal_->incarnation(), first);
+  ASSERT_TRUE(journal_->raise_incarnation(raised));
+  EXPECT_EQ(journal_->incarnation(), raised);
+  crash(sim::Crash::kPowerLoss);
+  add_image(0, 64 * kG);
+  open_journal();
+  EXPECT_EQ(journal_->incarnation(), raised.next());
+  EXPECT_TRUE(journal_->knows_run(raised, nonce));
+  EXPECT_TRUE(journal_->knows_run(journal_->incarnation(), journal_->nonce()));
+  EXPECT_FALSE(journal_->knows_run(raised, journal_->nonce()));
+  EXPECT_FALSE(journal_->knows_run(journal_->incarnation().next(), journal_->nonce()));
+  // Its writes have their numbers: only the next run can have others.
+  run_load(20, 4);
+  const Incarnation more(raised.value + 9000);
+  EXPECT_EQ(journal_->raise_incarnation(more).code(), Code::kUnavailable);
+  EXPECT_EQ(journal_->incarnation(), raised.next());
+  wait_shipped();
+  bool closed = false;
+  journal_->close(std::chrono::seconds(20), [&](Status) { closed = true; });
+  ASSERT_TRUE(settle([&] { return closed; }));
+  crash(sim::Crash::kKill);
+  open_journal();
+  EXPECT_EQ(journal_->incarnation(), more.next());
+}
+
 TEST_F(JournalTest, AnotherNodesJournalIsRefused) {
   open_journal();
   crash(sim::Crash::kKill);

@@ -179,6 +179,7 @@ class NodeTest : public testing::Test {
     options.storage.stripe_count = 2;
     for (const std::string& brick : options.storage.bricks) ASSERT_TRUE(env.files().make_directories(brick));
     options.region_bytes = 1u << 20;
+    options.witness = std::move(witness_);
     auto node = SharedNode::open(env, std::move(options), std::make_unique<RecordedMarks>(marks_));
     ASSERT_TRUE(node) << node.status().message();
     node_ = std::move(*node);
@@ -211,6 +212,7 @@ class NodeTest : public testing::Test {
   sim::World world_{sim::WorldOptions{.seed = 11}};
   Uuid cluster_;
   std::vector<wire::Mark> marks_;
+  std::unique_ptr<net::HttpClient> witness_;   // for the next start
   std::unique_ptr<SharedNode> node_;
   uint16_t port_ = 0;
   std::string errors_, warnings_;   // lines logged
