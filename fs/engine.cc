@@ -58,6 +58,14 @@ Status Engine::open_all() {
     Reader r(*bricks);
     while (r.ok() && !r.done()) group.known_bricks.push_back(r.uuid());
   }
+  if (auto runs = store_->snapshot()->get(kTableMeta, as_bytes("brick_runs")); runs) {
+    TM_ASSIGN_OR_RETURN(group.known_runs, image::decode_runs(*runs));
+  } else if (runs.status().code() != Code::kNotFound) {
+    return runs.status();
+  }
+  group.older_brick_remedy = "empty the directory, then `tidemark brick replace` fills it anew";
+  group.older_state_remedy = "bring back the newest " + config.node.state_dir +
+                             "; if it is lost, `tidemark state reset`: this host's copies are filled anew";
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, group));
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   if (!known) {
@@ -68,6 +76,7 @@ Status Engine::open_all() {
   }
 
   TM_RETURN_IF_ERROR(keep_bricks());
+  TM_RETURN_IF_ERROR(group_->begin_run([this](const std::vector<image::KnownRun>& runs) { return keep_runs(runs); }));
 
   journal::Options journal;
   journal.directory = config.node.state_dir;
@@ -113,6 +122,13 @@ Status Engine::keep_bricks() {
   if (known && std::ranges::equal(*known, now)) return Status::ok();
   kv::WriteBatch batch;
   batch.put(kTableMeta, as_bytes("bricks"), now);
+  return store_->commit_and_wait(std::move(batch));
+}
+
+// So that a brick which is put back from an earlier time is not taken for the present one.
+Status Engine::keep_runs(const std::vector<image::KnownRun>& runs) {
+  kv::WriteBatch batch;
+  batch.put(kTableMeta, as_bytes("brick_runs"), image::encode_runs(runs));
   return store_->commit_and_wait(std::move(batch));
 }
 

@@ -184,6 +184,7 @@ class Engine final : public journal::BlockSource {
   Status open_all();
   Status load_flags();
   Status keep_bricks();
+  Status keep_runs(const std::vector<image::KnownRun>& runs);
 
   // ---- engine_request.cc
   Op* take_op(Image& image, OpKind kind, io::IoMode mode);

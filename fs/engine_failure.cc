@@ -157,6 +157,7 @@ Result<std::string> Engine::replace_brick(const std::string& directory, bool acc
   if (at != bricks.end() && !accept_loss) TM_RETURN_IF_ERROR(give_up_missing(false));
   TM_RETURN_IF_ERROR(group_->replace_brick(directory));
   TM_RETURN_IF_ERROR(keep_bricks());
+  TM_RETURN_IF_ERROR(keep_runs(group_->runs()));
   TM_RETURN_IF_ERROR(give_up_missing(true));
   const Status why(Code::kIoError, "its brick was replaced");
   for (Image* im : on_it)

@@ -3,9 +3,9 @@
 // backup or a snapshot, shows as a run that the other end has seen and this one has no record of: then neither's blocks
 // can be told old from new by what it has noted of itself, and the link is refused until an operator has decided.
 //
-//   the shared node's newest run of this host   this journal knows it   it does not: this host's state is of before
-//   the newest run of the shared node that      it knows it             it does not: the shared node's state is of before
-//     this host has seen, under the same store
+//   what one has seen                                          whose list lacks it: its state is of before
+//   the shared node: the newest run of this host               this journal's
+//   this host: the newest run of that shared node (one store)  the shared node's
 //
 // A run that was begun but not told to anybody is in its own list alone, which is no contradiction: so a crash at any
 // moment in between refuses nothing. Shared nodes of an older version tell nothing; then nothing is compared.
@@ -25,14 +25,17 @@ Result<Incarnation> Engine::meet(const wire::Met& met) {
   TM_RETURN_IF_ERROR(check_own_run(met));
   if (met.more.rebuilding == 0) TM_RETURN_IF_ERROR(check_shared_runs(met));
   if (!met.boots.empty()) met_run_ = met.boots.back();
-  const bool lost = !met.known_generation.is_nil() && met.known_generation != journal_->generation();
-  const bool may_raise = !lost || options_.after_reset;   // else the Hello is refused, which says why
-  if (may_raise && met.floor.value != 0) TM_RETURN_IF_ERROR(journal_->raise_incarnation(met.floor.next()));
+  // Of a journal that was never in session nothing is known anywhere. Any other has its numbers, even if it is met by a
+  // shared node that does not know it: one that is rebuilt, or another one.
+  TM_ASSIGN_OR_RETURN(const Uuid linked_before, known_store("shared"));
+  if (linked_before.is_nil() && met.floor.value != 0)
+    TM_RETURN_IF_ERROR(journal_->raise_incarnation(met.floor.next()));
   return journal_->incarnation();
 }
 
 Status Engine::check_own_run(const wire::Met& met) const {
-  if (met.known_generation != journal_->generation() || journal_->knows_run(met.known, met.known_nonce)) return Status::ok();
+  const bool own = met.known_generation == journal_->generation();
+  if (!own || journal_->knows_run(met.known, met.known_nonce)) return Status::ok();
   return Status(Code::kPermission,
                 "this host's state is of an earlier time, or a copy: the shared node has seen its run " +
                     std::to_string(met.known.value) + ", which " + options_.config.node.state_dir +
@@ -61,9 +64,9 @@ Status Engine::check_shared_runs(const wire::Met& met) {
   if (known != met.boots.end()) return Status::ok();
   return Status(Code::kPermission,
                 "shared node " + met.more.base.node + "'s state is of an earlier time: this host has seen its run " +
-                    std::to_string(seen.boot.value) + ", which it has no record of; bring back its newest state and bricks, "
-                    "or, if these are lost, `tidemark shared rebuild` there, with --without-bricks if its bricks were "
-                    "put back as well");
+                    std::to_string(seen.boot.value) + ", which it has no record of; bring back its newest state and "
+                    "bricks, or, if these are lost, `tidemark shared rebuild` there, with --without-bricks if its "
+                    "bricks were put back as well");
 }
 
 Task<Status> Engine::greeted(wire::Connection& link, const wire::HelloAnswerMore& hello) {

@@ -143,6 +143,27 @@ Status check_options(const StorageGroupOptions& options) {
 
 namespace {
 
+enum class Age { kFits, kBrickIsOlder, kStateIsOlder };
+
+// Whether a brick's marker is of the time of the daemon's state.
+Age age_of(const BrickMarker& marker, const StorageGroupOptions& options) {
+  for (const KnownRun& known : options.known_runs) {
+    if (known.brick != marker.brick) continue;
+    const bool begun = known.opening.number != 0 && marker.run == known.opening;
+    if (marker.run == known.last || begun) return Age::kFits;
+    return marker.run.number > known.last.number ? Age::kStateIsOlder : Age::kBrickIsOlder;
+  }
+  return Age::kFits;
+}
+
+Status refuse_age(const std::string& directory, Age age, const StorageGroupOptions& options) {
+  if (age == Age::kFits) return Status::ok();
+  if (age == Age::kStateIsOlder)
+    return refuse(directory, "is newer than the state of its node, which was put back from an earlier time; " +
+                                 options.older_state_remedy);
+  return refuse(directory, "is of an earlier time: it lacks what was written since; " + options.older_brick_remedy);
+}
+
 // What is wrong with the brick `index` in this directory, if anything. Fills in what is found there.
 Status look_at(io::FileSystem& files, const StorageGroupOptions& options, const std::string& directory, Brick* found) {
   TM_ASSIGN_OR_RETURN(Probe now, probe(files, directory));
@@ -174,7 +195,11 @@ Result<std::vector<Brick>> open_known(io::FileSystem& files, const StorageGroupO
     Brick& brick = bricks[found.marker.index];
     if (!brick.directory.empty())
       return refuse(directory, "is the same as " + brick.directory + "; list each brick once");
+    const Age age = age_of(found.marker, options);
+    if (age == Age::kStateIsOlder) return refuse_age(directory, age, options);
     brick = std::move(found);
+    brick.absent = refuse_age(directory, age, options);
+    if (!brick.absent) kLog.warning("brick_absent", {{"brick", directory}, {"reason", brick.absent}});
   }
   size_t next = 0;
   for (uint32_t i = 0; i < bricks.size(); ++i) {
@@ -186,6 +211,8 @@ Result<std::vector<Brick>> open_known(io::FileSystem& files, const StorageGroupO
     marker.index = i;
     marker.brick = options.known_bricks[i];
     marker.state = BrickMarker::State::kReady;
+    for (const KnownRun& known : options.known_runs)
+      if (known.brick == marker.brick) marker.run = known.last;
     auto& [directory, status] = misfits[next++];
     kLog.warning("brick_absent", {{"brick", directory}, {"reason", status}});
     bricks[i] = {directory, marker, 0, status};
@@ -201,6 +228,7 @@ void look_at_bricks(io::FileSystem& files, const StorageGroupOptions& options, s
     Status now = look_at(files, options, brick.directory, &found);
     if (now.is_ok() && found.marker.brick != brick.marker.brick)
       now = refuse(brick.directory, "is another brick of group \"" + options.name + "\" than before");
+    if (now.is_ok()) now = refuse_age(brick.directory, age_of(found.marker, options), options);
     if (now.is_ok() != brick.absent.is_ok())
       kLog.warning(now ? "brick_back" : "brick_absent", {{"brick", brick.directory}, {"reason", now}});
     if (now) brick.mount_identity = found.mount_identity;
@@ -221,6 +249,7 @@ Status replace_brick(io::Env& env, std::vector<Brick>& bricks, size_t index) {
   BrickMarker marker = brick.marker;
   marker.brick = env.random_uuid();
   marker.failed_syncs = 0;
+  marker.run = {};   // in use within a run that has begun: the next opening gives it its first
   for (const Brick& other : bricks) marker.failed_syncs = std::max(marker.failed_syncs, other.marker.failed_syncs);
   TM_RETURN_IF_ERROR(files.write_file_atomically(marker_path(brick.directory), encode_marker(marker)));
   TM_ASSIGN_OR_RETURN(brick.mount_identity, files.mount_identity(brick.directory));
@@ -258,6 +287,7 @@ Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& 
     Brick& brick = bricks[probes[i].marker.index];
     if (!brick.directory.empty())
       return refuse(directory, "is the same as " + brick.directory + "; list each brick once");
+    TM_RETURN_IF_ERROR(refuse_age(directory, age_of(probes[i].marker, options), options));
     brick.directory = directory;
     brick.marker = probes[i].marker;
     TM_ASSIGN_OR_RETURN(brick.mount_identity, files.mount_identity(directory));
@@ -285,6 +315,37 @@ Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, ui
     }
   }
   return durable ? Status::ok() : last;
+}
+
+Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>& runs,
+                 UniqueFunction<Status(const std::vector<KnownRun>&)>& save) {
+  BrickRun now{0, env.random_uuid()};
+  for (const KnownRun& run : runs) now.number = std::max({now.number, run.last.number, run.opening.number});
+  for (const Brick& brick : bricks) now.number = std::max(now.number, brick.marker.run.number);
+  ++now.number;
+  std::vector<KnownRun> next;
+  for (const Brick& brick : bricks) {
+    KnownRun run{brick.marker.brick, brick.marker.run, now};
+    auto known = std::find_if(runs.begin(), runs.end(), [&](const KnownRun& r) { return r.brick == run.brick; });
+    if (!brick.absent) run = known == runs.end() ? KnownRun{run.brick, run.last, {}} : *known;   // as it was left
+    next.push_back(run);
+  }
+  runs = next;
+  TM_RETURN_IF_ERROR(save(runs));
+  for (size_t i = 0; i < bricks.size(); ++i) {
+    Brick& brick = bricks[i];
+    if (!brick.absent) continue;
+    BrickMarker marker = brick.marker;
+    marker.run = now;
+    Status status = env.files().write_file_atomically(marker_path(brick.directory), encode_marker(marker));
+    if (!status) {
+      kLog.warning("run_not_recorded", {{"brick", brick.directory}, {"status", status}});
+      continue;
+    }
+    brick.marker = marker;
+    runs[i] = {marker.brick, now, {}};
+  }
+  return save(runs);
 }
 
 LossId compute_loss_id(const Uuid& boot, const std::vector<Brick>& bricks, uint64_t failed_syncs) {

@@ -29,6 +29,10 @@ Status replace_brick(io::Env& env, std::vector<Brick>& bricks, size_t index);
 // Writes `counter` into every marker. OK when at least one took it durably.
 Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, uint64_t counter);
 
+// As StorageGroup::begin_run says; `runs` are the ones known, and those that are known then.
+Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>& runs,
+                 UniqueFunction<Status(const std::vector<KnownRun>&)>& save);
+
 // Names the span in which these bricks cannot have lost unsynced writes.
 LossId compute_loss_id(const Uuid& boot, const std::vector<Brick>& bricks, uint64_t failed_syncs);
 

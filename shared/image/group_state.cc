@@ -135,8 +135,20 @@ Status GroupState::replace_brick(const std::string& directory) {
   if (at->absent) return Status(Code::kInvalidArgument, "brick " + directory + " is in use and needs no replacement");
   const auto index = static_cast<size_t>(at - bricks_.begin());
   TM_RETURN_IF_ERROR(detail::replace_brick(env_, bricks_, index));
+  options_.known_runs = runs();
   loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
   return Status::ok();
+}
+
+std::vector<KnownRun> GroupState::runs() const {
+  std::vector<KnownRun> out;
+  for (const Brick& brick : bricks_) {
+    KnownRun run{brick.marker.brick, brick.marker.run, {}};
+    for (const KnownRun& known : options_.known_runs)
+      if (known.brick == run.brick) run = known;
+    out.push_back(run);
+  }
+  return out;
 }
 
 Status GroupState::note_failed_sync() {
@@ -381,6 +393,10 @@ void StorageGroup::on_overdue(UniqueFunction<void(ImageId)> fn) { state_->on_ove
 std::vector<StorageGroup::BrickState> StorageGroup::bricks() const { return state_->bricks(); }
 Status StorageGroup::look_at_bricks() { return state_->look_at_bricks(); }
 Status StorageGroup::replace_brick(const std::string& directory) { return state_->replace_brick(directory); }
+Status StorageGroup::begin_run(UniqueFunction<Status(const std::vector<KnownRun>&)> save) {
+  return state_->begin_run(save);
+}
+std::vector<KnownRun> StorageGroup::runs() const { return state_->runs(); }
 bool StorageGroup::stuck() const { return state_->stuck(); }
 const std::string& StorageGroup::name() const { return state_->options().name; }
 Uuid StorageGroup::group_id() const { return state_->group_id(); }

@@ -52,6 +52,10 @@ class GroupState {
   std::vector<StorageGroup::BrickState> bricks() const;
   Status look_at_bricks();
   Status replace_brick(const std::string& directory);
+  Status begin_run(UniqueFunction<Status(const std::vector<KnownRun>&)>& save) {
+    return detail::begin_run(env_, bricks_, options_.known_runs, save);
+  }
+  std::vector<KnownRun> runs() const;
 
   // For CopyState.
   io::FileSystem& files() { return env_.files(); }

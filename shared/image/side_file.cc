@@ -9,6 +9,7 @@ namespace {
 constexpr std::string_view kMarkerMagic{"TMBRICK\x01", 8};
 constexpr std::string_view kMetadataMagic{"TMIMAGE\x01", 8};
 constexpr uint32_t kVersion = 1;
+constexpr uint32_t kMarkerVersion = 2;   // 1 ends before the run
 constexpr size_t kUuidTextBytes = 36;
 
 void seal(Bytes& out) {
@@ -17,7 +18,7 @@ void seal(Bytes& out) {
 }
 
 // Checks magic, checksum and version; returns what lies between version and checksum.
-Result<ByteSpan> unseal(ByteSpan bytes, std::string_view magic) {
+Result<ByteSpan> unseal(ByteSpan bytes, std::string_view magic, uint32_t newest = kVersion, uint32_t* found = nullptr) {
   constexpr size_t kHead = 12, kTail = 8;
   if (bytes.size() < kHead + kTail) {
     return Status(Code::kCorruption, "cut short: " + std::to_string(bytes.size()) + " bytes");
@@ -28,7 +29,8 @@ Result<ByteSpan> unseal(ByteSpan bytes, std::string_view magic) {
     return Status(Code::kCorruption, "checksum does not match");
   }
   uint32_t version = load_le<uint32_t>(bytes.data() + 8);
-  if (version != kVersion) {
+  if (found != nullptr) *found = version;
+  if (version == 0 || version > newest) {
     return Status(Code::kUnsupported, "version " + std::to_string(version) + " is not known; use a newer Tidemark");
   }
   return covered.subspan(kHead);
@@ -40,15 +42,16 @@ Bytes encode_marker(const BrickMarker& marker) {
   Bytes out;
   out.reserve(256);
   Writer w(out);
-  w.raw(as_bytes(kMarkerMagic)).u32(kVersion).u32(static_cast<uint32_t>(marker.state));
+  w.raw(as_bytes(kMarkerMagic)).u32(kMarkerVersion).u32(static_cast<uint32_t>(marker.state));
   w.uuid(marker.brick).uuid(marker.group).u32(marker.index).u32(marker.count);
-  w.u64(marker.failed_syncs).text(marker.name);
+  w.u64(marker.failed_syncs).text(marker.name).u64(marker.run.number).uuid(marker.run.nonce);
   seal(out);
   return out;
 }
 
 Result<BrickMarker> decode_marker(ByteSpan bytes) {
-  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kMarkerMagic));
+  uint32_t version = 0;
+  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kMarkerMagic, kMarkerVersion, &version));
   Reader in(body);
   BrickMarker marker;
   uint32_t state = in.u32();
@@ -58,12 +61,41 @@ Result<BrickMarker> decode_marker(ByteSpan bytes) {
   marker.count = in.u32();
   marker.failed_syncs = in.u64();
   marker.name = in.text();
+  if (version > 1) {
+    marker.run.number = in.u64();
+    marker.run.nonce = in.uuid();
+  }
   if (!in.done()) return Status(Code::kCorruption, "marker has the wrong length");
   if (state != 1 && state != 2) return Status(Code::kCorruption, "marker state is " + std::to_string(state));
   if (marker.count == 0 || marker.index >= marker.count)
     return Status(Code::kCorruption, "marker index is out of range");
   marker.state = static_cast<BrickMarker::State>(state);
   return marker;
+}
+
+Bytes encode_runs(const std::vector<KnownRun>& runs) {
+  Bytes out;
+  Writer w(out);
+  w.u32(static_cast<uint32_t>(runs.size()));
+  for (const KnownRun& run : runs) {
+    w.uuid(run.brick).u64(run.last.number).uuid(run.last.nonce).u64(run.opening.number).uuid(run.opening.nonce);
+  }
+  return out;
+}
+
+Result<std::vector<KnownRun>> decode_runs(ByteSpan bytes) {
+  Reader in(bytes);
+  std::vector<KnownRun> out;
+  for (uint32_t left = in.u32(); left > 0 && in.ok(); --left) {
+    KnownRun& run = out.emplace_back();
+    run.brick = in.uuid();
+    run.last.number = in.u64();
+    run.last.nonce = in.uuid();
+    run.opening.number = in.u64();
+    run.opening.nonce = in.uuid();
+  }
+  if (!in.done()) return Status(Code::kCorruption, "the bricks' runs have the wrong length");
+  return out;
 }
 
 Bytes encode_metadata(const ImageMetadata& metadata) {

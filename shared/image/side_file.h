@@ -21,6 +21,7 @@ struct BrickMarker {
   uint32_t index = 0, count = 0;
   uint64_t failed_syncs = 0;
   std::string name;
+  BrickRun run{};
 };
 
 Bytes encode_marker(const BrickMarker& marker);

@@ -43,6 +43,21 @@ struct ImageMetadata {
   Generation size_generation;  // grows with each resize; given by the caller
 };
 
+// One opening of a group for use, counted by the daemon's own durable state and written into each brick's marker.
+// Number 0: none yet, or of an older version.
+struct BrickRun {
+  uint64_t number = 0;
+  Uuid nonce;
+  bool operator==(const BrickRun&) const = default;
+};
+// What a daemon's state says of a brick: the run whose marker it has, and one whose marker may have been written.
+struct KnownRun {
+  Uuid brick;
+  BrickRun last, opening;
+};
+Bytes encode_runs(const std::vector<KnownRun>& runs);
+Result<std::vector<KnownRun>> decode_runs(ByteSpan bytes);   // kCorruption
+
 struct StorageGroupOptions {
   std::string name;                 // written into the markers; checked on open
   std::vector<std::string> bricks;  // directories, in the order of the configuration
@@ -56,6 +71,11 @@ struct StorageGroupOptions {
   // The group's bricks by index, as bricks() gave them earlier. Given, a brick that is missing or empty is absent
   // instead of an error: images on it cannot be opened, nor be made there; it is never taken as new.
   std::vector<Uuid> known_bricks;
+  // As begin_run() gave them to be saved earlier. A brick whose marker is of another run was put back from an earlier
+  // time: absent if known_bricks are given, else an error. One that is of a later run is an error: then the daemon's
+  // state was put back. Bricks that are not listed are taken as they are. The remedies end the messages.
+  std::vector<KnownRun> known_runs;
+  std::string older_brick_remedy, older_state_remedy;
   // An operation on blocks that takes longer is overdue: on_overdue() says so. 0: none ever is.
   std::chrono::milliseconds io_deadline{0};
 };
@@ -101,6 +121,10 @@ class StorageGroup {
     Status status;   // why it is absent; OK: it is there
   };
   std::vector<BrickState> bricks() const;   // by index
+  // Begins a run, before anything is written to a block: `save` makes durable what it is given, before and after the
+  // markers are written. A brick whose marker cannot be written goes on with what it has. An error of `save` ends it.
+  Status begin_run(UniqueFunction<Status(const std::vector<KnownRun>&)> save);
+  std::vector<KnownRun> runs() const;       // to be saved when a brick was replaced
   // Looks at the bricks' markers again: one that vanished or was replaced is absent from now on, one that came back is
   // there. kIoError while the group is stuck().
   Status look_at_bricks();

@@ -211,6 +211,19 @@ void put_identity(kv::WriteBatch& batch, const Identity& identity) {
   batch.put(kMeta, as_bytes("identity"), value);
 }
 
+Result<std::vector<image::KnownRun>> read_brick_runs(kv::Store& store) {
+  auto value = store.snapshot()->get(kMeta, as_bytes("brick_runs"));
+  if (!value && value.status().code() == Code::kNotFound) return std::vector<image::KnownRun>();
+  if (!value) return value.status();
+  auto runs = image::decode_runs(*value);
+  if (!runs) return corrupt(kMeta, as_bytes("brick_runs"), runs.status().message());
+  return runs;
+}
+
+void put_brick_runs(kv::WriteBatch& batch, const std::vector<image::KnownRun>& runs) {
+  batch.put(kMeta, as_bytes("brick_runs"), image::encode_runs(runs));
+}
+
 Result<std::optional<LossId>> read_loss_id(kv::Store& store) {
   auto value = store.snapshot()->get(kMeta, as_bytes("loss_id"));
   if (!value && value.status().code() == Code::kNotFound) return std::optional<LossId>();

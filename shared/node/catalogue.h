@@ -11,6 +11,7 @@
 // | marks  | u64 event number                      | Mark (shared/wire): not yet known to be recorded   |
 //
 // "boots" is u32 count, then u64 boot and uuid nonce of each: the newest 256 runs, by number, the present one last.
+// "brick_runs" as in shared/image/FORMAT.md, absent before the first start that wrote it.
 // "incarnation_floor" (u64, absent: 0): what this catalogue does not know of hosts' runs was not above.
 // "rebuilding", where it is there, is an operator's order (shared/state/FORMAT.md, `rebuild`).
 // "identity" is u16 version 2, uuid cluster, uuid storage group, text node, uuid store; 1 ends before
@@ -32,6 +33,7 @@
 #include "shared/base/ids.h"
 #include "shared/base/status.h"
 #include "shared/fence/tenure.h"
+#include "shared/image/store.h"
 #include "shared/kv/store.h"
 #include "shared/node/behind.h"
 #include "shared/node/names.h"
@@ -101,6 +103,8 @@ void put_incarnation_floor(kv::WriteBatch& batch, Incarnation floor);
 // kNotFound: the store is new.
 Result<Identity> read_identity(kv::Store& store);
 void put_identity(kv::WriteBatch& batch, const Identity& identity);
+Result<std::vector<image::KnownRun>> read_brick_runs(kv::Store& store);
+void put_brick_runs(kv::WriteBatch& batch, const std::vector<image::KnownRun>& runs);
 // Absent: not known.
 Result<std::optional<LossId>> read_loss_id(kv::Store& store);
 void put_loss_id(kv::WriteBatch& batch, LossId loss_id);

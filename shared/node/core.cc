@@ -79,6 +79,11 @@ Status Core::open() {
   if (fresh && !options_.rebuild.hosts.empty()) put_rebuilding(batch, options_.rebuild);
   put_identity(batch, identity_);
   TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
+  TM_RETURN_IF_ERROR(group_->begin_run([this](const std::vector<image::KnownRun>& runs) {
+    kv::WriteBatch known_runs;
+    put_brick_runs(known_runs, runs);
+    return store_->commit_and_wait(std::move(known_runs));
+  }));
   TM_RETURN_IF_ERROR(open_rebuild());
   TM_RETURN_IF_ERROR(load_catalogue());
   register_metrics();
@@ -112,6 +117,11 @@ Status Core::open_group(const Identity& identity) {
   group.direct = options_.direct;
   group.expected_group = identity.group;
   group.io_deadline = options_.storage.io_deadline;
+  TM_ASSIGN_OR_RETURN(group.known_runs, read_brick_runs(*store_));
+  group.older_brick_remedy = "bring back the newest one; if it is lost, `tidemark shared rebuild --without-bricks` "
+                             "makes everything anew from the hosts' copies";
+  group.older_state_remedy = "bring back the newest " + options_.state_dir +
+                             "; if it is lost, `tidemark shared rebuild` makes it anew from the hosts and the bricks";
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, std::move(group)));
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   return Status::ok();

@@ -119,6 +119,7 @@ void Core::meet(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
   met.more = {hello_answer(hello), identity_.store, 0};
   if (rebuild_) met.more.rebuilding = rebuild_->waits_for(hello.node) ? 1 : 2;
   met.floor = catalogue_->incarnation_floor;
+  if (rebuild_) met.floor = std::max(met.floor, rebuild_->order.incarnation);
   auto host = catalogue_->hosts.find(hello.node);
   if (host != catalogue_->hosts.end()) {
     met.known = host->second.incarnation;
@@ -153,13 +154,15 @@ Status Core::check_run(const wire::Hello& hello) const {
   }
   const std::string incarnation = "incarnation " + std::to_string(hello.incarnation.value) + " of " + hello.node;
   if (hello.incarnation == newest.incarnation && hello.nonce != newest.nonce) {
-    return Status(Code::kPermission, incarnation + " is known with another nonce: the host's state was copied or put back from an earlier "
-                                "time; `tidemark state reset` there, and its copies are filled anew");
+    return Status(Code::kPermission, incarnation + " is known with another nonce: the host's state was copied or put "
+                                                  "back from an earlier time; `tidemark state reset` there, and "
+                                                  "its copies are filled anew");
   }
   if (hello.incarnation < newest.incarnation) {
     return Status(Code::kPermission, incarnation + " is over: the known one is " +
                                          std::to_string(newest.incarnation.value) +
-                                         "; if its state was put back from an earlier time, `tidemark state reset` there");
+                                         "; if its state was put back from an earlier time, "
+                                         "`tidemark state reset` there");
   }
   return Status::ok();
 }
@@ -286,9 +289,11 @@ void Core::on_close(const PeerPtr& peer, const Status& reason) {
   env_.cancel(std::exchange(peer->hello_timer, {}));
   peers_.erase(peer);
   if (peer->met && !peer->greeted) {
-    kLog.warning("refused_by_host", {{"peer", peer->link->peer_name()}, {"reason", reason},
-                                     {"hint", "if it says that the state here, or its own, is of an earlier time: see its log"}});
-  } else if (!peer->session) kLog.info("connection_closed", {{"peer", peer->link->peer_name()}, {"reason", reason}});
+    kLog.warning("refused_by_host",
+                 {{"peer", peer->link->peer_name()}, {"reason", reason}, {"do", "look at its status, which says why"}});
+  } else if (!peer->session) {
+    kLog.info("connection_closed", {{"peer", peer->link->peer_name()}, {"reason", reason}});
+  }
   // A session whose connection ended is of no use to either side: the host opens a new one.
   if (peer->session) end_session(peer->session, reason);
 }

@@ -47,7 +47,8 @@ void Core::ask_witness(const char* what, const Image& image, WitnessAnswer done)
     if (answer->status != 200)
       return done(Status(Code::kUnavailable, "witness: " + body), registered_of(body, epoch));
     for (const char* verdict : {"undecided", "outdated", "fenced"}) {
-      if (body.starts_with("{\"verdict\":\"" + std::string(verdict) + "\"")) return done(std::string(verdict), Generation(0));
+      if (body.starts_with("{\"verdict\":\"" + std::string(verdict) + "\""))
+        return done(std::string(verdict), Generation(0));
     }
     done(Status(Code::kCorruption, "witness: an answer of another form"), Generation(0));
   });
@@ -71,7 +72,8 @@ void Core::terms_request(const PeerPtr& peer, wire::Request& request) {
 }
 
 // A generation that the witness knows already is of before this node's catalogue was rebuilt: the next one follows it.
-void Core::register_terms(const PeerPtr& peer, uint64_t id, Image& image, Epoch epoch, Generation next, bool may_learn) {
+void Core::register_terms(const PeerPtr& peer, uint64_t id, Image& image, Epoch epoch, Generation next,
+                          bool may_learn) {
   image.record.generation = next;
   kv::WriteBatch batch;
   put_image(batch, image.id, image.record);

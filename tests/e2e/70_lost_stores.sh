@@ -10,6 +10,7 @@ wait_for 20 "the copies to be level" mirrored host1 a.img
 mark host1 > /dev/null
 SUM=$(sha256sum < "$M/a.img")
 for node in host1 replica1 shared1; do stop "$node"; done
+for node in host1 shared1; do cp -a "$D/$node/state" "$D/$node.older"; done
 
 program() { # NODE: its daemon's command line, which is to refuse
   case $1 in
@@ -49,7 +50,14 @@ rm -r "$D/shared1/brick1"; mv "$D/aside" "$D/shared1/brick1"
 for node in shared1 replica1 host1; do start "$node"; done
 [ "$(sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed"
 expect_exit 6 "no reset under a running daemon" tm host1 state reset --force
-stop host1
+stop host1; stop shared1
+for node in host1 shared1; do
+  mv "$D/$node/state" "$D/$node.newest"; cp -a "$D/$node.older" "$D/$node/state"
+  expect_exit 2 "a state of $node that was put back is refused" timeout 20 $(program $node) 2> "$D/log/refused"
+  grep -q "put back from an earlier time.*tidemark s" "$D/log/refused" || die "$(cat "$D/log/refused")"
+  rm -r "$D/$node/state"; mv "$D/$node.newest" "$D/$node/state"
+done
+start shared1
 rm -rf "$D/host1/state"
 expect_exit 2 "a lost state is refused" timeout 20 $(program host1) 2> "$D/log/refused"
 expect_exit 2 "a reset wants a second word" tm host1 state reset

@@ -73,6 +73,12 @@ uint64_t EngineTest::behind_bytes(const File& f) {
 }
 
 void EngineTest::start_shared() {
+  Status opened = open_shared();
+  ASSERT_TRUE(opened) << opened.to_string();
+  ASSERT_TRUE(shared_->listen({"shared1", kPort}, {}));
+}
+
+Status EngineTest::open_shared() {
   sim::SimEnv& env = world_->start("shared1");
   node::NodeOptions options;
   options.name = "shared1";
@@ -81,11 +87,11 @@ void EngineTest::start_shared() {
   options.region_bytes = kMiB;
   options.rebuild.hosts = rebuild_from_;
   options.storage.bricks = {shared_brick_};
-  ASSERT_TRUE(env.files().make_directories(shared_brick_));
+  TM_RETURN_IF_ERROR(env.files().make_directories(shared_brick_));
   auto node = node::SharedNode::open(env, std::move(options), std::make_unique<node::NoMarks>());
-  ASSERT_TRUE(node) << node.status().to_string();
+  if (!node) return node.status();
   shared_ = std::move(*node);
-  ASSERT_TRUE(shared_->listen({"shared1", kPort}, {}));
+  return Status::ok();
 }
 
 Status EngineTest::open_host(int host) {

@@ -52,6 +52,7 @@ class EngineTest : public testing::Test {
   // On the mount of the run before, with its handles and tenures.
   void succeed_host(int host);
   Status open_host(int host);          // without starting it
+  Status open_shared();                // without listening
   void crash_shared(sim::Crash kind);
   void crash_host(int host, sim::Crash kind);
   Engine& engine(int host) { return *engines_.at(static_cast<size_t>(host)); }

@@ -189,6 +189,7 @@ TEST_F(RebuildTest, AnImageOfOneHostAloneComesFromThere) {
     start_host(1);
     ASSERT_TRUE(until([&] { return linked(1); }));
     f = open(1, "a.img");
+    ASSERT_TRUE(until([&] { return byte_at(f, 0, kMiB) == 0x22; }));   // recovered: the policy changes when it rests
     ASSERT_TRUE(wait(set_mirror(f, "sync")));
     EXPECT_EQ(all(f, 2, 8), 0x22);
     ASSERT_TRUE(write_now(f, 0, 0x24, kMiB));
