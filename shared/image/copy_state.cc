@@ -143,18 +143,10 @@ Status CopyState::open_objects(bool direct) {
   const Layout& layout = metadata_.layout;
   std::vector<Object> objects(layout.stripe_count());
   for (uint32_t i = 0; i < layout.stripe_count(); ++i) {
-    std::string brick = group_.brick_directory(layout.bricks()[i]);
-    if (brick.empty()) {
-      return Status(Code::kCorruption, "image " + metadata_.id.to_string() + " lies on brick " +
-                                           layout.bricks()[i].to_string() + ", which this group does not have");
-    }
-    objects[i].path = object_path(brick, metadata_.id, layout.generation(), i);
-    auto file = group_.files().open(objects[i].path, {.direct = direct});
-    if (!file) {
-      if (file.status().code() != Code::kNotFound) return file.status();
-      return Status(Code::kCorruption, "image " + metadata_.id.to_string() + " lacks its object " + objects[i].path +
-                                           "; resync it from the other copy");
-    }
+    TM_ASSIGN_OR_RETURN(std::string brick, group_.brick_of(metadata_, i));
+    const std::string path = objects[i].path = object_path(brick, metadata_.id, layout.generation(), i);
+    auto file = group_.files().open(path, {.direct = direct});
+    TM_RETURN_IF_ERROR(check_object(metadata_, i, path, file ? (*file)->stat() : Result<io::FileStat>(file.status())));
     objects[i].file = std::move(file).value();
   }
   objects_ = std::move(objects);

@@ -209,6 +209,8 @@ Status GroupState::make_objects(const ImageMetadata& metadata) {
     TM_RETURN_IF_ERROR(
         file->truncate((bytes + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule));
     file.reset();
+    // Its size is durable before the side file: a shorter object is one that was cut off, never one not yet made.
+    TM_RETURN_IF_ERROR(files().sync_directory(object_path(brick, metadata.id, layout.generation(), i)));
     TM_RETURN_IF_ERROR(files().sync_directory(directory));
   }
   return {};
@@ -261,13 +263,37 @@ Result<std::unique_ptr<ImageCopy>> GroupState::open_with(ImageMetadata metadata)
 
 Result<std::unique_ptr<ImageCopy>> GroupState::open_image(ImageId id) {
   if (open_.contains(id)) return Status(Code::kBusy, "image " + id.to_string() + " is open already");
+  TM_ASSIGN_OR_RETURN(ImageMetadata metadata, read_metadata(id));
+  return open_with(std::move(metadata));
+}
+
+Result<ImageMetadata> GroupState::read_metadata(ImageId id) {
   TM_ASSIGN_OR_RETURN(FoundMetadata found, find_metadata(id));
   auto metadata = decode_metadata(found.bytes);
   if (!metadata) return metadata.status().with_context(metadata_path(found.brick, id));
   if (metadata->id != id) {
     return Status(Code::kCorruption, metadata_path(found.brick, id) + " is of image " + metadata->id.to_string());
   }
-  return open_with(std::move(metadata).value());
+  return metadata;
+}
+
+Status GroupState::look_at(ImageId id) {
+  TM_ASSIGN_OR_RETURN(ImageMetadata metadata, read_metadata(id));
+  for (uint32_t i = 0; i < metadata.layout.stripe_count(); ++i) {
+    TM_ASSIGN_OR_RETURN(std::string brick, brick_of(metadata, i));
+    const std::string path = object_path(brick, id, metadata.layout.generation(), i);
+    TM_RETURN_IF_ERROR(check_object(metadata, i, path, files().stat(path)));
+  }
+  return Status::ok();
+}
+
+// The directory of the brick of a stripe.
+Result<std::string> GroupState::brick_of(const ImageMetadata& metadata, uint32_t stripe) const {
+  const Uuid& id = metadata.layout.bricks()[stripe];
+  std::string brick = brick_directory(id);
+  if (!brick.empty()) return brick;
+  return Status(Code::kCorruption, "image " + metadata.id.to_string() + " lies on brick " + id.to_string() +
+                                       ", which this group does not have");
 }
 
 void GroupState::forget(ImageId id, CopyState* copy) {
@@ -285,6 +311,19 @@ Status GroupState::remove(ImageId id) {
   }
   TM_RETURN_IF_ERROR(files().sync_directory(image_directory(found.brick, id)));
   return remove_objects(id);
+}
+
+Status check_object(const ImageMetadata& metadata, uint32_t stripe, const std::string& path,
+                    const Result<io::FileStat>& found) {
+  const std::string object = "image " + metadata.id.to_string() + ": its object " + path;
+  if (!found && found.status().code() == Code::kNotFound)
+    return Status(Code::kCorruption, object + " is missing: resync it from the other copy");
+  if (!found) return found.status();
+  const uint64_t bytes = metadata.layout.object_bytes(stripe, metadata.size);
+  const uint64_t wanted = (bytes + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule;
+  if (found->size >= wanted) return Status::ok();
+  return Status(Code::kCorruption, object + " has " + std::to_string(found->size) + " bytes instead of " +
+                                       std::to_string(wanted) + ": it was cut short");
 }
 
 bool GroupState::contains(ImageId id) {
@@ -386,6 +425,7 @@ Result<std::unique_ptr<ImageCopy>> StorageGroup::create(ImageId id, uint64_t siz
 Result<std::unique_ptr<ImageCopy>> StorageGroup::open_image(ImageId id) { return state_->open_image(id); }
 Status StorageGroup::remove(ImageId id) { return state_->remove(id); }
 bool StorageGroup::contains(ImageId id) { return state_->contains(id); }
+Status StorageGroup::look_at(ImageId id) { return state_->look_at(id); }
 Result<StorageGroup::Catalogue> StorageGroup::list() { return state_->list(); }
 Result<uint64_t> StorageGroup::sweep_orphans() { return state_->sweep_orphans(); }
 Result<io::FileSystem::Space> StorageGroup::space() { return state_->space(); }

@@ -27,6 +27,11 @@ class BouncePool {
   size_t kept_bytes_ = 0;
 };
 
+// Whether a data object is whole: there, and not shorter than the side file says. By the order of durability
+// (FORMAT.md) none ever is; what was cut off would read as zeros. kCorruption names path and sizes.
+Status check_object(const ImageMetadata& metadata, uint32_t stripe, const std::string& path,
+                    const Result<io::FileStat>& found);
+
 class GroupState {
  public:
   static Result<std::unique_ptr<GroupState>> open(io::Env& env, StorageGroupOptions options);
@@ -36,6 +41,7 @@ class GroupState {
   Result<std::unique_ptr<ImageCopy>> open_image(ImageId id);
   Status remove(ImageId id);
   bool contains(ImageId id);
+  Status look_at(ImageId id);
   Result<StorageGroup::Catalogue> list();
   Result<uint64_t> sweep_orphans();
   Result<io::FileSystem::Space> space();
@@ -62,6 +68,7 @@ class GroupState {
   BouncePool& bounce() { return bounce_; }
   // The directory of the brick; empty if the group has no such brick.
   std::string brick_directory(const Uuid& brick) const;
+  Result<std::string> brick_of(const ImageMetadata& metadata, uint32_t stripe) const;
   Status save_metadata(const ImageMetadata& metadata);
   void forget(ImageId id, CopyState* copy);  // that copy is gone
   // Operations are timed in ticks of a timer that runs while there are any: what a stopped process had begun is not
@@ -84,6 +91,7 @@ class GroupState {
   void tick();
   Layout layout_for(ImageId id) const;
   Result<FoundMetadata> find_metadata(ImageId id);
+  Result<ImageMetadata> read_metadata(ImageId id);
   Status make_objects(const ImageMetadata& metadata);
   Status remove_objects(ImageId id);
   Result<std::unique_ptr<ImageCopy>> open_with(ImageMetadata metadata);

@@ -102,6 +102,8 @@ class StorageGroup {
   // kNotFound if the group does not hold it.
   Status remove(ImageId id);
   bool contains(ImageId id);
+  // What open_image() would answer (but kBusy), without opening: side file and objects are there, none is cut short.
+  Status look_at(ImageId id);
 
   struct Catalogue {
     std::vector<ImageMetadata> images;  // by id

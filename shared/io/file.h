@@ -71,7 +71,7 @@ class FileSystem {
   virtual Result<std::vector<std::string>> list(const std::string& directory) = 0;  // names, sorted
   virtual Status rename(const std::string& from, const std::string& to) = 0;
   virtual Status unlink(const std::string& path) = 0;
-  virtual Status sync_directory(const std::string& path) = 0;     // names in it are durable
+  virtual Status sync_directory(const std::string& path) = 0;   // names in it are durable; of a file: size and bytes
   struct Space { uint64_t total = 0, available = 0; };
   virtual Result<Space> space(const std::string& path) = 0;
   // Names the mount that holds `path` in this boot (device and unique mount id): part of a loss id.

@@ -281,10 +281,10 @@ Status RealFileSystem::unlink(const std::string& path) {
 }
 
 Status RealFileSystem::sync_directory(const std::string& path) {
-  Descriptor fd(open_retrying(path.c_str(), O_RDONLY | O_DIRECTORY));
-  if (!fd.valid()) return Status::from_errno(errno, path + ": open directory");
+  Descriptor fd(open_retrying(path.c_str(), O_RDONLY));
+  if (!fd.valid()) return Status::from_errno(errno, path + ": open for a sync");
   while (::fsync(fd.get()) != 0) {
-    if (errno != EINTR) return Status::from_errno(errno, path + ": sync directory");
+    if (errno != EINTR) return Status::from_errno(errno, path + ": sync");
   }
   return Status::ok();
 }

@@ -321,7 +321,10 @@ Status Disk::unlink(const std::string& raw) {
 Status Disk::sync_directory(const std::string& raw) {
   std::string path = normalized(raw);
   TM_ASSIGN_OR_RETURN(auto inode, find(path));
-  if (!inode->is_directory) return Status::from_errno(ENOTDIR, path + ": sync directory");
+  if (!inode->is_directory) {
+    inode->end_sync(*inode->begin_sync(), true);
+    return Status::ok();
+  }
   std::vector<Change> left;
   for (auto& change : pending_) {
     bool here = (!change.path.empty() && parent_of(change.path) == path) ||

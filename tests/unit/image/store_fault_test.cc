@@ -114,6 +114,39 @@ TEST_F(StoreFaultTest, AnInterruptedResizeLeavesOneOfBothSizesAndZerosAfterIt) {
   }
 }
 
+TEST_F(StoreFaultTest, AnObjectThatWasCutShortIsNotServed) {
+  auto group = open_group(options(2, 2));
+  auto copy = *group->create(image_id(1), 500'000);
+  ASSERT_TRUE(write(*copy, 0, Bytes(500'000, 3)).is_ok());
+  std::vector<std::string> objects;
+  for (uint32_t i = 0; i < 2; ++i) {
+    const uint32_t at = fs::exists(object_path(brick(0), image_id(1), Generation(1), i)) ? 0 : 1;
+    objects.push_back(object_path(brick(at), image_id(1), Generation(1), i));
+  }
+  copy.reset();
+  for (const std::string& object : objects) {
+    const uint64_t whole = fs::file_size(object);
+    for (uint64_t left : {uint64_t{0}, uint64_t{4096}, whole - 4096, whole - 1}) {
+      Bytes kept(whole);
+      std::ifstream(object, std::ios::binary).read(reinterpret_cast<char*>(kept.data()), static_cast<long>(whole));
+      fs::resize_file(object, left);
+      auto opened = group->open_image(image_id(1));
+      ASSERT_FALSE(opened.is_ok()) << left;
+      EXPECT_EQ(opened.status().code(), Code::kCorruption);
+      EXPECT_THAT(opened.status().message(), HasSubstr(object));
+      EXPECT_THAT(opened.status().message(),
+                  HasSubstr(std::to_string(left) + " bytes instead of " + std::to_string(whole)));
+      EXPECT_EQ(group->look_at(image_id(1)).to_string(), opened.status().to_string());
+      EXPECT_EQ(fs::file_size(object), left) << "what is left of it is left as it is";
+      std::ofstream(object, std::ios::binary).write(reinterpret_cast<char*>(kept.data()), static_cast<long>(whole));
+    }
+  }
+  EXPECT_TRUE(group->look_at(image_id(1)).is_ok());
+  auto again = group->open_image(image_id(1));
+  ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+  EXPECT_EQ(read(**again, 0, 500'000), Bytes(500'000, 3));
+}
+
 TEST_F(StoreFaultTest, DamagedImagesCanBeRemoved) {
   auto group = open_group(options(1));
   ASSERT_TRUE(group->create(image_id(1), 4096).is_ok());
