@@ -103,6 +103,7 @@ void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std:
               [&engine](daemon::Request r, daemon::Reply reply) { post_mark(engine, r, std::move(reply)); });
   routes.post("/v1/verify", [&engine, &jobs](const daemon::Request& r) { return post_verify(engine, jobs, r); });
   routes.post("/v1/scrub", [&engine, &jobs](const daemon::Request& r) { return post_scrub(engine, jobs, r); });
+  routes.post("/v1/scrub/stop", [&engine](const daemon::Request&) { return engine.stop_scrub(); });
   routes.post("/v1/images/policy",
               [&engine](daemon::Request r, daemon::Reply reply) { post_policy(engine, r, std::move(reply)); });
   routes.post("/v1/resync-replica", [&engine](const daemon::Request&, daemon::Reply reply) {

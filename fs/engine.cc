@@ -40,6 +40,7 @@ Status Engine::open_all() {
   names_ = std::make_unique<NameCache>(*store_, NameCache::Tables{kTableAttr, kTableEntry});
   TM_RETURN_IF_ERROR(names_->load());
   TM_RETURN_IF_ERROR(load_flags());
+  TM_RETURN_IF_ERROR(load_undecided());
 
   image::StorageGroupOptions group;
   group.name = config.storage.group;

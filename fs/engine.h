@@ -148,6 +148,7 @@ class Engine final : public journal::BlockSource {
   // Compares the copies and repairs the one that has rotted (engine_scrub.cc). One at a time (kBusy).
   void scrub(ScrubOptions options, UniqueFunction<void(uint64_t done, uint64_t total)> progress,
              Callback<Result<std::string>> done);
+  Result<std::string> stop_scrub();      // the one under way, soon; kNotFound if there is none
   std::string set_shipping_paused(bool paused);
   // An operator's word that a replica, emptied or replaced, is to be brought level.
   void resync_replica(Callback<Result<std::string>> done);
@@ -412,6 +413,11 @@ class Engine final : public journal::BlockSource {
   Task<Status> verify_chunk(VerifyRun& run, Image& image, Extent range);
   Task<void> narrow_shared(VerifyRun& run, Image& image, Extent unit, ByteSpan bytes);
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
+  // ---- engine_alarms.cc
+  Status load_undecided();
+  void set_undecided(const ImageId& id, std::vector<Extent> pieces);
+  void forget_undecided(const std::vector<Image*>& known);
+
   // ---- engine_scrub.cc
   Task<void> run_scrub(std::shared_ptr<ScrubRun> run);
   Task<Status> scrub_image(ScrubRun& run, Image& image);

@@ -102,6 +102,7 @@ void Engine::settle_flush(Op* op) {
   if (!op->remote_asked && im.state != MirrorState::kNone && !im.facts.alone) return start_flush(op);
   if (im.telling) return im.flushes.push_back(op);   // once the shared node has noted that the own copy is behind
   bool covered = op->remote_asked || im.state == MirrorState::kNone;
+  if (op->remote_asked) im.shared_fault.clear();
   if (covered && sends_mirror(im.state) == op->remote_asked) {
     im.unsynced.cover(op->unsynced);
     journal_->note_durable(im.slot, op->counter);

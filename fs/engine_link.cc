@@ -172,6 +172,7 @@ void Engine::fence(Image& im) {
 void Engine::refused(Image& im, const Status& why) {
   if (!sends_mirror(im.state)) return;
   kLog.warning("shared_copy_refuses", {{"image", im.id}, {"error", why}});
+  if (why.code() == Code::kCorruption) im.shared_fault = why.message();
   apply(im, MirrorEvent::kRefused);
   env_.after(kRefusedRetry, [this, id = im.id] {
     Image* image = find(id);

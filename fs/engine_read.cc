@@ -89,10 +89,12 @@ void Engine::read_remote(Op* op) {
   mirror_->send(wire::Type::kRead, wire::encode(ask), {}, [this, op](Result<wire::Answer> answer) {
     if (answer && answer->payload.size() == op->out.size()) {
       std::copy_n(answer->payload.data(), op->out.size(), op->out.data());
+      op->image->shared_fault.clear();
       return finish_read(op, Status::ok());
     }
     if (answer) return finish_read(op, Status(Code::kCorruption, "read answer of another length"));
     mirror_->note_failure();
+    if (answer.status().code() == Code::kCorruption) op->image->shared_fault = answer.status().message();
     if (answer.status().code() != Code::kUnavailable) return finish_read(op, answer.status());
     // The link is down: the request gives its place up and waits before the gate.
     Image& image = *op->image;

@@ -47,6 +47,8 @@ struct ScrubRun {
   json image;
   uint64_t compared = 0, skipped = 0, kept = 0, unsure = 0;
   std::vector<Undecided> undecided;
+  uint64_t reached = 0;                  // what lies beyond it was not looked at
+  std::vector<Extent> carried;           // undecided before, and not looked at now
 };
 
 // One block of both copies, and what is known of it. Units are kUnit long; the last may be shorter.
@@ -83,6 +85,7 @@ void Engine::scrub(ScrubOptions options, UniqueFunction<void(uint64_t, uint64_t)
                    Callback<Result<std::string>> done) {
   if (scrub_->running) return done(Status(Code::kBusy, "a scrub is running already"));
   scrub_->running = true;
+  scrub_->stop = false;
   auto run = std::make_shared<ScrubRun>();  // shared by the task and its callbacks
   run->options = std::move(options);
   run->progress = std::move(progress);
@@ -97,18 +100,31 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
   scrub_->done = scrub_->total = 0;
   for (Image* im : run->images) scrub_->total += im->size_now();
   run->began = env_.now();
-  for (size_t i = 0; status.is_ok() && i < run->images.size(); ++i) {
+  if (status.is_ok() && run->options.images.empty()) forget_undecided(run->images);
+  for (size_t i = 0; status.is_ok() && i < run->images.size() && !scrub_->stop; ++i) {
     Image& im = *run->images[i];
     ++im.handles;  // keeps it in memory
     run->image = {{"path", names_->path_of(im.inode)}, {"uuid", im.id.to_string()}, {"repaired", json::array()},
                   {"undecided", json::array()}};
     run->compared = run->skipped = run->kept = run->unsure = 0;
     run->undecided.clear();
+    run->carried.clear();
+    run->reached = 0;
     const uint64_t before = scrub_->done, size = im.size_now();
     status = co_await scrub_image(*run, im);
+    // A copy that cannot be read at all is no reason to leave the other images alone.
+    if (!status && status.code() == Code::kCorruption) {
+      run->image["note"] = status.message();
+      run->result["clean"] = false;
+      kLog.warning("copy_unreadable", {{"image", im.id}, {"error", status}});
+      status = Status::ok();
+    }
     scrub_->done = before + size;
-    std::vector<Extent>& left = scrub_->undecided[im.id];
-    left.clear();
+    std::vector<Extent> left = std::move(run->carried);
+    if (auto known = scrub_->undecided.find(im.id); known != scrub_->undecided.end()) {
+      for (const Extent& piece : known->second)
+        if (piece.offset >= run->reached) left.push_back(piece);
+    }
     for (const Undecided& u : run->undecided) {
       left.push_back(u.piece);
       kLog.warning("undecided", {{"image", im.id}, {"offset", u.piece.offset}, {"length", u.piece.length},
@@ -116,7 +132,7 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
       list(run->image["undecided"], {{"offset", u.piece.offset}, {"length", u.piece.length}, {"host", hex_of(u.host)},
                                      {"shared", hex_of(u.shared)}, {"reason", u.why}});
     }
-    if (left.empty()) scrub_->undecided.erase(im.id);
+    set_undecided(im.id, std::move(left));
     --im.handles;
     if (im.handles == 0 && im.nameless) doom(im);
     run->image["bytes_compared"] = run->compared;
@@ -127,6 +143,7 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
     if (!run->undecided.empty()) run->result["clean"] = false;
     run->result["images"].push_back(std::move(run->image));
   }
+  run->result["stopped"] = scrub_->stop;
   scrub_->running = false;
   ++scrub_->runs;
   scrub_->ended = env_.wall();
@@ -140,7 +157,7 @@ Task<Status> Engine::scrub_image(ScrubRun& run, Image& im) {
     run.skipped = im.size_now();
     co_return Status::ok();
   }
-  for (uint64_t at = 0; at < im.size;) {
+  for (uint64_t at = 0; at < im.size && !scrub_->stop;) {
     uint64_t length = std::min(kBlock, im.size - at);
     RangeLock::Hold hold;
     hold.exclusive = true;
@@ -156,12 +173,13 @@ Task<Status> Engine::scrub_image(ScrubRun& run, Image& im) {
     im.order.release(hold);
     deactivate(im);
     if (!status) co_return status.with_context(im.id.to_string() + " at offset " + std::to_string(at));
-    at += length;
+    run.reached = at += length;
     scrub_->done += length;
     if (run.progress) run.progress(std::min(scrub_->done, scrub_->total), scrub_->total);
     co_await pace(run, length);
   }
-  if (!run.undecided.empty() && run.options.trust_replica) co_await decide_by_replica(run, im);
+  if (run.reached >= im.size) run.reached = UINT64_MAX;   // it may have been shrunk
+  if (!run.undecided.empty() && run.options.trust_replica && !scrub_->stop) co_await decide_by_replica(run, im);
   // What was repaired must not be lost with the power: it would only be found again.
   if (im.held && im.state == MirrorState::kMirrored && !run.image["repaired"].empty())
     co_return co_await flush_both(im);
@@ -187,7 +205,7 @@ Task<void> Engine::pace(ScrubRun& run, uint64_t bytes) {
     auto due = std::chrono::nanoseconds(
         static_cast<int64_t>(1e9 * static_cast<double>(run.paced) / static_cast<double>(run.options.bytes_per_second)));
     for (auto left = run.began + due - env_.now(); left > io::Duration::zero(); left = run.began + due - env_.now()) {
-      if (stopping_) co_return;
+      if (stopping_ || scrub_->stop) co_return;
       co_await sleep(std::min<io::Duration>(left, std::chrono::milliseconds(200)));
     }
   }
@@ -200,8 +218,15 @@ Task<Status> Engine::scrub_block(ScrubRun& run, Image& im, Extent range) {
     return im.held && im.epoch == epoch && im.state == MirrorState::kMirrored && im.local() && !im.stale.stale(range) &&
            !im.apart && !im.facts.alone && !stopping_;
   };
-  if (!level()) {
+  auto skip = [&] {
     run.skipped += range.length;
+    auto known = scrub_->undecided.find(im.id);
+    if (known == scrub_->undecided.end()) return;
+    for (const Extent& piece : known->second)
+      if (piece.overlaps(range)) run.carried.push_back(piece);
+  };
+  if (!level()) {
+    skip();
     co_return Status::ok();
   }
   ScrubBlock block;
@@ -210,7 +235,7 @@ Task<Status> Engine::scrub_block(ScrubRun& run, Image& im, Extent range) {
   const DigestKey key = journal_->digest_key(im.slot);
   if (Status s = co_await read_for_scrub(im, block, key); !s) co_return s;
   if (!level()) {                        // the link went, or the tenure: what was read says nothing
-    run.skipped += range.length;
+    skip();
     co_return Status::ok();
   }
   block.kept = journal_->kept_digests(im.slot, range);

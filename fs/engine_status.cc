@@ -72,6 +72,7 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
       why.push_back(name + ": what only this host has is not put aside yet: " + im.fence_error);
     if (!im.missing.empty()) why.push_back(name + ": failed: " + im.missing);
     else if (im.broken) why.push_back(name + ": the local copy failed");
+    if (!im.shared_fault.empty()) why.push_back("the shared copy is damaged: " + im.shared_fault);
   }
   for (const auto& [id, pieces] : scrub_->undecided) {
     auto attr = names_->by_image(id);
@@ -158,6 +159,7 @@ std::string Engine::status_json() {
   }
   out["notes"] = notes();
   out["scrub"] = {{"running", scrub_->running},
+                  {"stopped", scrub_->stop},
                   {"done_bytes", scrub_->done},
                   {"total_bytes", scrub_->total},
                   {"runs", scrub_->runs},

@@ -51,6 +51,8 @@ constexpr size_t kDifferencesMax = 1000;
 constexpr std::chrono::seconds kShipWait{30};
 constexpr std::chrono::seconds kNameWait{10};
 
+bool is_damage(const Status& status) { return status.code() == Code::kCorruption || status.code() == Code::kIoError; }
+
 void differ(VerifyRun& run, const Image& im, std::string_view copy, Extent where) {
   run.equal = false;
   kLog.warning("copies_differ", {{"image", im.id}, {"copy", copy}, {"offset", where.offset}, {"length", where.length}});
@@ -127,6 +129,15 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
     run->suspects.clear();
     run->decided = false;
     status = co_await verify_image(*run, im);
+    // A copy that cannot be read at all is no reason to leave the other images alone.
+    if (!status && is_damage(status)) {
+      run->equal = false;
+      run->image["error"] = status.message();
+      for (auto& [copy, found] : run->image["copies"].items())
+        if (found == "level") found = "unknown";
+      kLog.warning("copy_unreadable", {{"image", im.id}, {"error", status}});
+      status = Status::ok();
+    }
     // Without a replica's word either may be the wrong one.
     for (const Suspect& s : run->suspects) {
       if (run->decided) break;
@@ -139,7 +150,7 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
     run->image["bytes_compared"] = run->compared;
     if (!run->equal) {
       run->result["equal"] = false;
-      counts_.differences += run->image["differences"].size();
+      counts_.differences += run->image["differences"].size() + run->image.contains("error");
     }
     run->result["images"].push_back(std::move(run->image));
   }
@@ -213,7 +224,13 @@ Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
   if (!held) {
     run.image["copies"] = {{"host", "behind"}, {"shared", "unknown"}, {"replica", "unknown"}};
     run.image["note"] = held.message();
-    co_return Status::ok();
+    run.image["skipped"] = true;
+    // That it is there at all can be told from here too.
+    const uint64_t size = std::min<uint64_t>(im.size_now(), kFine);
+    if (size == 0 || im.attr.mirror == 0) co_return Status::ok();
+    auto there = co_await shared_digests(im, {0, size}, kFine, run.key);
+    if (!there && is_damage(there.status())) run.image["copies"]["shared"] = "damaged";
+    co_return there || !is_damage(there.status()) ? Status::ok() : there.status();
   }
   for (int i = 0;
        i < 600 && im.held && (im.state == MirrorState::kFilling || im.state == MirrorState::kResyncing) && im.local();

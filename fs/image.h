@@ -96,6 +96,7 @@ struct Image {
   bool asking_terms = false, asking_witness = false;
   std::string witness_error;           // why it has not recorded that this host may go on alone
   bool branch_staged = false;          // fenced: what was journaled was cut off
+  std::string shared_fault;            // the shared copy is damaged: what it last answered
   std::string fence_error;             // why what only this host has could not be put aside yet
   io::BootTime try_again;              // no opportunistic Acquire before this
   bool recovering = false;             // dirty after a crash; nothing is served until reconciled

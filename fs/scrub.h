@@ -20,12 +20,13 @@ struct ScrubOptions {
 
 struct ScrubState {
   bool running = false;
+  bool stop = false;                     // the run under way is to end; of the last one: it ended before its time
   uint64_t done = 0, total = 0;          // bytes, of the run under way or the last one
   uint64_t runs = 0, bytes = 0;          // since the start of the daemon, as all that follows
   uint64_t repaired_host = 0, repaired_shared = 0;         // bytes
   uint64_t read_errors = 0;              // units that a copy could not read
   WallTime ended;                        // of the last run; 0: none
-  std::map<ImageId, std::vector<Extent>> undecided;        // by the last run over the image
+  std::map<ImageId, std::vector<Extent>> undecided;        // by the last run over the image; durable (engine_alarms.cc)
   uint64_t undecided_bytes() const {
     uint64_t sum = 0;
     for (const auto& [id, pieces] : undecided)

@@ -83,6 +83,7 @@ void add_daemon_verbs(CLI::App& app, Words& w) {
   s->add_option("--rate", w.scrub.rate, "bytes a second that are read of each copy; 0: no limit")->capture_default_str();
   s->add_flag("--trust-replica", w.scrub.trust_replica,
               "where nothing else tells, the copy that the replica's newest point agrees with is right");
+  s->add_flag("--stop", w.scrub.stop, "end the scrub that is running, which then exits with 1");
 }
 
 void add_image_verbs(CLI::App& app, Words& w) {

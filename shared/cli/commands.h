@@ -7,6 +7,7 @@
 
 #include "shared/base/status.h"
 #include "shared/cli/context.h"
+#include "shared/state/identity.h"
 
 namespace tidemark::cli {
 
@@ -22,7 +23,7 @@ Outcome verify(Context& context, const VerifyOptions& options);
 // Of a verify job's result: 0 equal, kExitDivergence otherwise.
 int verify_exit_code(const Json& result);
 std::string verify_text(const Json& result);
-struct ScrubOptions { std::vector<std::string> images; bool all = false, trust_replica = false; std::string rate = "100MiB"; };
+struct ScrubOptions { std::vector<std::string> images; bool all = false, trust_replica = false, stop = false; std::string rate = "100MiB"; };
 Outcome scrub(Context& context, const ScrubOptions& options);
 std::string scrub_text(const Json& result);
 std::string status_text(const Json& status);
@@ -94,6 +95,8 @@ struct PkiRevokeOptions { std::string certificate, directory; bool dry_run = fal
 Outcome pki_revoke(Context& context, const PkiRevokeOptions& options);
 Outcome pki_show(Context& context, const std::vector<std::string>& files);
 
+// The configured node's, for look() and judge() of shared/state; its cluster is nil if its certificate cannot be read.
+Result<state::Spec> state_spec(Context& context);
 // Whether the stores of a node's state are there and its own; exit code 1 if not.
 Outcome state_show(Context& context);
 // Sets the state of a node whose stores are lost aside, for it to begin anew.

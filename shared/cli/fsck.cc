@@ -14,6 +14,7 @@
 #include "journal/outdated.h"
 #include "journal/records.h"
 #include "journal/segment.h"
+#include "shared/image/group_state.h"
 #include "shared/image/side_file.h"
 #include "shared/kv/lmdb_check.h"
 #include "shared/kv/store.h"
@@ -89,6 +90,9 @@ class Fsck {
     for (const std::string& path : segments_) check_segment(path);
     if (!target_.state.empty()) check_mark(target_.state + "/journal-outdated");
     for (const std::string& brick : target_.bricks) check_brick(brick);
+    check_group();
+    check_only_copies();
+    if (!target_.state.empty()) check_state();
     return std::move(out_);
   }
 
@@ -211,7 +215,8 @@ class Fsck {
 
   // A host's note of an image (Flag of fs/engine.h). All but "behind the shared copy": that may not be the whole one.
   void flag(ByteSpan key, ByteSpan value) {
-    constexpr uint8_t kBehind = 1, kPartial = 16;
+    constexpr uint8_t kBehind = 1, kDoomed = 2, kHostOnly = 4, kPartial = 16;
+    if (key.size() == 16 && !value.empty() && (value[0] & (kDoomed | kHostOnly)) == kHostOnly) only_here_.insert(Reader(key).uuid());
     if (key.size() == 16 && !value.empty() && (value[0] & ~(kBehind | kPartial)) != 0) unlevel_.insert(Reader(key).uuid());
   }
 
@@ -273,6 +278,55 @@ class Fsck {
     return Status::ok();
   }
 
+  // ---- what the daemon says at its start
+  void check_state() {
+    state::Spec spec;
+    if (target_.spec) {
+      spec = *target_.spec;
+    } else {
+      spec.directory = target_.state;
+      spec.role = target_.role;
+      spec.parts = target_.role == "host"      ? state::parts_of_host()
+                   : target_.role == "shared"  ? state::parts_of_shared()
+                   : target_.role == "replica" ? state::parts_of_replica(false)
+                                               : std::vector<state::PartSpec>();
+      spec.bricks = target_.bricks;
+    }
+    auto seen = state::look(env_, spec);
+    if (!seen) {
+      // A store that is damaged was named above, with what to do.
+      const std::string why = seen.status().message();
+      auto named = [&](const FsckFinding& f) { return why.find(f.path) != std::string::npos; };
+      if (std::any_of(out_.findings.begin(), out_.findings.end(), named)) return;
+      return found(target_.state, why, "the daemon will not start on it");
+    }
+    if (!target_.spec && !seen->identity) return;   // a directory of a node that is not known
+    if (seen->identity && (!target_.spec || spec.cluster.is_nil())) {
+      spec.cluster = seen->identity->cluster;
+      if (!target_.spec) spec.role = seen->identity->role, spec.node = seen->identity->node;
+    }
+    if (Status s = state::judge(spec, *seen); !s) found(target_.state, s.message(), "the daemon will not start on it");
+  }
+
+  // That the bricks are those of one group, the configured one, and all of it.
+  void check_group() {
+    std::optional<image::BrickMarker> first;
+    for (const std::string& brick : target_.bricks) {
+      auto bytes = env_.files().read_file(brick + "/" + std::string(image::kMarkerName));
+      auto marker = bytes ? image::decode_marker(*bytes) : Result<image::BrickMarker>(bytes.status());
+      if (!marker) continue;             // said before
+      const std::string remedy = "the daemon will not start on it: mount the right device there, or correct the configuration";
+      if (!target_.group.empty() && marker->name != target_.group)
+        found(brick, "it is of group \"" + marker->name + "\", not of \"" + target_.group + "\"", remedy);
+      else if (first && first->group != marker->group)
+        found(brick, "it is of another group than the bricks before it", remedy);
+      else if (!target_.group.empty() && marker->count != target_.bricks.size())
+        found(brick, "it is one of " + std::to_string(marker->count) + " bricks, the configuration lists " +
+                         std::to_string(target_.bricks.size()), remedy);
+      if (!first) first = *marker;
+    }
+  }
+
   // ---- what the stores say
   void check_journal() {
     auto seen = journal::inspect(env_, target_.state, {.records_max = 0, .verify_spool = true});
@@ -283,6 +337,8 @@ class Fsck {
                 ? "what it holds did not reach the replica: after the next start, tidemark journal resync-replica"
                 : "the daemon will not start on it; keep the state directory, and let the host be filled anew from the shared node");
     }
+    for (const auto& dirty : seen->dirty)
+      if (dirty.row.alone) only_here_.insert(dirty.image);
     for (const auto& dirty : seen->dirty)
       if (dirty.row.alone || dirty.dirty_regions != 0) unlevel_.insert(dirty.image);
     dirty_known_ = true;
@@ -328,6 +384,7 @@ class Fsck {
       if (parsed.kind == image::ObjectName::Kind::kData) ++objects[*parsed.id];
       if (parsed.kind != image::ObjectName::Kind::kMetadata) continue;
       named.insert(*parsed.id);
+      named_.insert(*parsed.id);
       check_side_file(at->path().string(), *parsed.id);
     }
     const bool none_yet = error == std::errc::no_such_file_or_directory;   // no image was ever made here
@@ -359,22 +416,39 @@ class Fsck {
     found(path, what, "moved aside to " + path + suffix_ + ": the copy is filled anew from the shared node", true);
   }
 
+  // Images of which the shared copy lacks writes, or all: their blocks must be here.
+  void check_only_copies() {
+    if (target_.role != "host" || target_.group.empty()) return;   // without a configuration bricks may be missing
+    for (const ImageId& id : only_here_)
+      if (!named_.contains(id))
+        found(id.to_string(), "its blocks are gone from the bricks, and the shared copy may lack what was written here",
+              "bring the brick back that had them; else restore the image from the replica");
+  }
+
   // Of bricks that are all given: each object is there and as long as the side file says.
   void check_objects(const image::ImageMetadata& metadata) {
     const image::Layout& layout = metadata.layout;
     for (uint32_t i = 0; i < layout.stripe_count(); ++i) {
-      bool there = false, known = false;
+      bool known = false;
+      Status whole(Code::kCorruption, "data object " + std::to_string(i) + " is missing");
       for (const std::string& brick : target_.bricks) {
         auto bytes = env_.files().read_file(brick + "/" + std::string(image::kMarkerName));
         auto marker = bytes ? image::decode_marker(*bytes) : Result<image::BrickMarker>(bytes.status());
         known = known || (marker && marker->brick == layout.bricks()[i]);
         if (!marker || marker->brick != layout.bricks()[i]) continue;
-        there = env_.files().stat(image::object_path(brick, metadata.id, layout.generation(), i)).is_ok();
+        const std::string path = image::object_path(brick, metadata.id, layout.generation(), i);
+        whole = image::detail::check_object(metadata, i, path, env_.files().stat(path));
       }
-      if (known && !there)
-        found(metadata.id.to_string(), "data object " + std::to_string(i) + " is missing",
-              "the daemon serves the other copy; it fills this one anew when the side file is moved away");
+      if (known && !whole) found(metadata.id.to_string(), whole.message(), object_remedy(metadata.id));
     }
+  }
+
+  std::string object_remedy(const ImageId& id) const {
+    if (target_.role == "host" && dirty_known_ && flags_known_ && !unlevel_.contains(id))
+      return "the daemon serves the shared copy, and fills this one anew";
+    if (target_.role == "host")
+      return "bring the file back: this copy may have what the shared one lacks, and is not made anew while it may";
+    return "bring the file back; else a host whose copy is whole goes on with it (copy the image to a new one there), or restore it";
   }
 
   io::Env& env_;
@@ -383,6 +457,7 @@ class Fsck {
   std::string suffix_;
   std::vector<std::string> stores_, segments_;
   std::set<ImageId> unlevel_;            // of which the shared copy may lack writes
+  std::set<ImageId> only_here_, named_;  // of which it does; that have a side file
   bool dirty_known_ = false, flags_known_ = false, journal_sound_ = true;
   FsckReport out_;
 };

@@ -1,6 +1,7 @@
 // `tidemark fsck`: what is damaged in state directories and bricks of a daemon that does not run, and what can safely be mended.
 //
-// Looked at: every store (kv/lmdb_check.h) and what the journal says of itself, segment files, the mark "outdated", brick
+// Looked at: whose the state is and whether all of it is there, as the daemon does at its start (state/identity.h: one
+// judgement for both); every store (kv/lmdb_check.h) and what the journal says of itself, segment files, the mark "outdated", brick
 // markers, side files and the objects that they name. Blocks are not: a scrub compares these.
 //
 // Mended is only what loses no block, whichever way it was damaged. What is mended is moved aside first, to a name that ends in
@@ -14,11 +15,13 @@
 // The rest says what to do. A repair that was cut off, wherever, is finished by the next one. Blocking; offline.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "shared/base/status.h"
 #include "shared/io/env.h"
+#include "shared/state/identity.h"
 
 namespace tidemark::cli {
 
@@ -26,6 +29,8 @@ struct FsckTarget {
   std::string role;                      // "host", "shared", "replica", "witness"; empty: told by what is there
   std::string state;                     // may be empty
   std::vector<std::string> bricks;
+  std::optional<state::Spec> spec;       // of a node that has a configuration; its cluster may be nil: not known
+  std::string group;                     // of the bricks, as configured; empty: not known
 };
 struct FsckFinding {
   std::string path, what, remedy;

@@ -20,14 +20,17 @@ Result<FsckTarget> target_of_config(Context& context) {
     TM_ASSIGN_OR_RETURN(config::Host c, config::load_host(file));
     target.state = c.node.state_dir;
     target.bricks = c.storage.bricks;
+    target.group = c.storage.group;
   } else if (target.role == "shared") {
     TM_ASSIGN_OR_RETURN(config::Shared c, config::load_shared(file));
     target.state = c.node.state_dir;
     target.bricks = c.storage.bricks;
+    target.group = c.storage.group;
   } else {
     TM_ASSIGN_OR_RETURN(const NodeConfig* c, context.config());
     target.state = c->node.state_dir;
   }
+  TM_ASSIGN_OR_RETURN(target.spec, state_spec(context));
   return target;
 }
 

@@ -20,7 +20,7 @@ struct Node {
   state::Spec spec;
 };
 
-Result<Node> load(Context& context) {
+Result<Node> load(Context& context, bool with_cluster = true) {
   TM_ASSIGN_OR_RETURN(std::string file, context.config_file());
   TM_ASSIGN_OR_RETURN(std::string role, config::role_of(file));
   Node out;
@@ -38,9 +38,11 @@ Result<Node> load(Context& context) {
     TM_ASSIGN_OR_RETURN(config::Witness c, config::load_witness(file));
     out.node = c.node, tls = c.tls, out.spec.parts = state::parts_of_witness();
   }
-  TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(tls.certificate));
+  if (with_cluster) {
+    TM_ASSIGN_OR_RETURN(net::pki::CertificateInfo info, net::pki::inspect(tls.certificate));
+    out.spec.cluster = info.cluster;
+  }
   out.spec.directory = out.node.state_dir;
-  out.spec.cluster = info.cluster;
   out.spec.role = out.node.role;
   out.spec.node = out.node.name;
   out.spec.config_file = file;
@@ -101,6 +103,13 @@ Json moves(const state::SetAside& moved, bool dry_run, std::string& out) {
 }
 
 }  // namespace
+
+Result<state::Spec> state_spec(Context& context) {
+  auto whole = load(context);
+  if (whole) return whole->spec;
+  TM_ASSIGN_OR_RETURN(Node node, load(context, false));   // its certificate cannot be read: of what cluster is not known
+  return node.spec;
+}
 
 Outcome state_show(Context& context) {
   TM_ASSIGN_OR_RETURN(Node node, load(context));

@@ -67,6 +67,7 @@ std::string scrub_line(const Json& scrub) {
   std::string out = "scrub    ";
   if (flag(scrub, "running")) out += size_of(scrub, "done_bytes") + " of " + size_of(scrub, "total_bytes");
   else out += "last ended " + text(scrub, "ended");
+  if (flag(scrub, "stopped")) out += flag(scrub, "running") ? ", stopping" : ", stopped before its end";
   const uint64_t repaired = number(scrub, "repaired_host_bytes") + number(scrub, "repaired_shared_bytes");
   if (repaired != 0) out += ", " + config::format_size(repaired) + " repaired";
   if (number(scrub, "undecided_bytes") != 0) out += ", " + size_of(scrub, "undecided_bytes") + " UNDECIDED";
@@ -186,10 +187,15 @@ std::string verify_text(const Json& result) {
     const Json& copies = at(image, "copies");
     const Json& found = at(image, "differences");
     bool differs = found.is_array() && !found.empty();
+    const std::string error = text(image, "error");
     std::string verdict = flag(image, "equal") ? "equal" : differs ? "DIFFERENT" : "not level";
+    if (!error.empty()) verdict = "DAMAGED";
+    else if (flag(image, "skipped")) verdict = "skipped";
     std::string name = text(image, "path", text(image, "uuid"));
     table.row({name, verdict, size_of(image, "bytes_compared"), text(copies, "host", "-"), text(copies, "shared", "-"),
                text(copies, "replica", "-"), text(image, "point", "-")});
+    if (!error.empty()) differences += printable(name) + ": " + printable(error) + "\n";
+    else if (!text(image, "note").empty()) differences += printable(name) + ": " + printable(text(image, "note")) + "\n";
     for (const Json& d : found) {
       if (const std::string what = text(d, "what"); !what.empty()) {
         differences += printable(name) + ": copy of " + text(d, "copy") + " has another " + what + ": " +
@@ -259,10 +265,17 @@ std::string scrub_text(const Json& result) {
                text(u, "host") + ", shared " + text(u, "shared") + ": " + printable(text(u, "reason")) + "\n";
     }
   }
+  if (flag(result, "stopped")) found += "stopped before its end: the rest was not looked at\n";
   return (table.empty() ? "no images\n" : table.text()) + found;
 }
 
 Outcome scrub(Context& context, const ScrubOptions& o) {
+  if (o.stop) {
+    if (o.all || !o.images.empty()) return Status(Code::kInvalidArgument, "--stop ends the one that runs: name no image");
+    TM_ASSIGN_OR_RETURN(Json stopping, context.control_post("/v1/scrub/stop", Json::object()));
+    context.result(stopping, "the scrub is being stopped");
+    return 0;
+  }
   if (o.images.empty() != o.all) return Status(Code::kInvalidArgument, "name images, or give --all");
   TM_ASSIGN_OR_RETURN(Json images, image_names(context, o.images));
   uint64_t rate = 0;
@@ -271,7 +284,8 @@ Outcome scrub(Context& context, const ScrubOptions& o) {
                                                                            {"trust_replica", o.trust_replica}}));
   TM_ASSIGN_OR_RETURN(Json result, await_job(context, "scrub", started));
   context.result(result, scrub_text(result));
-  return flag(result, "clean") ? 0 : kExitDivergence;
+  if (!flag(result, "clean")) return kExitDivergence;
+  return flag(result, "stopped") ? exit_code_of(Status(Code::kCancelled, "")) : 0;
 }
 
 }  // namespace tidemark::cli

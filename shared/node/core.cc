@@ -139,6 +139,8 @@ void Core::load_images() {
     image->behind = std::move(catalogue_->behind[id]);
     // Hosts that have a nameless image open get time to come back.
     image->kept_until = kept_until;
+    // Said at once, not when somebody asks for a block.
+    if (image->record.has_copy != 0 && image->record.nameless == 0) note_copy(*image, group_->look_at(id));
     bool given_up = image->attr->mirror == 0 && image->record.has_copy == 0;
     images_.emplace(id, std::move(image));
     if (given_up) remove_given_up(id);

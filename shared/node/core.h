@@ -65,6 +65,7 @@ struct Image {
   ImageRecord record;
   wire::Attr* attr = nullptr;                 // in the name space
   std::unique_ptr<image::ImageCopy> copy;     // opened when first needed
+  Status copy_fault;                          // blocks are here, and cannot be opened: why
   std::map<std::string, BehindMap> behind;
   OrderTable<Op> order;
   std::vector<uint64_t> warm;                 // bitmap by region
@@ -246,6 +247,7 @@ class Core {
   bool refuse_range(Op* op);
   Result<std::unique_ptr<image::ImageCopy>> open_copy(Image& image);
   Status ensure_copy(Image& image);
+  void note_copy(Image& image, const Status& found);
   void adopt_copy_size(Image& image);
   void close_copy(Image& image);
   void close_idle_copies();

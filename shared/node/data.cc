@@ -162,9 +162,26 @@ Result<std::unique_ptr<image::ImageCopy>> Core::open_copy(Image& im) {
     return group_->create(im.id, im.attr->size, im.attr->size_generation);
   }
   auto copy = group_->open_image(im.id);
+  note_copy(im, copy.status());
   if (copy || copy.status().code() != Code::kNotFound) return copy;
-  return Status(Code::kCorruption, "its blocks are missing from storage group " + group_->name() +
-                                       ": bring the brick back, or restore the image from the replica");
+  return im.copy_fault;
+}
+
+// What is said of a copy whose blocks should be here: a warning when it changes, and a reason of the status.
+void Core::note_copy(Image& im, const Status& found) {
+  const Status before = std::exchange(im.copy_fault, found);
+  if (found.code() == Code::kNotFound) {
+    im.copy_fault = Status(Code::kCorruption, "its blocks are missing from storage group " + group_->name() +
+                                                  ": bring the brick back, or restore the image from the replica");
+  }
+  if (found.code() == Code::kCorruption) {
+    im.copy_fault = Status(Code::kCorruption,
+                           found.message() + ": bring the file back; else copy the image to a new one on a host that "
+                                             "goes on with it, or restore it from the replica");
+  }
+  if (im.copy_fault.to_string() == before.to_string()) return;
+  if (im.copy_fault) kLog.info("copy_found", {{"image", im.id}});
+  else kLog.warning("copy_damaged", {{"image", im.id}, {"error", im.copy_fault}});
 }
 
 Status Core::ensure_copy(Image& im) {

@@ -12,6 +12,7 @@ using nlohmann::json;
 
 namespace {
 constexpr double kNanosecondsPerMicrosecond = 1e3;
+constexpr size_t kDamagedListed = 20;
 
 // Names may hold any bytes: those that are no UTF-8 are replaced rather than thrown at.
 std::string text(const json& j) { return j.dump(-1, ' ', false, json::error_handler_t::replace); }
@@ -28,6 +29,13 @@ std::vector<std::string> Core::unhealthy_reasons() const {
   if (!failed_) out.push_back("catalogue failed: " + failed_.message());
   if (group_->lost()) out.push_back("a failed sync could not be recorded: check the bricks");
   if (group_->stuck()) out.push_back("a brick of group " + group_->name() + " hangs");
+  size_t damaged = 0;
+  for (const auto& [id, image] : images_) {
+    if (image->copy_fault || image->record.has_copy == 0) continue;
+    if (++damaged <= kDamagedListed) out.push_back(label(*image) + ": " + image->copy_fault.message());
+  }
+  if (damaged > kDamagedListed)
+    out.push_back(std::to_string(damaged - kDamagedListed) + " more images whose copies here are damaged");
   if (rebuild_) {
     std::string hosts;
     for (const std::string& host : rebuild_->awaited()) hosts += (hosts.empty() ? "" : ", ") + host;

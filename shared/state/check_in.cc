@@ -133,32 +133,40 @@ std::optional<Identity> from_tags(const Spec& spec, const Look& found) {
   return identity;
 }
 
-Result<Identity> without_identity(io::Env& env, const Spec& spec, const Look& found) {
-  auto there = [](const Look::Found& p) { return p.there; };
-  auto tagged = [](const Look::Found& p) { return p.tag.has_value(); };
-  const std::string file = in(spec.directory, kIdentityName);
-  if (std::none_of(found.parts.begin(), found.parts.end(), there)) {
-    if (!found.marked_bricks.empty()) {
-      return refuse(spec, "brick " + found.marked_bricks.front() + " is in use, but " + spec.directory +
-                              " holds no state that knows it");
-    }
-    Identity identity = make_identity(env, spec);
-    TM_RETURN_IF_ERROR(finish(env, spec, identity, spec.parts));
-    kLog.info("state_initialized", {{"directory", spec.directory}, {"state", identity.state}});
-    return identity;
+bool is_there(const Look::Found& part) { return part.there; }
+bool is_tagged(const Look::Found& part) { return part.tag.has_value(); }
+
+Status judge_without_identity(const Spec& spec, const Look& found) {
+  if (std::none_of(found.parts.begin(), found.parts.end(), is_there)) {
+    if (found.marked_bricks.empty()) return Status::ok();
+    return refuse(spec, "brick " + found.marked_bricks.front() + " is in use, but " + spec.directory +
+                            " holds no state that knows it");
   }
   for (const Look::Found& part : found.parts) {
     if (!part.there && !part.spec.expendable && part.spec.kind == PartSpec::Kind::kStore)
       return refuse(spec, part.path + " is missing, while other parts of " + spec.directory + " are there");
   }
-  if (std::none_of(found.parts.begin(), found.parts.end(), tagged)) {
+  if (std::none_of(found.parts.begin(), found.parts.end(), is_tagged) || from_tags(spec, found)) return Status::ok();
+  return refuse(spec, in(spec.directory, kIdentityName) +
+                          " is missing, and the stores beside it are not of one node's state");
+}
+
+Result<Identity> without_identity(io::Env& env, const Spec& spec, const Look& found) {
+  const std::string file = in(spec.directory, kIdentityName);
+  if (std::none_of(found.parts.begin(), found.parts.end(), is_there)) {
+    Identity identity = make_identity(env, spec);
+    TM_RETURN_IF_ERROR(finish(env, spec, identity, spec.parts));
+    kLog.info("state_initialized", {{"directory", spec.directory}, {"state", identity.state}});
+    return identity;
+  }
+  if (std::none_of(found.parts.begin(), found.parts.end(), is_tagged)) {
     Identity identity = make_identity(env, spec);
     TM_RETURN_IF_ERROR(finish(env, spec, identity, spec.parts));
     kLog.info("state_adopted", {{"directory", spec.directory}, {"state", identity.state}, {"layout", "older"}});
     return identity;
   }
   auto identity = from_tags(spec, found);
-  if (!identity) return refuse(spec, file + " is missing, and the stores beside it are not of one node's state");
+  TM_CHECK(identity.has_value(), "judged before");
   std::vector<PartSpec> left;
   for (const PartSpec& part : spec.parts) {
     if (identity->find(part.name) != nullptr) continue;
@@ -199,10 +207,6 @@ Result<Identity> with_identity(io::Env& env, const Spec& spec, const Look& found
       kLog.warning("store_lost", {{"store", part.path}, {"now", "begun anew: it answers for nothing it has not seen"}});
       untagged.push_back(part.spec);
       changed = true;
-    } else if (!part.there) {
-      return refuse(spec, part.path + " is missing, which " + in(spec.directory, kIdentityName) + " knows");
-    } else {
-      TM_RETURN_IF_ERROR(check_part(spec, part, *known));
     }
   }
   if (!changed) return identity;
@@ -275,9 +279,22 @@ Result<Look> look(io::Env& env, const Spec& spec) {
 Result<Identity> check_in(io::Env& env, const Spec& spec) {
   TM_RETURN_IF_ERROR(env.files().make_directories(spec.directory).with_context(spec.directory));
   TM_ASSIGN_OR_RETURN(Look found, look(env, spec));
-  if (!found.identity) return without_identity(env, spec, found);
+  TM_RETURN_IF_ERROR(judge(spec, found));
+  return found.identity ? with_identity(env, spec, found) : without_identity(env, spec, found);
+}
+
+Status judge(const Spec& spec, const Look& found) {
+  if (!found.identity) return judge_without_identity(spec, found);
   TM_RETURN_IF_ERROR(check_owner(spec, *found.identity));
-  return with_identity(env, spec, found);
+  const bool begun = found.identity->stage == Identity::Stage::kInitializing;
+  for (const Look::Found& part : found.parts) {
+    const Part* known = found.identity->find(part.spec.name);
+    if (known == nullptr || (begun && (!part.there || !part.tag)) || (!part.there && part.spec.expendable)) continue;
+    if (!part.there)
+      return refuse(spec, part.path + " is missing, which " + in(spec.directory, kIdentityName) + " knows");
+    TM_RETURN_IF_ERROR(check_part(spec, part, *known));
+  }
+  return Status::ok();
 }
 
 Result<SetAside> set_aside(io::Env& env, const Spec& spec, bool with_bricks, bool dry_run) {

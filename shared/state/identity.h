@@ -84,6 +84,9 @@ struct Look {
 // Reads only. kCorruption when the identity file or a tag cannot be read; the message says what to do.
 Result<Look> look(io::Env& env, const Spec& spec);
 
+// What check_in() will say of it: OK, or why the daemon refuses to start. Changes nothing.
+Status judge(const Spec& spec, const Look& found);
+
 // Refuses (kInvalidArgument) a directory of another node, and one where a part is missing, emptied or another's. On a
 // first start (nothing is there and no brick carries a marker) makes the parts; adopts an older layout once, when all
 // of its parts are there. The stores are closed again when it returns.

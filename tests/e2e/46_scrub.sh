@@ -69,6 +69,20 @@ jq -e --argjson at $at '(.images[0].repaired == []) and
 cmp -s "$(place host1 $((5 << 20)) | cut -d' ' -f1)" "$D/before" || die "an undecided block was written"
 tm host1 status > "$D/status" || true        # not healthy is an exit code of its own
 grep -q "nothing tells which is right" "$D/status" || die "status says nothing of it: $(cat "$D/status")"
+stop host1; start host1
+named_in_status() { tm host1 status > "$D/status" || true; grep -q "nothing tells which is right" "$D/status"; }
+expect "the alarm outlasts a restart" named_in_status
+
+# A slow one is ended; what it had not come to is still in doubt.
+tm host1 scrub --all --rate 64KiB > "$D/log/slow" 2>&1 & slow=$!
+running() { [ "$(tm host1 status --json | jq .scrub.running)" = true ]; }
+wait_for 10 "the scrub to run" running
+expect "a scrub is told to stop" tm host1 scrub --stop
+code=0; wait "$slow" || code=$?
+[ "$code" = 1 ] || die "the scrub that was stopped exits with $code: $(cat "$D/log/slow")"
+grep -q "stopped before its end" "$D/log/slow" || die "it does not say so: $(cat "$D/log/slow")"
+expect_exit 3 "there is none to be stopped" tm host1 scrub --stop
+expect "what it had not looked at is still in doubt" named_in_status
 expect "with the replica's word it is repaired" tm host1 scrub --all --trust-replica --rate 0
 expect "the guest reads the right bytes" same
 verify_equal host1

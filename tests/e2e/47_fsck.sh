@@ -122,4 +122,41 @@ start host1
 right
 expect "the image without a mirror is what it was" cmp "$none" "$D/none"
 stop host1
+
+# A part that is gone: fsck says what the daemon says.
+for store in host1/state/names host1/state/journal shared1/state/catalogue replica1/state/replica/segments; do
+  node=${store%%/*}
+  [ "$node" = host1 ] || stop "$node"
+  mv "$D/$store" "$D/kept"
+  fsck 4 "$store is gone" "$node"
+  grep -q "bring back what is missing" "$D/fsck" || die "it does not say what the daemon says: $(cat "$D/fsck")"
+  refused "$node" "bring back what is missing"
+  rm -rf "${D:?}/$store"; mv "$D/kept" "$D/$store"
+  [ "$node" = host1 ] || start "$node"
+done
+
+# A data object that is cut short, on either side, is a copy that failed: never zeros.
+data_of() { find "$D/$1" -name "*$(basename "$side" .meta)*.data" | sort | head -1; }
+truncate -s 8192 "$(data_of host1)"
+fsck 4 "the host's object is cut short" host1
+grep -q "has 8192 bytes instead of" "$D/fsck" || die "it does not say so: $(cat "$D/fsck")"
+start host1
+right
+level() { mirrored host1 vm.img && [ "$(tm host1 status --json | jq '.reasons | length')" = 0 ]; }
+printf x | dd of="$image" bs=1 seek=0 conv=notrunc,fsync status=none
+printf x | dd of="$D/original" bs=1 seek=0 conv=notrunc status=none
+wait_for 60 "the host's copy to be filled anew" level
+stop host1; stop shared1
+tm host1 fsck > "$D/fsck" || [ $? = 1 ] || die "the copy is not whole again: $(cat "$D/fsck")"
+truncate -s 8192 "$(data_of shared1)"
+fsck 4 "the shared object is cut short" shared1
+start shared1; start host1
+unwell() { tm "$1" status > "$D/status" || true; grep -q "it was cut short" "$D/status"; }   # not healthy is an exit code of its own
+expect "the shared node's status says so" unwell shared1
+expect_exit 4 "verify names it" tm host1 verify vm.img
+printf y | dd of="$image" bs=1 seek=1 conv=notrunc,fsync status=none
+printf y | dd of="$D/original" bs=1 seek=1 conv=notrunc status=none
+expect "the host goes on with its own copy" cmp "$image" "$D/original"
+expect "its status says so too" unwell host1
+kill9 host1                              # a stop would wait for the shared copy to take what was written
 no_error_lines

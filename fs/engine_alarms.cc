@@ -1,0 +1,84 @@
+// What a scrub could not decide, kept from one run of the daemon to the next: until a scrub finds the places equal, or
+// the image is gone, the host is not healthy.
+//
+// In state_dir/names, table meta: key "undecided" and the image's id; value u64 offset, u64 length of each piece, the
+// first kPiecesKept of them. A value that is no such list is an alarm all the same, of the image's first block.
+#include <algorithm>
+
+#include "fs/engine.h"
+#include "fs/scrub.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("scrub");
+constexpr std::string_view kKey = "undecided";
+constexpr size_t kPiecesKept = 1000;
+constexpr uint64_t kBlock = 4096;
+
+Bytes key_of(const ImageId& id) {
+  Bytes key(kKey.size() + id.bytes.size());
+  std::copy(kKey.begin(), kKey.end(), key.begin());
+  std::copy(id.bytes.begin(), id.bytes.end(), key.begin() + kKey.size());
+  return key;
+}
+}  // namespace
+
+Status Engine::load_undecided() {
+  auto snapshot = store_->snapshot();
+  auto cursor = snapshot->cursor(kTableMeta);
+  for (bool more = cursor->seek(as_bytes(kKey)); more; more = cursor->next()) {
+    const std::string_view key = as_text(cursor->key());
+    if (!key.starts_with(kKey)) break;
+    Reader of(cursor->key().subspan(kKey.size())), in(cursor->value());
+    const ImageId id = of.uuid();
+    if (!of.done()) return Status(Code::kCorruption, "what a scrub left undecided in state_dir/names");
+    std::vector<Extent>& pieces = scrub_->undecided[id];
+    while (in.ok() && !in.done()) {
+      Extent piece;
+      piece.offset = in.u64();
+      piece.length = in.u64();
+      if (in.ok()) pieces.push_back(piece);
+    }
+    if (!in.ok() || pieces.empty()) pieces.push_back({0, kBlock});
+  }
+  return Status::ok();
+}
+
+void Engine::set_undecided(const ImageId& id, std::vector<Extent> pieces) {
+  auto at = scrub_->undecided.find(id);
+  if (at == scrub_->undecided.end() && pieces.empty()) return;
+  kv::WriteBatch batch;
+  if (pieces.empty()) {
+    batch.erase(kTableMeta, key_of(id));
+  } else {
+    Bytes value;
+    Writer out(value);
+    for (size_t i = 0; i < std::min(pieces.size(), kPiecesKept); ++i) out.u64(pieces[i].offset).u64(pieces[i].length);
+    batch.put(kTableMeta, key_of(id), value);
+  }
+  // Should it fail, this run has the alarm, and the next one what was kept before.
+  if (Status s = store_->commit_and_wait(std::move(batch)); !s)
+    kLog.warning("undecided_not_kept", {{"image", id}, {"error", s}});
+  if (pieces.empty()) scrub_->undecided.erase(at);
+  else scrub_->undecided[id] = std::move(pieces);
+}
+
+// `known`: all images there are.
+void Engine::forget_undecided(const std::vector<Image*>& known) {
+  std::vector<ImageId> gone;
+  for (const auto& [id, pieces] : scrub_->undecided) {
+    auto is = [&id](const Image* im) { return im->id == id; };
+    if (std::none_of(known.begin(), known.end(), is)) gone.push_back(id);
+  }
+  for (const ImageId& id : gone) set_undecided(id, {});
+}
+
+Result<std::string> Engine::stop_scrub() {
+  if (!scrub_->running) return Status(Code::kNotFound, "no scrub is running");
+  scrub_->stop = true;
+  kLog.info("stopping", {{"done", scrub_->done}, {"total", scrub_->total}});
+  return std::string("{\"stopping\": true}");
+}
+
+}  // namespace tidemark::fs
