@@ -4,7 +4,7 @@
 source "$(dirname "$0")/lib.sh"
 cluster_up host1
 image="$D/mnt/host1/vm.img"
-fallocate -l 128M "$image"
+fallocate -l 32M "$image"
 for round in 1 2 3; do
   rm -f "$D/acks"
   "$T/ack_writer" "$image" "$D/acks" $round & writer=$!

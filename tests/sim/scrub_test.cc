@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fs/scrub.h"
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -303,6 +304,9 @@ TEST_P(ScrubTest, TheGoodCopyIsNeverOverwritten) {
     }
     if (random.below(3) == 0) restart(random.below(2) == 0 ? "host1" : "shared1", random.below(2) == 0 ? Crash::kKill : Crash::kPowerLoss);
     if (random.below(4) == 0) {
+      uint64_t first = random.below(kBlocks);   // by it a host that was restarted takes its tenure up, without which it waits alone
+      write(first * kBlock, ++byte);
+      model[first] = byte;
       lab_.world.partition("host1", "shared1");
       lab_.world.run_for(seconds(3));
       uint64_t block = random.below(kBlocks);
@@ -356,7 +360,7 @@ TEST_P(ScrubTest, TheGoodCopyIsNeverOverwritten) {
   EXPECT_EQ(lab_.verify("host1"), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, ScrubTest, testing::Range<uint64_t>(1, 21));
+INSTANTIATE_TEST_SUITE_P(Seeds, ScrubTest, testing::Range<uint64_t>(1, repeat(21, 5)));
 
 }  // namespace
 }  // namespace tidemark::sim
