@@ -66,20 +66,47 @@ void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done, uint
     if (!attr) return done(attr.status());
     auto image = image_of(*attr);
     if (!image) return done(image.status());
-    if (free_handles_.empty()) {
-      if (options_.survivor != nullptr && !options_.survivor->has_room(static_cast<uint32_t>(handles_.size()))) {
-        return done(Status::from_errno(ENFILE, "open"));
-      }
-      handles_.push_back({});
-      free_handles_.push_back(static_cast<uint32_t>(handles_.size() - 1));
-    }
-    uint32_t index = free_handles_.back();
-    free_handles_.pop_back();
-    handles_[index] = {*image, false, false};
-    ++(*image)->handles;
+    auto taken = take_handle(**image);
+    if (!taken) return done(taken.status());
+    const uint32_t index = *taken;
     if (options_.survivor != nullptr) options_.survivor->opened({index, inode, (*image)->id, false}, request);
     done(HandleId{index + 1u});
   });
+}
+
+Result<uint32_t> Engine::take_handle(Image& im) {
+  if (free_handles_.empty()) {
+    if (options_.survivor != nullptr && !options_.survivor->has_room(static_cast<uint32_t>(handles_.size())))
+      return Status::from_errno(ENFILE, "open");
+    handles_.push_back({});
+    free_handles_.push_back(static_cast<uint32_t>(handles_.size() - 1));
+  }
+  uint32_t index = free_handles_.back();
+  free_handles_.pop_back();
+  handles_[index] = {&im, false, false};
+  ++im.handles;
+  return index;
+}
+
+void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done) {
+  getattr(inode, [this, offset, out, done = std::move(done)](Result<wire::Attr> attr) mutable {
+    if (!attr) return done(attr.status());
+    auto image = image_of(*attr);
+    if (!image) return done(image.status());
+    auto taken = take_handle(**image);
+    if (!taken) return done(taken.status());
+    const HandleId handle{*taken + 1u};
+    read(handle, offset, out, io::IoMode::kQueued, [this, handle, done = std::move(done)](Result<size_t> n) mutable {
+      release(handle);
+      done(std::move(n));
+    });
+  });
+}
+
+uint64_t Engine::size_of(HandleId handle) const {
+  uint64_t index = handle.value - 1;
+  const bool known = index < handles_.size() && handles_[index].image != nullptr;
+  return known ? handles_[index].image->size_now() : 0;
 }
 
 void Engine::release(HandleId handle) {

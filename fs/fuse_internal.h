@@ -11,6 +11,8 @@
 namespace tidemark::fs {
 
 inline constexpr double kAttrSeconds = 1.0;
+// A node of the raw view (fuse_raw.cc) is the number of its image or directory and this bit.
+inline constexpr uint64_t kViewBit = 1ull << 62;
 inline constexpr size_t kSmallRead = 64u << 10;
 
 struct FuseShell::Buffer {
@@ -32,6 +34,7 @@ inline FuseShell& shell_of(fuse_req_t req) { return *static_cast<FuseShell*>(fus
 inline void reply_error(fuse_req_t req, const Status& status) { fuse_reply_err(req, errno_of(status)); }
 struct stat stat_of(const wire::Attr& attr);
 fuse_entry_param entry_of(const wire::Attr& attr);
+bool view_shows(std::string_view name, wire::NodeKind kind);   // in its listings; the footer is looked at later
 
 // A change of names under way. Should this run die before the answer, the request comes again to a successor, which
 // must find out whether it was carried out: what stood at the name before tells. (The shared node answers a successor's
@@ -49,10 +52,11 @@ struct NameChange {
   std::optional<InodeNumber> before;     // of one that came again and had been begun
 };
 
-// Name-space operations (fuse_names.cc) and those on open images (fuse_io.cc).
+// Name-space operations (fuse_names.cc), those on open images (fuse_io.cc), and the raw view, which stands before both.
 struct FuseOps {
   static void fill_names(fuse_lowlevel_ops& ops);
   static void fill_io(fuse_lowlevel_ops& ops);
+  static void fill_view(fuse_lowlevel_ops& ops);         // fuse_raw.cc: comes last
 
   static void init(void* userdata, fuse_conn_info* conn);
   static void lookup(fuse_req_t req, fuse_ino_t parent, const char* name);
@@ -71,6 +75,7 @@ struct FuseOps {
   static void rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
                      unsigned flags);
   static void opendir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi);
+  static void open_directory(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi, bool view);
   static void readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi);
   static void readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi);
   static void list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size, uint64_t offset, bool plus);
@@ -94,6 +99,8 @@ struct FuseOps {
   static void fsync(fuse_req_t req, fuse_ino_t ino, int datasync, fuse_file_info* fi);
   static void fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length, fuse_file_info* fi);
   static void lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence, fuse_file_info* fi);
+  // As if the file ended there.
+  static void seek(fuse_req_t req, off_t offset, int whence, fuse_file_info* fi, uint64_t end);
   static void ioctl(fuse_req_t req, fuse_ino_t ino, unsigned cmd, void* arg, fuse_file_info* fi, unsigned flags,
                     const void* in, size_t in_size, size_t out_size);
 };

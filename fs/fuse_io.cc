@@ -198,16 +198,19 @@ void FuseOps::fallocate(fuse_req_t req, fuse_ino_t, int mode, off_t offset, off_
 }
 
 void FuseOps::lseek(fuse_req_t req, fuse_ino_t, off_t offset, int whence, fuse_file_info* fi) {
+  seek(req, offset, whence, fi, limits::kImageBytesMax);
+}
+
+void FuseOps::seek(fuse_req_t req, off_t offset, int whence, fuse_file_info* fi, uint64_t end) {
   if ((whence != SEEK_DATA && whence != SEEK_HOLE) || offset < 0) {
     fuse_reply_err(req, offset < 0 ? ENXIO : EINVAL);
     return;
   }
   shell_of(req).engine_.seek(handle_of(fi), static_cast<uint64_t>(offset), whence == SEEK_DATA,
-                             [req](Result<uint64_t> at) {
-                               if (at)
-                                 fuse_reply_lseek(req, static_cast<off_t>(*at));
-                               else
-                                 reply_error(req, at.status());
+                             [req, data = whence == SEEK_DATA, end](Result<uint64_t> at) {
+                               if (at && data && *at >= end) at = Status::from_errno(ENXIO, "lseek");
+                               if (at) fuse_reply_lseek(req, static_cast<off_t>(std::min(*at, end)));
+                               else reply_error(req, at.status());
                              });
 }
 

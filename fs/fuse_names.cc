@@ -260,11 +260,13 @@ void FuseOps::rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_i
 
 // ---- directories --------------------------------------------------------------------------------
 
-void FuseOps::opendir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi) {
+void FuseOps::opendir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi) { open_directory(req, ino, fi, false); }
+
+void FuseOps::open_directory(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi, bool view) {
   FuseShell& shell = shell_of(req);
   fi->fh = ++shell.last_directory_;
   fi->cache_readdir = 0;
-  shell.directories_[fi->fh] = {InodeNumber(ino), {}, false};
+  shell.directories_[fi->fh] = {InodeNumber(ino), {}, {}, false, view};
   if (fuse_reply_open(req, fi) == -ENOENT) shell.directories_.erase(shell.last_directory_);
 }
 
@@ -291,21 +293,23 @@ void FuseOps::list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size,
   dir.inode = InodeNumber(ino);
   if (offset == 0) {
     dir.entries.clear();
+    dir.listed_to.clear();
     dir.complete = false;
   }
   if (dir.complete || offset < dir.entries.size() + 2) {
     if (offset >= 2 || dir.complete) return send_entries(req, dir, size, offset, plus);
   }
-  std::string after = dir.entries.empty() ? "" : dir.entries.back().name;
   auto listed = [req, ino, &shell, handle, size, offset, plus](Result<wire::DirEntries> page) {
     if (!page) return reply_error(req, page.status());
     FuseShell::Directory& d = shell.directories_[handle];
     d.complete = page->end != 0 || page->entries.empty();
-    for (wire::DirEntry& e : page->entries) d.entries.push_back(std::move(e));
+    if (!page->entries.empty()) d.listed_to = page->entries.back().name;
+    for (wire::DirEntry& e : page->entries)
+      if (!d.view || view_shows(e.name, e.attr.kind)) d.entries.push_back(std::move(e));
     if (!d.complete && offset >= d.entries.size() + 2) return list(req, ino, handle, size, offset, plus);
     send_entries(req, d, size, offset, plus);
   };
-  shell.engine_.readdir(dir.inode, after, std::move(listed));
+  shell.engine_.readdir(dir.inode, dir.listed_to, std::move(listed));
 }
 
 void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t size, uint64_t offset, bool plus) {
@@ -324,10 +328,17 @@ void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t siz
   dots.attr.st_mode = S_IFDIR;
   fuse_entry_param above = dots;
   above.attr.st_ino = shell_of(req).engine_.parent_of(dir.inode).value;
+  if (dir.view) {
+    dots.attr.st_ino |= kViewBit;
+    above.attr.st_ino |= kViewBit;
+  }
   for (uint64_t at = offset; at < dir.entries.size() + 2; ++at) {
-    bool fits = at < 2 ? add(at == 0 ? "." : "..", at == 0 ? dots : above, at + 1)
-                       : add(dir.entries[at - 2].name.c_str(), entry_of(dir.entries[at - 2].attr), at + 1);
-    if (!fits) break;
+    fuse_entry_param entry = at == 0 ? dots : at == 1 ? above : entry_of(dir.entries[at - 2].attr);
+    if (dir.view && at >= 2) {
+      entry.ino = 0;                     // a name, no lookup: the footer was not looked at
+      entry.attr.st_ino |= kViewBit;
+    }
+    if (!add(at == 0 ? "." : at == 1 ? ".." : dir.entries[at - 2].name.c_str(), entry, at + 1)) break;
   }
   fuse_reply_buf(req, out.data(), used);
 }

@@ -46,6 +46,7 @@ Status FuseShell::open_session() {
   fuse_lowlevel_ops ops{};
   FuseOps::fill_names(ops);
   FuseOps::fill_io(ops);
+  FuseOps::fill_view(ops);
   session_ = fuse_session_new(&args, &ops, sizeof ops, this);
   fuse_opt_free_args(&args);
   if (session_ == nullptr) return Status(Code::kInvalidArgument, "mount options refused: " + mount);

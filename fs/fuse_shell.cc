@@ -82,6 +82,7 @@ class FuseShell::Notifier {
       lock.unlock();
       // What the kernel does not know is answered with ENOENT, which is as good.
       fuse_lowlevel_notify_inval_inode(session_, m.inode.value, 0, 0);
+      fuse_lowlevel_notify_inval_inode(session_, m.inode.value | kViewBit, 0, 0);
       lock.lock();
     }
   }

@@ -65,6 +65,7 @@ class FuseShell final : public MemoryKeeper {
 
  private:
   friend struct FuseOps;
+  friend struct RawOps;
   friend struct NameChange;
   class Notifier;
   struct Buffer;
@@ -72,7 +73,9 @@ class FuseShell final : public MemoryKeeper {
   struct Directory {
     InodeNumber inode;
     std::vector<wire::DirEntry> entries;
+    std::string listed_to;               // the last name looked at
     bool complete = false;
+    bool view = false;                   // of the raw view
   };
   FuseShell(io::RealEnv& env, Engine& engine, FuseOptions options);
   Status start();

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# `.raw/` shows each fixed VHD as the disk alone: what is written there is in the VHD, whose footer nothing can reach.
+source "$(dirname "$0")/lib.sh"
+cluster_up host1
+mnt="$D/mnt/host1"
+refused() { # ERROR COMMAND...
+  local error=$1 text; shift
+  if text=$(LC_ALL=C "$@" 2>&1); then die "$* must be refused"; fi
+  case $text in *"$error"*) ;; *) die "$*: '$error' was expected: $text" ;; esac
+}
+mkdir "$mnt/dir"
+for image in disk.vhd dir/other.vhd; do
+  qemu-img create -q -f vpc -o subformat=fixed,force_size=on "$mnt/$image" 8M
+done
+qemu-img create -q -f vpc -o subformat=dynamic,force_size=on "$mnt/dynamic.vhd" 8M
+fallocate -l 1M "$mnt/no_vhd.vhd"
+fallocate -l 1M "$mnt/plain.img"
+tail -c 512 "$mnt/disk.vhd" > "$D/footer"
+
+[ "$(ls -A "$mnt" | grep -c raw)" = 0 ] || die "the root's listing shows the view"
+[ "$(ls "$mnt/.raw" | xargs)" = "dir disk.vhd dynamic.vhd no_vhd.vhd" ] || die "the view lists $(ls "$mnt/.raw" 2>&1 | xargs)"
+[ "$(stat -c %s "$mnt/.raw/disk.vhd") $(stat -c %s "$mnt/.raw/dir/other.vhd")" = "8388608 8388608" ] || die "sizes"
+for name in dynamic.vhd no_vhd.vhd plain.img dir/none.vhd; do refused "No such file" stat "$mnt/.raw/$name"; done
+say "ok: fixed disks are there, in their folders, and nothing else"
+
+view="$mnt/.raw/disk.vhd"
+qemu-io -f raw -t none -i native -c "write -P 5 1M 64k" -c "write -P 6 8388096 512" -c flush "$view" > /dev/null
+qemu-io -f vpc -c "read -P 5 1M 64k" -c "read -P 6 8388096 512" -c "write -P 7 2M 4k" -c flush "$mnt/disk.vhd" > "$D/io"
+qemu-io -f raw -c "read -P 7 2M 4k" "$view" >> "$D/io"
+grep -qi "failed" "$D/io" && die "$(cat "$D/io")"
+head -c 8388608 /dev/urandom > "$D/raw"
+qemu-img convert -n -f raw -O raw "$D/raw" "$view"
+cmp "$D/raw" "$view"
+qemu-img compare -q -f raw -F vpc "$view" "$mnt/disk.vhd" || die "the disk differs in its two views"
+refused "No space left" dd if=/dev/zero of="$view" bs=4096 seek=2048 count=1 conv=notrunc
+dd if=/dev/zero of="$view" bs=1024 seek=8191 count=2 conv=notrunc status=none 2> /dev/null && die "a write went past the end"
+fallocate -p -o 4M -l 1M "$view"
+refused "No space left" fallocate -l 8388609 "$view"
+cmp <(tail -c 512 "$mnt/disk.vhd") "$D/footer" || die "the footer was changed"
+python3 - "$view" <<'EOF'
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+size = os.fstat(fd).st_size
+assert len(os.pread(fd, 4096, size - 512)) == 512 and os.pread(fd, 4096, size) == b"", "the end"
+assert os.lseek(fd, 0, os.SEEK_HOLE) <= size
+try: os.lseek(fd, size, os.SEEK_DATA); sys.exit("the footer is seen as data")
+except OSError: pass
+EOF
+say "ok: both views are one disk, the footer is out of reach"
+
+refused "Read-only" mkdir "$mnt/.raw/new"
+refused "Read-only" touch "$mnt/.raw/new.vhd"
+refused "Read-only" rm "$view"
+refused "Read-only" mv "$view" "$mnt/moved.vhd"
+refused "Read-only" mv "$mnt/dir" "$mnt/.raw/dir/moved"
+refused "Read-only" rmdir "$mnt/.raw"
+refused "File exists" mkdir "$mnt/.raw"
+refused "not permitted" truncate -s 4M "$view"
+truncate -s 8388608 "$view"
+say "ok: names and sizes are changed at the image's own path"
+
+# The daemon is killed and replaced while the view is open.
+exec {fd}<> "$view"
+kill -9 "$(daemon_pid host1)"
+wait_for 30 "a successor" grep -q taken_over "$D/log/host1.log"
+printf after >&"$fd"
+exec {fd}>&-
+[ "$(head -c 5 "$view")" = after ] || die "written after the restart: $(head -c 5 "$view")"
+wait_for 30 "both copies" mirrored host1 disk.vhd
+verify_equal host1
