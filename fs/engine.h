@@ -113,7 +113,7 @@ class Engine final : public journal::BlockSource {
   InodeNumber known_at(InodeNumber parent, const std::string& name) const;
   void release(HandleId handle);
   // As a handle that is closed at once, of which no successor hears. At most a request's size.
-  void peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done);
+  void peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done, uint64_t tag);
   uint64_t size_of(HandleId handle) const;                // bytes; 0: no such handle
   // `tag` names the request for interrupt(); 0: it cannot be interrupted.
   void read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,

@@ -88,18 +88,19 @@ Result<uint32_t> Engine::take_handle(Image& im) {
   return index;
 }
 
-void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done) {
-  getattr(inode, [this, offset, out, done = std::move(done)](Result<wire::Attr> attr) mutable {
+void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done, uint64_t tag) {
+  getattr(inode, [this, offset, out, tag, done = std::move(done)](Result<wire::Attr> attr) mutable {
     if (!attr) return done(attr.status());
     auto image = image_of(*attr);
     if (!image) return done(image.status());
     auto taken = take_handle(**image);
     if (!taken) return done(taken.status());
     const HandleId handle{*taken + 1u};
-    read(handle, offset, out, io::IoMode::kQueued, [this, handle, done = std::move(done)](Result<size_t> n) mutable {
+    auto ended = [this, handle, done = std::move(done)](Result<size_t> n) mutable {
       release(handle);
       done(std::move(n));
-    });
+    };
+    read(handle, offset, out, io::IoMode::kQueued, std::move(ended), tag);
   });
 }
 

@@ -31,6 +31,8 @@ struct FuseShell::ReadBuffer {
 };
 
 inline FuseShell& shell_of(fuse_req_t req) { return *static_cast<FuseShell*>(fuse_req_userdata(req)); }
+// A name for it, by which an interrupt ends it while it only waits.
+uint64_t interruptible(fuse_req_t req);
 inline void reply_error(fuse_req_t req, const Status& status) { fuse_reply_err(req, errno_of(status)); }
 struct stat stat_of(const wire::Attr& attr);
 fuse_entry_param entry_of(const wire::Attr& attr);

@@ -110,7 +110,7 @@ void FuseOps::release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
 }
 
 // A guest's process that is killed must not hang on a request that only waits.
-static uint64_t interruptible(fuse_req_t req) {
+uint64_t interruptible(fuse_req_t req) {
   FuseShell& shell = shell_of(req);
   uint64_t tag = shell.next_tag();
   fuse_req_interrupt_func(

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "fs/fuse_internal.h"
 #include "shared/base/limits.h"
@@ -18,6 +19,7 @@ namespace tidemark::fs {
 namespace {
 using image::vhd::kFooterBytes;
 
+constexpr std::chrono::seconds kFooterWait{5};   // as long as reads wait for a holder that is away
 constexpr std::string_view kDirectory = ".raw", kSuffix = ".vhd";
 
 bool is_view(fuse_ino_t node) { return (node & kViewBit) != 0; }
@@ -71,7 +73,11 @@ struct RawOps {
     if (attr.size < 2 * kFooterBytes) return reply_error(req, Status::from_errno(ENOENT, "no VHD"));
     FuseShell::ReadBuffer* buffer = shell.take_read_buffer(kFooterBytes);
     MutableByteSpan out = buffer->memory.span().first(kFooterBytes);
-    shell.engine_.peek(attr.inode, attr.size - kFooterBytes, out, [&shell, req, attr, buffer, out](Result<size_t> n) {
+    // A lookup that waits for long holds up others in its directory.
+    const uint64_t tag = interruptible(req);
+    const io::TimerId timer = shell.env_.after(kFooterWait, [&shell, tag] { shell.engine_.interrupt(tag); });
+    auto looked = [&shell, req, attr, buffer, out, timer](Result<size_t> n) {
+      shell.env_.cancel(timer);
       bool fixed = false;
       if (n && *n == kFooterBytes) {
         auto footer = image::vhd::decode_footer(out);
@@ -79,10 +85,11 @@ struct RawOps {
                 footer->current_size + kFooterBytes == attr.size;
       }
       shell.give_back(buffer);
-      if (!n) return reply_error(req, n.status());
+      if (!n) return reply_error(req, n.status().sys_errno() == EINTR ? Status::from_errno(EIO, "lookup") : n.status());
       if (!fixed) return reply_error(req, Status::from_errno(ENOENT, "no fixed VHD"));
       reply(req, attr);
-    });
+    };
+    shell.engine_.peek(attr.inode, attr.size - kFooterBytes, out, std::move(looked), tag);
   }
   static AttrDone reply_attr(fuse_req_t req) {
     return [req](Result<wire::Attr> attr) {
@@ -106,6 +113,15 @@ struct RawOps {
   }
   static void opendir(fuse_req_t req, fuse_ino_t node, fuse_file_info* fi) {
     FuseOps::open_directory(req, node, fi, true);
+  }
+  // A handle of a run before is not known any more.
+  static void readdir(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset, fuse_file_info* fi) {
+    shell_of(req).directories_[fi->fh].view = true;
+    FuseOps::readdir(req, node, size, offset, fi);
+  }
+  static void readdirplus(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset, fuse_file_info* fi) {
+    shell_of(req).directories_[fi->fh].view = true;
+    FuseOps::readdirplus(req, node, size, offset, fi);
   }
   static void read(fuse_req_t req, fuse_ino_t node, size_t size, off_t offset, fuse_file_info* fi) {
     const uint64_t left = room(req, fi, offset);
@@ -200,8 +216,8 @@ void FuseOps::fill_view(fuse_lowlevel_ops& ops) {
   ops.mkdir = ByNode<mkdir, RawOps::mkdir>::call;
   ops.unlink = ByNode<unlink, RawOps::unlink>::call;
   ops.opendir = ByNode<opendir, RawOps::opendir>::call;
-  ops.readdir = Both<readdir>::call;
-  ops.readdirplus = Both<readdirplus>::call;
+  ops.readdir = ByNode<readdir, RawOps::readdir>::call;
+  ops.readdirplus = ByNode<readdirplus, RawOps::readdirplus>::call;
   ops.releasedir = Both<releasedir>::call;
   ops.fsyncdir = Both<fsyncdir>::call;
   ops.statfs = Both<statfs>::call;

@@ -60,11 +60,13 @@ truncate -s 8388608 "$view"
 say "ok: names and sizes are changed at the image's own path"
 
 # The daemon is killed and replaced while the view is open.
-exec {fd}<> "$view"
+exec {fd}<> "$view" {folder}< "$mnt/.raw"
 kill -9 "$(daemon_pid host1)"
 wait_for 30 "a successor" grep -q taken_over "$D/log/host1.log"
 printf after >&"$fd"
-exec {fd}>&-
+listed=$(python3 -c 'import os, sys; print(*sorted(os.listdir(int(sys.argv[1]))))' "$folder")
+[ "$listed" = "dir disk.vhd dynamic.vhd no_vhd.vhd" ] || die "after the restart the view's open folder lists $listed"
+exec {fd}>&- {folder}<&-
 [ "$(head -c 5 "$view")" = after ] || die "written after the restart: $(head -c 5 "$view")"
 wait_for 30 "both copies" mirrored host1 disk.vhd
 verify_equal host1
