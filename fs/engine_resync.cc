@@ -251,17 +251,20 @@ Task<void> Engine::resync(Image& im) {
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced.mark();
   if (status.is_ok()) status = co_await sync_equal(im, run);
-  if (status.is_ok() && run.stands(im))
+  if (status.is_ok() && run.stands(im)) status = set_flag(im, kFlagHostOnly, false);
+  if (status.is_ok() && run.stands(im)) status = co_await tell_equal(im, run);
+  if (status.is_ok() && run.stands(im)) {
+    // Should the link die from here on, the next to go on alone notes it anew, behind this note.
+    im.facts.alone = false;
     status = co_await async<Status>([&](Callback<Status> done) {
       journal_->note_copies(im.slot, host_loss(), run.loss, false, std::move(done));
     });
-  if (status.is_ok() && run.stands(im)) status = set_flag(im, kFlagHostOnly, false);
-  if (status.is_ok() && run.stands(im)) status = co_await tell_equal(im, run);
+  }
   im.resync_running = false;
   counts_.resynced_bytes += repaired;
   if (status.is_ok() && run.stands(im)) {
     kLog.info("resync_done", {{"image", im.id}, {"epoch", run.epoch}, {"copied_bytes", repaired}});
-    im.facts.alone = im.apart = false;
+    im.apart = false;
     im.shared_loss = run.loss;
     im.unsynced.cover(unsynced);
     apply(im, MirrorEvent::kEqual);

@@ -55,8 +55,7 @@ struct RawOps {
     });
   }
   static void lookup(fuse_req_t req, fuse_ino_t parent, const char* name) {
-    FuseShell& shell = shell_of(req);
-    shell.engine_.lookup(InodeNumber(parent), name, [&shell, req, name = std::string(name)](Result<wire::Attr> attr) {
+    shell_of(req).engine_.lookup(InodeNumber(parent), name, [req, name = std::string(name)](Result<wire::Attr> attr) {
       if (!attr) return reply_error(req, attr.status());
       if (attr->kind == wire::NodeKind::kDirectory) return reply(req, *attr);
       if (!view_shows(name, attr->kind)) return reply_error(req, Status::from_errno(ENOENT, "lookup"));

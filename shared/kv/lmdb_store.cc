@@ -313,7 +313,8 @@ Status reserve_files(const std::string& path, bool read_only) {
     if (fd < 0) continue;                // LMDB says what is wrong
     int rc;
     do {
-      rc = ::fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, std::max(wanted.bytes, st.st_size));
+      // One of an older version is full of holes; more than it is long it does not need.
+      rc = ::fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, there ? st.st_size : wanted.bytes);
     } while (rc != 0 && errno == EINTR);
     const int error = rc == 0 ? 0 : errno;
     ::close(fd);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "shared/base/digest.h"
 #include "shared/base/log.h"
@@ -22,14 +23,26 @@ const log::Logger kLog("tls");
 // What the lists of this process's life have revoked. Lists only grow: one that lacks something is an older one.
 struct Seen {
   Revoked serials;
-  bool warned = false;
+  bool warned = false, gone = false;       // said
 };
 
+std::mutex seen_mutex;
+std::map<std::string, Seen> all_seen;       // by the list's path; guarded by seen_mutex
+
+// Of a list that is gone. Null: there was none.
+std::shared_ptr<const Revoked> those_seen(const std::string& path) {
+  std::lock_guard lock(seen_mutex);
+  auto at = all_seen.find(path);
+  if (at == all_seen.end()) return nullptr;
+  if (!std::exchange(at->second.gone, true))
+    kLog.warning("revocation_list_gone", {{"file", path}, {"kept", "what it had revoked stays so; put it there again"}});
+  return std::make_shared<const Revoked>(at->second.serials);
+}
+
 std::shared_ptr<const Revoked> with_those_seen(const std::string& path, Revoked listed) {
-  static std::mutex mutex;
-  static std::map<std::string, Seen> all;   // by the list's path; guarded by mutex
-  std::lock_guard lock(mutex);
-  Seen& seen = all[path];
+  std::lock_guard lock(seen_mutex);
+  Seen& seen = all_seen[path];
+  seen.gone = false;
   const size_t count = listed.size();
   listed.insert(seen.serials.begin(), seen.serials.end());
   const size_t lacking = listed.size() - count;
@@ -76,7 +89,7 @@ std::string serial_of(const x509_st* certificate) { return text_of(X509_get0_ser
 Result<std::shared_ptr<const Revoked>> load_revoked(const std::string& authority_path, x509_st* authority) {
   const std::string path = revocation_list_of(authority_path);
   TM_ASSIGN_OR_RETURN(CrlPtr list, load_list(path, authority));
-  if (!list) return std::shared_ptr<const Revoked>();
+  if (!list) return those_seen(path);
   Revoked out;
   STACK_OF(X509_REVOKED)* entries = X509_CRL_get_REVOKED(list.get());
   for (int i = 0; i < sk_X509_REVOKED_num(entries); ++i) {

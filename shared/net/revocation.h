@@ -20,7 +20,7 @@ inline constexpr int kRevocationCheckSeconds = 2;   // between two looks at the 
 using Revoked = std::set<std::string>;   // serials, hexadecimal
 
 std::string revocation_list_of(const std::string& authority_path);
-// Null: there is no list.
+// Null: there is no list, and was none in the life of this process.
 Result<std::shared_ptr<const Revoked>> load_revoked(const std::string& authority_path, x509_st* authority);
 std::string serial_of(const x509_st* certificate);
 

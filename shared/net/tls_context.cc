@@ -235,11 +235,6 @@ Result<std::shared_ptr<const TlsContext>> TlsContexts::get(const TlsFiles& files
   }
   warn_of_trouble_ahead(files, (*loaded)->native(), now);
   if (entry.context) kLog.info("certificate_files_reread", {{"file", files.certificate}});
-  if (entry.context && entry.context->revoked_ && !(*loaded)->revoked_) {
-    kLog.warning("revocation_list_gone",
-                 {{"file", revocation_list_of(files.authority)}, {"kept", "the one read before"}});
-    (*loaded)->revoked_ = entry.context->revoked_;
-  }
   entry.context = std::move(loaded).value();
   entry.stamp = stamp;
   return entry.context;

@@ -157,6 +157,10 @@ TEST_F(RevokedHttpTest, AClientRefusesAServerThatIsRevoked) {
   auto answer = ask(*client, get("/"));
   EXPECT_EQ(answer.status().code(), Code::kPermission) << answer.status().to_string();
   EXPECT_THAT(answer.status().message(), ::testing::HasSubstr("revoked"));
+  client.reset();
+  std::filesystem::remove(cluster.directory() / "revoked.pem");
+  auto another = client_of(tls_options());
+  EXPECT_EQ(ask(*another, get("/")).status().code(), Code::kPermission) << "its list is gone";
 }
 
 // OpenSSL renews no key by itself: this server does.
