@@ -88,7 +88,8 @@ Result<uint32_t> Engine::take_handle(Image& im) {
   return index;
 }
 
-void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done, uint64_t tag) {
+void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done,
+                  uint64_t tag) {
   getattr(inode, [this, offset, out, tag, done = std::move(done)](Result<wire::Attr> attr) mutable {
     if (!attr) return done(attr.status());
     auto image = image_of(*attr);

@@ -35,7 +35,7 @@ std::shared_ptr<const Revoked> those_seen(const std::string& path) {
   auto at = all_seen.find(path);
   if (at == all_seen.end()) return nullptr;
   if (!std::exchange(at->second.gone, true))
-    kLog.warning("revocation_list_gone", {{"file", path}, {"kept", "what it had revoked stays so; put it there again"}});
+    kLog.warning("revocation_list_gone", {{"file", path}, {"kept", "what it revoked stays so; put it there again"}});
   return std::make_shared<const Revoked>(at->second.serials);
 }
 
