@@ -94,7 +94,11 @@ Status JournalImpl::load_runs(kv::Snapshot& snapshot, const Uuid& last_nonce) {
     }
     if (!r.done()) return bad("row `runs` has the wrong length");
   }
-  runs_[Incarnation(incarnation_.value - 1)] = last_nonce;   // of a version that kept no list: the last one alone
+  // Of a version that kept no list: the last one alone. It may have been gone back to for a while: then the list has a
+  // gap, and its runs of before the gap say nothing about those within.
+  const Incarnation last(incarnation_.value - 1);
+  if (auto known = runs_.find(last); known == runs_.end() || known->second != last_nonce) runs_.clear();
+  runs_[last] = last_nonce;
   return Status::ok();
 }
 

@@ -428,6 +428,36 @@ TEST_F(JournalTest, InspectionShowsWhatIsThereAndFindsWhatIsDamaged) {
   EXPECT_EQ(inspect(*env_, "/nowhere", {}).status().code(), Code::kNotFound);
 }
 
+// An older version was gone back to for a while: its runs are in no list, and are this journal's all the same.
+TEST_F(JournalTest, RunsOfAVersionThatKeptNoListAreItsOwn) {
+  open_journal();
+  const Incarnation first = journal_->incarnation();
+  const Uuid nonce = journal_->nonce(), older = Uuid::from_random({3, 3}), last = Uuid::from_random({4, 4});
+  crash(sim::Crash::kKill);
+  {
+    env_ = &world_.start("host1");
+    auto store = env_->open_store("/state/journal", {.tables = journal_table_names()});
+    ASSERT_TRUE(store) << store.status().to_string();
+    kv::WriteBatch batch;
+    Bytes row;
+    Writer(row).id(Incarnation(first.value + 2)).uuid(last).u8(1);   // it had two, as its row "incarnation" says
+    batch.put(kMetaTable, as_bytes("incarnation"), row);
+    ASSERT_TRUE((*store)->commit_and_wait(std::move(batch)));
+  }
+  world_.crash("host1", sim::Crash::kKill);
+  for (int run = 0; run < 2; ++run) {
+    open_journal();
+    EXPECT_EQ(journal_->incarnation().value, first.value + 3 + static_cast<uint64_t>(run));
+    EXPECT_TRUE(journal_->knows_run(first, nonce));
+    EXPECT_TRUE(journal_->knows_run(first.next(), older));   // of before the list
+    EXPECT_TRUE(journal_->knows_run(Incarnation(first.value + 2), last));
+    EXPECT_FALSE(journal_->knows_run(Incarnation(first.value + 2), older));
+    EXPECT_FALSE(journal_->knows_run(journal_->incarnation(), older));
+    EXPECT_FALSE(journal_->knows_run(journal_->incarnation().next(), older));
+    crash(sim::Crash::kKill);
+  }
+}
+
 // What the clock said is a guess: the number is raised to what others know before anything is counted.
 TEST_F(JournalTest, ARaisedIncarnationIsCountedOnFrom) {
   open_journal();
