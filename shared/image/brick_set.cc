@@ -36,8 +36,10 @@ Result<Probe> probe(io::FileSystem& files, const std::string& directory) {
   if (bytes) {
     auto marker = decode_marker(*bytes);
     if (!marker) {
+      const bool newer = marker.status().code() == Code::kUnsupported;   // which says what to do
       return marker.status().with_context("brick " + directory + ": its marker " + marker_path(directory) +
-                                          " cannot be used (restore it, or replace the brick and resync)");
+                                          " cannot be used" +
+                                          (newer ? "" : " (restore it, or replace the brick and resync)"));
     }
     return Probe{Found::kMarker, *marker};
   }
@@ -189,6 +191,7 @@ Result<std::vector<Brick>> open_known(io::FileSystem& files, const StorageGroupO
     if (Status s = look_at(files, options, directory, &found); !s) {
       // A brick of another group was mounted here, or the configuration is wrong: nothing to go on with.
       if (auto now = probe(files, directory); now && now->found == Found::kMarker) return s;
+      if (s.code() == Code::kUnsupported) return s;   // a newer version's: the brick is good, this program is too old
       misfits.emplace_back(directory, s);
       continue;
     }
@@ -211,6 +214,7 @@ Result<std::vector<Brick>> open_known(io::FileSystem& files, const StorageGroupO
     marker.index = i;
     marker.brick = options.known_bricks[i];
     marker.state = BrickMarker::State::kReady;
+    if (options.known_runs.empty()) marker.version = 1;
     for (const KnownRun& known : options.known_runs)
       if (known.brick == marker.brick) marker.run = known.last;
     auto& [directory, status] = misfits[next++];
@@ -231,7 +235,12 @@ void look_at_bricks(io::FileSystem& files, const StorageGroupOptions& options, s
     if (now.is_ok()) now = refuse_age(brick.directory, age_of(found.marker, options), options);
     if (now.is_ok() != brick.absent.is_ok())
       kLog.warning(now ? "brick_back" : "brick_absent", {{"brick", brick.directory}, {"reason", now}});
-    if (now) brick.mount_identity = found.mount_identity;
+    if (now) {
+      // Another one than at the start may be there now: what is written later is its own marker again.
+      found.marker.failed_syncs = std::max(found.marker.failed_syncs, brick.marker.failed_syncs);
+      brick.marker = found.marker;
+      brick.mount_identity = found.mount_identity;
+    }
     brick.absent = std::move(now);
   }
 }
@@ -317,29 +326,63 @@ Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, ui
   return durable ? Status::ok() : last;
 }
 
+namespace {
+
+// No opening of this version was ever counted: the state knows none, and no marker is of this version.
+bool first_after_upgrade(const std::vector<Brick>& bricks, const std::vector<KnownRun>& runs) {
+  return runs.empty() && std::all_of(bricks.begin(), bricks.end(), [](const Brick& brick) {
+           return !brick.absent || brick.marker.version < kMarkerVersion;
+         });
+}
+
+// What an opening takes for the brick's run must not go away again: a process that was killed may have left a marker
+// that is to be seen and not yet durable.
+Status settle_marker(io::FileSystem& files, const Brick& brick, const KnownRun* known) {
+  if (known != nullptr && known->last == brick.marker.run) return Status::ok();   // so it was when that was saved
+  return files.sync_directory(brick.directory);
+}
+
+void warn_not_recorded(const Brick& brick, const Status& status) {
+  kLog.warning("run_not_recorded", {{"brick", brick.directory}, {"status", status}});
+}
+
+}  // namespace
+
 Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>& runs,
                  UniqueFunction<Status(const std::vector<KnownRun>&)>& save) {
   BrickRun now{0, env.random_uuid()};
   for (const KnownRun& run : runs) now.number = std::max({now.number, run.last.number, run.opening.number});
   for (const Brick& brick : bricks) now.number = std::max(now.number, brick.marker.run.number);
   ++now.number;
+  const bool uncounted = first_after_upgrade(bricks, runs);
   std::vector<KnownRun> next;
+  std::vector<bool> counted;
   for (const Brick& brick : bricks) {
-    KnownRun run{brick.marker.brick, brick.marker.run, now};
-    auto known = std::find_if(runs.begin(), runs.end(), [&](const KnownRun& r) { return r.brick == run.brick; });
-    if (!brick.absent) run = known == runs.end() ? KnownRun{run.brick, run.last, {}} : *known;   // as it was left
+    auto at = std::find_if(runs.begin(), runs.end(), [&](const KnownRun& r) { return r.brick == brick.marker.brick; });
+    const KnownRun* known = at == runs.end() ? nullptr : &*at;
+    bool counts = brick.absent.is_ok() && !uncounted;
+    if (Status settled = counts ? settle_marker(env.files(), brick, known) : Status::ok(); !settled) {
+      warn_not_recorded(brick, settled);
+      counts = false;
+    }
+    KnownRun run{brick.marker.brick, brick.marker.run, {}};
+    if (counts) run.opening = now;
+    else if (known != nullptr) run = *known;   // as it was left
     next.push_back(run);
+    counted.push_back(counts);
   }
   runs = next;
   TM_RETURN_IF_ERROR(save(runs));
+  if (uncounted) return Status::ok();   // the older version can still be gone back to
   for (size_t i = 0; i < bricks.size(); ++i) {
     Brick& brick = bricks[i];
-    if (!brick.absent) continue;
+    if (!counted[i]) continue;
     BrickMarker marker = brick.marker;
     marker.run = now;
+    marker.version = kMarkerVersion;
     Status status = env.files().write_file_atomically(marker_path(brick.directory), encode_marker(marker));
     if (!status) {
-      kLog.warning("run_not_recorded", {{"brick", brick.directory}, {"status", status}});
+      warn_not_recorded(brick, status);
       continue;
     }
     brick.marker = marker;

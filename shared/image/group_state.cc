@@ -121,6 +121,7 @@ Status GroupState::look_at_bricks() {
   TM_RETURN_IF_ERROR(refuse_if_stuck());
   if (options_.expected_group.is_nil()) options_.expected_group = group_id();
   detail::look_at_bricks(files(), options_, bricks_);
+  for (const Brick& brick : bricks_) failed_syncs_ = std::max(failed_syncs_, brick.marker.failed_syncs);
   loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
   return Status::ok();
 }
@@ -287,11 +288,14 @@ Status GroupState::look_at(ImageId id) {
   return Status::ok();
 }
 
-// The directory of the brick of a stripe.
+// The directory of the brick of a stripe. One that is absent may well be there, with blocks of an earlier time.
 Result<std::string> GroupState::brick_of(const ImageMetadata& metadata, uint32_t stripe) const {
   const Uuid& id = metadata.layout.bricks()[stripe];
-  std::string brick = brick_directory(id);
-  if (!brick.empty()) return brick;
+  for (const Brick& brick : bricks_) {
+    if (brick.marker.brick != id) continue;
+    if (!brick.absent) return Status(Code::kIoError, brick.absent.message());
+    return brick.directory;
+  }
   return Status(Code::kCorruption, "image " + metadata.id.to_string() + " lies on brick " + id.to_string() +
                                        ", which this group does not have");
 }

@@ -9,7 +9,6 @@ namespace {
 constexpr std::string_view kMarkerMagic{"TMBRICK\x01", 8};
 constexpr std::string_view kMetadataMagic{"TMIMAGE\x01", 8};
 constexpr uint32_t kVersion = 1;
-constexpr uint32_t kMarkerVersion = 2;   // 1 ends before the run
 constexpr size_t kUuidTextBytes = 36;
 
 void seal(Bytes& out) {
@@ -42,9 +41,10 @@ Bytes encode_marker(const BrickMarker& marker) {
   Bytes out;
   out.reserve(256);
   Writer w(out);
-  w.raw(as_bytes(kMarkerMagic)).u32(kMarkerVersion).u32(static_cast<uint32_t>(marker.state));
+  w.raw(as_bytes(kMarkerMagic)).u32(marker.version).u32(static_cast<uint32_t>(marker.state));
   w.uuid(marker.brick).uuid(marker.group).u32(marker.index).u32(marker.count);
-  w.u64(marker.failed_syncs).text(marker.name).u64(marker.run.number).uuid(marker.run.nonce);
+  w.u64(marker.failed_syncs).text(marker.name);
+  if (marker.version > 1) w.u64(marker.run.number).uuid(marker.run.nonce);
   seal(out);
   return out;
 }
@@ -54,6 +54,7 @@ Result<BrickMarker> decode_marker(ByteSpan bytes) {
   TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kMarkerMagic, kMarkerVersion, &version));
   Reader in(body);
   BrickMarker marker;
+  marker.version = version;
   uint32_t state = in.u32();
   marker.brick = in.uuid();
   marker.group = in.uuid();

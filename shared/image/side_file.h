@@ -13,6 +13,7 @@
 namespace tidemark::image {
 
 inline constexpr std::string_view kMarkerName = "tidemark.brick";
+inline constexpr uint32_t kMarkerVersion = 2;   // 1 ends before the run
 
 struct BrickMarker {
   enum class State : uint32_t { kInitializing = 1, kReady = 2 };
@@ -21,7 +22,8 @@ struct BrickMarker {
   uint32_t index = 0, count = 0;
   uint64_t failed_syncs = 0;
   std::string name;
-  BrickRun run{};
+  BrickRun run{};                     // not written in version 1
+  uint32_t version = kMarkerVersion;  // that it was read with, and is written with
 };
 
 Bytes encode_marker(const BrickMarker& marker);

@@ -96,7 +96,8 @@ class StorageGroup {
   // Makes an empty (all holes) image, durable when it returns, and opens it. kAlreadyExists if the
   // group holds it. What an earlier, interrupted create or remove left under the id is swept away.
   Result<std::unique_ptr<ImageCopy>> create(ImageId id, uint64_t size, Generation size_generation = Generation(0));
-  // kNotFound if the group does not hold it, kBusy if it is open already (one ImageCopy an image).
+  // kNotFound if the group does not hold it, kBusy if it is open already (one ImageCopy an image), kIoError if a brick
+  // that it lies on is absent.
   Result<std::unique_ptr<ImageCopy>> open_image(ImageId id);
   // Durable when it returns. An open copy goes on working on the nameless objects until it is destroyed.
   // kNotFound if the group does not hold it.
@@ -125,10 +126,11 @@ class StorageGroup {
   std::vector<BrickState> bricks() const;   // by index
   // Begins a run, before anything is written to a block: `save` makes durable what it is given, before and after the
   // markers are written. A brick whose marker cannot be written goes on with what it has. An error of `save` ends it.
+  // The first one after an upgrade from a version that knew no runs leaves the markers as that version reads them.
   Status begin_run(UniqueFunction<Status(const std::vector<KnownRun>&)> save);
   std::vector<KnownRun> runs() const;       // to be saved when a brick was replaced
   // Looks at the bricks' markers again: one that vanished or was replaced is absent from now on, one that came back is
-  // there. kIoError while the group is stuck().
+  // there, with the marker that it has. kIoError while the group is stuck().
   Status look_at_bricks();
   // Takes the empty directory of an absent brick as a new brick in its place. Blocks that lay on the old one are gone:
   // no image must be taken as whole that lay there. kInvalidArgument says what is wrong with the directory.

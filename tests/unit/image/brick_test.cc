@@ -1,6 +1,9 @@
 // Which directories a group takes as its bricks, and how it says no.
 #include <gmock/gmock.h>
 
+#include <algorithm>
+
+#include "shared/base/digest.h"
 #include "tests/unit/image/store_fixture.h"
 
 namespace tidemark::image {
@@ -136,6 +139,151 @@ TEST_F(BrickTest, AFailedSyncThatCannotBeRecordedIsTold) {
   EXPECT_FALSE(group->note_failed_sync().is_ok());
   EXPECT_TRUE(group->lost());
   EXPECT_NE(group->loss_id(), first);
+}
+
+// Daemons' openings: what their state keeps of the bricks is given to the next one.
+class RunTest : public BrickTest {
+ protected:
+  // As a host opens its bricks; a shared node knows their runs alone.
+  std::unique_ptr<StorageGroup> begin(bool host = true) {
+    auto group = open_group(host ? known() : known_runs_only());
+    if (group == nullptr) return nullptr;
+    group_ = group->group_id();
+    bricks_.clear();
+    for (const auto& b : group->bricks()) bricks_.push_back(b.id);
+    EXPECT_TRUE(group->begin_run([this](const std::vector<KnownRun>& runs) { return runs_ = runs, Status::ok(); }));
+    return group;
+  }
+  StorageGroupOptions known() const {
+    StorageGroupOptions o = known_runs_only();
+    o.known_bricks = bricks_;
+    return o;
+  }
+  StorageGroupOptions known_runs_only() const {
+    StorageGroupOptions o = options(2, 2);
+    o.expected_group = group_;
+    o.known_runs = runs_;
+    return o;
+  }
+  std::string marker(uint32_t i) const { return brick(i) + "/tidemark.brick"; }
+  uint32_t version(uint32_t i) {
+    auto bytes = env_.files().read_file(marker(i));
+    return bytes ? load_le<uint32_t>(bytes->data() + 8) : 0;
+  }
+  // As another version wrote it: the older one's ends before the run.
+  void rewrite(uint32_t i, uint32_t version) {
+    Bytes bytes = *env_.files().read_file(marker(i));
+    bytes.resize(bytes.size() - (version == 1 ? 32 : 8));
+    store_le<uint32_t>(bytes.data() + 8, version);
+    const uint64_t checksum = digest64(bytes);
+    Writer(bytes).u64(checksum);
+    ASSERT_TRUE(env_.files().write_file_atomically(marker(i), bytes, 0600));
+  }
+  void copy(const std::string& from, const std::string& to) {
+    fs::remove_all(to);
+    fs::copy(from, to, fs::copy_options::recursive);
+  }
+  static bool all_there(const StorageGroup& group) {
+    auto bricks = group.bricks();
+    return std::all_of(bricks.begin(), bricks.end(), [](const auto& b) { return b.status.is_ok(); });
+  }
+
+  Uuid group_;
+  std::vector<Uuid> bricks_;
+  std::vector<KnownRun> runs_;
+};
+
+TEST_F(RunTest, NoStripeIsReadFromABrickOfAnEarlierTime) {
+  const ImageId id = Uuid::from_random({7, 7});
+  auto group = begin();
+  auto image = *group->create(id, 4 * kStripeUnitMin);
+  ASSERT_TRUE(write(*image, 0, Bytes(4 * kStripeUnitMin, 0x11)));
+  ASSERT_TRUE(sync(*image));
+  image.reset();
+  group.reset();
+  for (uint32_t i : {0, 1}) copy(brick(i), root_ + "/old" + std::to_string(i));
+  group = begin();
+  image = *group->open_image(id);
+  ASSERT_TRUE(write(*image, 0, Bytes(4 * kStripeUnitMin, 0x22)));
+  ASSERT_TRUE(sync(*image));
+  image.reset();
+  group.reset();
+  for (uint32_t i : {0, 1}) {
+    SCOPED_TRACE(i);
+    copy(brick(i), root_ + "/new");
+    copy(root_ + "/old" + std::to_string(i), brick(i));
+    EXPECT_THAT(open_error(known_runs_only()), AllOf(HasSubstr(brick(i)), HasSubstr("earlier time")));
+    group = open_group(known());
+    EXPECT_FALSE(all_there(*group));
+    auto opened = group->open_image(id);
+    EXPECT_EQ(opened.status().code(), Code::kIoError) << opened.status().to_string();
+    EXPECT_THAT(opened.status().message(), AllOf(HasSubstr(brick(i)), HasSubstr("earlier time")));
+    EXPECT_EQ(group->look_at(id).code(), Code::kIoError);
+    copy(root_ + "/new", brick(i));
+    ASSERT_TRUE(group->look_at_bricks());
+    if (opened) opened->reset();
+    image = *group->open_image(id);
+    EXPECT_EQ(read(*image, 0, 4 * kStripeUnitMin), Bytes(4 * kStripeUnitMin, 0x22));
+    image.reset();
+    group.reset();
+  }
+}
+
+TEST_F(RunTest, TheFirstOpeningAfterAnUpgradeLeavesTheMarkersAsTheOlderVersionKnowsThem) {
+  for (bool host : {true, false}) {
+    SCOPED_TRACE(host);
+    begin(host).reset();
+    EXPECT_EQ(version(0), kMarkerVersion) << "a new group has nothing to go back to";
+    for (uint32_t i : {0, 1}) rewrite(i, 1);
+    runs_.clear();
+    auto group = begin(host);
+    EXPECT_EQ(version(0), 1u);
+    EXPECT_TRUE(group->note_failed_sync());
+    EXPECT_EQ(version(1), 1u);
+    ASSERT_EQ(runs_.size(), 2u);
+    EXPECT_EQ(runs_[0].last, BrickRun());
+    EXPECT_EQ(runs_[0].opening, BrickRun());
+    group.reset();
+    group = begin(host);
+    EXPECT_TRUE(all_there(*group));
+    for (uint32_t i : {0, 1}) EXPECT_EQ(version(i), kMarkerVersion);
+    EXPECT_EQ(runs_[1].last.number, 1u);
+    group.reset();
+    EXPECT_TRUE(all_there(*begin(host)));
+    group_ = {};
+    bricks_.clear();
+    runs_.clear();
+    for (uint32_t i : {0, 1}) fs::remove_all(brick(i));
+  }
+}
+
+// A program that is too old says so, instead of going on without its copies.
+TEST_F(RunTest, AMarkerOfANewerVersionIsNoAbsentBrick) {
+  begin().reset();
+  rewrite(1, kMarkerVersion + 1);
+  auto group = StorageGroup::open(env_, known());
+  EXPECT_EQ(group.status().code(), Code::kUnsupported) << group.status().to_string();
+  EXPECT_THAT(group.status().message(), AllOf(HasSubstr(brick(1)), HasSubstr("use a newer Tidemark")));
+  EXPECT_THAT(open_error(known_runs_only()), HasSubstr("use a newer Tidemark"));
+}
+
+TEST_F(RunTest, ABrickThatWasSwappedBackIsTheOneThatItWas) {
+  begin().reset();
+  copy(marker(1), root_ + "/old");
+  auto group = begin();
+  EXPECT_TRUE(group->note_failed_sync());
+  group.reset();
+  copy(marker(1), root_ + "/new");
+  copy(root_ + "/old", marker(1));
+  group = begin();
+  EXPECT_FALSE(all_there(*group));
+  copy(root_ + "/new", marker(1));
+  ASSERT_TRUE(group->look_at_bricks());
+  EXPECT_TRUE(all_there(*group));
+  EXPECT_TRUE(group->note_failed_sync());
+  group.reset();
+  EXPECT_TRUE(all_there(*begin()));
+  EXPECT_EQ(open_error(known_runs_only()), "");
 }
 
 }  // namespace

@@ -71,6 +71,10 @@ class StoreSim {
     copy.reset();
   }
 
+  void restart(const std::vector<KnownRun>& runs) {
+    options_.known_runs = runs;
+    restart();
+  }
   void restart() {
     copy.reset();
     group.reset();
@@ -249,6 +253,41 @@ TEST(StoreSimulation, AFullDiskIsToldAndHarmsNothing) {
   Bytes found = sim.contents();
   EXPECT_EQ(found[0], 3);
   EXPECT_EQ(found[65536], 0);
+}
+
+// Killed at any moment of an opening; then the power goes while the next one has just told its state what it found.
+TEST(StoreSimulation, AKillAndThenAPowerCutRefuseNoBrick) {
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    for (uint64_t nth = 1;; ++nth) {
+      SCOPED_TRACE("seed " + std::to_string(seed) + ", operation " + std::to_string(nth));
+      StoreSim sim(seed, 2, 1);
+      std::vector<KnownRun> runs;
+      auto keep = [&](const std::vector<KnownRun>& now) {
+        if (!sim.alive()) return Status(Code::kIoError, "the process is dead");
+        runs = now;
+        return Status::ok();
+      };
+      ASSERT_TRUE(sim.group->begin_run(keep));
+      sim.world.crash("host1", sim::Crash::kKill);
+      sim.restart(runs);
+      sim.world.inject("host1", sim::CrashPoint{.nth = nth});
+      const bool begun = sim.group->begin_run(keep).is_ok();
+      sim.world.clear_faults("host1");
+      if (sim.alive()) sim.world.crash("host1", sim::Crash::kKill);
+      sim.restart(runs);
+      EXPECT_FALSE(sim.group->begin_run([&](const std::vector<KnownRun>& now) {
+        EXPECT_TRUE(keep(now));
+        sim.world.crash("host1", sim::Crash::kPowerLoss);
+        return Status(Code::kIoError, "the power is gone");
+      }));
+      sim.restart(runs);
+      if (HasFatalFailure()) return;
+      ASSERT_TRUE(sim.group->begin_run(keep));
+      if (!begun) continue;
+      EXPECT_GT(nth, 4u);   // it did crash at some
+      break;
+    }
+  }
 }
 
 TEST(StoreSimulation, ASeedReplaysExactly) {
