@@ -285,6 +285,7 @@ class Engine final : public journal::BlockSource {
   void link_down();
   void apply(Image& image, MirrorEvent event);
   Task<void> resume(Image& image);
+  Task<void> not_resumed(Image& image, Status why);
   void note_alone(Image& image);
   void check_loss(Image& image, LossId loss);
   void fence(Image& image);

@@ -7,6 +7,7 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kRefusedRetry{5};
+constexpr std::chrono::milliseconds kNotingPoll{5};   // until a note is durable
 }  // namespace
 
 void Engine::link_up(const wire::HelloAnswer& hello) {
@@ -68,59 +69,82 @@ void Engine::apply(Image& im, MirrorEvent event) {
   remember(im);
 }
 
-// After a reconnect, for a tenure held: does it stand, and can the shared copy have lost anything?
+// After a reconnect, for a tenure held: does it stand, and can the shared copy have lost anything? While it is told
+// that nothing was acknowledged alone, nothing is; asked again if the answer shows that the copies may differ.
 Task<void> Engine::resume(Image& im) {
   Pin pin(im);
   using Answer = Result<wire::Resumed>;
-  // Where the shared copy may lack something it must not be read by others before the resync that follows.
-  const bool kept = mirror_->hello().loss_id == im.shared_loss || TM_PLANTED("ignore the loss id");
-  const bool lost = im.apart || (!kept && (im.unsynced.any() || im.active != 0));
-  const bool windows = im.facts.alone || lost;   // a resync follows, which says when it has ended
-  const uint8_t ahead = windows ? 2 : im.noting_alone || unreconciled_.contains(im.id) ? 1 : 0;
   const Epoch epoch = im.epoch;
-  wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
-  auto answer = co_await async<Answer>([&](Callback<Answer> done) {
-    mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
+  // The policy may be another one by now. Should this fail, so does what follows.
+  wire::GetAttr which{im.inode};
+  auto attr = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
+    mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
   });
-  if (!im.held || im.epoch != epoch) co_return;   // the tenure that was asked for has ended meanwhile
-  if (!answer) {
-    if (answer.status().code() == Code::kFenced) {
-      if (im.yield_unknown) co_return tenure_ended(im);  // the yield had been taken
-      co_return fence(im);
+  if (attr && im.held && im.epoch == epoch) {
+    im.attr.mirror = attr->mirror;
+    policy_seen(im, attr->mirror);
+    if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
+  }
+  for (bool other = false;;) {
+    while (im.noting_alone) co_await sleep(kNotingPoll);
+    if (!im.held || im.epoch != epoch || sends_mirror(im.state)) co_return;
+    // Where the shared copy may lack something it must not be read by others before the resync that follows.
+    const bool kept = mirror_->hello().loss_id == im.shared_loss || TM_PLANTED("ignore the loss id");
+    other = other || im.apart || im.facts.alone || only_here(im) || (!kept && (im.unsynced.any() || im.active != 0));
+    // Where a resync follows, that says when it has ended. Of `mirror = none` it does once the policy is another one.
+    const uint8_t ahead = other || im.facts.policy_none ? 2 : unreconciled_.contains(im.id) ? 1 : 0;
+    wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
+    const uint32_t says_level = ahead != 2 ? 1 : 0;
+    im.resuming += says_level;
+    auto answer = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
+    });
+    im.resuming -= says_level;
+    const bool waited_for = !im.unknown.empty() || !im.flushes.empty();
+    if (!answer && im.state == MirrorState::kLocalOnly && !im.facts.alone && waited_for) note_alone(im);
+    if (!im.held || im.epoch != epoch) co_return;   // the tenure that was asked for has ended meanwhile
+    if (!answer) co_return co_await not_resumed(im, answer.status());
+    if (sends_mirror(im.state)) co_return;
+    if (answer->size_generation > im.size_generation) {
+      Status adopted = co_await adopt_size(im, answer->size, answer->size_generation);
+      if (!adopted) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", adopted}});
+      if (!mirror_->up() || !im.held || sends_mirror(im.state)) co_return;
     }
-    if (answer.status().code() == Code::kNotFound) {
-      kLog.warning("image_gone", {{"image", im.id}, {"error", answer.status()}});
-      co_return fence(im);
-    }
-    if (mirror_->up()) {
-      kLog.warning("resume_refused", {{"image", im.id}, {"error", answer.status()}});
-      co_await sleep(kRefusedRetry);
-      if (im.held && mirror_->up() && !sends_mirror(im.state)) tasks_.spawn(resume(im));
-    }
+    // Requests under way may have been applied under the old loss id without counting as unflushed yet.
+    const bool unflushed = im.unsynced.any() || im.active != 0;
+    const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");
+    other = other || im.apart || im.facts.alone || (differs && unflushed);
+    if (ahead != 2 && (other || im.noting_alone)) continue;
+    im.facts.handshaken = true;
+    im.yield_unknown = false;
+    im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
+    if (!other || im.facts.policy_none) im.shared_loss = answer->loss_id;
+    im.resync_loss = answer->loss_id;
+    if (im.broken) tell_behind(im);   // first: the flushes that are woken wait for it
+    apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);
     co_return;
   }
-  if (sends_mirror(im.state)) co_return;
-  if (answer->size_generation > im.size_generation) {
-    Status adopted = co_await adopt_size(im, answer->size, answer->size_generation);
-    if (!adopted) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", adopted}});
-    if (!mirror_->up() || !im.held || sends_mirror(im.state)) co_return;
+}
+
+Task<void> Engine::not_resumed(Image& im, Status why) {
+  if (why.code() == Code::kFenced) {
+    if (im.yield_unknown) co_return tenure_ended(im);  // the yield had been taken
+    co_return fence(im);
   }
-  im.facts.handshaken = true;
-  im.yield_unknown = false;
-  im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
-  // Requests under way may have been applied under the old loss id without counting as unflushed yet.
-  bool unflushed = im.unsynced.any() || im.active != 0;
-  const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");
-  const bool other = lost || im.apart || (differs && unflushed);
-  if (!other && !im.facts.alone) im.shared_loss = answer->loss_id;
-  im.resync_loss = answer->loss_id;
-  if (im.broken) tell_behind(im);   // first: the flushes that are woken wait for it
-  apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);
+  if (why.code() == Code::kNotFound) {
+    kLog.warning("image_gone", {{"image", im.id}, {"error", why}});
+    co_return fence(im);
+  }
+  if (mirror_->up()) {
+    kLog.warning("resume_refused", {{"image", im.id}, {"error", why}});
+    co_await sleep(kRefusedRetry);
+    if (im.held && mirror_->up() && !sends_mirror(im.state)) tasks_.spawn(resume(im));
+  }
 }
 
 // The durable note that the shared copy may lack acknowledged writes; then those that wait for it are answered.
 void Engine::note_alone(Image& im) {
-  if (im.noting_alone) return;
+  if (im.noting_alone || im.resuming != 0) return;   // resume() or its answer goes on with those that wait
   im.noting_alone = true;
   journal_->note_copies(im.slot, host_loss(), im.shared_loss, true, [this, &im](Status s) {
     im.noting_alone = false;

@@ -111,6 +111,14 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     note_missing(im, Status(Code::kNotFound, "there is no copy of it here"));
     co_return failed(im);
   }
+  // Another host has it alone: this host's older copy stands in for nothing. The map of the one that gave the shared
+  // copy up is empty, should it have crashed before its note. No flag: that would call this copy the newest.
+  const bool older = grant.copy_known == 0 || std::any_of(grant.stale_regions.begin(), grant.stale_regions.end(),
+                                                          [](uint8_t bits) { return bits != 0; });
+  if (none && used && older && !only_here(im)) {
+    note_missing(im, Status(Code::kNotFound, "the copy here is older than the one that another host had alone"));
+    co_return failed(im);
+  }
   if (!had_copy) {
     bool empty = grant.size == 0;
     // Durable before the copy exists: until it was filled it must never be taken for whole.
@@ -287,7 +295,8 @@ void Engine::try_yield(Image& im) {
     im.recall_wanted = false;
     return;
   }
-  bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
+  // Not while it asks for `none`: until the answer is there this copy may be the only one.
+  bool level = (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) && !host_only(im);
   // While other images recover nothing can be cut, so nothing could be handed over whole.
   if (!level || im.resync_running || im.recovering || recovering_ != 0) {
     yield_later(im);

@@ -185,7 +185,8 @@ bool Core::may_be_old(const Image& im, const Op& op) const {
 
 void Core::submit_read(Op* op) {
   if (op->session->ended || !failed_) return finish(op);
-  if (may_be_old(*op->image, *op)) return wait_for_holder(op);
+  const bool kept = op->image->attr->mirror != 0;   // else it is refused, without a wait
+  if (kept && may_be_old(*op->image, *op)) return wait_for_holder(op);
   op->peer->read_bytes += op->length;
   submit(op);
 }

@@ -151,9 +151,12 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
     make_cold(image);
     // Its holder has it alone, or had until now: it says when the copy here is level (again).
     if (!image.record.tenure.holder.empty()) image.record.outdated = 1;
+    if (image.attr->mirror != 0) image.holder_ahead = Image::Ahead::kUntilResume;
     if (image.attr->mirror == 0 && image.record.has_copy != 0) {
       close_copy(image);
       image.record.has_copy = 0;
+      // Where the next copy, of holes, equals its writer's, nothing will be sent that marks what others have of it.
+      mark_behind(image, {0, image.attr->size}, batch);
       given_up = image.id;
     }
     put_image(batch, image.id, image.record);

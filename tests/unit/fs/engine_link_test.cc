@@ -201,5 +201,38 @@ TEST_F(LinkTest, ALocalSyncThatFailsAtAHandOverLeavesTheCopyMarked) {
   EXPECT_EQ(verify(f), "");
 }
 
+// While the shared node hears that nothing was acknowledged alone, something is: others must not read what it replaced.
+TEST_F(LinkTest, AWriteAcknowledgedAloneDuringAResumeIsNotReadOldElsewhere) {
+  resync_rate_ = 4 * kMiB;                     // a region in a window, a window in a second
+  for (int delay : {20, 120, 220, 320}) {      // of the link's return: before, during and after the questions
+    SCOPED_TRACE(delay);
+    start();
+    File f = create(1, "a.img", 16 * kMiB);
+    for (uint64_t i = 0; i < 16; ++i) ASSERT_TRUE(write_now(f, i * kMiB, 0x11, kMiB));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    ASSERT_TRUE(wait(flush(f)));
+    lose_link(1);
+    ASSERT_TRUE(await_mirror(f, "local only"));
+    world_->set_latency("shared1", "host1", {milliseconds(200), milliseconds(200)});
+    heal_link(1);
+    ASSERT_TRUE(until([&] { return linked(1); }));
+    world_->run_for(milliseconds(delay));
+    std::vector<Pending> writes;
+    for (uint64_t i = 0; i < 16; ++i) writes.push_back(write(f, i * kMiB, 0x22, kMiB));
+    for (const Pending& w : writes) ASSERT_TRUE(wait(w));
+    File theirs = open(2, "a.img");
+    for (int i = 0; i < 40; ++i) {
+      const int byte = byte_at(theirs, 15 * kMiB, 4096);
+      ASSERT_TRUE(byte == -2 || byte == 0x22) << byte;
+      world_->run_for(milliseconds(100));
+    }
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    ASSERT_TRUE(until([&] { return byte_at(theirs, 15 * kMiB, 4096) == 0x22; }));
+    EXPECT_EQ(verify(f), "");
+    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
+    crash_shared(sim::Crash::kKill);
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::fs

@@ -145,6 +145,77 @@ TEST_F(PolicyTest, AnotherHostReadsNothingOldWhileWindowsAreLeft) {
   ASSERT_TRUE(until([&] { return byte_at(theirs, 23 * kMiB, 4096) == 0x22; }));
 }
 
+// Its host's link is down when the policy changes back: no notification reaches it.
+TEST_F(PolicyTest, BackFromNoneWhileTheLinkIsDown) {
+  File f = start_none();
+  lose_link(1);
+  File theirs = open(2, "a.img");
+  ASSERT_TRUE(wait(set_mirror(theirs, "sync")));
+  heal_link(1);
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  const int byte = byte_at(theirs, 0, kMiB);
+  EXPECT_TRUE(byte == -2 || byte == 0x22) << byte;
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(until([&] { return byte_at(theirs, 0, kMiB) == 0x22; }));
+  EXPECT_EQ(verify(f), "");
+}
+
+// It equals the new shared copy's holes, so nothing is sent: another host's copy is behind all the same.
+TEST_F(PolicyTest, WhatWasDiscardedWhileNoneIsNotReadFromAnOldCopy) {
+  start();
+  File theirs = create(2, "a.img", 8 * kMiB);
+  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(write_now(theirs, i * kMiB, 0x11, kMiB));
+  ASSERT_TRUE(await_mirror(theirs, "mirrored"));
+  ASSERT_TRUE(wait(flush(theirs)));
+  close(theirs);
+  File f = open(1, "a.img");
+  ASSERT_TRUE(write_now(f, 7 * kMiB, 0x21, kMiB));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(flush(f)));
+  ASSERT_TRUE(wait(set_mirror(f, "none")));
+  ASSERT_TRUE(wait(fallocate(f, Engine::Fallocate::kPunch, {0, 4 * kMiB})));
+  ASSERT_TRUE(wait(flush(f)));
+  ASSERT_TRUE(wait(set_mirror(f, "sync")));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  close(f);
+  theirs = open(2, "a.img");
+  ASSERT_TRUE(write_now(theirs, 6 * kMiB, 0x31, kMiB));
+  EXPECT_EQ(byte_at(theirs, 0, kMiB), 0);
+  EXPECT_EQ(byte_at(theirs, 5 * kMiB, kMiB), 0x11);
+  EXPECT_EQ(byte_at(theirs, 7 * kMiB, kMiB), 0x21);
+  ASSERT_TRUE(await_mirror(theirs, "mirrored"));
+  EXPECT_EQ(verify(theirs), "");
+}
+
+// The shared node has requests of the image under way, and refuses: its copy is as good as this one, and can serve.
+TEST_F(PolicyTest, ARefusedNoneLeavesTheImageMirrored) {
+  start();
+  File f = create(1, "a.img", 8 * kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  Status none;
+  for (int i = 0; i < 50 && none.is_ok(); ++i) {
+    if (i != 0) {
+      ASSERT_TRUE(wait(set_mirror(f, "sync")));
+      ASSERT_TRUE(await_mirror(f, "mirrored"));
+    }
+    std::vector<Pending> writes;
+    for (uint64_t at = 0; at < 8; ++at) writes.push_back(write(f, at * kMiB, 0x22, kMiB));
+    world_->run_for(milliseconds(1));
+    none = wait(set_mirror(f, "none"));
+    for (const Pending& w : writes) ASSERT_TRUE(wait(w));
+  }
+  ASSERT_EQ(none.code(), Code::kBusy) << none.to_string();
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_host(1, sim::Crash::kKill);
+  host_bricks_ = {"/other"};                   // an empty directory in its place
+  start_host(1);
+  f = open(1, "a.img");
+  EXPECT_TRUE(until([&] { return byte_at(f, 0, kMiB) == 0x22; }, seconds(20)));
+  EXPECT_NE(mirror(f), "failed");
+}
+
 TEST_F(PolicyTest, AnotherHostsOldCopyIsNeverReadForAnImageThatIsNone) {
   start();
   File theirs = create(2, "a.img", kMiB);

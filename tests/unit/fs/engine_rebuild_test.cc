@@ -204,6 +204,35 @@ TEST_F(RebuildTest, AnImageOfOneHostAloneComesFromThere) {
   }
 }
 
+// Its host does not report. Another one's copy, of before it was `none`, is not taken for it, in any run.
+TEST_F(RebuildTest, AnotherHostsOldCopyIsNoImageOfOneHostAlone) {
+  start();
+  File theirs = create(2, "a.img", 4 * kMiB);
+  ASSERT_TRUE(fill(theirs, 0x11, 4));
+  ASSERT_TRUE(await_mirror(theirs, "mirrored"));
+  ASSERT_TRUE(wait(flush(theirs)));
+  close(theirs);
+  File f = open(1, "a.img");
+  ASSERT_TRUE(fill(f, 0x21, 4));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(set_mirror(f, "none")));
+  ASSERT_TRUE(fill(f, 0x22, 4));
+  ASSERT_TRUE(wait(flush(f)));
+  ASSERT_EQ(byte_at(open(2, "a.img"), 0, kMiB), -2);   // it knows the policy
+  crash_host(1, sim::Crash::kKill);
+  replace_shared(true, {"host2"});
+  ASSERT_TRUE(rebuilt());
+  for (int run = 0; run < 2; ++run) {
+    ASSERT_TRUE(until([&] { return linked(2); }));
+    theirs = open(2, "a.img");
+    EXPECT_EQ(write_now(theirs, kMiB, 0x12, 4096).code(), Code::kIoError);
+    EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
+    EXPECT_EQ(mirror(theirs), "failed");
+    crash_host(2, sim::Crash::kKill);
+    start_host(2);
+  }
+}
+
 TEST_F(RebuildTest, AnEpochNeverComesTwice) {
   start();
   File f = create(1, "a.img", kMiB);

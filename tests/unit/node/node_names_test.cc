@@ -148,6 +148,29 @@ TEST_F(NodeTest, PolicyNoneGivesTheSecondCopyUp) {
   EXPECT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
 }
 
+// Back from `none` the copy is empty until the image's holder has said that it is level: no other host reads its zeros.
+TEST_F(NodeTest, BackFromNoneOthersReadNothingUntilTheHolderSaysSo) {
+  auto a = host("host1");
+  auto b = host("host2");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  for (const char* mirror : {"none", "sync"}) {
+    std::optional<Status> set;
+    node_->set_policy("disk.img", mirror, [&](Result<std::string> r) { set = r.status(); });
+    ASSERT_TRUE(world_.run_until([&] { return set.has_value(); }, std::chrono::seconds(10)));
+    ASSERT_TRUE(*set) << set->message();
+  }
+  EXPECT_EQ(errno_of(b->read(held.image, 0, 4096).status()), EIO);
+  auto resume = [&](uint8_t ahead) {
+    return a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), ahead});
+  };
+  ASSERT_TRUE(resume(2));
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  EXPECT_EQ(errno_of(b->read(held.image, 0, 4096).status()), EIO);
+  ASSERT_TRUE(resume(0));
+  EXPECT_EQ(*b->read(held.image, 0, 4096), Bytes(4096, 9));
+}
+
 TEST_F(NodeTest, ThePolicyIsAnExtendedAttributeToo) {
   auto a = host("host1");
   Result<wire::Attr> f = a->create("f");
