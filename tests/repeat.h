@@ -4,7 +4,7 @@
 namespace tidemark {
 
 template <class T>
-constexpr T repeat(T full, [[maybe_unused]] T sanitized) {
+constexpr T repeat([[maybe_unused]] T full, [[maybe_unused]] T sanitized) {
 #ifdef TIDEMARK_SANITIZED
   return sanitized;
 #else
