@@ -100,7 +100,7 @@ peers() { # brings them up; prints their targets
 }
 peers_up() {
   [ -n "$PEERS" ] || return 0
-  export BENCH_BASE=$D/peers
+  export BENCH_BASE=$D/peers BENCH_SIZE=$SIZE_MIB
   mkdir -p "$BENCH_BASE"
   AT_END+=("'$bench/targets' down")
   say "bringing up $PEERS"
