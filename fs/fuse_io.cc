@@ -143,7 +143,7 @@ static uint32_t write_flags(const char* data) {
 void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, off_t offset, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
   FuseShell::Buffer* buffer = std::exchange(shell.current_, nullptr);  // kept until the answer
-  io::IoMode mode = shell.alone_ ? io::IoMode::kInline : io::IoMode::kQueued;
+  constexpr io::IoMode mode = io::IoMode::kQueued;   // one's own disk and the other end are waited for together
   // Of a file opened with O_DSYNC: the kernel sends no FSYNC after a direct write, the flags of the write are all.
   bool durable = (fi->flags & O_DSYNC) != 0;
   auto done = [&shell, req, buffer, handle = durable ? handle_of(fi) : HandleId{}](Result<size_t> n) {

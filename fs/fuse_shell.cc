@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fuse.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mount.h>
@@ -27,6 +28,12 @@ namespace {
 const log::Logger kLog("fuse");
 constexpr size_t kFreeReadBuffersMax = 64;
 constexpr size_t kNotificationsMax = 4096;
+
+bool is_read(const void* request) {
+  fuse_in_header header;
+  memcpy(&header, request, sizeof header);
+  return header.opcode == FUSE_READ;
+}
 
 bool within(ByteSpan memory, const io::AlignedBuffer& buffer) {
   return memory.data() >= buffer.data() && memory.data() < buffer.data() + buffer.size();
@@ -136,15 +143,18 @@ FuseShell::~FuseShell() {
 }
 
 void FuseShell::drain() {
-  // A guest that waits for each answer has most likely sent nothing more: its request is begun before looking on.
   const bool idle = engine_.in_flight() == 0;
   size_t begun = 0;
   received_.clear();
   if (came_alone_ && idle) {
     if (!receive(1)) return;
-    begun = received_.size();
-    begin_received();
-    if (begun != 0 && engine_.in_flight() != 0) return;   // its file operation comes first
+    // A guest that waits for each answer has most likely sent nothing more: its change is begun before looking on,
+    // since its frame can leave then. A read would be over before anybody looked: one by one, however many wait.
+    if (!received_.empty() && !is_read(received_.front().buffer->start())) {
+      begun = received_.size();
+      begin_received();
+      if (engine_.in_flight() != 0) return;   // its file operation comes first
+    }
   }
   if (!receive(limits::kFuseDrainMax) && begun == 0) return;
   came_alone_ = idle && begun + received_.size() == 1;

@@ -16,8 +16,9 @@ namespace tidemark::io {
 // How a data operation is to be carried out. The simulator ignores it.
 enum class IoMode : uint8_t {
   kQueued,  // joins the batch submitted at the end of the loop's turn (io_uring)
-  kInline,  // a blocking system call as soon as the callback that asks has returned: wins at depth one, where every
-            // hand-over costs 20-40 us. Should the call hang, the loop goes on without it (real_env.h)
+  kInline,  // a blocking system call as soon as the callback that asks has returned: wins at depth one where nothing
+            // else is waited for, such as a read, or where the ring would hand over to a thread, such as a sync. Should
+            // the call hang, the loop goes on without it (real_env.h)
 };
 
 struct OpenOptions {

@@ -236,7 +236,9 @@ void RealEnv::State::reap_stuck() {
     std::lock_guard lock(lead_mutex);
     now = stuck_rings;
   }
-  for (const StuckRing& s : now) s.ring->reap(false);
+  for (const StuckRing& s : now) {
+    while (s.ring->has_ready()) s.ring->reap(false);
+  }
   std::lock_guard lock(lead_mutex);
   std::erase_if(stuck_rings, [](const StuckRing& s) { return s.ring->in_flight() == 0; });
 }

@@ -5,11 +5,14 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <deque>
 #include <utility>
 #include <vector>
+
+#include "shared/base/limits.h"
 
 namespace tidemark::io {
 namespace {
@@ -228,8 +231,8 @@ void Ring::reap(bool fetch) {
     int n = io_uring_get_events(&s.ring);
     TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
   }
-  // Bounded by what is there now: callbacks may queue more, and others want their turn.
-  unsigned ready = io_uring_cq_ready(&s.ring);
+  // The rest is found by the next turn, which does not wait before: others want theirs.
+  unsigned ready = std::min(io_uring_cq_ready(&s.ring), limits::kCompletionsMax);
   while (ready-- > 0) {
     io_uring_cqe* cqe = nullptr;
     if (io_uring_peek_cqe(&s.ring, &cqe) != 0 || cqe == nullptr) break;

@@ -36,7 +36,8 @@ class Ring {
   void queue(const Request& request, uint32_t* in_flight, Callback<Status> done);
   // Submits what was queued, and lets finished work show up. One system call, none if nothing is queued.
   void submit();
-  // Runs the callbacks of all finished operations. `fetch`: ask the kernel first (one system call).
+  // Runs the callbacks of finished operations, limits::kCompletionsMax at most: has_ready() says whether that was all.
+  // `fetch`: ask the kernel first (one system call).
   void reap(bool fetch);
   bool has_ready() const;       // reap() without fetch would find something
   bool has_unsubmitted() const;

@@ -38,7 +38,8 @@ void Core::note_user(Image& im, Session& session) {
 }
 
 io::IoMode Core::mode_for(const wire::Request& request) const {
-  return request.alone && ops_ == 0 ? io::IoMode::kInline : io::IoMode::kQueued;
+  const bool alone = request.alone && ops_ == 0 && request.type == wire::Type::kRead;
+  return alone ? io::IoMode::kInline : io::IoMode::kQueued;
 }
 
 Op* Core::new_op(const PeerPtr& peer, const wire::Request& request, Image& image) {
