@@ -1,7 +1,7 @@
 #include "shared/image/side_file.h"
 
-#include "shared/base/digest.h"
 #include "shared/base/limits.h"
+#include "shared/base/sealed.h"
 
 namespace tidemark::image {
 namespace {
@@ -10,30 +10,6 @@ constexpr std::string_view kMarkerMagic{"TMBRICK\x01", 8};
 constexpr std::string_view kMetadataMagic{"TMIMAGE\x01", 8};
 constexpr uint32_t kVersion = 1;
 constexpr size_t kUuidTextBytes = 36;
-
-void seal(Bytes& out) {
-  uint64_t checksum = digest64(out);
-  Writer(out).u64(checksum);
-}
-
-// Checks magic, checksum and version; returns what lies between version and checksum.
-Result<ByteSpan> unseal(ByteSpan bytes, std::string_view magic, uint32_t newest = kVersion, uint32_t* found = nullptr) {
-  constexpr size_t kHead = 12, kTail = 8;
-  if (bytes.size() < kHead + kTail) {
-    return Status(Code::kCorruption, "cut short: " + std::to_string(bytes.size()) + " bytes");
-  }
-  if (as_text(bytes.first(8)) != magic) return Status(Code::kCorruption, "magic does not match: not such a file");
-  ByteSpan covered = bytes.first(bytes.size() - kTail);
-  if (digest64(covered) != load_le<uint64_t>(bytes.data() + covered.size())) {
-    return Status(Code::kCorruption, "checksum does not match");
-  }
-  uint32_t version = load_le<uint32_t>(bytes.data() + 8);
-  if (found != nullptr) *found = version;
-  if (version == 0 || version > newest) {
-    return Status(Code::kUnsupported, "version " + std::to_string(version) + " is not known; use a newer Tidemark");
-  }
-  return covered.subspan(kHead);
-}
 
 }  // namespace
 
@@ -111,7 +87,7 @@ Bytes encode_metadata(const ImageMetadata& metadata) {
 }
 
 Result<ImageMetadata> decode_metadata(ByteSpan bytes) {
-  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kMetadataMagic));
+  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kMetadataMagic, kVersion));
   Reader in(body);
   uint32_t features = in.u32();
   if (features != 0) return Status(Code::kUnsupported, "feature bits " + std::to_string(features) + " are not known");

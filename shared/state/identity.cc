@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "shared/base/digest.h"
+#include "shared/base/sealed.h"
 #include "shared/io/file.h"
 
 namespace tidemark::state {
@@ -15,25 +15,6 @@ const std::string kRebuildFile = "rebuild";
 constexpr std::string_view kTagMagic{"TMSTORE\x01", 8};
 constexpr uint32_t kVersion = 1;
 constexpr size_t kPartsMax = 64;
-
-void seal(Bytes& out) {
-  const uint64_t checksum = digest64(out);
-  Writer(out).u64(checksum);
-}
-
-Result<ByteSpan> unseal(ByteSpan bytes, std::string_view magic) {
-  constexpr size_t kHead = 12, kTail = 8;
-  if (bytes.size() < kHead + kTail)
-    return Status(Code::kCorruption, "cut short: " + std::to_string(bytes.size()) + " bytes");
-  if (as_text(bytes.first(8)) != magic) return Status(Code::kCorruption, "magic does not match: not such a file");
-  ByteSpan covered = bytes.first(bytes.size() - kTail);
-  if (digest64(covered) != load_le<uint64_t>(bytes.data() + covered.size()))
-    return Status(Code::kCorruption, "checksum does not match");
-  const uint32_t version = load_le<uint32_t>(bytes.data() + 8);
-  if (version != kVersion)
-    return Status(Code::kUnsupported, "version " + std::to_string(version) + " is not known; use a newer Tidemark");
-  return covered.subspan(kHead);
-}
 
 }  // namespace
 
@@ -54,7 +35,7 @@ Bytes encode_identity(const Identity& identity) {
 }
 
 Result<Identity> decode_identity(ByteSpan bytes) {
-  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kIdentityMagic));
+  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kIdentityMagic, kVersion));
   Reader in(body);
   Identity out;
   const uint32_t stage = in.u32();
@@ -89,7 +70,7 @@ Bytes encode_tag(const Tag& tag) {
 }
 
 Result<Tag> decode_tag(ByteSpan bytes) {
-  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kTagMagic));
+  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kTagMagic, kVersion));
   Reader in(body);
   Tag out;
   out.part = in.uuid();
@@ -114,7 +95,7 @@ Bytes encode_rebuild_order(const RebuildOrder& order) {
 }
 
 Result<RebuildOrder> decode_rebuild_order(ByteSpan bytes) {
-  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kRebuildMagic));
+  TM_ASSIGN_OR_RETURN(ByteSpan body, unseal(bytes, kRebuildMagic, kVersion));
   Reader in(body);
   RebuildOrder out;
   for (uint32_t left = in.u32(); left > 0 && in.ok(); --left) out.hosts.push_back(in.text());
