@@ -10,7 +10,7 @@
 // and back), engine_tenure.cc, engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
 // engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
 // engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
-// engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc,
+// engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc,
 // engine_status.cc.
 #pragma once
 
@@ -229,6 +229,7 @@ class Engine final : public journal::BlockSource {
   void try_failed_copies();
   Status open_failed_copy(Image& image);
   Task<void> reopen_copy(Image& image);
+  void copy_damaged(ImageId id, const Status& why);
   // ---- engine_hang.cc
   void copy_overdue(ImageId id);
   void give_up_local(Image& image, const Status& why);
@@ -431,6 +432,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> scrub_block(ScrubRun& run, Image& image, Extent range);
   Task<Status> read_for_scrub(Image& image, ScrubBlock& block, const DigestKey& key);
   Task<Result<std::vector<Digest128>>> shared_digests(Image& image, Extent range, uint32_t unit, const DigestKey& key);
+  // ---- engine_settle.cc
   Task<Result<bool>> settle_unit(ScrubRun& run, Image& image, ScrubBlock& block, uint64_t unit, const DigestKey& key);
   Task<Result<bool>> settle_unreadable(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_read,
                                        const DigestKey& key);

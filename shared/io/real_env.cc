@@ -8,25 +8,13 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cerrno>
-#include <condition_variable>
 #include <csignal>
-#include <cstdlib>
 #include <ctime>
-#include <deque>
-#include <mutex>
-#include <thread>
-#include <vector>
 
 #include "shared/base/log.h"
-#include "shared/io/busy_poll.h"
-#include "shared/io/offload.h"
-#include "shared/io/real_files.h"
-#include "shared/io/ring.h"
-#include "shared/io/timer_queue.h"
-#include "shared/kv/store.h"
-#include "shared/net/network.h"
+#include "shared/io/real_env_state.h"
 
 namespace tidemark::io {
 namespace {
@@ -34,12 +22,6 @@ namespace {
 const log::Logger kLog("loop");
 
 constexpr int kEventsPerTurn = 256;
-// A wait never lasts longer: its timeout does not count the time a machine was suspended, timers do.
-constexpr Duration kWaitMax = std::chrono::seconds(1);
-// An inline call that lasts longer (and less than twice as long) is left to its thread.
-constexpr Duration kCallMax = std::chrono::milliseconds(250);
-constexpr Duration kFetchInterval = std::chrono::milliseconds(10);
-constexpr Duration kCallsEnd = std::chrono::seconds(5);   // waited for after the loop has ended
 
 int64_t clock_ns(clockid_t clock) {
   timespec t;
@@ -47,81 +29,7 @@ int64_t clock_ns(clockid_t clock) {
   return static_cast<int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
 }
 
-struct Watch {
-  int fd;
-  uint32_t generation;
-  Poller::FdCallback callback;
-};
-
 }  // namespace
-
-struct RealEnv::State {
-  RealEnvOptions options;
-  int epoll_fd = -1;
-  int wake_fd = -1;
-  int signal_fd = -1;
-
-  // Loop thread.
-  std::vector<std::unique_ptr<Watch>> watches;          // by descriptor
-  std::vector<std::unique_ptr<Watch>> retired;          // removed in this turn: a callback may still be running
-  uint32_t next_generation = 1;
-  TimerQueue timers;
-  BusyPoll busy_poll{Duration::zero()};
-  std::vector<UniqueFunction<void()>> turn_end;
-  std::vector<UniqueFunction<void()>> turn_end_running;
-  std::vector<UniqueFunction<void()>> posted_running;
-  bool ring_tried = false;
-  std::unique_ptr<Ring> ring;
-  UniqueFunction<void(int)> signal_callback;
-  std::unique_ptr<net::Network> network;
-
-  // Any thread.
-  std::mutex post_mutex;
-  std::vector<UniqueFunction<void()>> posted;           // guarded by post_mutex
-  std::atomic<bool> has_posted = false;
-  std::atomic<bool> waiting = false;                    // the loop sleeps, or is about to: wake it
-  std::atomic<bool> stopping = false;
-
-  std::unique_ptr<RealFileSystem> files;
-  OffloadPool offload;
-
-  // Inline operations, and which of two threads runs the loop.
-  struct StuckRing {
-    std::shared_ptr<Ring> ring;                         // shared by the loop and the thread that made it
-    std::thread::id owner;
-  };
-  bool running = false;                                 // in run(): there is a base to make calls from
-  std::vector<InlineOperation> inline_operations;
-  size_t inline_next = 0;
-  uint64_t calls = 0;
-  std::thread::id leader;                               // who makes the call
-  std::atomic<uint64_t> call = 0;                       // number of the call being made; 0: none
-  std::mutex lead_mutex;
-  std::condition_variable lead_changed;
-  bool over = false;                                    // guarded by lead_mutex
-  uint32_t hung = 0;                                    // guarded by lead_mutex: threads that were left with a call
-  std::atomic<bool> left_alone = false;                 // hung != 0: nobody would take over from this one
-  std::vector<StuckRing> stuck_rings;                   // guarded by lead_mutex
-  std::thread second;
-
-  void wake();
-  bool wait_and_dispatch(RealEnv& env, Duration wait_max);
-  int wait_for_events(epoll_event* events, Duration wait);
-  void dispatch(int fd, uint32_t generation, uint32_t events);
-  void run_timers();
-  void run_posted();
-  void run_turn_end();
-  bool turn(RealEnv& env, Duration wait_max);
-  bool run_inline(RealEnv& env);
-  void queue(RealEnv& env, InlineOperation operation);
-  void lead(RealEnv& env, bool leading);
-  bool follow(RealEnv& env);
-  void take_over(RealEnv& env);
-  void reap_stuck();
-  void finish_leading();
-  Ring* get_ring(RealEnv& env);
-  Duration wait_time(Duration wait_max);
-};
 
 RealEnv::RealEnv(RealEnvOptions options) : state_(std::make_unique<State>()) {
   State& s = *state_;
@@ -181,128 +89,6 @@ void RealEnv::run() {
   if (s.second.joinable()) s.second.join();
   s.running = s.over = false;
   s.stopping.store(false);
-}
-
-// One of the two threads, until the loop ends: leading it, or watching the one that does.
-void RealEnv::State::lead(RealEnv& env, bool leading) {
-  while (leading || follow(env)) {
-    if (!leading) take_over(env);
-    leading = true;
-    while (leading && !stopping.load(std::memory_order_relaxed)) leading = turn(env, kWaitMax);
-    if (leading) return finish_leading();
-  }
-}
-
-// True: the other one is stuck in a call, and this thread runs the loop from now on.
-bool RealEnv::State::follow(RealEnv& env) {
-  uint64_t seen = 0;
-  std::unique_lock lock(lead_mutex);
-  while (!over) {
-    std::vector<std::shared_ptr<Ring>> own;
-    for (const StuckRing& s : stuck_rings) if (s.owner == std::this_thread::get_id()) own.push_back(s.ring);
-    if (!own.empty()) {
-      for (auto& ring : own) ring->fetch();
-      env.post([this] { reap_stuck(); });
-    }
-    own.clear();
-    lead_changed.wait_for(lock, stuck_rings.empty() ? kCallMax : kFetchInterval);
-    uint64_t now = call.load();
-    if (now != 0 && now == seen && call.compare_exchange_strong(now, 0)) {
-      ++hung;
-      left_alone = true;
-      return true;
-    }
-    if (stuck_rings.empty() || now == 0) seen = now;
-  }
-  return false;
-}
-
-// The loop as the other thread left it, but for its ring, which takes nothing from anybody else.
-void RealEnv::State::take_over(RealEnv& env) {
-  kLog.warning("file_operation_hangs", {{"now", "the loop goes on without it"}});
-  ring_tried = false;
-  if (ring == nullptr) return;
-  env.remove_fd(ring->event_fd());
-  ring->orphan();
-  std::shared_ptr<Ring> old = std::move(ring);   // shared as StuckRing says
-  if (old->in_flight() == 0) return;
-  std::lock_guard lock(lead_mutex);
-  stuck_rings.push_back({std::move(old), leader});
-}
-
-void RealEnv::State::reap_stuck() {
-  std::vector<StuckRing> now;
-  {
-    std::lock_guard lock(lead_mutex);
-    now = stuck_rings;
-  }
-  for (const StuckRing& s : now) {
-    while (s.ring->has_ready()) s.ring->reap(false);
-  }
-  std::lock_guard lock(lead_mutex);
-  std::erase_if(stuck_rings, [](const StuckRing& s) { return s.ring->in_flight() == 0; });
-}
-
-// The loop has ended. A thread that is still in a call would keep this one waiting for ever.
-void RealEnv::State::finish_leading() {
-  std::unique_lock lock(lead_mutex);
-  over = true;
-  lead_changed.notify_all();
-  if (lead_changed.wait_for(lock, kCallsEnd, [this] { return hung == 0; })) return;
-  kLog.warning("ended_with_a_file_operation_hanging", {{"calls", hung}});
-  std::_Exit(EXIT_FAILURE);
-}
-
-// False: a call took so long that the other thread leads by now.
-bool RealEnv::State::run_inline(RealEnv& env) {
-  while (inline_next < inline_operations.size()) {
-    InlineOperation operation = std::move(inline_operations[inline_next++]);
-    if (inline_next == inline_operations.size()) {
-      inline_operations.clear();
-      inline_next = 0;
-    }
-    if (left_alone.load(std::memory_order_relaxed)) {
-      queue(env, std::move(operation));
-      continue;
-    }
-    if (!second.joinable()) {
-      second = std::thread([this, &env] {
-        block_all_signals();
-        lead(env, false);
-      });
-    }
-    if (ring != nullptr && ring->has_unsubmitted()) ring->submit();
-    leader = std::this_thread::get_id();
-    uint64_t number = ++calls;
-    call.store(number, std::memory_order_release);
-    Status status = run_blocking(operation.request);
-    if (call.compare_exchange_strong(number, 0)) {
-      --*operation.in_flight;
-      operation.done(std::move(status));
-      continue;
-    }
-    std::lock_guard lock(lead_mutex);
-    left_alone = --hung != 0;   // before anybody hears of the end and begins the next operation
-    env.post([operation = std::move(operation), status = std::move(status)]() mutable {
-      --*operation.in_flight;
-      operation.done(std::move(status));
-    });
-    lead_changed.notify_all();
-    return false;
-  }
-  return true;
-}
-
-void RealEnv::State::queue(RealEnv& env, InlineOperation operation) {
-  if (Ring* r = get_ring(env); r != nullptr) {
-    return r->queue(operation.request, operation.in_flight, std::move(operation.done));
-  }
-  auto result = std::make_shared<Status>();   // shared by the worker and the completion
-  env.offload([request = operation.request, result] { *result = run_blocking(request); },
-              [result, operation = std::move(operation)]() mutable {
-                --*operation.in_flight;
-                operation.done(std::move(*result));
-              });
 }
 
 void RealEnv::stop() {
