@@ -14,6 +14,7 @@
 #include "shared/io/file.h"
 #include "shared/kv/lmdb_store.h"
 #include "shared/net/real_network.h"
+#include "shared/net/revocation.h"
 
 namespace tidemark::daemon {
 namespace {
@@ -132,6 +133,7 @@ Result<std::unique_ptr<Daemon>> Daemon::create(Options options) {
   TM_ASSIGN_OR_RETURN(state->pid_file, PidFile::take(o.node.run_dir + "/" + o.node.name + o.pid_suffix + ".pid"));
   TM_RETURN_IF_ERROR(probe_ports(o));
   TM_RETURN_IF_ERROR(open_log(o));
+  TM_RETURN_IF_ERROR(net::keep_revocations(o.node.state_dir + "/revoked"));
   raise_descriptor_limit();
   signal(SIGPIPE, SIG_IGN);
   io::RealEnvOptions env_options;

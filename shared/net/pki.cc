@@ -161,6 +161,16 @@ Status write_all(int fd, ByteSpan data, const std::string& path) {
   if (::fsync(fd) != 0) return Status::from_errno(errno, path);
   return Status::ok();
 }
+
+Status sync_directory_of(const std::string& path) {
+  std::string directory = std::filesystem::path(path).parent_path().string();
+  if (directory.empty()) directory = ".";
+  int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return Status::from_errno(errno, directory);
+  Status status = ::fsync(fd) == 0 ? Status::ok() : Status::from_errno(errno, directory);
+  ::close(fd);
+  return status;
+}
 }  // namespace
 
 // Whole or not at all: a daemon that rereads rotated files never meets half of one.
@@ -178,6 +188,7 @@ Status write_pem_file(const std::string& path, ByteSpan data, mode_t mode, bool 
     if (failed != 0) status = Status::from_errno(errno, path);
   }
   if (!force || !status.is_ok()) ::unlink(temporary.c_str());
+  if (status.is_ok()) status = sync_directory_of(path);
   return status;
 }
 

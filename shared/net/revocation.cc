@@ -4,61 +4,36 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <filesystem>
-#include <map>
-#include <mutex>
 #include <utility>
 
 #include "shared/base/digest.h"
-#include "shared/base/log.h"
 #include "shared/net/openssl_handles.h"
 #include "shared/net/pki.h"
+#include "shared/net/revocation_memory.h"
 
 namespace tidemark::net {
 namespace {
-
-const log::Logger kLog("tls");
-
-// What the lists of this process's life have revoked. Lists only grow: one that lacks something is an older one.
-struct Seen {
-  Revoked serials;
-  bool warned = false, gone = false;       // said
-};
-
-std::mutex seen_mutex;
-std::map<std::string, Seen> all_seen;       // by the list's path; guarded by seen_mutex
-
-// Of a list that is gone. Null: there was none.
-std::shared_ptr<const Revoked> those_seen(const std::string& path) {
-  std::lock_guard lock(seen_mutex);
-  auto at = all_seen.find(path);
-  if (at == all_seen.end()) return nullptr;
-  if (!std::exchange(at->second.gone, true))
-    kLog.warning("revocation_list_gone", {{"file", path}, {"kept", "what it revoked stays so; put it there again"}});
-  return std::make_shared<const Revoked>(at->second.serials);
-}
-
-std::shared_ptr<const Revoked> with_those_seen(const std::string& path, Revoked listed) {
-  std::lock_guard lock(seen_mutex);
-  Seen& seen = all_seen[path];
-  seen.gone = false;
-  const size_t count = listed.size();
-  listed.insert(seen.serials.begin(), seen.serials.end());
-  const size_t lacking = listed.size() - count;
-  if (lacking != 0 && !seen.warned) {
-    kLog.warning("revocation_list_older", {{"file", path}, {"lacks", lacking},
-                                           {"kept", "what it lacks stays revoked; put the newest list there"}});
-  }
-  seen.warned = lacking != 0;
-  seen.serials = listed;
-  return std::make_shared<const Revoked>(std::move(listed));   // shared by contexts and connections
-}
 
 using CrlPtr = std::unique_ptr<X509_CRL, OpensslFree<X509_CRL_free>>;
 
 std::string text_of(const ASN1_INTEGER* serial) {
   return to_hex({ASN1_STRING_get0_data(serial), static_cast<size_t>(ASN1_STRING_length(serial))});
+}
+
+struct IntegerFree {
+  void operator()(ASN1_INTEGER* number) const { ASN1_INTEGER_free(number); }
+};
+using IntegerPtr = std::unique_ptr<ASN1_INTEGER, IntegerFree>;
+
+// A list of a version that wrote no number had one entry more than the one before.
+uint64_t number_of(X509_CRL* list) {
+  IntegerPtr number(static_cast<ASN1_INTEGER*>(X509_CRL_get_ext_d2i(list, NID_crl_number, nullptr, nullptr)));
+  uint64_t out = 0;
+  if (number && ASN1_INTEGER_get_uint64(&out, number.get()) == 1) return out;
+  return static_cast<uint64_t>(std::max(0, sk_X509_REVOKED_num(X509_CRL_get_REVOKED(list))));
 }
 
 // Null: there is none.
@@ -89,13 +64,18 @@ std::string serial_of(const x509_st* certificate) { return text_of(X509_get0_ser
 Result<std::shared_ptr<const Revoked>> load_revoked(const std::string& authority_path, x509_st* authority) {
   const std::string path = revocation_list_of(authority_path);
   TM_ASSIGN_OR_RETURN(CrlPtr list, load_list(path, authority));
-  if (!list) return those_seen(path);
-  Revoked out;
+  std::array<uint8_t, EVP_MAX_MD_SIZE> digest{};
+  unsigned length = 0;
+  if (X509_pubkey_digest(authority, EVP_sha256(), digest.data(), &length) != 1)
+    return Status(Code::kInvalidArgument, authority_path + ": " + take_openssl_error());
+  const std::string name = to_hex({digest.data(), length});
+  if (!list) return seen_without_list(name, path);
+  RevocationList out{name, path, number_of(list.get()), {}};
   STACK_OF(X509_REVOKED)* entries = X509_CRL_get_REVOKED(list.get());
   for (int i = 0; i < sk_X509_REVOKED_num(entries); ++i) {
-    out.insert(text_of(X509_REVOKED_get0_serialNumber(sk_X509_REVOKED_value(entries, i))));
+    out.serials.insert(text_of(X509_REVOKED_get0_serialNumber(sk_X509_REVOKED_value(entries, i))));
   }
-  return with_those_seen(path, std::move(out));
+  return add_to_seen(std::move(out));
 }
 
 namespace pki {
@@ -146,8 +126,14 @@ Result<Revocation> revoke(const RevokeOptions& options) {
   X509_REVOKED* found = nullptr;
   out.again = X509_CRL_get0_by_cert(list.get(), &found, certificate.get()) == 1;
   if (out.again || options.dry_run) return out;
+  const uint64_t number = number_of(list.get()) + 1;   // before it grows
   std::unique_ptr<ASN1_TIME, TimeFree> now(X509_gmtime_adj(nullptr, 0));
   TM_RETURN_IF_ERROR(add_entry(list.get(), certificate.get(), now.get()));
+  IntegerPtr encoded(ASN1_INTEGER_new());
+  if (!encoded || ASN1_INTEGER_set_uint64(encoded.get(), number) != 1 ||
+      X509_CRL_add1_ext_i2d(list.get(), NID_crl_number, encoded.get(), 0, X509V3_ADD_REPLACE) != 1) {
+    return Status(Code::kIoError, "numbering the revocation list: " + take_openssl_error());
+  }
   if (X509_CRL_set1_lastUpdate(list.get(), now.get()) != 1 || X509_CRL_sort(list.get()) != 1 ||
       X509_CRL_sign(list.get(), key.get(), EVP_sha256()) == 0) {
     return Status(Code::kIoError, "signing the revocation list: " + take_openssl_error());

@@ -3,7 +3,7 @@
 // One SSL_CTX for each set of files serves clients and servers alike: TLS 1.3 only, certificates
 // required on both ends, no session tickets. TlsContexts looks at the files at every handshake and
 // takes changed ones; while new ones cannot be used (half copied), the old ones stay. The list of revoked
-// certificates beside the authority's file is one of them; one that vanishes still counts until a restart.
+// certificates beside the authority's file is one of them; one that vanishes still counts.
 #pragma once
 
 #include <map>

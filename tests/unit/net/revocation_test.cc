@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "http_pair.h"
+#include "shared/net/tls_context.h"
 #include "stream_pair.h"
 
 namespace tidemark::net {
@@ -111,6 +112,45 @@ TEST_F(RevokedStreamTest, AnOlderListDoesNotBringACertificateBack) {
   std::filesystem::rename(older, list);
   EXPECT_FALSE(connects(host, again));
   EXPECT_TRUE(logged("revocation_list_older"));
+}
+
+// What a daemon saw is in a file of its state directory: keep_revocations() is what it does at its start.
+TEST_F(RevokedStreamTest, AnOlderListIsNotBelievedAfterARestartEither) {
+  TempDir state;
+  const std::string kept = state / "revoked", list = cluster.directory() / "revoked.pem", older = list + ".older";
+  auto revoked_now = [&] {
+    auto context = TlsContext::load(shared);
+    EXPECT_TRUE(context.is_ok()) << context.status().to_string();
+    return context && (*context)->revoked() ? (*context)->revoked()->size() : 0;
+  };
+  ASSERT_TRUE(keep_revocations(kept).is_ok());
+  revoke(cluster, other);
+  std::filesystem::copy_file(list, older);
+  revoke(cluster, host);
+  ASSERT_EQ(revoked_now(), 2u);
+  std::filesystem::rename(older, list);
+  ASSERT_TRUE(keep_revocations(state / "of_another_node").is_ok());
+  EXPECT_EQ(revoked_now(), 1u) << "one that never saw the newer list";
+
+  ASSERT_TRUE(keep_revocations(kept).is_ok());
+  EXPECT_EQ(revoked_now(), 2u);
+  EXPECT_TRUE(logged("revocation_list_older file=" + list + " number=1 newest_seen=2 lacks=1"));
+  listen(shared);
+  End end;
+  Status status = connect(to_listener(host), end);
+  const bool late = status.is_ok() && wait_for([&] { return end.closed.has_value(); });
+  EXPECT_EQ((late ? *end.closed : status).code(), Code::kPermission);
+
+  std::filesystem::remove(list);
+  ASSERT_TRUE(keep_revocations(kept).is_ok());
+  EXPECT_EQ(revoked_now(), 2u) << "nor does a list that is gone bring anybody back";
+  EXPECT_TRUE(logged("revocation_list_gone"));
+
+  std::fstream(kept, std::ios::in | std::ios::out | std::ios::binary).seekp(20).put('!');
+  Status damaged = keep_revocations(kept);
+  EXPECT_EQ(damaged.code(), Code::kCorruption);
+  EXPECT_THAT(damaged.message(), ::testing::HasSubstr(kept));
+  EXPECT_TRUE(keep_revocations("").is_ok());
 }
 
 TEST(Revoke, NamesTheCertificateOnceAndRefusesForeignOnes) {
