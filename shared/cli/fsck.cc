@@ -1,9 +1,5 @@
 #include "shared/cli/fsck.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -14,10 +10,12 @@
 #include "journal/outdated.h"
 #include "journal/records.h"
 #include "journal/segment.h"
+#include "shared/cli/in_use.h"
 #include "shared/image/group_state.h"
 #include "shared/image/side_file.h"
 #include "shared/kv/lmdb_check.h"
 #include "shared/kv/store.h"
+#include "shared/net/revocation.h"
 
 namespace tidemark::cli {
 namespace {
@@ -49,32 +47,6 @@ const std::vector<Rebuild>& rebuilds() {
 constexpr const char* kRebuilding = ".rebuilding";
 constexpr const char* kRebuilt = ".rebuilt";
 
-Status held(const std::string& path) {
-  return {Code::kBusy, path + " is in use: stop the daemon first; fsck works offline"};
-}
-
-// LMDB keeps a lock on the first byte of its lock file while the store is open.
-Status store_is_free(const std::string& directory) {
-  const std::string path = directory + "/lock.mdb";
-  int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) return Status::ok();
-  struct flock lock {};
-  lock.l_type = F_WRLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_len = 1;
-  int rc = ::fcntl(fd, F_GETLK, &lock);
-  ::close(fd);
-  return rc == 0 && lock.l_type != F_UNLCK ? held(directory) : Status::ok();
-}
-
-Status object_is_free(const std::string& path) {
-  int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return Status::ok();       // said when it is looked at
-  bool taken = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
-  ::close(fd);
-  return taken || errno != EWOULDBLOCK ? Status::ok() : held(path);
-}
-
 class Fsck {
  public:
   Fsck(io::Env& env, const FsckTarget& target, bool repair) : env_(env), target_(target), repair_(repair) {
@@ -92,6 +64,7 @@ class Fsck {
     for (const std::string& brick : target_.bricks) check_brick(brick);
     check_group();
     check_only_copies();
+    check_kept_images();
     if (!target_.state.empty()) check_state();
     return std::move(out_);
   }
@@ -183,9 +156,11 @@ class Fsck {
     const Rebuild* plan = nullptr;
     for (const Rebuild& r : rebuilds())
       if (target_.role == "host" && directory == target_.state + "/" + r.store) plan = &r;
+    const bool catalogue = target_.role == "shared" && directory == target_.state + "/catalogue";
     kv::StoreEntry keep = [&](const std::string& table, ByteSpan key, ByteSpan value) {
       if (plan != nullptr) entries[table].emplace_back(Bytes(key.begin(), key.end()), Bytes(value.begin(), value.end()));
       if (plan != nullptr && plan->store == "names" && table == "flag") flag(key, value);
+      if (catalogue && table == "images") kept_image(key, value);
     };
     auto check = kv::check_store(directory, keep);
     if (!check) return check.status();
@@ -218,6 +193,15 @@ class Fsck {
     constexpr uint8_t kBehind = 1, kDoomed = 2, kHostOnly = 4, kPartial = 16;
     if (key.size() == 16 && !value.empty() && (value[0] & (kDoomed | kHostOnly)) == kHostOnly) only_here_.insert(Reader(key).uuid());
     if (key.size() == 16 && !value.empty() && (value[0] & ~(kBehind | kPartial)) != 0) unlevel_.insert(Reader(key).uuid());
+  }
+
+  // An image in the shared node's catalogue (ImageRecord of shared/node/catalogue.h): whether blocks of it must be here.
+  void kept_image(ByteSpan key, ByteSpan value) {
+    Reader in(value);
+    in.u8();                             // version
+    in.u64();                            // inode
+    const uint8_t has_copy = in.u8(), nameless = in.u8();
+    if (key.size() == 16 && in.ok() && has_copy != 0 && nameless == 0) kept_here_.insert(Reader(key).uuid());
   }
 
   std::string store_remedy(const std::string& directory) const {
@@ -280,6 +264,8 @@ class Fsck {
 
   // ---- what the daemon says at its start
   void check_state() {
+    if (Status s = net::keep_revocations(target_.state + "/revoked"); !s)   // reads it
+      found(target_.state + "/revoked", s.message(), "the daemon will not start on it");
     state::Spec spec;
     if (target_.spec) {
       spec = *target_.spec;
@@ -391,7 +377,7 @@ class Fsck {
     if (error && !none_yet) found(image::objects_directory(brick), error.message(), "see to its file system");
     if (target_.bricks.size() != 1) return;   // the side file may be on another brick
     for (const auto& [id, count] : objects)
-      if (!named.contains(id)) out_.notes.push_back(brick + ": objects of " + id.to_string() + ", which no side file names: left by an interrupted create or remove");
+      if (!named.contains(id) && !kept_here_.contains(id)) out_.notes.push_back(brick + ": objects of " + id.to_string() + ", which no side file names: left by an interrupted create or remove");
   }
 
   void check_side_file(const std::string& path, const ImageId& id) {
@@ -423,6 +409,16 @@ class Fsck {
       if (!named_.contains(id))
         found(id.to_string(), "its blocks are gone from the bricks, and the shared copy may lack what was written here",
               "bring the brick back that had them; else restore the image from the replica");
+  }
+
+  // Images that the shared node has blocks of. What a side file names is looked at there.
+  void check_kept_images() {
+    if (target_.group.empty()) return;   // without a configuration bricks may be missing
+    for (const ImageId& id : kept_here_)
+      if (!named_.contains(id))
+        found(id.to_string(), "its blocks are missing from the bricks of group \"" + target_.group + "\"",
+              "bring the brick or the image's files back; else a host whose copy is whole goes on with it (copy the image to a new "
+              "one there), or restore it from the replica");
   }
 
   // Of bricks that are all given: each object is there and as long as the side file says.
@@ -458,6 +454,7 @@ class Fsck {
   std::vector<std::string> stores_, segments_;
   std::set<ImageId> unlevel_;            // of which the shared copy may lack writes
   std::set<ImageId> only_here_, named_;  // of which it does; that have a side file
+  std::set<ImageId> kept_here_;          // by the shared node's catalogue
   bool dirty_known_ = false, flags_known_ = false, journal_sound_ = true;
   FsckReport out_;
 };

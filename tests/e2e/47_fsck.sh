@@ -150,6 +150,11 @@ stop host1; stop shared1
 tm host1 fsck > "$D/fsck" || [ $? = 1 ] || die "the copy is not whole again: $(cat "$D/fsck")"
 truncate -s 8192 "$(data_of shared1)"
 fsck 4 "the shared object is cut short" shared1
+of_shared() { find "$D/shared1" -name "$(basename "$side" .meta)*$1"; }
+for file in $(of_shared ""); do mv "$file" "$file.gone"; done
+fsck 4 "all that the shared node had of an image is gone" shared1
+grep -q "blocks are missing from the bricks" "$D/fsck" || die "it does not say so: $(cat "$D/fsck")"
+for file in $(of_shared .gone); do mv "$file" "${file%.gone}"; done
 start shared1; start host1
 unwell() { tm "$1" status > "$D/status" || true; grep -q "it was cut short" "$D/status"; }   # not healthy is an exit code of its own
 expect "the shared node's status says so" unwell shared1

@@ -15,6 +15,7 @@
 #include "shared/io/real_env.h"
 #include "shared/kv/lmdb_check.h"
 #include "shared/kv/lmdb_store.h"
+#include "shared/node/catalogue.h"
 
 namespace tidemark::cli {
 namespace {
@@ -268,6 +269,56 @@ TEST_F(FsckTest, RecordsGoAndTheMarkStandsForThem) {
   EXPECT_TRUE(rows("journal", journal::journal_table_names(), journal::kRecordsTable).empty());
   EXPECT_TRUE(rows("journal", journal::journal_table_names(), journal::kSlotsTable).empty());
   EXPECT_EQ(rows("journal", journal::journal_table_names(), journal::kMetaTable).size(), 1u);
+}
+
+// The catalogue says which images must have blocks on the bricks: those of which nothing at all is left are missed too.
+TEST_F(FsckTest, ImagesOfTheSharedNodeThatAreGoneFromItsBricksAreNamed) {
+  target_.role = "shared";
+  target_.group = "default";
+  const ImageId whole = *Uuid::parse("11234567-89ab-4def-8123-456789abcdef"), never = *Uuid::parse("21234567-89ab-4def-8123-456789abcdef"),
+                nameless = *Uuid::parse("31234567-89ab-4def-8123-456789abcdef");
+  {
+    auto store = env_.open_store(target_.state + "/catalogue", node::catalogue_options());
+    ASSERT_TRUE(store.is_ok()) << store.status().to_string();
+    kv::WriteBatch batch;
+    node::ImageRecord record;
+    record.inode = InodeNumber(2);
+    node::put_image(batch, never, record);
+    record.has_copy = 1;
+    node::put_image(batch, image_, record);
+    node::put_image(batch, whole, record);
+    record.nameless = 1;
+    node::put_image(batch, nameless, record);
+    ASSERT_TRUE((*store)->commit_and_wait(std::move(batch)).is_ok());
+  }
+  auto put_copy = [&](const ImageId& id) {
+    auto layout = image::Layout::make(Generation(1), image::kStripeUnitDefault, {brick_});
+    ASSERT_TRUE(layout.is_ok());
+    write(image::metadata_path(target_.bricks[0], id), image::encode_metadata({id, *layout, 4096, Generation(1)}));
+    write(image::object_path(target_.bricks[0], id, Generation(1), 0), Bytes(4096, 1));
+  };
+  put_copy(whole);
+  FsckReport report = run(true);
+  ASSERT_EQ(report.findings.size(), 1u);
+  EXPECT_EQ(report.findings[0].path, image_.to_string());
+  EXPECT_NE(report.findings[0].what.find("missing"), std::string::npos) << report.findings[0].what;
+  EXPECT_FALSE(report.findings[0].fixed);
+  put_copy(image_);
+  EXPECT_TRUE(run(false).findings.empty());
+  // Objects without their side file are no left-overs if the catalogue knows them.
+  fs::remove(image::metadata_path(target_.bricks[0], whole));
+  report = run(false);
+  ASSERT_EQ(report.findings.size(), 1u);
+  EXPECT_EQ(report.findings[0].path, whole.to_string());
+  EXPECT_TRUE(report.notes.empty()) << report.notes.front();
+}
+
+TEST_F(FsckTest, WhatWasRevokedIsLookedAtAsTheDaemonDoes) {
+  write(target_.state + "/revoked", Bytes(40, 1));
+  FsckReport report = run(true);
+  ASSERT_EQ(report.findings.size(), 1u);
+  EXPECT_EQ(report.findings[0].path, target_.state + "/revoked");
+  EXPECT_FALSE(report.findings[0].fixed);
 }
 
 TEST_F(FsckTest, AStoreInUseIsLeftAlone) {
