@@ -7,7 +7,6 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kRefusedRetry{5};
-constexpr std::chrono::milliseconds kNotingPoll{5};   // until a note is durable
 }  // namespace
 
 void Engine::link_up(const wire::HelloAnswer& hello) {
@@ -86,7 +85,8 @@ Task<void> Engine::resume(Image& im) {
     if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
   }
   for (bool other = false;;) {
-    while (im.noting_alone) co_await sleep(kNotingPoll);
+    while (im.noting_alone)
+      co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); });
     if (!im.held || im.epoch != epoch || sends_mirror(im.state)) co_return;
     // Where the shared copy may lack something it must not be read by others before the resync that follows.
     const bool kept = mirror_->hello().loss_id == im.shared_loss || TM_PLANTED("ignore the loss id");
@@ -168,6 +168,7 @@ void Engine::note_alone(Image& im) {
       if (s) start_flush(op);
       else leave(op, s);
     }
+    for (auto& go_on : std::exchange(im.noted, {})) go_on(s);
   });
 }
 

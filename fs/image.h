@@ -105,6 +105,7 @@ struct Image {
   MirrorState state = MirrorState::kReadingShared;
   MirrorFacts facts;
   bool noting_alone = false;
+  std::vector<Callback<Status>> noted;  // go on when that has ended
   uint32_t resuming = 0;               // questions under way which say that nothing was acknowledged alone: nothing is
   bool diverged = false;               // its dirty regions are a branch, not to be written before they are in a batch
   bool own_failed = false;             // reading or writing the own copy failed while it was made equal

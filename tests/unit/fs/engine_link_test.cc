@@ -53,6 +53,28 @@ TEST_F(LinkTest, BothCopiesRefusingAWriteAreMadeEqualAfterwards) {
   EXPECT_EQ(verify(f), "");
 }
 
+// The link is back before the note that this host goes on alone is durable: the tenure is resumed the moment it is.
+TEST_F(LinkTest, AResumeGoesOnAtOnceWhenTheNoteIsDurable) {
+  options_.commit_latency = options_.network_latency = {std::chrono::microseconds(100), std::chrono::microseconds(100)};
+  File f = start_written();
+  ASSERT_TRUE(wait(flush(f)));
+  for (int i = 0; i < 8; ++i) {
+    world_->set_store_fault("host1", sim::StoreFault{.path_contains = "/drl", .delay = seconds(6) + milliseconds(i)});
+    lose_link(1);
+    Pending alone = write(f, 0, 0x22, 4096);
+    heal_link(1);
+    ASSERT_TRUE(until([&] { return linked(1); }));
+    world_->run_for(milliseconds(200));
+    ASSERT_FALSE(alone->answer) << "the note takes longer";
+    ASSERT_TRUE(wait(alone));
+    const sim::Duration noted = world_->elapsed();
+    ASSERT_TRUE(await_mirror(f, "resyncing"));
+    EXPECT_LE(world_->elapsed() - noted, milliseconds(1));
+    world_->set_store_fault("host1", std::nullopt);
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+  }
+}
+
 // A reader waits for the shared node when the link goes, while its image is being handed over.
 TEST_F(LinkTest, AReadThatIsParkedDoesNotKeepAHandOverWaitingForEver) {
   start();
