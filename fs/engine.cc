@@ -69,6 +69,7 @@ Status Engine::open_all() {
                              "; if it is lost, `tidemark state reset`: this host's copies are filled anew";
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, group));
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
+  group_->on_damaged([this](ImageId id, const Status& why) { copy_damaged(id, why); });
   if (!known) {
     kv::WriteBatch batch;
     Uuid id = group_->group_id();

@@ -33,13 +33,23 @@ bool Engine::own_copy_failed(Image& im, const Status& why) {
   im.broken = true;
   im.behind = true;
   im.refilling = true;
-  im.reopen_at = env_.now() + kReopenInterval;
+  im.reopen_at = env_.now();
+  if (why.code() != Code::kCorruption) im.reopen_at = im.reopen_at + kReopenInterval;   // else its brick is well
   im.facts.copy_whole = false;
   im.stale.set_all(im.size, journal_->region_bytes(im.slot));
   if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
   remember(im);
   if (im.held) tell_behind(im);
   return true;
+}
+
+// An object of the copy was cut short while it was open. What it lacks is no block to be written anew: the write would
+// make a hole of what lies before it. So the whole copy is filled anew.
+void Engine::copy_damaged(ImageId id, const Status& why) {
+  Image* im = find(id);
+  if (im == nullptr || !im->local() || !im->held) return;   // whoever takes the tenure meets it again
+  if (!own_copy_failed(*im, why))
+    kLog.warning("local_copy_damaged", {{"image", im->id}, {"error", why}, {"effect", "what it lacks gives EIO"}});
 }
 
 // The shared node is told at once that this host's copy is behind everywhere, not only by the next Acquire: whatever

@@ -76,7 +76,7 @@ void Engine::read_in_order(Op* op) {
     if (s.is_ok() && image.state == MirrorState::kWaiting) return step_back(op);   // to the gate, where reads wait
     // Never from a shared copy that lacks what was acknowledged without it.
     if (!s && (!mirror_->up() || !shared_whole(image))) return finish_read(op, std::move(s));
-    if (!s) repair_read(image, op->extent);
+    if (!s && s.code() != Code::kCorruption) repair_read(image, op->extent);   // else copy_damaged() has it filled anew
     read_remote(op);
   });
 }

@@ -10,11 +10,7 @@ namespace tidemark::image {
 namespace detail {
 namespace {
 
-constexpr uint64_t kGranule = limits::kOrderGranule;
 constexpr size_t kFillBytes = 256u << 10;
-
-uint64_t round_down(uint64_t v) { return v / kGranule * kGranule; }
-uint64_t round_up(uint64_t v) { return round_down(v + kGranule - 1); }
 
 bool is_refused_punch(const Status& status) {
   return status.code() == Code::kUnsupported || status.sys_errno() == EOPNOTSUPP;
@@ -145,7 +141,7 @@ Status CopyState::open_objects(bool direct) {
   for (uint32_t i = 0; i < layout.stripe_count(); ++i) {
     TM_ASSIGN_OR_RETURN(std::string brick, group_.brick_of(metadata_, i));
     const std::string path = objects[i].path = object_path(brick, metadata_.id, layout.generation(), i);
-    auto file = group_.files().open(path, {.direct = direct});
+    auto file = group_.files().open(path, {.direct = direct, .whole = true});
     TM_RETURN_IF_ERROR(check_object(metadata_, i, path, file ? (*file)->stat() : Result<io::FileStat>(file.status())));
     objects[i].file = std::move(file).value();
   }
@@ -155,16 +151,22 @@ Status CopyState::open_objects(bool direct) {
   return sized;
 }
 
-Status CopyState::set_object_sizes(uint64_t image_size) {
+// After an operation met the end of an object: which are too short.
+void CopyState::look_for_damage() {
   for (uint32_t i = 0; i < objects_.size(); ++i) {
-    uint64_t wanted = round_up(metadata_.layout.object_bytes(i, image_size));
     auto stat = objects_[i].file->stat();
-    if (!stat) return stat.status().with_context(objects_[i].path);
-    if (stat->size == wanted) continue;
-    objects_[i].dirty = true;
-    TM_RETURN_IF_ERROR(objects_[i].file->truncate(wanted).with_context(objects_[i].path));
+    if (Status s = check_object(metadata_, i, objects_[i].path, stat); s || !stat) continue;
+    objects_[i].usable = std::min(objects_[i].usable, round_down(stat->size));
+    group_.note_damaged(metadata_.id, damaged(i));
   }
-  return {};
+}
+
+Status CopyState::damaged(uint32_t stripe) {
+  const Object& object = objects_[stripe];
+  Status found = check_object(metadata_, stripe, object.path, object.file->stat());
+  return found ? Status(Code::kCorruption, "image " + metadata_.id.to_string() + ": its object " + object.path +
+                                               " was cut short at " + std::to_string(object.usable))
+               : found;
 }
 
 CopyState::Op* CopyState::take_op(Callback<Status> done) {
@@ -182,7 +184,10 @@ CopyState::Op* CopyState::take_op(Callback<Status> done) {
 }
 
 void CopyState::finish_piece(Op* op, Status status) {
-  if (!status && op->status) op->status = std::move(status);
+  if (!status) {
+    if (status.code() == Code::kCorruption) look_for_damage();
+    if (op->status) op->status = std::move(status);
+  }
   if (--op->pending != 0) return;
   Callback<Status> done = std::move(op->done);
   Status result = std::exchange(op->status, Status());
@@ -233,6 +238,7 @@ CopyState::Bounce* CopyState::take_bounce(const Piece& piece, io::IoMode mode, O
 
 void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op) {
   ++op->pending;
+  if (beyond_use(piece)) return finish_piece(op, damaged(piece.stripe));
   Object& object = objects_[piece.stripe];
   if (fits_direct(object, piece.object_offset, piece.length, out.data())) {
     object.file->read(piece.object_offset, out, mode, [this, op](Status s) { finish_piece(op, std::move(s)); });
@@ -245,6 +251,7 @@ void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode m
 
 void CopyState::write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op) {
   ++op->pending;
+  if (beyond_use(piece)) return finish_piece(op, damaged(piece.stripe));   // it would make a hole of what is missing
   Object& object = objects_[piece.stripe];
   if (fits_direct(object, piece.object_offset, piece.length, data.data())) {
     uint32_t stripe = piece.stripe;
@@ -286,6 +293,10 @@ void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
     Piece piece = metadata_.layout.object_range({offset, length}, i);
     if (piece.length == 0) continue;
     ++op->pending;
+    if (beyond_use(piece)) {
+      finish_piece(op, damaged(i));
+      continue;
+    }
     objects_[i].file->punch(piece.object_offset, piece.length, [this, op, piece](Status s) {
       objects_[piece.stripe].dirty = true;
       if (!s && is_refused_punch(s)) return fillers_.emplace_back(std::make_unique<ZeroFiller>(this, op, piece))->run();
@@ -304,6 +315,10 @@ void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done
     // Whole granules, so that the object's size (a whole number of them) is never exceeded or missed.
     uint64_t begin = round_down(piece.object_offset), end = round_up(piece.object_offset + piece.length);
     ++op->pending;
+    if (beyond_use(piece)) {
+      finish_piece(op, damaged(i));
+      continue;
+    }
     objects_[i].file->allocate(begin, end - begin, [this, op, i](Status s) { finish_write(op, i, std::move(s)); });
   }
   finish_piece(op, {});
@@ -311,99 +326,31 @@ void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done
 
 void CopyState::sync(io::IoMode mode, Callback<Status> done) {
   Op* op = take_op(std::move(done));
-  for (Object& object : objects_) {
+  for (uint32_t i = 0; i < objects_.size(); ++i) {
+    Object& object = objects_[i];
+    if (object.usable != UINT64_MAX) {   // what was acknowledged is gone from it
+      ++op->pending;
+      finish_piece(op, damaged(i));
+      continue;
+    }
     if (!object.dirty && object.syncs_in_flight == 0) continue;
     object.dirty = false;
     ++object.syncs_in_flight;
     ++op->pending;
-    object.file->sync(mode, [this, op, &object](Status s) {
-      --object.syncs_in_flight;
-      if (!s) {
-        object.dirty = true;
-        Status noted = group_.note_failed_sync();
-        s = s.with_context(object.path);
-        if (!noted) s = s.with_context("and no brick could record it");
-      }
-      finish_piece(op, std::move(s));
-    });
+    object.file->sync(mode, [this, op, i](Status s) { finish_piece(op, synced(i, std::move(s))); });
   }
   finish_piece(op, {});
 }
 
-Status CopyState::save(uint64_t size, Generation generation) {
-  ImageMetadata next = metadata_;
-  next.size = size;
-  next.size_generation = generation;
-  if (!removed_) TM_RETURN_IF_ERROR(group_.save_metadata(next));
-  metadata_.size = size;
-  metadata_.size_generation = generation;
-  return {};
-}
-
-void CopyState::resize(uint64_t new_size, Generation generation, Callback<Status> done) {
-  const std::string image = "image " + metadata_.id.to_string();
-  if (new_size > limits::kImageBytesMax) {
-    return done(
-        Status(Code::kInvalidArgument, image + ": size " + std::to_string(new_size) + " is over the limit of 64 TiB"));
-  }
-  if (generation <= metadata_.size_generation) {
-    return done(Status(Code::kInvalidArgument, image + ": size generation " + std::to_string(generation.value) +
-                                                   " is not newer than " +
-                                                   std::to_string(metadata_.size_generation.value)));
-  }
-  if (Status s = group_.refuse_if_stuck(); !s) return done(std::move(s));
-  Op* op = take_op(std::move(done));
-  if (new_size <= metadata_.size) {
-    shrink(new_size, generation, op);
-  } else {
-    grow(new_size, generation, op);
-  }
-}
-
-void CopyState::shrink(uint64_t new_size, Generation generation, Op* op) {
-  // A power cut may undo the cut of the objects: an open does it again, and a grow syncs them before it counts.
-  Status status = save(new_size, generation);
-  if (status) status = set_object_sizes(new_size);
-  finish_piece(op, std::move(status));
-}
-
-// What follows the old end in its last granule is undefined (an earlier, larger size may have left it).
-struct CopyState::Resize {
-  io::AlignedBuffer granule{kGranule};
-};
-
-void CopyState::grow(uint64_t new_size, Generation generation, Op* op) {
-  uint64_t old_size = metadata_.size;
-  if (old_size % kGranule == 0) return finish_grow(new_size, generation, op);
-  Piece last = metadata_.layout.first_piece({old_size - 1, 1});
-  uint64_t start = round_down(last.object_offset);
-  uint64_t kept = last.object_offset + 1 - start;
-  auto owned = std::make_unique<Resize>();
-  MutableByteSpan granule = owned->granule.span();
-  objects_[last.stripe].file->read(start, granule, io::IoMode::kInline,
-                                   [=, this, r = std::move(owned)](Status s) mutable {
-                                     if (!s) return finish_piece(op, std::move(s));
-                                     auto stale = granule.subspan(kept);
-                                     if (std::all_of(stale.begin(), stale.end(), [](uint8_t b) { return b == 0; })) {
-                                       return finish_grow(new_size, generation, op);
-                                     }
-                                     std::memset(stale.data(), 0, stale.size());
-                                     objects_[last.stripe].file->write(start, granule, io::IoMode::kInline,
-                                                                       [=, this, keep = std::move(r)](Status written) {
-                                                                         objects_[last.stripe].dirty = true;
-                                                                         if (!written)
-                                                                           return finish_piece(op, std::move(written));
-                                                                         finish_grow(new_size, generation, op);
-                                                                       });
-                                   });
-}
-
-void CopyState::finish_grow(uint64_t new_size, Generation generation, Op* op) {
-  if (Status status = set_object_sizes(new_size); !status) return finish_piece(op, std::move(status));
-  sync(io::IoMode::kInline, [=, this](Status s) {
-    if (s) s = save(new_size, generation);
-    finish_piece(op, std::move(s));
-  });
+Status CopyState::synced(uint32_t stripe, Status status) {
+  Object& object = objects_[stripe];
+  --object.syncs_in_flight;
+  // Its device has just answered: the moment to look whether it is still whole.
+  if (status) return check_object(metadata_, stripe, object.path, object.file->stat());
+  object.dirty = true;
+  Status noted = group_.note_failed_sync();
+  status = status.with_context(object.path);
+  return noted ? status : status.with_context("and no brick could record it");
 }
 
 Result<Extent> CopyState::next_data(uint64_t offset) {
@@ -416,6 +363,8 @@ Result<Extent> CopyState::next_data(uint64_t offset) {
     if (begin >= object_end) continue;
     auto found = objects_[i].file->next_data(begin);
     if (!found) return found.status().with_context(objects_[i].path);
+    if (found->length == 0 && found->offset < object_end) look_for_damage();
+    if (object_end > objects_[i].usable) return damaged(i);
     if (found->length == 0) continue;
     uint64_t at = std::max(begin, round_down(found->offset));
     uint64_t end = std::min(object_end, round_up(found->end()));

@@ -10,10 +10,15 @@
 #include <memory>
 #include <vector>
 
+#include "shared/base/limits.h"
 #include "shared/image/group_state.h"
 #include "shared/image/store.h"
 
 namespace tidemark::image::detail {
+
+inline constexpr uint64_t kGranule = limits::kOrderGranule;
+inline uint64_t round_down(uint64_t v) { return v / kGranule * kGranule; }
+inline uint64_t round_up(uint64_t v) { return round_down(v + kGranule - 1); }
 
 class CopyState {
  public:
@@ -45,6 +50,7 @@ class CopyState {
     std::string path;
     bool dirty = true;             // something completed since the last sync began; unknown at open, so true
     uint32_t syncs_in_flight = 0;  // a sync asked for meanwhile must not overtake these
+    uint64_t usable = UINT64_MAX;  // bytes: it was cut short there, while it was open
   };
   struct Op {
     Callback<Status> done;
@@ -66,6 +72,12 @@ class CopyState {
   void read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op);
   void write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op);
   Status set_object_sizes(uint64_t image_size);
+  Status synced(uint32_t stripe, Status status);
+  void look_for_damage();
+  Status damaged(uint32_t stripe);
+  bool beyond_use(const Piece& piece) const {
+    return piece.object_offset + piece.length > objects_[piece.stripe].usable;
+  }
   Status save(uint64_t size, Generation generation);
   void shrink(uint64_t new_size, Generation generation, Op* op);
   void grow(uint64_t new_size, Generation generation, Op* op);

@@ -53,6 +53,7 @@ Result<std::unique_ptr<GroupState>> GroupState::open(io::Env& env, StorageGroupO
 
 GroupState::~GroupState() {
   env_.cancel(tick_timer_);
+  env_.cancel(damaged_timer_);
   TM_CHECK(copies_.empty(), "a StorageGroup was destroyed before its images");
 }
 
@@ -90,6 +91,16 @@ void GroupState::look_again() {
   stuck_ = std::any_of(copies_.begin(), copies_.end(),
                        [this](CopyState* copy) { return copy->look_for_overdue(tick_, ticks_allowed_); });
   if (!stuck_) kLog.warning("storage_answers", {{"group", options_.name}});
+}
+
+void GroupState::note_damaged(ImageId id, const Status& why) {
+  damaged_.emplace(id, why);
+  if (damaged_timer_.value != 0) return;
+  damaged_timer_ = env_.after(io::Duration::zero(), [this] {
+    damaged_timer_ = {};
+    for (auto& [image, reason] : std::exchange(damaged_, {}))
+      if (on_damaged_) on_damaged_(image, reason);
+  });
 }
 
 Status GroupState::refuse_if_stuck() const {
@@ -319,13 +330,13 @@ Status GroupState::remove(ImageId id) {
 
 Status check_object(const ImageMetadata& metadata, uint32_t stripe, const std::string& path,
                     const Result<io::FileStat>& found) {
+  const uint64_t bytes = metadata.layout.object_bytes(stripe, metadata.size);
+  const uint64_t wanted = (bytes + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule;
+  if (found && found->size >= wanted) return Status::ok();
   const std::string object = "image " + metadata.id.to_string() + ": its object " + path;
   if (!found && found.status().code() == Code::kNotFound)
     return Status(Code::kCorruption, object + " is missing: resync it from the other copy");
   if (!found) return found.status();
-  const uint64_t bytes = metadata.layout.object_bytes(stripe, metadata.size);
-  const uint64_t wanted = (bytes + limits::kOrderGranule - 1) / limits::kOrderGranule * limits::kOrderGranule;
-  if (found->size >= wanted) return Status::ok();
   return Status(Code::kCorruption, object + " has " + std::to_string(found->size) + " bytes instead of " +
                                        std::to_string(wanted) + ": it was cut short");
 }
@@ -434,6 +445,7 @@ Result<StorageGroup::Catalogue> StorageGroup::list() { return state_->list(); }
 Result<uint64_t> StorageGroup::sweep_orphans() { return state_->sweep_orphans(); }
 Result<io::FileSystem::Space> StorageGroup::space() { return state_->space(); }
 void StorageGroup::on_overdue(UniqueFunction<void(ImageId)> fn) { state_->on_overdue(std::move(fn)); }
+void StorageGroup::on_damaged(UniqueFunction<void(ImageId, Status)> fn) { state_->on_damaged(std::move(fn)); }
 std::vector<StorageGroup::BrickState> StorageGroup::bricks() const { return state_->bricks(); }
 Status StorageGroup::look_at_bricks() { return state_->look_at_bricks(); }
 Status StorageGroup::replace_brick(const std::string& directory) { return state_->replace_brick(directory); }

@@ -47,6 +47,7 @@ class GroupState {
   Result<io::FileSystem::Space> space();
 
   void on_overdue(UniqueFunction<void(ImageId)> fn) { on_overdue_ = std::move(fn); }
+  void on_damaged(UniqueFunction<void(ImageId, Status)> fn) { on_damaged_ = std::move(fn); }
   bool stuck() const { return stuck_; }
   Status refuse_if_stuck() const;
 
@@ -79,6 +80,7 @@ class GroupState {
     if (stuck_) look_again();
   }
   void look_again();                         // whether anything is overdue still
+  void note_damaged(ImageId id, const Status& why);
 
  private:
   struct FoundMetadata {
@@ -113,6 +115,9 @@ class GroupState {
   io::TimerId tick_timer_;
   bool stuck_ = false;
   UniqueFunction<void(ImageId)> on_overdue_;
+  UniqueFunction<void(ImageId, Status)> on_damaged_;
+  std::map<ImageId, Status> damaged_;        // to be told
+  io::TimerId damaged_timer_;
   BouncePool bounce_;
 };
 

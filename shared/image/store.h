@@ -139,6 +139,11 @@ class StorageGroup {
   // operation itself goes on: its buffers are in use until its own callback runs, whenever that is, and until then the
   // copy is not idle() and must not be opened anew, since the operation may still change blocks.
   void on_overdue(UniqueFunction<void(ImageId)> fn);
+  // `fn(image, why)` runs, off any operation's stack, after an operation of that image's copy met a data object that is
+  // shorter than it must be: something cut it off while it was open. A read that meets its end says so, and a sync.
+  // From then on the copy is not synced any more, nor anything beyond the cut read or written (kCorruption: a write
+  // would make a hole of what is missing); open_image() will refuse it.
+  void on_damaged(UniqueFunction<void(ImageId, Status)> fn);
   // An operation is overdue. What blocks (names, sizes, side files, markers) is refused meanwhile: kIoError.
   bool stuck() const;
 
@@ -172,7 +177,8 @@ class ImageCopy {
   const ImageMetadata& metadata() const;
 
   // Ranges of the following must lie within [0, size()): kInvalidArgument otherwise. Spans must stay
-  // valid until `done` ran. Holes, and what was never written, read as zeros. An empty range is OK.
+  // valid until `done` ran. Holes, and what was never written, read as zeros. An empty range is OK. kCorruption:
+  // on_damaged() says why.
   void read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done);
   void write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done);
   // The range reads as zeros afterwards; its storage is freed where the file system can.

@@ -28,6 +28,7 @@ struct OpenOptions {
                             // back to buffered where the file system refuses it
   bool read_only = false;
   bool background = false;  // queued operations may be slow, but wait for no device that others use
+  bool whole = false;       // who reads knows the size: a read past the end of file is kCorruption, never zeros
   uint32_t mode = 0600;
 };
 
@@ -39,8 +40,8 @@ struct FileStat {
 
 // An open file. Buffers must stay valid until the callback ran. Operations on disjoint ranges may
 // complete in any order; the caller orders overlapping ones. A short read is zero-filled past the
-// end of file and is not an error. Callbacks never run after the File was destroyed: destroying it
-// with operations in flight is a programmer error (drain first).
+// end of file and is not an error, unless OpenOptions::whole. Callbacks never run after the File was
+// destroyed: destroying it with operations in flight is a programmer error (drain first).
 class File {
  public:
   static constexpr uint64_t kAlignment = 4096;

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 
 #include "shared/base/digest.h"
@@ -52,8 +51,9 @@ FileStat to_file_stat(const struct stat& st) {
 
 class RealFile final : public File {
  public:
-  RealFile(RealFileSystem& files, std::string path, int fd, bool direct, bool background)
-      : files_(files), path_(std::move(path)), fd_(fd), direct_(direct), background_(background) {}
+  RealFile(RealFileSystem& files, std::string path, int fd, bool direct, const OpenOptions& options)
+      : files_(files), path_(std::move(path)), fd_(fd), direct_(direct), background_(options.background),
+        whole_(options.whole) {}
 
   ~RealFile() override {
     TM_CHECK(in_flight_ == 0 || files_.over(), "file destroyed with operations in flight");
@@ -110,7 +110,7 @@ class RealFile final : public File {
       return;
     }
     start({.kind = kind, .fd = fd_.get(), .offset = offset, .data = data, .length = length, .direct = direct_,
-           .path = &path_},
+           .whole = whole_, .path = &path_},
           mode, std::move(done));
   }
 
@@ -164,6 +164,7 @@ class RealFile final : public File {
   Descriptor fd_;
   const bool direct_;
   const bool background_;
+  const bool whole_;
   uint32_t in_flight_ = 0;
 };
 
@@ -182,8 +183,7 @@ Status run_blocking(const Ring::Request& request) {
         if (n < 0) return failed("read");
         auto moved = static_cast<uint64_t>(n);
         if (moved == 0 || (r.direct && moved < r.length && moved % kSectorBytes != 0)) {
-          std::memset(r.data + moved, 0, r.length - moved);   // the end of the file
-          break;
+          return Ring::at_end_of_file(r, moved);
         }
         r.offset += moved, r.data += moved, r.length -= moved;
       }
@@ -226,7 +226,7 @@ Result<std::unique_ptr<File>> RealFileSystem::open(const std::string& path, cons
   // Until the last write on it has ended, also one that outlives a killed process: whoever starts after that process
   // can wait for the lock. Where a file system has no such locks, nobody waits.
   if (options.direct && !options.read_only && ::flock(fd, LOCK_SH | LOCK_NB) != 0) errno = 0;
-  return std::unique_ptr<File>(std::make_unique<RealFile>(*this, path, fd, direct, options.background));
+  return std::unique_ptr<File>(std::make_unique<RealFile>(*this, path, fd, direct, options));
 }
 
 Result<FileStat> RealFileSystem::stat(const std::string& path) {

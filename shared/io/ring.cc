@@ -122,7 +122,7 @@ struct Ring::State {
     auto moved = static_cast<uint64_t>(result);
     if (moved >= r.length) return true;
     if (r.kind == Kind::kRead && (moved == 0 || (r.direct && moved % kSectorBytes != 0))) {
-      std::memset(r.data + moved, 0, r.length - moved);   // the end of the file
+      *status = at_end_of_file(r, moved);
       return true;
     }
     if (moved == 0) {
@@ -158,6 +158,16 @@ struct Ring::State {
 };
 
 Ring::Ring(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+Status Ring::at_end_of_file(const Request& request, uint64_t moved) {
+  if (request.whole) {
+    return Status(Code::kCorruption, *request.path + " ends at " + std::to_string(request.offset + moved) +
+                                         ": it was cut short, its bytes up to " +
+                                         std::to_string(request.offset + request.length) + " are missing");
+  }
+  std::memset(request.data + moved, 0, request.length - moved);
+  return Status::ok();
+}
 
 std::unique_ptr<Ring> Ring::create(std::string* why) {
   auto state = std::make_unique<State>();

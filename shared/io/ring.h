@@ -24,8 +24,12 @@ class Ring {
     uint8_t* data = nullptr;     // kWrite does not change it
     uint64_t length = 0;
     bool direct = false;         // decides what a short read means
+    bool whole = false;          // OpenOptions::whole
     const std::string* path;     // for the error message; must outlive the request
   };
+
+  // A read that came to the end of file `moved` bytes on: the rest is zeros, or an error.
+  static Status at_end_of_file(const Request& request, uint64_t moved);
 
   // Null with a reason in `why` where the kernel refuses io_uring.
   static std::unique_ptr<Ring> create(std::string* why);

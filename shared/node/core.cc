@@ -124,6 +124,7 @@ Status Core::open_group(const Identity& identity) {
                              "; if it is lost, `tidemark shared rebuild` makes it anew from the hosts and the bricks";
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, std::move(group)));
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
+  group_->on_damaged([this](ImageId id, const Status& why) { copy_damaged(id, why); });
   return Status::ok();
 }
 

@@ -237,6 +237,7 @@ class Core {
   }
   void copy_answered(Op* op, Status status);
   void copy_overdue(ImageId id);
+  void copy_damaged(ImageId id, const Status& why);
   void hung_ended(Image& image);
   Status refuse_if_hung(const Image& image) const;
   void outdated_then(Op* op, const Status& status);

@@ -184,6 +184,12 @@ void Core::note_copy(Image& im, const Status& found) {
   else kLog.warning("copy_damaged", {{"image", im.id}, {"error", im.copy_fault}});
 }
 
+// An object was cut short while it was open. What is left of the copy serves until nobody uses it; then it is opened
+// anew, which says whether the object was brought back.
+void Core::copy_damaged(ImageId id, const Status& why) {
+  if (auto it = images_.find(id); it != images_.end()) note_copy(*it->second, why);
+}
+
 Status Core::ensure_copy(Image& im) {
   TM_RETURN_IF_ERROR(refuse_if_hung(im));
   if (im.copy) return Status::ok();
@@ -209,11 +215,13 @@ void Core::close_copy(Image& im) {
 }
 
 void Core::close_idle_copies() {
-  if (copies_open_ <= limits::kImagesOpenMax) return;
   std::vector<Image*> idle;
   for (auto& [id, image] : images_) {
-    if (image->copy && image->ops == 0 && image->hung == 0) idle.push_back(image.get());
+    if (!image->copy || image->ops != 0 || image->hung != 0 || !image->copy->idle()) continue;
+    if (!image->copy_fault) close_copy(*image);
+    else idle.push_back(image.get());
   }
+  if (copies_open_ <= limits::kImagesOpenMax) return;
   std::sort(idle.begin(), idle.end(), [](const Image* a, const Image* b) { return a->used_at < b->used_at; });
   for (Image* image : idle) {
     if (copies_open_ <= limits::kImagesOpenMax) return;

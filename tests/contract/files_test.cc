@@ -62,6 +62,26 @@ TEST_P(FilesContract, ShortReadIsFilledWithZeros) {
   }
 }
 
+TEST_P(FilesContract, ReadingPastTheEndOfAWholeFileIsAnError) {
+  {
+    auto f = open("f");
+    ASSERT_TRUE(write(*f, 0, pattern(3 * 4096 + 512, 1)).is_ok());
+    ASSERT_TRUE(sync(*f).is_ok());
+  }
+  for (bool direct : {false, true}) {
+    auto f = open("f", {.direct = direct, .whole = true});
+    io::AlignedBuffer buffer(5 * 4096);
+    for (IoMode mode : {IoMode::kQueued, IoMode::kInline}) {
+      EXPECT_TRUE(read(*f, 0, buffer.span().first(3 * 4096), mode).is_ok());
+      for (uint64_t offset : {uint64_t{0}, uint64_t{3 * 4096}, uint64_t{4 * 4096}}) {
+        Status past = read(*f, offset, buffer.span().first(4 * 4096), mode);
+        EXPECT_EQ(past.code(), Code::kCorruption) << offset << ": " << past.to_string();
+      }
+      EXPECT_TRUE(read(*f, 4 * 4096, {}, mode).is_ok());
+    }
+  }
+}
+
 TEST_P(FilesContract, ManyOperationsAtOnceAllComplete) {
   auto f = open("f", {.create = true, .direct = true});
   constexpr int kCount = 1500;   // more than the ring's submission queue holds

@@ -33,10 +33,8 @@ TEST_P(BrickTest, NoErrorToTheGuestAndLevelAfterTheRepair) {
     for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {
       SCOPED_TRACE("seed " + std::to_string(seed));
       Lab lab(seed);
-      auto handle = lab.open("host1", true);
+      auto handle = lab.open_filled("host1");
       ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
-      ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
-      ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
       lab.world.inject("host1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick1", GetParam().error});
       for (uint64_t offset : {uint64_t{0}, uint64_t{8192}, Lab::kRegion}) {
         Status wrote = lab.write("host1", *handle, offset, 'b');
@@ -89,10 +87,8 @@ TEST(ReadRepairTest, ABlockThatCannotBeReadIsAnsweredFromTheSharedCopyAndWritten
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    auto handle = lab.open("host1", true);
+    auto handle = lab.open_filled("host1");
     ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
     lab.world.run_for(seconds(5));   // staged: only the guest reads
     lab.world.inject("host1", FileFault{1, 1, kRead, "/brick1", 5});
     auto byte = lab.read("host1", *handle, 8192 + 512, 1024);
@@ -118,10 +114,8 @@ TEST(ReadRepairTest, WhatTheSharedCopyCannotReadIsWrittenAnewByTheResync) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    auto handle = lab.open("host1", true);
+    auto handle = lab.open_filled("host1");
     ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
     lab.world.partition("host1", "shared1");
     ASSERT_TRUE(lab.write("host1", *handle, 4096, 'b').is_ok());
     lab.world.inject("shared1", FileFault{1, 1, kRead, "/brick", 5});
@@ -132,35 +126,15 @@ TEST(ReadRepairTest, WhatTheSharedCopyCannotReadIsWrittenAnewByTheResync) {
   }
 }
 
-// All that is on the brick goes, as when another device stands in its place.
-void wipe(Lab& lab, const std::string& brick) {
-  SimEnv& env = lab.world.start("host1");
-  UniqueFunction<void(const std::string&)> empty = [&](const std::string& directory) {
-    auto names = env.files().list(directory);
-    ASSERT_TRUE(names.is_ok()) << names.status().to_string();
-    for (const std::string& name : *names) {
-      const std::string path = directory + "/" + name;
-      auto stat = env.files().stat(path);
-      if (stat && stat->is_directory) empty(path);
-      ASSERT_TRUE(env.files().unlink(path).is_ok()) << path;
-    }
-    ASSERT_TRUE(env.files().sync_directory(directory).is_ok());
-  };
-  empty(brick);
-  lab.world.crash("host1", Crash::kKill);
-}
-
 TEST(EmptyBrickTest, IsNeverTakenAsNewAndIsFilledOnceAnOperatorSaysSo) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    auto handle = lab.open("host1", true);
+    auto handle = lab.open_filled("host1");
     ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
     ASSERT_TRUE(lab.write("host1", *handle, 4096, 'b').is_ok());
     lab.crash("host1", seed % 2 == 0 ? Crash::kKill : Crash::kPowerLoss);
-    wipe(lab, "/brick1");
+    lab.world.wipe("host1", {"/brick1"});
     lab.start("host1");
     auto again = lab.open("host1");
     ASSERT_TRUE(again.is_ok()) << again.status().to_string();
@@ -202,14 +176,12 @@ TEST(EmptyBrickTest, WhatOnlyTheOldOneHadIsNotPassedOver) {
   for (uint64_t seed = 1; seed <= 5; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    auto handle = lab.open("host1", true);
+    auto handle = lab.open_filled("host1");
     ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
     lab.world.partition("host1", "shared1");
     ASSERT_TRUE(lab.write("host1", *handle, 4096, 'b').is_ok());
     lab.crash("host1", Crash::kKill);
-    wipe(lab, "/brick1");
+    lab.world.wipe("host1", {"/brick1"});
     lab.world.heal_all();
     lab.start("host1");
     auto again = lab.open("host1");
@@ -221,9 +193,8 @@ TEST(EmptyBrickTest, WhatOnlyTheOldOneHadIsNotPassedOver) {
   }
 }
 
-// Four regions of 64 KiB at 64 KiB a second: the guest is served all the while, and `status` says how much is left.
-TEST(PaceTest, AResyncKeepsToItsRateAndTellsHowFarItIs) {
-  Lab lab(1);
+// The link is back, and all four regions of 64 KiB are to be copied, at 64 KiB a second.
+void begin_paced_resync(Lab& lab) {
   lab.resync_rate = Lab::kRegion;
   lab.crash("host1", Crash::kKill);
   lab.start("host1");
@@ -232,6 +203,12 @@ TEST(PaceTest, AResyncKeepsToItsRateAndTellsHowFarItIs) {
   lab.world.partition("host1", "shared1");
   ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
   lab.world.heal_all();
+}
+
+// The guest is served all the while, and `status` says how much is left.
+TEST(PaceTest, AResyncKeepsToItsRateAndTellsHowFarItIs) {
+  Lab lab(1);
+  begin_paced_resync(lab);
   uint64_t left = UINT64_MAX, seen = 0;
   Duration begun{};
   bool told = false;
@@ -280,14 +257,7 @@ TEST(PaceTest, AResyncThatIsCutShortHasOnlyTheRestBeforeIt) {
   for (const Interruption& cut : kInterruptions) {
     SCOPED_TRACE(cut.name);
     Lab lab(1);
-    lab.resync_rate = Lab::kRegion;
-    lab.crash("host1", Crash::kKill);
-    lab.start("host1");
-    auto handle = lab.open("host1", true);
-    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
-    lab.world.partition("host1", "shared1");
-    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a', Lab::kImageBytes).is_ok());
-    lab.world.heal_all();
+    begin_paced_resync(lab);
     ASSERT_TRUE(lab.world.run_until([&] {
       const std::string status = lab.engine("host1").status_json();
       return status.find("\"resync\":{") != std::string::npos && number_in(status, "bytes_left") <= Lab::kRegion;

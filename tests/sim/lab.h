@@ -52,7 +52,7 @@ class Lab final : public fs::MemoryKeeper {
     if (node == "shared1") {
       auto opened = open_shared(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_,
                                       .on_fatal = [](const Status& s) { ADD_FAILURE() << s.to_string(); },
-                                      .witness = with_witness_});
+                                      .witness = with_witness_, .rebuild_from = rebuild_from});
       ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
       shared_ = std::move(*opened);
       return;
@@ -106,6 +106,14 @@ class Lab final : public fs::MemoryKeeper {
     }
     return wait<Result<fs::HandleId>>([&](auto done) { engine(host).open_image(attr->inode, std::move(done)); });
   }
+  // A new image, all of it written with 'a' and flushed.
+  Result<fs::HandleId> open_filled(const std::string& host) {
+    auto handle = open(host, true);
+    if (!handle) return handle;
+    if (Status s = write(host, *handle, 0, 'a', kImageBytes); !s) return s;
+    if (Status s = flush(host, *handle); !s) return s;
+    return handle;
+  }
   Status write(const std::string& host, fs::HandleId handle, uint64_t offset, uint8_t byte, uint64_t length = 4096) {
     auto data = std::make_shared<Bytes>(length, byte);    // shared: it must outlive an answer that comes too late
     kept_.push_back(data);
@@ -136,6 +144,17 @@ class Lab final : public fs::MemoryKeeper {
     return level ? "" : *r;
   }
 
+  // The data objects of the image, one a stripe; the shared node has two.
+  std::vector<std::string> objects(const std::string& node) {
+    std::map<std::string, std::string> by_stripe;
+    for (const auto& [path, bytes] : world.files(node, "/"))
+      if (path.ends_with(".data")) by_stripe[path.substr(path.rfind(".g"))] = path;
+    std::vector<std::string> out;
+    for (const auto& [stripe, path] : by_stripe) out.push_back(path);
+    EXPECT_FALSE(out.empty()) << node << " has no object";
+    return out;
+  }
+
   // All memory is kept for ever; a read that is answered from elsewhere gets other memory.
   MutableByteSpan keep(ByteSpan memory) override {
     auto other = std::make_shared<Bytes>(memory.size());
@@ -148,6 +167,7 @@ class Lab final : public fs::MemoryKeeper {
 
   uint32_t hung = 0, landed_late = 0;
   uint64_t resync_rate = 0;            // of hosts started from now on
+  std::vector<std::string> rebuild_from;   // an operator's order to a shared node that is started without a catalogue
   World world;
 
  private:

@@ -14,6 +14,7 @@ Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup s
   options.storage.stripe_unit = 64 << 10;
   options.region_bytes = setup.region_bytes;
   options.on_fatal = std::move(setup.on_fatal);
+  options.rebuild.hosts = std::move(setup.rebuild_from);
   if (setup.witness) {
     const bool replica = setup.witness_in_replica;
     TM_ASSIGN_OR_RETURN(options.witness, env.network().http_client(

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "fs/engine.h"
 #include "fs/survivor.h"
@@ -28,6 +29,7 @@ struct SharedSetup {
   std::function<void(const Status&)> on_fatal;
   bool witness = false;                           // asks witness1
   bool witness_in_replica = false;                // with `witness`: the one built into replica1 instead
+  std::vector<std::string> rebuild_from;          // an order: its catalogue was lost, and these hosts report
 };
 Result<std::unique_ptr<node::SharedNode>> open_shared(SimEnv& env, SharedSetup setup);
 

@@ -73,10 +73,8 @@ TEST(Rules, ABatchThatComesAgainChangesNothing) {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     Lab lab(seed, false, Plant::kNone, Ships::kYes);
     Site site(lab);
-    auto image = lab.open("host1", true);
+    auto image = lab.open_filled("host1");
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
     lab.world.run_for(seconds(10));
     const std::vector<net::HttpRequest> early = site.batches;
     ASSERT_FALSE(early.empty()) << "seed " << seed;
@@ -95,10 +93,8 @@ TEST(Rules, ARegionStaysDirtyUntilItsRecordsAreDurable) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     Lab lab(seed, false, Plant::kNone, Ships::kYes);
     Site site(lab);
-    auto image = lab.open("host1", true);
+    auto image = lab.open_filled("host1");
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
     lab.world.run_for(seconds(40));          // shipped, and the dirty-region log is clean
     lab.world.set_store_fault("host1", StoreFault{.path_contains = "/state/journal", .delay = seconds(60)});
     ASSERT_TRUE(lab.write("host1", *image, 8192, 'b').is_ok());
@@ -121,10 +117,8 @@ TEST(Rules, WhatOnlyTheSharedCopyHoldsIsShippedFromThere) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     Lab lab(seed, false, Plant::kNone, Ships::kYes);
     Site site(lab);
-    auto first = lab.open("host2", true);
+    auto first = lab.open_filled("host2");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    ASSERT_TRUE(lab.write("host2", *first, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host2", *first).is_ok());
     lab.engine("host2").release(*first);
     lab.world.inject("host1", FileFault{.times = UINT64_MAX, .path_contains = "/brick1"});
     auto second = lab.open("host1");

@@ -20,10 +20,8 @@ constexpr uint64_t kBlocks = 16, kStride = Lab::kImageBytes / kBlocks;
 TEST(Rules, WhatTheSharedCopyLostIsMadeGoodWithoutAWrite) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     Lab lab(seed);
-    auto image = lab.open("host1", true);
+    auto image = lab.open_filled("host1");
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
     for (uint64_t b = 0; b < kBlocks; ++b) ASSERT_TRUE(lab.write("host1", *image, b * kStride, 'b').is_ok());
     lab.crash("shared1", Crash::kPowerLoss);
     lab.start("shared1");
@@ -45,10 +43,8 @@ TEST(Rules, WhatTheSharedCopyLostIsMadeGoodWithoutAWrite) {
 TEST(Rules, WhatWasWrittenAloneAtTheEndOfAResyncIsKept) {
   for (int cut = 0; cut < 120; ++cut) {
     Lab lab(static_cast<uint64_t>(cut) + 1);
-    auto image = lab.open("host1", true);
+    auto image = lab.open_filled("host1");
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
     auto away = [&] { lab.world.partition("host1", "shared1"); };
     away();
     ASSERT_TRUE(lab.write("host1", *image, 0, 'b').is_ok());
@@ -133,10 +129,8 @@ class Relic {
 TEST(Rules, NoFrameOfAnOlderEpochIsAppliedInANewSession) {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     Lab lab(seed);
-    auto first = lab.open("host1", true);
+    auto first = lab.open_filled("host1");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
     const Known known(lab);
     lab.crash("host1", Crash::kKill);
     auto second = lab.open("host2");
@@ -256,10 +250,8 @@ TEST(Rules, AShrinkIsBehindToTheOldEnd) {
 TEST(Rules, NobodyGoesOnAloneInATenureThatItMayHaveGivenUp) {
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     Lab lab(seed);
-    auto first = lab.open("host1", true);
+    auto first = lab.open_filled("host1");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
     lab.engine("host1").release(*first);
     auto idle = lab.open("host1");
     ASSERT_TRUE(idle.is_ok()) << idle.status().to_string();
@@ -285,10 +277,8 @@ TEST(Rules, NobodyGoesOnAloneInATenureThatItMayHaveGivenUp) {
 TEST(Rules, NoTermsAreGivenWhileCopiesDiffer) {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     Lab lab(seed, true);
-    auto first = lab.open("host1", true);
+    auto first = lab.open_filled("host1");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    ASSERT_TRUE(lab.write("host1", *first, 0, 'a', Lab::kImageBytes).is_ok());
-    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
     const Known known(lab);
     lab.crash("host1", Crash::kKill);
     Relic relic(lab, known, kLater);

@@ -69,20 +69,10 @@ class ScrubTest : public testing::TestWithParam<uint64_t> {
     }
     return false;
   }
-  // The data objects of the image, one a stripe; the shared node has two.
-  std::vector<std::string> objects(const std::string& node) {
-    std::map<std::string, std::string> by_stripe;
-    for (const auto& [path, bytes] : lab_.world.files(node, "/"))
-      if (path.ends_with(".data")) by_stripe[path.substr(path.rfind(".g"))] = path;
-    std::vector<std::string> out;
-    for (const auto& [stripe, path] : by_stripe) out.push_back(path);
-    EXPECT_FALSE(out.empty()) << node << " has no object";
-    return out;
-  }
   static constexpr uint64_t kStripeUnit = 64 << 10;
   Bytes copy(const std::string& node) {
     const auto files = lab_.world.files(node, "/");
-    const std::vector<std::string> paths = objects(node);
+    const std::vector<std::string> paths = lab_.objects(node);
     Bytes out;
     for (uint64_t unit = 0; unit * kStripeUnit < Lab::kImageBytes; ++unit) {
       const Bytes& object = files.at(paths[unit % paths.size()]);
@@ -92,7 +82,7 @@ class ScrubTest : public testing::TestWithParam<uint64_t> {
     return out;
   }
   void put(const std::string& node, uint64_t offset, ByteSpan bytes) {
-    const std::vector<std::string> paths = objects(node);
+    const std::vector<std::string> paths = lab_.objects(node);
     const uint64_t unit = offset / kStripeUnit;
     Status s = lab_.world.set_bytes(node, paths[unit % paths.size()], unit / paths.size() * kStripeUnit + offset % kStripeUnit, bytes);
     ASSERT_TRUE(s.is_ok()) << s.to_string();
@@ -102,7 +92,7 @@ class ScrubTest : public testing::TestWithParam<uint64_t> {
     put(node, offset + 100, {&byte, 1});
   }
   void spoil(const std::string& node, uint64_t offset) {
-    const std::vector<std::string> paths = objects(node);
+    const std::vector<std::string> paths = lab_.objects(node);
     const uint64_t unit = offset / kStripeUnit;
     const Extent range{unit / paths.size() * kStripeUnit + offset % kStripeUnit, kBlock};
     Status s = lab_.world.spoil(node, paths[unit % paths.size()], range);

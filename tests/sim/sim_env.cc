@@ -304,13 +304,18 @@ std::shared_ptr<const World::Kept> World::keep(const std::string& node, std::vec
   return kept;
 }
 
-void World::put_back(const std::string& node, const Kept& kept) {
+void World::wipe(const std::string& node, const std::vector<std::string>& directories) {
   Machine& machine = state_->machine(node);
-  TM_CHECK(machine.process == nullptr, "put back while a process runs");
-  for (const std::string& directory : kept.directories) {
+  TM_CHECK(machine.process == nullptr, "put back or wiped while a process runs");
+  for (const std::string& directory : directories) {
     machine.disk.erase_below(directory);
     std::erase_if(machine.stores, [&](const auto& s) { return s.first.starts_with(directory + "/"); });
   }
+}
+
+void World::put_back(const std::string& node, const Kept& kept) {
+  wipe(node, kept.directories);
+  Machine& machine = state_->machine(node);
   machine.disk.put(kept.files);
   for (const auto& [path, store] : kept.stores) machine.stores[path] = copy_of(*store);
 }
@@ -324,6 +329,13 @@ Status World::flip_byte(const std::string& node, const std::string& path, uint64
 Status World::set_bytes(const std::string& node, const std::string& path, uint64_t offset, ByteSpan bytes) {
   TM_ASSIGN_OR_RETURN(auto inode, state_->machine(node).disk.find(path));
   for (uint64_t i = 0; i < bytes.size(); ++i) inode->set_byte(offset + i, bytes[i]);
+  return Status::ok();
+}
+
+Status World::cut_short(const std::string& node, const std::string& path, uint64_t size) {
+  TM_ASSIGN_OR_RETURN(auto inode, state_->machine(node).disk.find(path));
+  inode->truncate(size);
+  inode->sync_all();
   return Status::ok();
 }
 

@@ -158,10 +158,14 @@ class World {
   struct Kept;
   std::shared_ptr<const Kept> keep(const std::string& node, std::vector<std::string> directories) const;
   void put_back(const std::string& node, const Kept& kept);
+  // All that is below these directories is gone, durably: another device stands in their place.
+  void wipe(const std::string& node, const std::vector<std::string>& directories);
   // The same for many: a write that the disk lost, a block that it put elsewhere.
   Status set_bytes(const std::string& node, const std::string& path, uint64_t offset, ByteSpan bytes);
   // Cannot be read until it is written anew: a bad sector.
   Status spoil(const std::string& node, const std::string& path, Extent range);
+  // Cut off behind the daemon's back, whoever has it open.
+  Status cut_short(const std::string& node, const std::string& path, uint64_t size);
 
   struct State;
 

@@ -17,7 +17,7 @@ class SimFile final : public io::File {
  public:
   SimFile(SimEnv& env, std::string path, std::shared_ptr<Inode> inode, const io::OpenOptions& options)
       : env_(env), path_(std::move(path)), path_digest_(digest64(as_bytes(path_))), inode_(std::move(inode)),
-        direct_(options.direct), read_only_(options.read_only) {}
+        direct_(options.direct), read_only_(options.read_only), whole_(options.whole) {}
 
   ~SimFile() override { TM_CHECK(in_flight_ == 0 || !env_.alive(), "file destroyed with operations in flight"); }
 
@@ -32,6 +32,8 @@ class SimFile final : public io::File {
     complete(op, slow ? IoMode::kQueued : mode, latency, offset, [this, offset, out, status] {
       if (status && !inode_->readable(offset, out.size()))
         return Status::from_errno(EIO, path_ + ": bad sector, read at " + std::to_string(offset));
+      if (status && whole_ && !out.empty() && offset + out.size() > inode_->size())
+        return Status(Code::kCorruption, path_ + ": it was cut short at " + std::to_string(inode_->size()));
       if (status) inode_->read(offset, out);
       return status;
     }, std::move(done));
@@ -152,6 +154,7 @@ class SimFile final : public io::File {
   const std::shared_ptr<Inode> inode_;   // shared with the disk's names and writes in flight
   const bool direct_;
   const bool read_only_;
+  const bool whole_;
   uint32_t in_flight_ = 0;
 };
 

@@ -147,6 +147,83 @@ TEST_F(StoreFaultTest, AnObjectThatWasCutShortIsNotServed) {
   EXPECT_EQ(read(**again, 0, 500'000), Bytes(500'000, 3));
 }
 
+TEST_F(StoreFaultTest, AnObjectThatIsCutShortWhileItIsOpenIsNotReadAsZeros) {
+  constexpr uint64_t kLeft = 20'000, kKept = kLeft / 4096 * 4096;
+  for (bool direct : {true, false}) {
+    StorageGroupOptions o = options(1);
+    o.direct = direct;
+    auto group = open_group(o);
+    std::vector<std::string> told;
+    group->on_damaged([&](ImageId id, const Status& why) {
+      EXPECT_EQ(id, image_id(1));
+      told.push_back(why.message());
+    });
+    auto copy = *group->create(image_id(1), 500'000);
+    ASSERT_TRUE(write(*copy, 0, Bytes(500'000, 3)).is_ok());
+    const std::string object = object_path(brick(0), image_id(1), Generation(1), 0);
+    fs::resize_file(object, kLeft);
+    auto read_code = [&](uint64_t offset, size_t length, io::IoMode mode) {
+      Bytes out(length, 0xEE);
+      return wait([&](Callback<Status> done) { copy->read(offset, out, mode, std::move(done)); }).code();
+    };
+    for (io::IoMode mode : {io::IoMode::kInline, io::IoMode::kQueued}) {
+      EXPECT_EQ(read(*copy, 0, kKept, mode), Bytes(kKept, 3)) << "what is left of it is served";
+      EXPECT_EQ(read_code(0, 100'000, mode), Code::kCorruption);
+      EXPECT_EQ(read_code(kLeft + 1, 100, mode), Code::kCorruption) << "not aligned";
+      EXPECT_EQ(read_code(400'000, 4096, mode), Code::kCorruption);
+      EXPECT_EQ(write(*copy, 300'000, Bytes(100, 4), mode).code(), Code::kCorruption);
+      EXPECT_EQ(write(*copy, 499'712, Bytes(288, 4), mode).code(), Code::kCorruption) << "it would make a hole";
+      EXPECT_TRUE(write(*copy, 4096, Bytes(4096, 3), mode).is_ok());
+    }
+    EXPECT_EQ(copy->next_data(0).status().code(), Code::kCorruption);
+    EXPECT_EQ(zero(*copy, {100'000, 8192}).code(), Code::kCorruption);
+    EXPECT_EQ(sync(*copy).code(), Code::kCorruption) << "what was acknowledged is gone";
+    EXPECT_EQ(resize(*copy, 600'000).code(), Code::kCorruption);
+    EXPECT_EQ(fs::file_size(object), kLeft) << "nothing was extended over what is missing";
+    EXPECT_TRUE(real_.run_until([&] { return !told.empty(); }, std::chrono::seconds(10)));
+    EXPECT_THAT(told.front(), HasSubstr(object + " has 20000 bytes instead of 503808: it was cut short"));
+    copy.reset();
+    EXPECT_EQ(group->open_image(image_id(1)).status().code(), Code::kCorruption);
+    ASSERT_TRUE(group->remove(image_id(1)).is_ok());
+  }
+}
+
+// A guest that only writes: the first sync looks. It is no failed sync: other images lose nothing.
+TEST_F(StoreFaultTest, ASyncFindsAnObjectThatWasCutShort) {
+  for (io::IoMode mode : {io::IoMode::kInline, io::IoMode::kQueued}) {
+    auto group = open_group(options(2, 2));
+    auto copy = *group->create(image_id(1), 500'000);
+    ASSERT_TRUE(write(*copy, 0, Bytes(500'000, 3)).is_ok());
+    const LossId before = group->loss_id();
+    for (uint32_t b : {0, 1}) {
+      for (uint32_t stripe : {0, 1}) {
+        const std::string path = object_path(brick(b), image_id(1), Generation(1), stripe);
+        if (fs::exists(path)) fs::resize_file(path, 8192);
+      }
+    }
+    ASSERT_TRUE(write(*copy, 0, Bytes(4096, 4)).is_ok());
+    EXPECT_EQ(sync(*copy, mode).code(), Code::kCorruption);
+    EXPECT_EQ(group->loss_id(), before);
+    EXPECT_EQ(write(*copy, 499'712, Bytes(288, 4), mode).code(), Code::kCorruption);
+    EXPECT_EQ(sync(*copy, mode).code(), Code::kCorruption) << "it stays so";
+    copy.reset();
+    ASSERT_TRUE(group->remove(image_id(1)).is_ok());
+  }
+}
+
+TEST_F(StoreFaultTest, AResizeOverAnObjectThatWasCutShortMakesNoHole) {
+  for (uint64_t target : {900'000ull, 400'000ull}) {
+    auto group = open_group(options(1));
+    auto copy = *group->create(image_id(1), 500'000);
+    const std::string object = object_path(brick(0), image_id(1), Generation(1), 0);
+    fs::resize_file(object, 8192);
+    EXPECT_EQ(resize(*copy, target).code(), Code::kCorruption);
+    EXPECT_EQ(fs::file_size(object), 8192u);
+    copy.reset();
+    ASSERT_TRUE(group->remove(image_id(1)).is_ok());
+  }
+}
+
 TEST_F(StoreFaultTest, DamagedImagesCanBeRemoved) {
   auto group = open_group(options(1));
   ASSERT_TRUE(group->create(image_id(1), 4096).is_ok());

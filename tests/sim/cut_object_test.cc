@@ -1,0 +1,113 @@
+// A data object is cut short behind its daemon's back, while that has it open: what is gone is never read as zeros, nor made
+// a hole by a later write. The host's copy is filled anew from the shared one; the shared node says that its own is damaged.
+#include "tests/sim/lab.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr uint64_t kLeft = 4096, kGone = 8192;
+constexpr uint64_t kLast = Lab::kImageBytes - 4096;
+
+class CutObjectTest : public testing::TestWithParam<uint64_t> {
+ protected:
+  void begin() {
+    auto opened = lab_.open_filled("host1");
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    handle_ = *opened;
+    lab_.world.run_for(seconds(5));   // staged: only the guest reads
+  }
+  void cut(const std::string& node) {
+    for (const std::string& object : lab_.objects(node)) {
+      Status s = lab_.world.cut_short(node, object, kLeft);
+      ASSERT_TRUE(s.is_ok()) << s.to_string();
+    }
+  }
+  void expect_byte(uint64_t offset, uint8_t byte) {
+    auto got = lab_.read("host1", handle_, offset);
+    ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+    EXPECT_EQ(*got, byte) << offset;
+  }
+  void expect_level() {
+    ASSERT_TRUE(lab_.healthy("host1", seconds(20))) << lab_.engine("host1").status_json();
+    EXPECT_EQ(lab_.verify("host1"), "");
+    expect_byte(kGone, 'a');
+  }
+
+  Lab lab_{GetParam()};
+  fs::HandleId handle_;
+};
+
+TEST_P(CutObjectTest, AReadOfTheHostsIsAnsweredFromTheSharedCopyAndTheCopyFilledAnew) {
+  begin();
+  cut("host1");
+  expect_byte(kGone, 'a');
+  lab_.world.run_for(std::chrono::milliseconds(100));
+  EXPECT_FALSE(lab_.engine("host1").healthy()) << "its copy is not whole";
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'b').is_ok());
+  expect_level();
+  expect_byte(kLast, 'b');
+}
+
+TEST_P(CutObjectTest, AWriteThatMustReadThereFirstMeetsItToo) {
+  begin();
+  cut("host1");
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast + 512, 'b', 1024).is_ok());
+  expect_level();
+  expect_byte(kGone, 'a');
+}
+
+TEST_P(CutObjectTest, AFlushMeetsIt) {
+  begin();
+  cut("host1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'b').is_ok());
+  ASSERT_TRUE(lab_.flush("host1", handle_).is_ok());
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'b').is_ok());
+  expect_level();
+  expect_byte(0, 'b');
+  expect_byte(kLast, 'b');
+}
+
+TEST_P(CutObjectTest, VerifyMeetsIt) {
+  begin();
+  cut("host1");
+  EXPECT_NE(lab_.verify("host1"), "");
+  expect_level();
+}
+
+// No other copy has what it acknowledged: an error, and the two are not called level.
+TEST_P(CutObjectTest, OfAHostThatIsAloneItIsAnErrorAndNothingIsWrittenBeyond) {
+  begin();
+  lab_.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c').is_ok());
+  cut("host1");
+  EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+  EXPECT_FALSE(lab_.write("host1", handle_, kLast, 'b').is_ok()) << "what lies before it would become a hole";
+  EXPECT_FALSE(lab_.flush("host1", handle_).is_ok());
+  expect_byte(0, 'c');
+  lab_.world.heal_all();
+  lab_.world.run_for(seconds(20));
+  for (auto [offset, byte] : {std::pair<uint64_t, uint8_t>{0, 'c'}, {kGone, 'a'}, {kLast, 'a'}}) {
+    auto got = lab_.read("host1", handle_, offset);
+    EXPECT_TRUE(!got.is_ok() || *got == byte) << offset;
+  }
+  EXPECT_FALSE(lab_.engine("host1").healthy());
+}
+
+TEST_P(CutObjectTest, TheSharedNodeSaysThatItsCopyIsDamaged) {
+  begin();
+  cut("shared1");
+  EXPECT_NE(lab_.verify("host1"), "") << "it is not level";
+  auto says = [&](const char* what) { return lab_.shared_status().find(what) != std::string::npos; };
+  EXPECT_TRUE(lab_.world.run_until([&] { return says("it was cut short"); }, seconds(5))) << lab_.shared_status();
+  EXPECT_TRUE(says("\"healthy\":false"));
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'b').is_ok()) << "the host goes on with its own copy";
+  expect_byte(kLast, 'b');
+  expect_byte(kGone, 'a');
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, CutObjectTest, testing::Range<uint64_t>(1, 9));
+
+}  // namespace
+}  // namespace tidemark::sim

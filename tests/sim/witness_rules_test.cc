@@ -1,0 +1,464 @@
+// With a witness, case by case: who goes on alone, when a tenure moves by itself, what an operator may force, and what is
+// answered meanwhile. witness_test.cc has the partitions at random.
+#include "tests/sim/stamp_writer.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// By itself, and on the first write of the other host, once the lease has run out.
+TEST(Witness, TheTenureOfAHostThatIsGoneMovesByItself) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    lab.world.run_for(seconds(5));       // terms are asked for when both copies are level
+    lab.crash("host1", Crash::kKill);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    EXPECT_FALSE(lab.write("host2", *second, 4096, 'b').is_ok()) << "seed " << seed << ": the lease has not run out";
+    lab.world.run_for(seconds(6));
+    Status wrote = lab.write("host2", *second, 4096, 'b');
+    EXPECT_TRUE(wrote.is_ok()) << "seed " << seed << ": " << wrote.to_string();
+    auto byte = lab.read("host2", *second, 0);
+    ASSERT_TRUE(byte.is_ok());
+    EXPECT_EQ(*byte, 'a');
+  }
+}
+
+// The image, open on host 1, which has its terms of the witness and then loses the shared node.
+Result<fs::HandleId> cut_off_after_a_write(Lab& lab) {
+  TM_ASSIGN_OR_RETURN(fs::HandleId image, lab.open("host1", true));
+  TM_RETURN_IF_ERROR(lab.write("host1", image, 0, 'a'));
+  lab.world.run_for(seconds(5));
+  lab.world.partition("host1", "shared1");
+  return image;
+}
+
+TEST(Witness, ACutOffHostGoesOnAloneWithItsVoteAndNobodyElseDoes) {
+  Lab lab(1, true);
+  auto first = cut_off_after_a_write(lab);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  EXPECT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+  lab.world.run_for(seconds(20));
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  EXPECT_EQ(lab.write("host2", *second, 4096, 'b').code(), Code::kBusy);
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.healthy("host1"));
+  EXPECT_EQ(lab.verify("host1"), "");
+}
+
+// The daemon dies with its link: the one that follows on the same mount must not take the tenure for granted, which
+// the shared node has given to host 2 meanwhile.
+TEST(Witness, ASuccessorWithoutALinkDoesNotGoOnBesideAnotherHost) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.crash("host1", Crash::kKill);
+    lab.world.partition("host1", "shared1");
+    const bool early = seed % 3 == 0;          // before the lease has run out
+    if (seed % 3 != 2) lab.world.partition("host1", "witness1");
+    if (early) lab.succeed("host1");
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    auto data = std::make_shared<Bytes>(4096, 'u');
+    std::optional<Result<size_t>> mine, read;
+    auto read_into = std::make_shared<Bytes>(4096);
+    auto ask_host1 = [&] {
+      lab.engine("host1").write(*first, 0, *data, io::IoMode::kQueued, [&](Result<size_t> n) { mine = std::move(n); });
+      lab.engine("host1").read(*first, 4096, *read_into, io::IoMode::kQueued, [&](Result<size_t> n) { read = std::move(n); });
+    };
+    if (early) ask_host1();
+    Status taken(Code::kBusy, "not asked yet");
+    for (int tries = 0; tries < 10 && !taken; ++tries) taken = lab.write("host2", *second, 4096, 'b');
+    ASSERT_TRUE(taken.is_ok()) << "seed " << seed << ": " << taken.to_string();
+    if (!early) lab.succeed("host1"), ask_host1();
+    lab.world.run_for(seconds(30));
+    EXPECT_FALSE(mine && mine->is_ok()) << "seed " << seed << ": both sides acknowledge";
+    EXPECT_FALSE(read && read->is_ok()) << "seed " << seed << ": an old block is read";
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    EXPECT_EQ(errno_of(lab.write("host1", *first, 0, 'z')), EIO) << "seed " << seed;
+    lab.engine("host2").release(*second);
+    lab.engine("host1").release(*first);
+    auto third = lab.open("host1");
+    ASSERT_TRUE(third.is_ok()) << third.status().to_string();
+    EXPECT_TRUE(lab.write("host1", *third, 8192, 'c').is_ok()) << "seed " << seed;
+    auto byte = lab.read("host1", *third, 4096);
+    EXPECT_TRUE(byte.is_ok() && *byte == 'b') << "seed " << seed;
+    EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed;
+  }
+}
+
+// A read that waits behind a write of unknown outcome when the tenure is lost: what the new holder wrote is not for it.
+TEST(Witness, AReadOfTheOldHolderNeverSeesTheNewOnesBlocks) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  lab.world.run_for(seconds(5));
+  lab.world.partition("host1", "shared1");
+  lab.world.partition("host1", "witness1");
+  auto data = std::make_shared<Bytes>(4096, 'u');
+  auto out = std::make_shared<Bytes>(4096);
+  std::optional<Result<size_t>> wrote, read;
+  lab.engine("host1").write(*first, 0, *data, io::IoMode::kQueued, [&](Result<size_t> n) { wrote = std::move(n); });
+  lab.engine("host1").read(*first, 0, *out, io::IoMode::kQueued, [&](Result<size_t> n) { read = std::move(n); });
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  Status taken(Code::kBusy, "not asked yet");
+  for (int tries = 0; tries < 10 && !taken; ++tries) taken = lab.write("host2", *second, 0, 'b');
+  ASSERT_TRUE(taken.is_ok()) << taken.to_string();
+  EXPECT_FALSE(wrote || read);
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.world.run_until([&] { return wrote && read; }, seconds(60)));
+  EXPECT_FALSE(wrote->is_ok());
+  EXPECT_FALSE(read->is_ok()) << "it reads '" << out->front() << "'";
+}
+
+// What the witness has said to the run before, and the terms under which it may be asked, count for the one that follows.
+TEST(Witness, ASuccessorGoesOnAloneWithTheVoteOfItsMount) {
+  for (bool voted : {false, true}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.partition("host1", "shared1");
+    if (voted) {
+      ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+      lab.world.partition("host1", "witness1");   // is not asked again
+    }
+    lab.crash("host1", Crash::kKill);
+    lab.succeed("host1");
+    EXPECT_TRUE(lab.write("host1", *first, 4096, 'u').is_ok()) << "voted " << voted;
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    EXPECT_EQ(lab.write("host2", *second, 8192, 'b').code(), Code::kBusy) << "voted " << voted;
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1"));
+    EXPECT_EQ(lab.verify("host1"), "");
+    auto byte = lab.read("host2", *second, 4096);
+    EXPECT_TRUE(byte.is_ok() && *byte == 'u') << "voted " << voted;
+  }
+}
+
+// A live restart with all links whole asks the witness for nothing.
+TEST(Witness, ASuccessorWithALinkDoesNotUseTheVote) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  lab.world.run_for(seconds(5));
+  for (int runs = 0; runs < 3; ++runs) {
+    lab.crash("host1", Crash::kKill);
+    lab.succeed("host1");
+    ASSERT_TRUE(lab.write("host1", *first, 4096, 'u').is_ok());
+    ASSERT_TRUE(lab.healthy("host1"));
+  }
+  for (const auto& [key, value] : lab.world.committed("witness1", "/state/witness", "records")) {
+    auto record = wire::decode<witness::Record>(value);
+    ASSERT_TRUE(record.is_ok());
+    EXPECT_EQ(record->verdict, witness::Verdict::kUndecided);
+  }
+}
+
+Status take(Lab& lab, const std::string& more = "") {
+  auto report = lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true" + more + "}");
+  if (!report) return report.status();
+  return report->find("\"taken\":true") != std::string::npos ? Status::ok() : Status(Code::kBusy, *report);
+}
+const std::string kAcceptLoss = ",\"accept_loss\":true";
+
+// A healthy holder is not left to go on alone between the end of its session and its word that the tenure is over.
+TEST(Witness, AForcedTakeoverStopsTheHolderFirst) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Lab lab(seed, true);
+    auto made = lab.open("host1", true);
+    ASSERT_TRUE(made.is_ok()) << made.status().to_string();
+    lab.engine("host1").release(*made);
+    StampWriter writer(lab, "host1", 0, milliseconds(1));
+    writer.turn();
+    lab.world.run_for(seconds(5) + milliseconds(seed));
+    const bool cut_off = seed % 2 == 0;        // it does not know of the takeover, and sees the witness
+    if (cut_off) lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(take(lab).is_ok()) << "seed " << seed;
+    lab.world.run_for(seconds(20));
+    writer.stopped = true;
+    lab.world.heal_all();
+    lab.world.run_for(seconds(10));
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    EXPECT_GE(stamp_at(lab, "host2", *second, 0), writer.acknowledged) << "seed " << seed << ": acknowledged alone";
+    EXPECT_GT(writer.acknowledged, 100u);
+  }
+}
+
+// The witness has let the holder go on alone: what it has acknowledged since is lost to the main line, so that it takes
+// a second word. The same where the witness does not answer, for it may let the holder go on in the next moment.
+TEST(Witness, AForcedTakeoverThatTheWitnessDoesNotBearTakesASecondWord) {
+  for (bool silent : {false, true}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.partition("host1", "shared1");
+    if (silent) {
+      lab.world.partition("shared1", "witness1");
+    } else {
+      ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+    }
+    Status taken = take(lab);
+    EXPECT_EQ(taken.code(), Code::kBusy) << taken.to_string();
+    EXPECT_NE(taken.message().find("--accept-loss"), std::string::npos) << taken.message();
+    EXPECT_EQ(lab.shared_status().find("\"outdated\":true") != std::string::npos, !silent);
+    if (silent) {   // nothing was decided: the holder goes on when it is back
+      lab.world.heal_all();
+      EXPECT_TRUE(lab.write("host1", *first, 0, 'b').is_ok());
+      lab.world.partition("host1", "shared1");
+      lab.world.partition("shared1", "witness1");
+    }
+    ASSERT_TRUE(take(lab, kAcceptLoss).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    EXPECT_TRUE(lab.write("host2", *second, 4096, 'b').is_ok());
+  }
+}
+
+// What the shared node has learned of its own copy stands, whoever asks next.
+TEST(Witness, AVerdictAgainstTheSharedCopyIsKept) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  lab.world.run_for(seconds(5));
+  lab.world.partition("host1", "shared1");
+  EXPECT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+  lab.world.run_for(seconds(40));      // its session is over, and the lease
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  EXPECT_EQ(lab.write("host2", *second, 4096, 'b').code(), Code::kBusy);
+  EXPECT_NE(lab.shared_status().find("\"outdated\":true"), std::string::npos);
+  lab.world.partition("shared1", "witness1");
+  for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {
+    lab.crash("shared1", kind);
+    lab.start("shared1");
+    lab.world.run_for(seconds(8));
+    EXPECT_NE(lab.shared_status().find("\"outdated\":true"), std::string::npos);
+  }
+  EXPECT_EQ(take(lab).code(), Code::kBusy);
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.healthy("host1"));
+  EXPECT_EQ(lab.verify("host1"), "");
+  EXPECT_EQ(lab.shared_status().find("\"outdated\":true"), std::string::npos);
+}
+
+bool moves(Lab& lab, fs::HandleId handle, Duration limit) {
+  return lab.world.run_until([&, next = Duration(0)]() mutable {
+    if (lab.world.elapsed() < next) return false;
+    next = lab.world.elapsed() + milliseconds(100);
+    return lab.write("host2", handle, 4096, 'b').is_ok();
+  }, limit);
+}
+
+// The link was away for so short a time that the vote came when nobody needed it any more: the next loss of either side
+// finds new terms.
+TEST(Witness, AVoteThatCameTooLateDoesNotCountTheNextTime) {
+  for (bool host_asked : {true, false}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.run_for(seconds(5));
+    const std::string asks = host_asked ? "host1" : "shared1";
+    lab.world.set_latency(asks, "witness1", {seconds(2), seconds(2)});
+    lab.world.partition("host1", "shared1");
+    lab.world.reset_connections("host1", "shared1");
+    lab.world.run_for(seconds(11));
+    if (!host_asked) {   // the question is on its way when this has been refused
+      EXPECT_FALSE(lab.write("host2", *second, 4096, 'x').is_ok());
+    }
+    lab.world.set_latency(asks, "witness1", {milliseconds(1), milliseconds(1)});
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1"));
+    lab.world.run_for(seconds(20));
+    if (host_asked) {
+      lab.crash("host1", Crash::kKill);
+      EXPECT_TRUE(moves(lab, *second, seconds(60))) << "the vote was spent";
+    } else {
+      lab.crash("shared1", Crash::kKill);
+      EXPECT_TRUE(lab.write("host1", *first, 8192, 'c').is_ok()) << "the vote was spent";
+    }
+  }
+}
+
+// A holder that was back for a moment answers reads from its own copy until its lease has run out once more.
+TEST(Witness, ALeaseBeginsAnewWhenItsHolderWasBack) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.run_for(seconds(5));
+    lab.world.partition("host1", "witness1");
+    lab.world.partition("host1", "shared1");
+    lab.world.reset_connections("host1", "shared1");
+    lab.world.run_for(seconds(9));
+    lab.world.set_latency("shared1", "witness1", {seconds(12), seconds(12)});
+    Status early = lab.write("host2", *second, 4096, 'x');   // the question is on its way when this has been refused
+    EXPECT_EQ(early.code(), Code::kBusy) << early.to_string();
+    lab.world.heal("host1", "shared1");
+    lab.world.heal("shared1", "host1");
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'c').is_ok()) << "seed " << seed;
+    lab.world.partition("host1", "shared1");
+    lab.world.reset_connections("host1", "shared1");
+    const Duration left = lab.world.elapsed();
+    ASSERT_TRUE(moves(lab, *second, seconds(90))) << "seed " << seed;
+    EXPECT_GE(lab.world.elapsed() - left, seconds(10)) << "seed " << seed;
+  }
+}
+
+// A witness that did not answer is asked again as long as somebody waits.
+TEST(Witness, AWitnessThatIsBackIsAskedAgainForThoseThatWait) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  lab.world.run_for(seconds(5));
+  lab.crash("host1", Crash::kKill);
+  lab.world.run_for(seconds(12));
+  lab.crash("witness1", Crash::kKill);
+  lab.world.at(milliseconds(1500), [&] { lab.start("witness1"); });
+  Status wrote = lab.write("host2", *second, 4096, 'b');
+  EXPECT_TRUE(wrote.is_ok()) << wrote.to_string();
+}
+
+// Writes that were acknowledged and not flushed went with the shared node's power: its copy is short, and serves nobody
+// without a second word, until its holder has said that nothing of its own is missing there.
+TEST(Witness, ASharedCopyThatLostUnflushedWritesServesNobodyByItself) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    lab.world.run_for(seconds(5));
+    ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+    lab.world.partition("host1", "shared1");
+    lab.world.partition("host1", "witness1");
+    lab.crash("shared1", Crash::kPowerLoss);
+    lab.start("shared1");
+    lab.world.run_for(seconds(20));
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    for (int tries = 0; tries < 3; ++tries) {
+      EXPECT_EQ(lab.write("host2", *second, 4096, 'b').code(), Code::kBusy) << "seed " << seed;
+    }
+    EXPECT_EQ(take(lab).code(), Code::kBusy);
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    lab.world.run_for(seconds(20));
+    EXPECT_EQ(lab.shared_status().find("\"outdated\":true"), std::string::npos) << "seed " << seed;
+    lab.crash("host1", Crash::kKill);
+    ASSERT_TRUE(moves(lab, *second, seconds(60))) << "seed " << seed;
+    auto byte = lab.read("host2", *second, 0);
+    ASSERT_TRUE(byte.is_ok());
+    EXPECT_EQ(*byte, 't') << "seed " << seed;
+  }
+}
+
+// A read that was begun while the tenure stood, and lands when another host has it, is not answered with what it found.
+TEST(Witness, AReadFromASlowDiskIsNotAnsweredAfterTheLease) {
+  Lab lab(1, true);
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 4096, 'a').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  lab.world.run_for(seconds(5));
+  lab.world.slow_reads("host1", "/", seconds(120));
+  auto data = std::make_shared<Bytes>(4096);
+  std::optional<Result<size_t>> read;
+  lab.engine("host1").read(*first, 4096, *data, io::IoMode::kQueued, [&](Result<size_t> n) { read = std::move(n); });
+  lab.world.partition("host1", "shared1");
+  lab.world.partition("host1", "witness1");
+  ASSERT_TRUE(moves(lab, *second, seconds(90)));
+  EXPECT_FALSE(read.has_value());
+  lab.world.run_for(seconds(120));
+  EXPECT_FALSE(read && read->is_ok()) << "an old block is read";
+  lab.world.slow_reads("host1", "", Duration(0));
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.healthy("host1"));
+}
+
+TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
+  Lab lab(1, true);
+  auto first = cut_off_after_a_write(lab);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  lab.world.partition("host1", "witness1");
+  Status answer(Code::kCancelled, "none yet");
+  auto data = std::make_shared<Bytes>(4096, 't');
+  lab.engine("host1").write(*first, 0, *data, io::IoMode::kQueued, [&answer](Result<size_t> n) { answer = n ? Status::ok() : n.status(); });
+  lab.world.run_for(seconds(60));
+  EXPECT_EQ(answer.code(), Code::kCancelled) << "it was answered: " << answer.to_string();
+  EXPECT_NE(lab.engine("host1").status_json().find("requests wait for the shared node or the witness"), std::string::npos);
+  auto aborted = lab.wait<Result<std::string>>([&](auto done) { lab.engine("host1").abort_waiting("disk.img", std::move(done)); });
+  ASSERT_TRUE(aborted.is_ok()) << aborted.status().to_string();
+  EXPECT_EQ(*aborted, "{\"aborted\":1}");
+  EXPECT_EQ(errno_of(answer), EIO);
+}
+
+// Wherever a write waits when its own copy has failed and the link goes: for the shared node's answer, or for its word
+// that it knows of the failure.
+TEST(Witness, AbortEndsTheWaitingOfAWriteWhoseOwnCopyFailed) {
+  size_t waited = 0;
+  for (int events = 1; events < 200; ++events) {
+    Lab lab(3, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.inject("host1", FileFault{.times = UINT64_MAX, .operations = static_cast<uint16_t>(FileOp::kWrite),
+                                        .path_contains = "/brick"});
+    auto data = std::make_shared<Bytes>(4096, 't');
+    std::optional<Result<size_t>> answer;
+    lab.engine("host1").write(*first, 0, *data, io::IoMode::kQueued, [&](Result<size_t> n) { answer = std::move(n); });
+    for (int i = 0; i < events && !answer; ++i) lab.world.step();
+    if (answer) break;
+    ++waited;
+    lab.world.partition("host1", "shared1");
+    lab.world.partition("host1", "witness1");
+    lab.world.run_for(seconds(20));
+    if (answer) continue;
+    auto aborted = lab.wait<Result<std::string>>(
+        [&](auto done) { lab.engine("host1").abort_waiting("disk.img", std::move(done)); });
+    ASSERT_TRUE(aborted.is_ok()) << aborted.status().to_string();
+    ASSERT_TRUE(answer.has_value()) << "cut off after " << events << " events";
+    EXPECT_EQ(errno_of(answer->status()), EIO);
+  }
+  EXPECT_GT(waited, 3u);
+}
+
+}  // namespace
+}  // namespace tidemark::sim
