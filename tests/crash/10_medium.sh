@@ -108,7 +108,7 @@ record() { # SEED
   rm -f "$D/acks"
   "$T/ack_writer" "$D/m/disk" "$D/acks" "$1" & local writer=$!
   wait_for 20 "synced writes" sh -c "[ \$(stat -c %s '$D/acks' || echo 0) -gt 65536 ]"
-  kill -KILL $writer; wait $writer || true
+  kill -KILL $writer; reap $writer "the writer" 137
 }
 fallocate -l 16M "$D/m/disk"
 sync "$D/m/disk" "$D/m"

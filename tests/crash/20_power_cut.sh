@@ -59,16 +59,19 @@ cut() { # STYLE SEED NODE...
     power_back "$@"
   fi
   if [[ " $* " == *" host1 "* ]]; then
-    if wait $writer; then die "the writer must see its file go"; fi
+    reap $writer "the writer, whose file went," error
+    reap $other "fio, whose file went," error
   else
     bytes=$(stat -c %s "$D/acks")
     wait_for 30 "more acknowledged syncs" noted $((bytes + 16384))
     kill -KILL $writer || die "the writer got an error"
-    wait $writer 2> /dev/null || true
+    reap $writer "the writer" 137
+    kill -TERM $other || die "fio got an error: $(tail -n 20 "$D/log/fio")"
+    reap $other "fio" 128
   fi
   touch "$D/notes.stop"
-  wait $changes || say "names: $(tail -n 1 "$D/log/names")"   # they need the shared node
-  kill -TERM $other 2> /dev/null || true; wait $other 2> /dev/null || true
+  reap $changes "changes of names" 0 1   # they need the shared node
+  [ ! -s "$D/log/names" ] || say "names: $(tail -n 1 "$D/log/names")"
   for name in vm.img other.img; do wait_for 60 "$name to be mirrored again" mirrored host1 $name; done
   expect "every synced write is there ($* $style $seed)" "$T/ack_writer" --check-sectors "$image" "$D/acks"
   expect "every synced name is there" python3 "$D/names.py" check "$D/mnt/host1" "$D/notes"

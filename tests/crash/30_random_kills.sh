@@ -28,7 +28,7 @@ kill_all() { # NODE...: at once; `daemon` is the host's, whose holder starts ano
   for pid in "${pids[@]}"; do timeout 20 tail --pid="$pid" -f /dev/null || die "$pid outlived its end"; done
   for node in "$@"; do
     [ "$node" != daemon ] || continue
-    wait "${PID[$node]}" 2> /dev/null || true
+    reap "${PID[$node]}" "$node" 137
     unset "PID[$node]"
   done
 }
@@ -53,15 +53,15 @@ start_load() { # SEED
 end_load() { # MOUNT-DIED
   local bytes
   if [ "$1" = yes ]; then
-    if wait $WRITER; then die "the writer must see its file go"; fi
-    wait $FIO || true
+    reap $WRITER "the writer, whose file went," error
+    reap $FIO "fio, whose file went," error
     return
   fi
   bytes=$(stat -c %s "$D/acks")
   wait_for 30 "the writer to go on" noted $((bytes + 4096))
   alive $FIO || die "fio ended: $(tail -n 20 "$D/log/fio")"
-  kill -KILL $WRITER; wait $WRITER 2> /dev/null || true
-  kill -TERM $FIO; wait $FIO || true
+  kill -KILL $WRITER; reap $WRITER "the writer" 137
+  kill -TERM $FIO; reap $FIO "fio" 128
   grep -q 'err= 0' "$D/log/fio" || die "fio: $(cat "$D/log/fio")"
 }
 round() { # SEED NODE... [again]

@@ -72,7 +72,7 @@ for ((round = 0; round < 2 * ${TIDEMARK_TEST_SCALE:-1}; round++)); do
   wait_for 30 "a batch to be cut off" reset_again "$before"
 done
 check "batches were cut off and their answers lost"
-kill -KILL $writer; wait $writer || true
+kill -KILL $writer; reap $writer "the writer" 137
 expect "every synced write is there" "$T/ack_writer" --check "$image" "$D/acks"
 verify_equal host1
 export_point host1 vm.img "$(mark host1)" "$D/out"

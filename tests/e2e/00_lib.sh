@@ -14,6 +14,11 @@ says() { # WHAT SCRIPT: it fails, and that is the end of what it prints
 says "not to be waited for" 'gone() { echo noise; die "not to be waited for"; }; wait_for 5 it gone'
 says "deeper" 'gone() { die "deeper"; }; half() { wait_for 5 it gone; }; wait_for 5 it half'
 says "timeout waiting for it" 'wait_for 1 it false'
+says "it ended with 3, not with 0 137" '(exit 3) & reap $! it 0 137'
+says "it ended with 0, not with error" 'true & reap $! it error'
+says "it ended with 139, not with error 137" 'sh -c "kill -SEGV \$\$" & reap $! it error 137'
+(exit 3) & reap $! "one that fails" 0 error
+sleep 30 & kill -KILL $!; reap $! "one that is killed" 137
 
 wait_for 5 "nothing" true
 sleep 30 & CHILD=$!

@@ -50,7 +50,7 @@ jq -e --argjson h $in_host --argjson s $in_shared '
   any(.images[0].repaired[]; .copy == "shared" and .offset <= $s and $s < .offset + .length)' "$D/scrub" > "$D/log/jq" ||
   die "not what was to be repaired: $(cat "$D/scrub")"
 kill "$writer" 2> "$D/log/kill" || true      # it may have ended
-wait "$writer" || true                       # killed: what it wrote does not matter
+reap "$writer" "the busy writer" 0 143   # killed: what it wrote does not matter
 expect "the guest reads the right bytes" same
 verify_equal host1 vm.img
 [ "$(metric host1 tidemark_fs_scrub_repaired_host_bytes_total)" -ge 512 ] || die "no count of the host's repair"

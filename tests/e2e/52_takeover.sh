@@ -9,7 +9,7 @@ link() { # the way of host 1 to the shared node
   coproc GATE { exec "$T/delay_proxy" "$gate" "$SHARED_PORT" 0; }
   gate_pid=$GATE_PID
 }
-cut() { kill -KILL "$gate_pid"; wait "$gate_pid" 2> /dev/null || true; }
+cut() { kill -KILL "$gate_pid"; reap "$gate_pid" "the link" 137; }
 AT_END+=('kill -KILL $gate_pid')
 printf '\n[order]\nmissing_wait = "5s"\n' >> "$D/replica1.toml"
 link

@@ -42,6 +42,15 @@ wait_for() { # SECONDS DESCRIPTION COMMAND...: until it succeeds
   done
   [ -n "$outer" ] || { exec {ERR}>&-; ERR=; }
 }
+reap() { # PID WHAT CODE...: a process of ours ends, in one of these ways: `error` is 1 to 127, 137 is -KILL
+  local pid=$1 what=$2 got=0 code; shift 2
+  wait "$pid" 2> /dev/null || got=$?
+  for code in "$@"; do
+    [ "$got" != "$code" ] || return 0
+    if [ "$code" = error ] && [ "$got" -ge 1 ] && [ "$got" -le 127 ]; then return 0; fi
+  done
+  die "$what ended with $got, not with $*"
+}
 free_port() { # nobody listens there, and no other test that runs now has it
   local port
   mkdir -p "$PORTS"
