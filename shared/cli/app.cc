@@ -228,6 +228,7 @@ void add_admin_verbs(CLI::App& app, Words& w) {
   rebuild->add_option("--hosts", w.rebuild.hosts, "all hosts of the cluster that are still there, with commas")->required();
   rebuild->add_flag("--without-bricks", w.rebuild.without_bricks, "set what lies on the bricks aside, too: the hosts' copies count");
   rebuild->add_flag("--without-replica", w.rebuild.without_replica, "do not ask the replica for the epochs that it has");
+  rebuild->add_flag("--without-witness", w.rebuild.without_witness, "nor the witness for those that it has recorded");
   rebuild->add_flag("--force", w.rebuild.force, "what a host knows that is not named is lost");
   rebuild->add_flag("--dry-run", w.rebuild.dry_run, "only show what would be done");
 

@@ -106,7 +106,7 @@ Outcome state_reset(Context& context, const StateResetOptions& options);
 // Has a shared node whose catalogue was lost make it anew from its hosts, and from its bricks or theirs.
 struct RebuildOptions {
   std::vector<std::string> hosts;
-  bool without_bricks = false, without_replica = false, dry_run = false, force = false;
+  bool without_bricks = false, without_replica = false, without_witness = false, dry_run = false, force = false;
 };
 Outcome shared_rebuild(Context& context, const RebuildOptions& options);
 

@@ -24,11 +24,11 @@ Result<NodeConfig> load_any(const std::string& file) {
   TM_ASSIGN_OR_RETURN(std::string role, config::role_of(file));
   if (role == "host") {
     TM_ASSIGN_OR_RETURN(config::Host c, config::load_host(file));
-    return NodeConfig{file, c.node, c.tls, c.replica, c.mount.path};
+    return NodeConfig{file, c.node, c.tls, c.replica, c.mount.path, c.witness};
   }
   if (role == "shared") {
     TM_ASSIGN_OR_RETURN(config::Shared c, config::load_shared(file));
-    return NodeConfig{file, c.node, c.tls, c.replica, ""};
+    return NodeConfig{file, c.node, c.tls, c.replica, "", c.witness};
   }
   if (role == "witness") {
     TM_ASSIGN_OR_RETURN(config::Witness c, config::load_witness(file));

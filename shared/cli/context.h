@@ -30,6 +30,7 @@ struct NodeConfig {
   config::Tls tls;
   std::optional<config::ReplicaLink> replica;
   std::string mount;   // of a host; may be empty
+  std::optional<config::WitnessLink> witness{};
 };
 
 class Context {

@@ -4,6 +4,7 @@
 #include <cctype>
 #include <chrono>
 
+#include "shared/daemon/links.h"
 #include "shared/net/blocking_http.h"
 
 namespace tidemark::cli {
@@ -79,6 +80,13 @@ Http Http::to_server(const config::ReplicaLink& link, const config::Tls& tls) {
   out.options_.tls = net::TlsFiles{tls.authority, tls.certificate, tls.key};
   out.options_.server_role = net::Role::kReplica;
   out.options_.server_node = link.node;
+  out.name_ = link.url;
+  return out;
+}
+
+Http Http::to_server(const config::WitnessLink& link, const config::Tls& tls) {
+  Http out;
+  out.options_ = daemon::client_of(link, tls);
   out.name_ = link.url;
   return out;
 }

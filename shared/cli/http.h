@@ -15,6 +15,7 @@ class Http {
  public:
   static Http to_socket(const std::string& path);
   static Http to_server(const config::ReplicaLink& link, const config::Tls& tls);
+  static Http to_server(const config::WitnessLink& link, const config::Tls& tls);
 
   // Any answer outside 2xx becomes a Status: its code from the body's "error" or the HTTP status, its message from
   // the body. `name` is who is asked, for messages.

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "shared/cli/commands.h"
+#include "shared/cli/http.h"
 #include "shared/cli/output.h"
 #include "shared/daemon/process.h"
 #include "shared/image/side_file.h"
@@ -203,6 +204,27 @@ Result<AtReplica> look_at_replica(Context& context, bool without) {
   return known;
 }
 
+// The tenures that the witness was told of, whose holders need not be among the hosts that report; it votes in no older one.
+Result<uint64_t> look_at_witness(Context& context, bool without, std::map<ImageId, Epoch>& epochs) {
+  TM_ASSIGN_OR_RETURN(const NodeConfig* config, context.config());
+  if (without || !config->witness) return uint64_t{0};
+  Http witness = Http::to_server(*config->witness, config->tls);
+  uint64_t images = 0;
+  for (std::string after;;) {
+    auto page = witness.get("/v1/witness/records" + after);
+    if (!page) return page.status().with_context("the witness, whose epochs count, was not heard (--without-witness does without)");
+    const Json records = at(*page, "records");
+    for (const Json& record : records) {
+      const auto id = Uuid::parse(text(record, "image"));
+      if (!id) return Status(Code::kCorruption, config->witness->url + ": a record without an image");
+      epochs[*id] = std::max(epochs[*id], Epoch(number(record, "epoch")));
+      after = "/" + id->to_string();
+      ++images;
+    }
+    if (records.empty()) return images;
+  }
+}
+
 // A name that no host has is waited for without end; one that is left out is a host whose writes are lost.
 Result<std::vector<std::string>> check_hosts(const std::vector<std::string>& named, const Node& node,
                                              const std::vector<std::string>& known) {
@@ -251,7 +273,9 @@ Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
     TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node));
   }
   TM_RETURN_IF_ERROR(check_bricks(env, node, o.without_bricks));
-  TM_ASSIGN_OR_RETURN(const AtReplica replica, look_at_replica(context, o.without_replica));
+  TM_ASSIGN_OR_RETURN(AtReplica replica, look_at_replica(context, o.without_replica));
+  const size_t at_replica = replica.epochs.size();
+  TM_ASSIGN_OR_RETURN(const uint64_t at_witness, look_at_witness(context, o.without_witness, replica.epochs));
   TM_ASSIGN_OR_RETURN(const std::vector<std::string> hosts, check_hosts(o.hosts, node, replica.hosts));
   std::vector<std::string> left_out;
   std::copy_if(replica.hosts.begin(), replica.hosts.end(), std::back_inserter(left_out),
@@ -269,7 +293,7 @@ Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
   }
   out += "\n" + loss + "\n";
   context.result(Json{{"dry_run", o.dry_run}, {"moved", list}, {"hosts", hosts}, {"left_out", left_out},
-                      {"cost", loss}, {"images_at_replica", replica.epochs.size()}}, out);
+                      {"cost", loss}, {"images_at_replica", at_replica}, {"images_at_witness", at_witness}}, out);
   return 0;
 }
 

@@ -63,7 +63,7 @@ struct RebuildInput {
   const std::vector<image::ImageMetadata>& bricks;
   WallTime now;                                // numbers begun anew from it are above those of earlier runs
   uint64_t region_bytes = 0;
-  const std::map<ImageId, Epoch>& epochs;      // the newest that the replica has
+  const std::map<ImageId, Epoch>& epochs;      // the newest that the replica or the witness has
 };
 RebuildPlan plan_rebuild(const RebuildInput& input);
 

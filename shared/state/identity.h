@@ -102,7 +102,7 @@ Result<SetAside> set_aside(io::Env& env, const Spec& spec, bool with_bricks, boo
 // An operator's order to a shared node that lost its catalogue.
 struct RebuildOrder {
   std::vector<std::string> hosts;       // that are to report; empty: no order stands
-  std::map<ImageId, Epoch> epochs;      // the newest that the replica has of each image
+  std::map<ImageId, Epoch> epochs;      // the newest that the replica or the witness has of each image
   Incarnation incarnation;              // the newest that it has of any host
 };
 Bytes encode_rebuild_order(const RebuildOrder& order);

@@ -13,6 +13,7 @@ namespace {
 const log::Logger kLog("witness");
 enum Table : kv::Table { kRecords };
 constexpr size_t kImagesMax = 1u << 20;
+constexpr size_t kListedMax = 10'000;   // records in one answer
 
 std::vector<std::string> parts_of(std::string_view path) {
   std::vector<std::string> out;
@@ -58,6 +59,7 @@ Result<std::unique_ptr<Witness>> Witness::open(io::Env& env, const std::string& 
 void Witness::handle(net::HttpRequest request, Callback<net::HttpResponse> reply) {
   // ["", "v1", "witness", IMAGE, EPOCH, GENERATION, what]
   std::vector<std::string> parts = parts_of(request.target);
+  if (request.method == "GET" && parts.size() >= 4 && parts[3] == "records") return reply(list(request, parts));
   if (request.method != "POST") return reply(refuse(405, "method", "POST only"));
   auto image = parts.size() == 7 ? Uuid::parse(parts[3]) : std::nullopt;
   auto epoch = parts.size() == 7 ? number_of(parts[4]) : std::nullopt;
@@ -74,6 +76,21 @@ void Witness::handle(net::HttpRequest request, Callback<net::HttpResponse> reply
   const net::Role asks = question.verdict == Verdict::kOutdated ? net::Role::kHost : net::Role::kShared;
   if (request.peer.role != asks) return reply(refuse(403, "permission", "not this role's to ask"));
   ask(*image, question, std::move(reply));
+}
+
+net::HttpResponse Witness::list(const net::HttpRequest& request, const std::vector<std::string>& parts) const {
+  if (request.peer.role != net::Role::kShared) return refuse(403, "permission", "not this role's to ask");
+  const auto after = parts.size() == 5 ? Uuid::parse(parts[4]) : std::optional<Uuid>(Uuid::nil());
+  if (!after || parts.size() > 5) return refuse(404, "not_found", "no such path");
+  std::string out;
+  size_t listed = 0;
+  for (auto at = records_.upper_bound(*after); at != records_.end() && listed < kListedMax; ++at, ++listed) {
+    out += (out.empty() ? "" : ",") + ("{\"image\":\"" + at->first.to_string()) +
+           "\",\"epoch\":" + std::to_string(at->second.epoch.value) +
+           ",\"generation\":" + std::to_string(at->second.generation.value) + ",\"verdict\":\"" +
+           std::string(verdict_name(at->second.verdict)) + "\"}";
+  }
+  return net::HttpResponse::json(200, "{\"records\":[" + out + "]}");
 }
 
 void Witness::ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply) {

@@ -3,6 +3,9 @@
 //   POST /v1/witness/IMAGE/EPOCH/GENERATION/register     the shared node's alone
 //   POST /v1/witness/IMAGE/EPOCH/GENERATION/outdated     a host's alone: it goes on without the shared copy
 //   POST /v1/witness/IMAGE/EPOCH/GENERATION/fenced       the shared node's alone: it moves the tenure
+//   GET  /v1/witness/records[/IMAGE]                     the shared node's alone, when it is rebuilt: what is recorded of
+//                                                        the images after that one, {"records": [{"image", "epoch",
+//                                                        "generation", "verdict"}]}, at most 10,000; none: the end
 //
 // 200 {"verdict": "undecided" | "outdated" | "fenced", "by": NODE}: what is recorded, durably, whoever asked for it.
 // 404 not registered, 409 another generation, 403 not this role's to ask. Loop thread only.
@@ -11,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "shared/io/env.h"
 #include "shared/kv/store.h"
@@ -32,6 +36,7 @@ class Witness {
  private:
   explicit Witness(std::unique_ptr<kv::Store> store) : store_(std::move(store)) {}
   void ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply);
+  net::HttpResponse list(const net::HttpRequest& request, const std::vector<std::string>& parts) const;
 
   std::unique_ptr<kv::Store> store_;
   std::map<ImageId, Record> records_;

@@ -19,7 +19,7 @@ link() { # the way of host 1 to the shared node
   coproc GATE { exec "$T/delay_proxy" "$gate" "$SHARED_PORT" 0; }
   gate_pid=$GATE_PID
 }
-cut() { kill -KILL "$gate_pid"; wait "$gate_pid" 2> /dev/null || true; }
+cut() { kill -KILL "$gate_pid"; reap "$gate_pid" "the link" 137; }
 AT_END+=('kill -KILL $gate_pid')
 link
 [ "$WITNESS" = replica1 ] || start witness1
@@ -36,6 +36,9 @@ write_7() { # BLOCK: by the handle that stays open, durably
 write_7 0
 wait_for 30 "mirrored" state mirrored
 wait_for 30 "the witness to know of the level copies" grep -q 'witness recorded' "$D/log/$WITNESS.log"
+
+listed() { tm shared1 shared rebuild --hosts host1,host2 --without-replica --dry-run --json | jq -e '.images_at_witness == 1' > "$D/log/jq"; }
+expect "a rebuild of the shared node would learn the witness's epochs" listed
 
 # ---- the link goes: the witness lets host 1 go on, and then nobody else -------------------------------------
 cut
@@ -55,8 +58,8 @@ stop "$WITNESS"
 cut
 LIMIT=60 write_7 3 2> "$D/aborted" & writer=$!
 wait_for 30 "host 1 to wait" state waiting
-ended() { [ "$(tm host1 image abort vm.img --json | jq -er .aborted)" -gt 0 ]; }
-wait_for 30 "the write that waits to be ended" ended
+aborted() { [ "$(tm host1 image abort vm.img --json | jq -er .aborted)" -gt 0 ]; }
+wait_for 30 "the write that waits to be ended" aborted
 if wait $writer; then die "a write was acknowledged that nobody allowed"; fi
 grep -q "Input/output error" "$D/aborted" || die "another error: $(cat "$D/aborted")"
 start "$WITNESS"

@@ -5,6 +5,9 @@
 #include <map>
 #include <random>
 
+#include "shared/witness/witness.h"
+#include "tests/sim/sim_env.h"
+
 namespace tidemark::witness {
 namespace {
 
@@ -70,6 +73,39 @@ TEST(Witness, ARandomWalkNeverAnswersTwoVerdictsOfOneGeneration) {
     if (i % 20000 == 0) state.reset(), answered.clear();
   }
   EXPECT_FALSE(answered.empty());
+}
+
+// A shared node that is made anew learns which epochs were used; nobody else is told.
+TEST(WitnessService, ListsItsRecordsToTheSharedNode) {
+  sim::World world({.seed = 1});
+  world.add_node({.name = "witness1", .cluster = Uuid::from_random({1}), .role = net::Role::kWitness});
+  sim::SimEnv& env = world.start("witness1");
+  auto witness = Witness::open(env, "/state/witness");
+  ASSERT_TRUE(witness.is_ok()) << witness.status().to_string();
+  auto request = [&](const std::string& method, const std::string& target, net::Role role) {
+    net::HttpRequest asked;
+    asked.method = method;
+    asked.target = target;
+    asked.peer.role = role;
+    std::optional<net::HttpResponse> answer;
+    (*witness)->handle(std::move(asked), [&](net::HttpResponse r) { answer = std::move(r); });
+    EXPECT_TRUE(world.run_until([&] { return answer.has_value(); }, std::chrono::seconds(5)));
+    return answer ? std::to_string(answer->status) + " " + std::string(as_text(answer->body)) : "";
+  };
+  const std::string first = Uuid::from_random({1}).to_string(), second = Uuid::from_random({2}).to_string();
+  EXPECT_EQ(request("GET", "/v1/witness/records", net::Role::kShared), "200 {\"records\":[]}");
+  request("POST", "/v1/witness/" + second + "/7/3/register", net::Role::kShared);
+  request("POST", "/v1/witness/" + second + "/7/3/fenced", net::Role::kShared);
+  request("POST", "/v1/witness/" + first + "/5/1/register", net::Role::kShared);
+  const std::string of_second = "{\"image\":\"" + second + "\",\"epoch\":7,\"generation\":3,\"verdict\":\"fenced\"}";
+  EXPECT_EQ(request("GET", "/v1/witness/records", net::Role::kShared),
+            "200 {\"records\":[{\"image\":\"" + first + "\",\"epoch\":5,\"generation\":1,\"verdict\":\"undecided\"}," +
+                of_second + "]}");
+  EXPECT_EQ(request("GET", "/v1/witness/records/" + first, net::Role::kShared), "200 {\"records\":[" + of_second + "]}");
+  EXPECT_EQ(request("GET", "/v1/witness/records/" + second, net::Role::kShared), "200 {\"records\":[]}");
+  EXPECT_TRUE(request("GET", "/v1/witness/records", net::Role::kHost).starts_with("403 "));
+  EXPECT_TRUE(request("GET", "/v1/witness/records/x", net::Role::kShared).starts_with("404 "));
+  world.crash("witness1", sim::Crash::kKill);
 }
 
 }  // namespace
