@@ -7,6 +7,7 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
 constexpr std::chrono::seconds kRefusedRetry{5};
+constexpr std::chrono::seconds kAskAgain{1};   // where the shared node says: not now
 }  // namespace
 
 void Engine::link_up(const wire::HelloAnswer& hello) {
@@ -137,7 +138,7 @@ Task<void> Engine::not_resumed(Image& im, Status why) {
   }
   if (mirror_->up()) {
     kLog.warning("resume_refused", {{"image", im.id}, {"error", why}});
-    co_await sleep(kRefusedRetry);
+    co_await sleep(why.code() == Code::kUnavailable ? kAskAgain : kRefusedRetry);
     if (im.held && mirror_->up() && !sends_mirror(im.state)) tasks_.spawn(resume(im));
   }
 }

@@ -320,6 +320,9 @@ Task<Status> Engine::flush_both(Image& im) {
   });
   if (!flushed) {
     mirror_->note_failure();
+    // The shared node counts its copy out, as for any flush: until this host has resumed.
+    const bool refuses = flushed.status().code() != Code::kUnavailable && flushed.status().code() != Code::kFenced;
+    if (refuses && im.held) refused(im, flushed.status());
     co_return flushed.status();
   }
   if (flushed->loss_id != im.shared_loss && im.state != MirrorState::kResyncing) {

@@ -78,7 +78,7 @@ struct Image {
   uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
   // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
   enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite, kUntilResume } holder_ahead = Ahead::kNo;
-  bool refused_writes = false;                // of the holder, since it last resumed: it goes on without this copy
+  bool refused_writes = false;                // of the holder, which may not have heard of it when it next resumes
   uint32_t asking_witness = 0;                // questions on their way: meanwhile no new terms
   bool fence_later = false;                   // a timer is set to look at its holder's absence again
   bool fencing = false;                       // being taken from its holder: nothing more of the epoch is begun
@@ -94,6 +94,8 @@ struct Image {
   uint32_t hung = 0;                          // operations on the copy that were given up and have not ended
   uint64_t used_at = 0;
 };
+
+inline constexpr uint8_t kZeroAllocate = 2;   // Zero::kind
 
 // A data request under way.
 struct Op {
@@ -240,6 +242,7 @@ class Core {
   void copy_damaged(ImageId id, const Status& why);
   void hung_ended(Image& image);
   Status refuse_if_hung(const Image& image) const;
+  bool leaves_holder_alone(const Op& op, const Status& status) const;
   void outdated_then(Op* op, const Status& status);
   void finish(Op* op);                          // answered: leaves the order and is recycled
   void fail(Op* op, const Status& status);
@@ -294,6 +297,7 @@ class Core {
   wire::Grant make_grant(Image& image, const std::string& host, bool copy_known);
   // Gives the host a map of its own if it has none; true if it had been given one before.
   bool register_host(Image& image, const std::string& host, bool copy_absent, kv::WriteBatch& batch);
+  void note_resumed(Image& image, const Session& session, uint8_t alone);
   void respond_resumed(Peer& peer, uint64_t id, const Image& image);
   void drop_waiting(const Session& session);
   void level_again(Image& image);

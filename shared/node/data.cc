@@ -14,7 +14,6 @@ namespace tidemark::node {
 namespace {
 const log::Logger kLog("node.data");
 constexpr uint8_t kFlagDurable = 1;        // Write::flags
-constexpr uint8_t kZeroAllocate = 2;       // Zero::kind
 }  // namespace
 
 // ---- order, fence, readiness --------------------------------------------------------------------
@@ -430,9 +429,7 @@ void Core::fail(Op* op, const Status& status) {
     kLog.warning("request_failed",
                  {{"type", wire::type_name(op->type)}, {"host", op->session->host}, {"error", status}});
   }
-  const bool lost = status.code() == Code::kIoError || status.code() == Code::kOutOfSpace;
-  bool changes = op->exclusive || op->type == wire::Type::kFlush;
-  if (changes && lost && op->image->record.outdated == 0 && failed_) return outdated_then(op, status);
+  if (leaves_holder_alone(*op, status)) return outdated_then(op, status);
   op->peer->link->respond_failure(op->type, op->id, status);
   finish(op);
 }

@@ -70,14 +70,36 @@ void Core::hung_ended(Image& im) {
   maybe_stopped();
 }
 
-// The holder acknowledges without this copy from the answer on: on record before it, should the holder never come back.
+namespace {
+// What changes a block for a guest; the contents stay where storage is only reserved, or a copy is repaired.
+bool of_guest(const Op& op) {
+  if (op.type == wire::Type::kZero) return op.kind != kZeroAllocate;
+  return op.type == wire::Type::kWrite || op.type == wire::Type::kResize;
+}
+}  // namespace
+
+// As the host decides (fs/engine_write.cc, engine_flush.cc): any refusal but these makes it go on without this copy.
+bool Core::leaves_holder_alone(const Op& op, const Status& status) const {
+  if (status.code() == Code::kFenced || status.code() == Code::kUnavailable || !failed_) return false;
+  const bool counts = of_guest(op) || op.type == wire::Type::kFlush || op.type == wire::Type::kResume;
+  return counts && op.image->attr->mirror != 0 && op.epoch == op.image->record.tenure.epoch;
+}
+
+// The holder acknowledges without this copy from the answer on: on record before it, should the holder never come back;
+// and other hosts' reads wait until it has said that all is level again.
 void Core::outdated_then(Op* op, const Status& status) {
   Image& im = *op->image;
-  im.record.outdated = 1;
-  im.refused_writes = true;   // no flush sent before the holder has resumed says that all is level again
-  kLog.warning("shared_copy_outdated", {{"image", im.id}, {"host", op->session->host}, {"reason", status}});
-  kv::WriteBatch batch;
-  put_image(batch, im.id, im.record);
+  kv::WriteBatch batch;      // empty: its mark may be on its way, for another refusal
+  // A flush by which a holder reconciles the copies after a crash is tried again, without another word: it takes
+  // nothing back that is not known.
+  if (of_guest(*op) || im.record.outdated == 0) {
+    if (!im.refused_writes)
+      kLog.warning("shared_copy_outdated", {{"image", im.id}, {"host", op->session->host}, {"reason", status}});
+    // No flush sent before the holder has resumed says that all is level again. A resume that fails is itself the word.
+    im.refused_writes = im.refused_writes || op->type != wire::Type::kResume;
+    im.holder_ahead = Image::Ahead::kUntilResume;
+    if (std::exchange(im.record.outdated, 1) == 0) put_image(batch, im.id, im.record);
+  }
   op->committing = true;
   commit(std::move(batch), [this, op, status] {
     op->committing = false;

@@ -65,14 +65,21 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
   if (image->fencing) {   // decided in a moment; the host asks again
     return peer->link->respond_failure(request.type, request.id, Status(Code::kUnavailable, "it is being taken over"));
   }
+  const bool stands = fence::may_write(image->record.tenure, host, m.epoch);
+  // The refusal of a write may have crossed it, and the host have acknowledged that alone. Once is enough: what it says
+  // after this answer it says after that refusal, too (its resync waits for the write), or with `alone`.
+  if (stands && m.alone == 0 && image->holder_session == peer->session->number &&
+      std::exchange(image->refused_writes, false)) {
+    return peer->link->respond_failure(
+        request.type, request.id, Status(Code::kUnavailable, label(*image) + ": a write was refused meanwhile"));
+  }
+  if (stands) note_resumed(*image, *peer->session, m.alone);
   if (m.alone != 0) {
-    if (fence::may_write(image->record.tenure, host, m.epoch) && std::exchange(image->record.outdated, 1) == 0)
-      put_image(batch, image->id, image->record);
+    if (stands && std::exchange(image->record.outdated, 1) == 0) put_image(batch, image->id, image->record);
     fence::Outcome wrote = fence::step(image->record.tenure, Event::first_write(host, m.epoch));
     image->record.tenure = std::move(wrote.state);
     if (wrote.durable) put_image(batch, image->id, image->record);
-  } else if (image->attr->mirror != 0 && fence::may_write(image->record.tenure, host, m.epoch) &&
-             std::exchange(image->record.outdated, 0) != 0) {
+  } else if (image->attr->mirror != 0 && stands && std::exchange(image->record.outdated, 0) != 0) {
     put_image(batch, image->id, image->record);   // whatever vote it got: nothing was acknowledged alone
   }
   apply(*image, fence::step(image->record.tenure, Event::resume(host, m.epoch)), std::move(batch),
@@ -90,11 +97,6 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
                                           " is over; the newest is " +
                                           std::to_string(image->record.tenure.epoch.value)));
           }
-          image->holder_session = peer->session->number;
-          image->refused_writes = false;
-          image->holder_ahead = m.alone == 2   ? Image::Ahead::kUntilResume
-                                : m.alone != 0 ? Image::Ahead::kUntilFlush
-                                               : Image::Ahead::kNo;
           if (m.size_generation <= image->attr->size_generation) return respond_resumed(*peer, id, *image);
           // The host changed the size while it was alone: its newer one counts.
           wire::Request again;
@@ -107,6 +109,15 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
           op->exclusive = true;
           submit(op);
         });
+}
+
+// At once: what is refused from here on is newer than this word.
+void Core::note_resumed(Image& image, const Session& session, uint8_t alone) {
+  image.holder_session = session.number;
+  image.refused_writes = false;
+  image.holder_ahead = alone == 2   ? Image::Ahead::kUntilResume
+                       : alone != 0 ? Image::Ahead::kUntilFlush
+                                    : Image::Ahead::kNo;
 }
 
 void Core::respond_resumed(Peer& peer, uint64_t id, const Image& image) {
@@ -159,6 +170,7 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
     make_cold(image);
     if (action.kind == Action::Kind::kStarted) {
       image.last_applied = {};
+      image.refused_writes = false;                // of the tenure before
       image.record.generation = Generation(0);   // its holder has no terms yet
     }
     kLog.info(action.kind == Action::Kind::kStarted ? "tenure_started" : "tenure_ended",

@@ -8,6 +8,8 @@ namespace {
 
 using std::chrono::seconds;
 
+constexpr auto kWrite = static_cast<uint16_t>(FileOp::kWrite);
+
 struct OtherReader : testing::Test {
   // host1 holds the image with 'a' in it, flushed, and has it open; host2 has it open for reading.
   void begin(Lab& lab) {
@@ -88,6 +90,43 @@ TEST_F(OtherReader, SeesNothingOldAfterThePowerCutOfTheSharedNode) {
       EXPECT_TRUE(!r || *r == 'b') << "seed " << seed;
     }
     ASSERT_TRUE(lab.healthy("host1"));
+    expect_new(lab);
+  }
+}
+
+// The link stands, and the shared copy can be read: it lacks what its brick refused, and the holder acknowledged alone.
+TEST_F(OtherReader, GetsNothingOldWhileTheSharedNodeRefusesTheHoldersWrites) {
+  for (int error : {EIO, ENOSPC}) {
+    Lab lab(1);
+    begin(lab);
+    lab.world.inject("shared1", FileFault{1, UINT64_MAX, kWrite, "/brick", error});
+    ASSERT_TRUE(lab.write("host1", writer, 0, 'b', Lab::kRegion).is_ok());
+    auto r = lab.read("host2", reader, 0, Lab::kRegion);
+    EXPECT_TRUE(r ? *r == 'b' : r.status().code() != Code::kCorruption) << "errno " << error << ": old bytes";
+    lab.world.clear_faults("shared1");
+    ASSERT_TRUE(lab.healthy("host1"));
+    expect_new(lab);
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
+}
+
+// What was refused is of the tenure in which it was: after the recovery the copies are level, and count as such.
+TEST_F(OtherReader, ReadsAgainOnceAHolderWhoseWritesWereRefusedHasRecovered) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    lab.world.inject("shared1", FileFault{1, UINT64_MAX, kWrite, "/brick"});
+    ASSERT_TRUE(lab.write("host1", writer, 0, 'b').is_ok());
+    ASSERT_TRUE(lab.flush("host1", writer).is_ok());
+    lab.crash("host1", Crash::kPowerLoss);
+    lab.world.clear_faults("shared1");
+    lab.start("host1");
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    ASSERT_TRUE(lab.healthy("host1"));
+    ASSERT_TRUE(lab.write("host1", *again, 2 * Lab::kRegion, 'c').is_ok());   // it holds on to the tenure
+    ASSERT_TRUE(lab.flush("host1", *again).is_ok());
+    EXPECT_NE(lab.shared_status().find("\"outdated\":false"), std::string::npos) << lab.shared_status();
     expect_new(lab);
   }
 }

@@ -69,6 +69,47 @@ TEST(Rules, WhatWasWrittenAloneAtTheEndOfAResyncIsKept) {
   }
 }
 
+// The shared brick refuses a write as a resync ends, whenever that is, and the host that acknowledged it dies at once: no
+// takeover gets the shared copy for level.
+TEST(Rules, WhatTheSharedNodeRefusedAtTheEndOfAResyncIsNotTakenForLevel) {
+  int refused = 0;
+  for (int cut = 0; cut < 240; ++cut) {
+    Lab lab(static_cast<uint64_t>(cut) + 1);
+    auto image = lab.open("host1", true);
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'a', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'b', kStride).is_ok());
+    lab.world.heal_all();
+    auto resyncs = [&] { return lab.engine("host1").status_json().find("resyncing") != std::string::npos; };
+    ASSERT_TRUE(lab.world.run_until(resyncs, seconds(20))) << "cut " << cut;
+    lab.world.run_for(milliseconds(cut) / 16);
+    constexpr auto kWrite = static_cast<uint16_t>(FileOp::kWrite);
+    lab.world.inject("shared1", FileFault{.operations = kWrite, .path_contains = "/brick"});
+    ASSERT_TRUE(lab.write("host1", *image, kStride, 'c', kStride).is_ok()) << "cut " << cut;
+    if (cut % 8 == 0) {   // it lives on
+      ASSERT_TRUE(lab.flush("host1", *image).is_ok()) << "cut " << cut;
+      ASSERT_TRUE(lab.healthy("host1")) << "cut " << cut;
+      EXPECT_EQ(lab.verify("host1"), "") << "cut " << cut;
+      EXPECT_NE(lab.shared_status().find("\"outdated\":false"), std::string::npos) << "cut " << cut;
+      continue;
+    }
+    lab.crash("host1", Crash::kPowerLoss);
+    if (!lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}")) {
+      ++refused;
+      continue;
+    }
+    auto there = lab.open("host2");
+    ASSERT_TRUE(there.is_ok()) << there.status().to_string();
+    for (auto [offset, byte] : {std::pair<uint64_t, uint8_t>{0, 'b'}, {kStride, 'c'}}) {
+      auto got = lab.read("host2", *there, offset, kStride);
+      EXPECT_TRUE(got.is_ok() && *got == byte) << "cut " << cut << " offset " << offset;
+    }
+  }
+  EXPECT_GT(refused, 0);
+}
+
 // What host1 has of its one image, and who it is itself.
 struct Known {
   explicit Known(Lab& lab) {

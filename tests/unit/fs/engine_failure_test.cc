@@ -8,6 +8,7 @@ namespace {
 
 class FailureTest : public EngineTest {
  protected:
+  bool outdated() { return shared_->status_json().find("\"outdated\":true") != std::string::npos; }
   uint16_t bit(sim::FileOp op) { return static_cast<uint16_t>(op); }
   void fail_local(sim::FileOp op, uint64_t times, int error = EIO) {
     world_->inject("host1", sim::FileFault{
@@ -81,6 +82,56 @@ TEST_F(FailureTest, AllocatingBeyondTheSharedNodesRoomIsRefusedAndTheImageStaysM
   Status s = wait(fallocate(f, Engine::Fallocate::kAllocate, {0, 64 * kMiB}));
   EXPECT_EQ(s.code(), Code::kOutOfSpace) << s.to_string();
   EXPECT_EQ(mirror(f), "mirrored");
+  EXPECT_FALSE(outdated()) << "nothing differs, and nothing would ever say so again";
+  EXPECT_EQ(byte_at(open(2, "a.img"), 0, kMiB), 0x11);
+}
+
+// A flush of a hand-over fails on the shared node, and the hand-over is called off for a new write: the copies become
+// level again all the same.
+TEST_F(FailureTest, ARefusedFlushOfAHandOverThatIsCalledOffLeavesTheSharedCopyLevel) {
+  File f = start_written();
+  close(f);
+  f = open(1, "a.img");
+  File theirs = open(2, "a.img");
+  ASSERT_EQ(mirror(f), "mirrored");
+  world_->inject("shared1",
+                 sim::FileFault{.operations = bit(sim::FileOp::kSync), .path_contains = "objects", .hangs = true});
+  Pending wanted = write(theirs, kMiB, 0x33, 4096);
+  ASSERT_TRUE(until([&] { return logged("yield_failed"); }));
+  world_->release_hung("shared1");
+  world_->run_for(milliseconds(10));
+  ASSERT_TRUE(write_now(f, 2 * kMiB, 0x22, 4096));   // it holds on to the tenure
+  EXPECT_FALSE(wait(wanted));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_TRUE(until([&] { return !outdated(); }));
+  EXPECT_EQ(byte_at(theirs, 2 * kMiB, 4096), 0x22);
+  EXPECT_EQ(verify(f), "");
+}
+
+// The shared node's object is cut short: the write is refused, and acknowledged without it.
+TEST_F(FailureTest, ASharedCopyThatCannotBeOpenedIsOutdatedBeforeTheHostGoesOn) {
+  File f = start_written();
+  ASSERT_TRUE(wait(flush(f)));
+  crash_shared(sim::Crash::kKill);
+  {
+    sim::SimEnv& env = world_->start("shared1");
+    auto cut = [&](const std::string& path) {
+      auto file = env.files().open(path, {});
+      ASSERT_TRUE(file) << file.status().to_string();
+      ASSERT_TRUE((*file)->truncate(4096));
+    };
+    size_t cuts = 0;
+    for (const auto& [path, bytes] : world_->files("shared1", "/"))
+      if (path.ends_with(".data")) cut(path), ++cuts;
+    ASSERT_GT(cuts, 0u);
+  }
+  world_->crash("shared1", sim::Crash::kKill);
+  start_shared();
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_FALSE(outdated());
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));
+  EXPECT_TRUE(outdated());
 }
 
 TEST_F(FailureTest, OverlappingGrowthNeverShrinks) {

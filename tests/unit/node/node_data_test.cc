@@ -143,6 +143,12 @@ TEST_F(NodeTest, ResizeIsDurableRepeatableAndOrderedByItsGeneration) {
   EXPECT_FALSE(a->resize(held.image, held.epoch, 70000, 2));
   EXPECT_TRUE(a->resize(held.image, held.epoch, 90000, 3));
   EXPECT_FALSE(a->resize(held.image, held.epoch, limits::kImageBytesMax + 1, 4));
+  // Refused, it goes on alone for all that is known here, until it says that the copies are level.
+  EXPECT_FALSE(b->read(held.image, 0, 4096));
+  for (uint8_t alone : {2, 0}) {
+    ASSERT_TRUE(a->ask<wire::Resumed>(wire::Type::kResume,
+                                      wire::Resume{held.image, held.epoch, 90000, Generation(3), alone}));
+  }
   Result<wire::Attr> attr = b->lookup("disk.img");
   ASSERT_TRUE(attr);
   EXPECT_EQ(attr->size, 90000u);
@@ -278,7 +284,7 @@ TEST_F(NodeTest, AHalfDoneShrinkIsToldAtTheNextResume) {
   fault.operations = static_cast<uint16_t>(sim::FileOp::kTruncate);
   world_.inject("shared", fault);
   EXPECT_FALSE(a->resize(held.image, held.epoch, 4096, 2));
-  wire::Resume ask{held.image, held.epoch, 1u << 20, Generation(1), 0};
+  wire::Resume ask{held.image, held.epoch, 1u << 20, Generation(1), 2};   // it went on alone
   Result<wire::Resumed> r = a->ask<wire::Resumed>(Type::kResume, ask);
   ASSERT_TRUE(r) << r.status().message();
   EXPECT_EQ(r->size, 4096u);

@@ -233,5 +233,137 @@ TEST_F(NodeTest, StaleRegionsOfAnOutgrownSizeMakeTheWholeMapStale) {
   EXPECT_NE(after->stale_regions[region / 8] >> region % 8 & 1, 0);
 }
 
+// ---- writes that the brick refuses --------------------------------------------------------------
+
+class RefusedWrites : public NodeTest {
+ protected:
+  bool outdated() { return node_->status_json().find("\"outdated\":true") != std::string::npos; }
+  void refuse_next_write() {
+    world_.inject("shared", sim::FileFault{.operations = static_cast<uint16_t>(sim::FileOp::kWrite),
+                                           .path_contains = "objects"});
+  }
+  Status resume(HostClient& h, const Held& held, uint8_t alone) {
+    return h.ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), alone})
+        .status();
+  }
+  Status flush(HostClient& h, const Held& held) {
+    return h.ask<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}).status();
+  }
+};
+
+// Of a host that is back after a crash: that its next write is applied says nothing of one that was refused.
+TEST_F(RefusedWrites, OfAHolderThatIsBackAreNotForgottenByTheNextThatIsApplied) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  world_.crash("host1", sim::Crash::kPowerLoss);
+  a = std::make_unique<HostClient>(world_, "host1");
+  a->hello.incarnation = Incarnation(2);
+  a->hello.nonce.bytes[0] = 2;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  Result<wire::Grant> grant = a->acquire(held.image);
+  ASSERT_TRUE(grant) << grant.status().message();
+  held.epoch = grant->epoch;
+  EXPECT_TRUE(outdated());
+  refuse_next_write();
+  EXPECT_EQ(a->write(held.image, held.epoch, 0, Bytes(4096, 2)).status().code(), Code::kIoError);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 8192, Bytes(4096, 3)));
+  ASSERT_TRUE(flush(*a, held));
+  EXPECT_TRUE(outdated());
+  ASSERT_TRUE(resume(*a, held, 2));
+  ASSERT_TRUE(resume(*a, held, 0));
+  EXPECT_FALSE(outdated());
+}
+
+// Its word that the copies are level was on its way when the write was refused: it does not know of that. It says so
+// once more, after it has heard of the refusal.
+TEST_F(RefusedWrites, AreNotForgottenForAResumeThatCrossesThem) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  ASSERT_TRUE(resume(*a, held, 2));
+  EXPECT_TRUE(outdated());
+  refuse_next_write();
+  EXPECT_EQ(a->write(held.image, held.epoch, 0, Bytes(4096, 2)).status().code(), Code::kIoError);
+  EXPECT_EQ(resume(*a, held, 0).code(), Code::kUnavailable);
+  EXPECT_TRUE(outdated());
+  ASSERT_TRUE(flush(*a, held));
+  EXPECT_TRUE(outdated());
+  ASSERT_TRUE(resume(*a, held, 0));
+  EXPECT_FALSE(outdated());
+  // A new session's word is of after it all.
+  refuse_next_write();
+  EXPECT_EQ(a->write(held.image, held.epoch, 0, Bytes(4096, 2)).status().code(), Code::kIoError);
+  EXPECT_TRUE(outdated());
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(resume(*a, held, 0));
+  EXPECT_FALSE(outdated());
+}
+
+// Refused while the catalogue takes in that the copies are level.
+TEST_F(RefusedWrites, AreNotForgottenWhenAnEarlierResumeIsAnswered) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  ASSERT_TRUE(resume(*a, held, 2));
+  sim::StoreFault slow;
+  slow.delay = std::chrono::milliseconds(300);
+  world_.set_store_fault("shared", slow);
+  refuse_next_write();
+  std::optional<Result<wire::Resumed>> told;
+  a->link->request<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), 0},
+                                  [&](Result<wire::Resumed> r) { told.emplace(std::move(r)); });
+  EXPECT_EQ(a->write(held.image, held.epoch, 0, Bytes(4096, 2)).status().code(), Code::kIoError);
+  a->run([&] { return told.has_value(); });
+  ASSERT_TRUE(*told) << told->status().message();
+  world_.set_store_fault("shared", {});
+  ASSERT_TRUE(flush(*a, held));
+  EXPECT_TRUE(outdated());
+  EXPECT_FALSE(b->read(held.image, 0, 4096)) << "what was refused may be acknowledged";
+  ASSERT_TRUE(resume(*a, held, 2));
+  ASSERT_TRUE(resume(*a, held, 0));
+  EXPECT_FALSE(outdated());
+}
+
+// A second refusal is not answered before the mark that the first one made is durable.
+TEST_F(RefusedWrites, AreAnsweredOnceTheirMarkIsDurable) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", kRegion);
+  for (uint64_t at : {0u, 8192u}) ASSERT_TRUE(a->write(held.image, held.epoch, at, Bytes(4096, 1)));
+  sim::StoreFault slow;
+  slow.delay = std::chrono::milliseconds(500);
+  world_.set_store_fault("shared", slow);
+  world_.inject("shared", sim::FileFault{.times = 2, .operations = static_cast<uint16_t>(sim::FileOp::kWrite),
+                                         .path_contains = "objects"});
+  int answered = 0;
+  for (uint64_t at : {0u, 8192u}) {
+    a->send_write(held.image, held.epoch, at, Bytes(4096, 2), [&](Result<wire::Applied> w) {
+      EXPECT_EQ(w.status().code(), Code::kIoError);
+      ++answered;
+    });
+  }
+  world_.run_for(std::chrono::milliseconds(250));
+  EXPECT_EQ(answered, 0);
+  world_.set_store_fault("shared", {});
+  a->run([&] { return answered == 2; });
+  EXPECT_TRUE(outdated());
+}
+
+// Neither changes what a reader sees, and the holder goes on with both copies: nothing would ever end the mark.
+TEST_F(RefusedWrites, OfAReservationOrARepairLeaveTheCopyLevel) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  world_.inject("shared", sim::FileFault{.times = 2, .path_contains = "objects", .error = 28});
+  const WriteSequence none{Incarnation(1), Counter(0)};
+  EXPECT_EQ(a->tell(Type::kZero, wire::encode(wire::Zero{held.image, held.epoch, none, {0, 8192}, 2})).code(),
+            Code::kOutOfSpace);
+  const Bytes block(4096, 1);
+  EXPECT_EQ(a->tell(Type::kRepair, wire::encode(wire::Repair{held.image, held.epoch, {0, 4096}, 0}), block).code(),
+            Code::kOutOfSpace);
+  EXPECT_FALSE(outdated());
+  EXPECT_TRUE(b->read(held.image, 0, 4096));
+}
+
 }  // namespace
 }  // namespace tidemark::node
