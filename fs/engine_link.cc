@@ -96,21 +96,24 @@ Task<void> Engine::resume(Image& im) {
     const uint8_t ahead = other || im.facts.policy_none ? 2 : unreconciled_.contains(im.id) ? 1 : 0;
     wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
     const uint32_t says_level = ahead != 2 ? 1 : 0;
+    const uint64_t session = mirror_->hello().session;
     im.resuming += says_level;
     auto answer = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
     });
-    im.resuming -= says_level;
-    const bool waited_for = !im.unknown.empty() || !im.flushes.empty();
-    if (!answer && im.state == MirrorState::kLocalOnly && !im.facts.alone && waited_for) note_alone(im);
-    if (!im.held || im.epoch != epoch) co_return;   // the tenure that was asked for has ended meanwhile
-    if (!answer) co_return co_await not_resumed(im, answer.status());
-    if (sends_mirror(im.state)) co_return;
-    if (answer->size_generation > im.size_generation) {
+    const bool newer = answer && im.held && im.epoch == epoch && !sends_mirror(im.state) &&
+                       answer->size_generation > im.size_generation;
+    if (newer) {
       Status adopted = co_await adopt_size(im, answer->size, answer->size_generation);
       if (!adopted) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", adopted}});
-      if (!mirror_->up() || !im.held || sends_mirror(im.state)) co_return;
     }
+    im.resuming -= says_level;
+    const bool gone = !mirror_->up() || mirror_->hello().session != session;   // the new one is told by its own resume
+    const bool waited_for = !im.unknown.empty() || !im.flushes.empty();
+    if ((!answer || gone) && im.state == MirrorState::kLocalOnly && !im.facts.alone && waited_for) note_alone(im);
+    if (!im.held || im.epoch != epoch) co_return;   // the tenure that was asked for has ended meanwhile
+    if (!answer) co_return co_await not_resumed(im, answer.status());
+    if (gone || sends_mirror(im.state)) co_return;
     // Requests under way may have been applied under the old loss id without counting as unflushed yet.
     const bool unflushed = im.unsynced.any() || im.active != 0;
     const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");

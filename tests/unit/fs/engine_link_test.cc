@@ -256,5 +256,79 @@ TEST_F(LinkTest, AWriteAcknowledgedAloneDuringAResumeIsNotReadOldElsewhere) {
   }
 }
 
+// The answer to a resume brings a size that the own copy has not taken yet: its resize hangs, and the link goes
+// meanwhile. While it takes it, what is acknowledged alone is not read old elsewhere.
+TEST_F(LinkTest, AWriteAcknowledgedAloneWhileANewerSizeIsTakenIsNotReadOldElsewhere) {
+  options_.sync_latency = {milliseconds(1200), milliseconds(1400)};
+  File f = start_written();
+  ASSERT_TRUE(wait(flush(f)));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  world_->inject("host1", sim::FileFault{
+      .operations = bit(sim::FileOp::kSync), .path_contains = "objects", .hangs = true});
+  Pending grown = resize(f, 16 * kMiB);
+  Pending w = write(f, 0, 0x22, kMiB);         // behind it
+  ASSERT_TRUE(until([&] { return world_->hung("host1") == 1; }));
+  world_->run_for(milliseconds(100));
+  lose_link(1);
+  heal_link(1);
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  world_->run_for(milliseconds(300));          // the size is being taken
+  File theirs = open(2, "a.img");
+  ASSERT_FALSE(grown->answer);
+  world_->release_hung("host1");
+  for (int i = 0; i < 60; ++i) {
+    const bool acknowledged = w->answer.has_value();
+    const int byte = byte_at(theirs, 0, kMiB);
+    ASSERT_TRUE(byte == -2 || byte == 0x22 || !acknowledged) << byte << " in round " << i;
+    world_->run_for(milliseconds(50));
+  }
+  EXPECT_TRUE(wait(w));
+  EXPECT_TRUE(wait(grown));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(until([&] { return byte_at(theirs, 0, kMiB) == 0x22; }));
+  EXPECT_EQ(verify(f), "");
+}
+
+// The link goes and comes back while that size is taken: the new session is told that the tenure stands, whatever the
+// old one had answered.
+TEST_F(LinkTest, ALinkLostWhileANewerSizeIsTakenIsResumedAnew) {
+  File f = start_written();
+  ASSERT_TRUE(wait(flush(f)));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  world_->inject("host1", sim::FileFault{
+      .times = 2, .operations = bit(sim::FileOp::kSync), .path_contains = "objects", .hangs = true});
+  Pending grown = resize(f, 16 * kMiB);
+  world_->run_for(milliseconds(300));          // the shared node has answered
+  ASSERT_EQ(world_->hung("host1"), 1u);
+  lose_link(1);
+  heal_link(1);
+  ASSERT_TRUE(until([&] { return world_->hung("host1") == 2; }, seconds(3)));
+  lose_link(1);
+  world_->set_latency("shared1", "host1", {milliseconds(100), milliseconds(100)});
+  heal_link(1);
+  ASSERT_TRUE(until([&] { return linked(1); }, seconds(3)));
+  world_->run_for(milliseconds(50));           // what comes first of the new session's questions is on its way
+  world_->release_hung("host1");
+  EXPECT_TRUE(wait(grown));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  File theirs = open(2, "a.img");
+  EXPECT_TRUE(until([&] { return byte_at(theirs, 0, kMiB) == 0x11; }));
+  EXPECT_EQ(verify(f), "");
+}
+
+// The resync itself meets the fault: it is tried again, and the shared copy is level in the end.
+TEST_F(LinkTest, AResyncWhoseCopyingIsRefusedOnceEndsLevel) {
+  File f = start_written();
+  lose_link(1);
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));
+  world_->inject("shared1", sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects"});
+  heal_link(1);
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_TRUE(logged("resync_again"));
+  EXPECT_EQ(shared_->status_json().find("\"outdated\":true"), std::string::npos);
+  EXPECT_EQ(byte_at(open(2, "a.img"), 0, kMiB), 0x22);
+  EXPECT_EQ(verify(f), "");
+}
+
 }  // namespace
 }  // namespace tidemark::fs
