@@ -346,10 +346,20 @@ void warn_not_recorded(const Brick& brick, const Status& status) {
   kLog.warning("run_not_recorded", {{"brick", brick.directory}, {"status", status}});
 }
 
+bool write_run(io::FileSystem& files, Brick& brick, const BrickRun& now) {
+  BrickMarker marker = brick.marker;
+  marker.run = now;
+  marker.version = kMarkerVersion;
+  Status status = files.write_file_atomically(marker_path(brick.directory), encode_marker(marker));
+  if (status) brick.marker = marker;
+  else warn_not_recorded(brick, status);
+  return status.is_ok();
+}
+
 }  // namespace
 
-Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>& runs,
-                 UniqueFunction<Status(const std::vector<KnownRun>&)>& save) {
+Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>& runs, SaveRuns& save,
+                 BrickRun* begun) {
   BrickRun now{0, env.random_uuid()};
   for (const KnownRun& run : runs) now.number = std::max({now.number, run.last.number, run.opening.number});
   for (const Brick& brick : bricks) now.number = std::max(now.number, brick.marker.run.number);
@@ -374,21 +384,34 @@ Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>
   runs = next;
   TM_RETURN_IF_ERROR(save(runs));
   if (uncounted) return Status::ok();   // the older version can still be gone back to
+  *begun = now;
   for (size_t i = 0; i < bricks.size(); ++i) {
     Brick& brick = bricks[i];
     if (!counted[i]) continue;
-    BrickMarker marker = brick.marker;
-    marker.run = now;
-    marker.version = kMarkerVersion;
-    Status status = env.files().write_file_atomically(marker_path(brick.directory), encode_marker(marker));
-    if (!status) {
-      warn_not_recorded(brick, status);
-      continue;
-    }
-    brick.marker = marker;
-    runs[i] = {marker.brick, now, {}};
+    if (write_run(env.files(), brick, now)) runs[i] = {brick.marker.brick, now, {}};
   }
   return save(runs);
+}
+
+// The steps of begin_run() for one brick; they may be taken again and again.
+void join_run(io::FileSystem& files, Brick& brick, std::vector<KnownRun>& runs, SaveRuns& save, const BrickRun& now) {
+  auto at = std::find_if(runs.begin(), runs.end(), [&](const KnownRun& r) { return r.brick == brick.marker.brick; });
+  if (at == runs.end() || brick.marker.run == now) return;
+  const KnownRun before = *at;
+  Status joined = settle_marker(files, brick, &before);
+  if (joined) {
+    *at = {brick.marker.brick, brick.marker.run, now};
+    joined = save(runs);
+  }
+  if (!joined) {   // as it was, whatever of it was saved: that allows more
+    *at = before;
+    brick.absent = joined.with_context("brick " + brick.directory + " is back, but its run could not be recorded yet");
+    kLog.warning("brick_absent", {{"brick", brick.directory}, {"reason", brick.absent}});
+    return;
+  }
+  if (!write_run(files, brick, now)) return;
+  *at = {brick.marker.brick, now, {}};
+  if (Status saved = save(runs); !saved) warn_not_recorded(brick, saved);   // both are allowed
 }
 
 LossId compute_loss_id(const Uuid& boot, const std::vector<Brick>& bricks, uint64_t failed_syncs) {

@@ -29,9 +29,12 @@ Status replace_brick(io::Env& env, std::vector<Brick>& bricks, size_t index);
 // Writes `counter` into every marker. OK when at least one took it durably.
 Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, uint64_t counter);
 
-// As StorageGroup::begin_run says; `runs` are the ones known, and those that are known then.
-Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>& runs,
-                 UniqueFunction<Status(const std::vector<KnownRun>&)>& save);
+// As StorageGroup::begin_run says; `runs` are the ones known, and those that are known then. `now`: the run that has
+// begun; none in the first one after an upgrade.
+using SaveRuns = UniqueFunction<Status(const std::vector<KnownRun>&)>;
+Status begin_run(io::Env& env, std::vector<Brick>& bricks, std::vector<KnownRun>& runs, SaveRuns& save, BrickRun* now);
+// A brick that came back within the run is of it from now on; absent still where that cannot be saved.
+void join_run(io::FileSystem& files, Brick& brick, std::vector<KnownRun>& runs, SaveRuns& save, const BrickRun& now);
 
 // Names the span in which these bricks cannot have lost unsynced writes.
 LossId compute_loss_id(const Uuid& boot, const std::vector<Brick>& bricks, uint64_t failed_syncs);

@@ -131,7 +131,13 @@ Status GroupState::any_absent() const {
 Status GroupState::look_at_bricks() {
   TM_RETURN_IF_ERROR(refuse_if_stuck());
   if (options_.expected_group.is_nil()) options_.expected_group = group_id();
+  std::vector<bool> there;
+  for (const Brick& brick : bricks_) there.push_back(brick.absent.is_ok());
   detail::look_at_bricks(files(), options_, bricks_);
+  for (size_t i = 0; i < bricks_.size(); ++i) {   // back: before anything is opened there
+    const bool back = !there[i] && bricks_[i].absent.is_ok();
+    if (back && run_.number != 0) join_run(files(), bricks_[i], options_.known_runs, save_runs_, run_);
+  }
   for (const Brick& brick : bricks_) failed_syncs_ = std::max(failed_syncs_, brick.marker.failed_syncs);
   loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
   return Status::ok();
@@ -450,7 +456,7 @@ std::vector<StorageGroup::BrickState> StorageGroup::bricks() const { return stat
 Status StorageGroup::look_at_bricks() { return state_->look_at_bricks(); }
 Status StorageGroup::replace_brick(const std::string& directory) { return state_->replace_brick(directory); }
 Status StorageGroup::begin_run(UniqueFunction<Status(const std::vector<KnownRun>&)> save) {
-  return state_->begin_run(save);
+  return state_->begin_run(std::move(save));
 }
 std::vector<KnownRun> StorageGroup::runs() const { return state_->runs(); }
 bool StorageGroup::stuck() const { return state_->stuck(); }

@@ -59,8 +59,9 @@ class GroupState {
   std::vector<StorageGroup::BrickState> bricks() const;
   Status look_at_bricks();
   Status replace_brick(const std::string& directory);
-  Status begin_run(UniqueFunction<Status(const std::vector<KnownRun>&)>& save) {
-    return detail::begin_run(env_, bricks_, options_.known_runs, save);
+  Status begin_run(SaveRuns save) {
+    save_runs_ = std::move(save);
+    return detail::begin_run(env_, bricks_, options_.known_runs, save_runs_, &run_);
   }
   std::vector<KnownRun> runs() const;
 
@@ -103,6 +104,8 @@ class GroupState {
   io::Env& env_;
   StorageGroupOptions options_;
   std::vector<Brick> bricks_;
+  SaveRuns save_runs_;                       // empty: no run has begun
+  BrickRun run_{};                           // 0: it is not counted
   uint64_t failed_syncs_ = 0;
   LossId loss_id_;
   bool lost_ = false;

@@ -151,7 +151,10 @@ class RunTest : public BrickTest {
     group_ = group->group_id();
     bricks_.clear();
     for (const auto& b : group->bricks()) bricks_.push_back(b.id);
-    EXPECT_TRUE(group->begin_run([this](const std::vector<KnownRun>& runs) { return runs_ = runs, Status::ok(); }));
+    EXPECT_TRUE(group->begin_run([this](const std::vector<KnownRun>& runs) {
+      if (save_fails_in_ != 0 && --save_fails_in_ == 0) return Status(Code::kIoError, "the state is not kept");
+      return runs_ = runs, Status::ok();
+    }));
     return group;
   }
   StorageGroupOptions known() const {
@@ -191,6 +194,7 @@ class RunTest : public BrickTest {
   Uuid group_;
   std::vector<Uuid> bricks_;
   std::vector<KnownRun> runs_;
+  int save_fails_in_ = 0;            // 0: none does
 };
 
 TEST_F(RunTest, NoStripeIsReadFromABrickOfAnEarlierTime) {
@@ -284,6 +288,53 @@ TEST_F(RunTest, ABrickThatWasSwappedBackIsTheOneThatItWas) {
   group.reset();
   EXPECT_TRUE(all_there(*begin()));
   EXPECT_EQ(open_error(known_runs_only()), "");
+}
+
+// Cloned while its place was empty, mounted again within the run, written, and then the clone put in its place.
+TEST_F(RunTest, ABrickThatComesBackWithinARunIsCounted) {
+  begin().reset();
+  fs::rename(brick(1), root_ + "/away");
+  auto group = begin();
+  EXPECT_FALSE(all_there(*group));
+  copy(root_ + "/away", root_ + "/clone");
+  fs::rename(root_ + "/away", brick(1));
+  ASSERT_TRUE(group->look_at_bricks());
+  EXPECT_TRUE(all_there(*group));
+  ASSERT_TRUE(group->look_at_bricks());
+  group.reset();
+  copy(brick(1), root_ + "/newest");
+  copy(root_ + "/clone", brick(1));
+  EXPECT_FALSE(all_there(*begin()));
+  copy(root_ + "/newest", brick(1));
+  EXPECT_TRUE(all_there(*begin()));
+}
+
+// A kill or a failure at any step of that leaves a brick that is of this time; and it is not used before it is counted.
+TEST_F(RunTest, ABrickThatComesBackIsOfThisTimeWhateverFails) {
+  for (int save : {0, 1, 2}) {   // that fails
+    SCOPED_TRACE(save);
+    begin().reset();
+    fs::rename(brick(1), root_ + "/away");
+    auto group = begin();
+    fs::rename(root_ + "/away", brick(1));
+    save_fails_in_ = save;
+    ASSERT_TRUE(group->look_at_bricks());
+    EXPECT_EQ(all_there(*group), save == 0 || save == 2);
+    save_fails_in_ = 0;
+    ASSERT_TRUE(group->look_at_bricks());
+    EXPECT_TRUE(all_there(*group));
+    group.reset();
+    EXPECT_TRUE(all_there(*begin()));
+  }
+  fs::rename(brick(1), root_ + "/away");
+  auto group = begin();
+  fs::rename(root_ + "/away", brick(1));
+  env_.faults.fail_atomic_writes = true;
+  ASSERT_TRUE(group->look_at_bricks());
+  EXPECT_TRUE(all_there(*group));
+  env_.faults.fail_atomic_writes = false;
+  group.reset();
+  EXPECT_TRUE(all_there(*begin()));
 }
 
 }  // namespace
