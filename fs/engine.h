@@ -112,8 +112,10 @@ class Engine final : public journal::BlockSource {
   // What the cache knows to stand at a name; 0: nothing.
   InodeNumber known_at(InodeNumber parent, const std::string& name) const;
   void release(HandleId handle);
-  // As a handle that is closed at once, of which no successor hears. At most a request's size.
-  void peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done, uint64_t tag);
+  // As a handle that is closed at once, of which no successor hears. At most a request's size. EINTR once it has waited
+  // for longer than `limit` and could be answered by nobody at that time.
+  void peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, io::Duration limit, Callback<Result<size_t>> done,
+            uint64_t tag);
   uint64_t size_of(HandleId handle) const;                // bytes; 0: no such handle
   // `tag` names the request for interrupt(); 0: it cannot be interrupted.
   void read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
@@ -394,6 +396,7 @@ class Engine final : public journal::BlockSource {
   Result<Image*> image_of(const wire::Attr& attr);
   Handle* handle_of(HandleId handle);
   Result<uint32_t> take_handle(Image& im);  // its index; ENFILE
+  void interrupt_after(io::Duration limit, uint64_t tag, std::shared_ptr<io::TimerId> timer);
   void note_wrote(Handle& handle);
   void last_writer_closed(Image& image);
   void lost_name(const ImageId& id);

@@ -9,6 +9,7 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
+constexpr std::chrono::seconds kInterruptAgain{1};
 }  // namespace
 
 Image* Engine::find(const ImageId& id) {
@@ -88,8 +89,22 @@ Result<uint32_t> Engine::take_handle(Image& im) {
   return index;
 }
 
-void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, Callback<Result<size_t>> done,
-                  uint64_t tag) {
+// Again and again: what is under way when the time is over may have to wait once more.
+void Engine::interrupt_after(io::Duration limit, uint64_t tag, std::shared_ptr<io::TimerId> timer) {
+  *timer = env_.after(limit, [this, tag, timer] {
+    interrupt_after(kInterruptAgain, tag, timer);   // first: an answer takes the timer back
+    interrupt(tag);
+  });
+}
+
+void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, io::Duration limit,
+                  Callback<Result<size_t>> answer, uint64_t tag) {
+  auto timer = std::make_shared<io::TimerId>();   // shared by the timer and the answer
+  interrupt_after(limit, tag, timer);
+  auto done = [this, timer, answer = std::move(answer)](Result<size_t> n) mutable {
+    env_.cancel(*timer);
+    answer(std::move(n));
+  };
   getattr(inode, [this, offset, out, tag, done = std::move(done)](Result<wire::Attr> attr) mutable {
     if (!attr) return done(attr.status());
     auto image = image_of(*attr);

@@ -74,9 +74,7 @@ struct RawOps {
     MutableByteSpan out = buffer->memory.span().first(kFooterBytes);
     // A lookup that waits for long holds up others in its directory.
     const uint64_t tag = interruptible(req);
-    const io::TimerId timer = shell.env_.after(kFooterWait, [&shell, tag] { shell.engine_.interrupt(tag); });
-    auto looked = [&shell, req, attr, buffer, out, timer](Result<size_t> n) {
-      shell.env_.cancel(timer);
+    auto looked = [&shell, req, attr, buffer, out](Result<size_t> n) {
       bool fixed = false;
       if (n && *n == kFooterBytes) {
         auto footer = image::vhd::decode_footer(out);
@@ -88,7 +86,7 @@ struct RawOps {
       if (!fixed) return reply_error(req, Status::from_errno(ENOENT, "no fixed VHD"));
       reply(req, attr);
     };
-    shell.engine_.peek(attr.inode, attr.size - kFooterBytes, out, std::move(looked), tag);
+    shell.engine_.peek(attr.inode, attr.size - kFooterBytes, out, kFooterWait, std::move(looked), tag);
   }
   static AttrDone reply_attr(fuse_req_t req) {
     return [req](Result<wire::Attr> attr) {

@@ -330,5 +330,24 @@ TEST_F(LinkTest, AResyncWhoseCopyingIsRefusedOnceEndsLevel) {
   EXPECT_EQ(verify(f), "");
 }
 
+// Its read is under way when its time is over, and only then the link dies: it ends all the same.
+TEST_F(LinkTest, APeekEndsWhereverItIsWhenItsTimeIsOver) {
+  start();
+  File f = create(1, "a.img", kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  cut_link(1);                                 // the shared node holds others' reads back for 5 s
+  world_->run_for(milliseconds(950));
+  Pending peek = std::make_shared<Request>();
+  peek->memory.resize(512);
+  engine(2).peek(f.inode, 0, peek->memory, seconds(3), [peek](Result<size_t> n) { peek->answer = n.status(); }, 7);
+  world_->run_for(milliseconds(2500));
+  EXPECT_FALSE(peek->answer);
+  cut_link(2);                                 // noticed 1.4 s later
+  world_->run_for(milliseconds(1000));
+  EXPECT_FALSE(peek->answer) << peek->answer->to_string();
+  EXPECT_EQ(wait(peek, seconds(3)).sys_errno(), EINTR) << peek->answer.value_or(Status()).to_string();
+}
+
 }  // namespace
 }  // namespace tidemark::fs
