@@ -223,12 +223,13 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
     auto busy = [&] {
       bool level = im->state == MirrorState::kMirrored || im->state == MirrorState::kFilling ||
                    im->state == MirrorState::kNone;
-      return !level || im->resync_running || im->recovering || im->yielding;
+      const bool asks_none = host_only(*im) && im->state != MirrorState::kNone;   // as in try_yield()
+      return !level || asks_none || im->resync_running || im->recovering || im->yielding;
     };
     while (mirror_->up() && im->held && busy() && env_.now() < deadline)
       co_await sleep(std::chrono::milliseconds(20));
     // An image whose policy is `none` keeps its tenure: its data are here alone.
-    if (mirror_->up() && im->held && !im->yielding && im->state != MirrorState::kNone) co_await yield(*im);
+    if (mirror_->up() && im->held && !im->yielding && !host_only(*im)) co_await yield(*im);
     else if (im->held && im->local()) {
       auto synced =
           co_await sync_copy(*im);

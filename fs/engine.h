@@ -7,7 +7,8 @@
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
 // that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that
 // are gone), engine_policy.cc (mirror = none and back), engine_link.cc (link lost
-// and back), engine_tenure.cc, engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
+// and back), engine_tenure.cc, engine_yield.cc (giving a tenure back), engine_fence.cc (tenures taken by force),
+// engine_witness.cc, engine_fill.cc,
 // engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
 // engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
 // engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc,
@@ -247,6 +248,7 @@ class Engine final : public journal::BlockSource {
   bool only_here(const Image& image) const;
   bool reads_alone(const Image& image) const;
   void note_missing(Image& image, const Status& why);
+  void note_elsewhere(Image& image);
   Status failed(const Image& image) const;
   void look_for_missing(Image& image, const Status& opened);
   bool find_missing(Image& image);
@@ -257,6 +259,7 @@ class Engine final : public journal::BlockSource {
   bool host_only(const Image& image) const;
   Status before_policy(const wire::SetXattr& request);
   void policy_seen(Image& image, uint8_t mirror);
+  Task<Status> ask_policy(Image& image);
   Task<Status> all_apart(Image& image);
   Task<void> mirror_again(Image& image);
   // ---- engine_flush.cc
@@ -301,10 +304,12 @@ class Engine final : public journal::BlockSource {
   Task<void> acquire(Image& image, uint32_t wait_ms);
   uint8_t copy_absent(const Image& image) const;
   Task<Status> take_grant(Image& image, wire::Grant grant);
+  Task<Status> yield_unused(const ImageId& id, Epoch epoch);
   Task<Status> adopt_size(Image& image, uint64_t size, Generation generation);
   void fail_parked(Image& image, const Status& status);
-  void recalled(const wire::RecallNotify& message);
   void take_up_tenures();
+  // ---- engine_yield.cc
+  void recalled(const wire::RecallNotify& message);
   void try_yield(Image& image);
   void yield_later(Image& image);
   struct HandoverCut { Counter counter; bool staged = false; };
@@ -313,7 +318,8 @@ class Engine final : public journal::BlockSource {
   void tenure_ended(Image& image);
   Task<void> give_back(ImageId id);
   Task<Status> take_and_yield(wire::Attr attr);
-  Task<void> give_back_copied(wire::Attr attr);
+  Task<std::optional<wire::Attr>> attr_now(ImageId id);
+  void take_to_give_back(const wire::Attr& attr, bool wait);
   Task<Status> flush_both(Image& image);
   // ---- engine_fence.cc
   Task<Status> save_branch(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
@@ -340,6 +346,7 @@ class Engine final : public journal::BlockSource {
   Task<void> fill_before(Op* op);
   Task<Status> fill_for(Op& op);
   Task<Status> level(Image& image, uint64_t map_cut, std::vector<uint64_t> regions);
+  Task<Status> tell_level(Image& image, uint64_t map_cut, Bytes regions);
   // ---- engine_pace.cc
   bool waited_for(const Image& image) const;
   Task<bool> take_turn(Image& image, uint64_t bytes);

@@ -74,11 +74,16 @@ Task<Status> Engine::level(Image& im, uint64_t map_cut, std::vector<uint64_t> re
   Status synced = co_await sync_copy(im);
   // A failed sync is not tried again: what it was to cover may be gone.
   if (!synced) co_return own_copy_failed(im, synced) ? Status(Code::kCancelled, "the own copy failed") : synced;
-  wire::Level message{im.id, map_cut, {}};
+  Bytes bitmap;
   for (uint64_t r : regions) {
-    if (message.regions.size() <= r / 8) message.regions.resize(r / 8 + 1);
-    message.regions[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
+    if (bitmap.size() <= r / 8) bitmap.resize(r / 8 + 1);
+    bitmap[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
   }
+  co_return co_await tell_level(im, map_cut, std::move(bitmap));
+}
+
+Task<Status> Engine::tell_level(Image& im, uint64_t map_cut, Bytes regions) {
+  wire::Level message{im.id, map_cut, std::move(regions)};
   using Answer = Result<wire::Answer>;
   co_return co_await async<Status>([&](Callback<Status> done) {
     mirror_->send(wire::Type::kLevel, wire::encode(message), {},

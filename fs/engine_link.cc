@@ -28,6 +28,7 @@ void Engine::link_up(const wire::HelloAnswer& hello) {
     if (im->doomed) tell_dropped(*im);
     else if (im->held) tasks_.spawn(resume(*im));
     else unpark(*im);
+    if (im->facts.policy_none && !im->held) tasks_.spawn(check_attr(*im));   // read here for that reason alone
   }
 }
 

@@ -21,6 +21,18 @@ bool Engine::only_here(const Image& im) const {
 // Read here without a tenure. Another host's old copy of such an image is nothing to read from.
 bool Engine::reads_alone(const Image& im) const { return im.facts.policy_none && only_here(im); }
 
+// A host that does not hold it now has its newest bytes: here is an older copy, or none.
+void Engine::note_elsewhere(Image& im) {
+  const std::string path = names_->path_of(im.inode);
+  std::string text = "mirror = none: another host has it alone: start that one, with its bricks, and use the image "
+                     "there; or restore it: tidemark replica restore " + path + " --at latest --force";
+  if (im.missing != text)
+    kLog.warning("only_copy_elsewhere", {{"image", im.id}, {"path", path}, {"effect", "EIO"}, {"reason", text}});
+  im.missing = std::move(text);
+  im.elsewhere = true;
+  fail_parked(im, failed(im));
+}
+
 void Engine::note_missing(Image& im, const Status& why) {
   const bool none = im.attr.mirror == 0 || only_here(im);
   const std::string path = names_->path_of(im.inode);
@@ -29,6 +41,7 @@ void Engine::note_missing(Image& im, const Status& why) {
   text += none ? "restore the image: tidemark replica restore " + path + " --at latest --force"
                : "give these writes up: tidemark brick replace DIRECTORY --accept-loss";
   if (im.missing == text) return;
+  im.elsewhere = false;
   kLog.warning("only_copy_missing", {{"image", im.id}, {"path", path}, {"effect", "EIO"}, {"reason", text}});
   im.missing = std::move(text);
   fail_parked(im, failed(im));
@@ -69,7 +82,11 @@ void Engine::try_missing_copies() {
   for (auto& [id, image] : images_) {
     Image& im = *image;
     if (im.missing.empty() || im.doomed || im.recovering || im.acquiring) continue;   // a recovery looks by itself
-    if (find_missing(im)) unpark(im);
+    if (im.elsewhere) {
+      if (mirror_->up()) tasks_.spawn(check_attr(im));
+    } else if (find_missing(im)) {
+      unpark(im);
+    }
   }
 }
 

@@ -22,7 +22,9 @@ Status Engine::before_policy(const wire::SetXattr& request) {
   auto attr = names_->get(request.inode);
   if (!attr || attr->mirror == 0 || attr->epoch.value == 0) return Status::ok();  // nobody ever wrote it
   Image* im = find(attr->image);
-  bool whole = im != nullptr && im->held && im->local() && im->state == MirrorState::kMirrored;
+  // Not while the tenure is given back: whoever gets it next would have the image, and nothing of it.
+  bool whole =
+      im != nullptr && im->held && im->local() && im->state == MirrorState::kMirrored && !im->yielding;
   if (!whole)
     return Status(Code::kBusy,
                   "mirror = none keeps only this host's copy: write the image here, and wait until it is `mirrored`");
@@ -32,6 +34,26 @@ Status Engine::before_policy(const wire::SetXattr& request) {
 void Engine::take_attr(Image& im, const wire::Attr& attr) {
   im.attr = attr;
   if (!im.held) im.facts.policy_none = attr.mirror == 0;
+  // Nothing stood in for what another host has; now there is a copy to be filled from, or somebody to be asked.
+  const bool held_there = !attr.holder.empty() && attr.holder != options_.config.node.name;
+  if (im.elsewhere && (attr.mirror != 0 || held_there)) {
+    im.elsewhere = false;
+    im.missing.clear();
+  }
+}
+
+// As it is now: the notification of a change may have been missed. Any other failure than a lost link meets what
+// follows, too.
+Task<Status> Engine::ask_policy(Image& im) {
+  wire::GetAttr which{im.inode};
+  auto attr = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
+    mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
+  });
+  if (!attr) co_return attr.status().code() == Code::kUnavailable ? attr.status() : Status::ok();
+  im.attr.mirror = attr->mirror;
+  if (im.held) policy_seen(im, attr->mirror);
+  else im.facts.policy_none = attr->mirror == 0;
+  co_return Status::ok();
 }
 
 // Called with each new attribute of an image that this host holds.

@@ -179,11 +179,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     // Another host wrote since: its line is the main one. (Of this host's own name: a recovery that was cut short.)
     bool moved = grant->parent.epoch > dirty.epoch && grant->parent.source != options_.config.node.name;
     if (moved && dirty.epoch.value != 0) {
-      wire::Yield back{im.id, grant->epoch, {journal_->incarnation(), Counter(0)}};
-      auto yielded = co_await async<Result<wire::Yielded>>([&](Callback<Result<wire::Yielded>> done) {
-        mirror_->request<wire::Yielded>(wire::Type::kYield, back, std::move(done));
-      });
-      if (!yielded) co_return yielded.status();
+      if (Status s = co_await yield_unused(im.id, grant->epoch); !s) co_return s;
       // As above: if it had not gone on alone, it had given the tenure back, with all flushed on both copies.
       if (!dirty.alone && !only_here(im)) co_return Status::ok();
       co_return co_await keep_tail(im, dirty);
@@ -191,8 +187,11 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     im.facts.alone = false;  // the direction is decided here, not by a resync of its own
     Status taken = co_await take_grant(im, std::move(*grant));
     if (!taken) co_return taken;
-    im.facts.alone = dirty.alone || host_only(im);
+    im.facts.alone = im.attr.mirror != 0 && (dirty.alone || host_only(im));
+  } else if (Status s = co_await ask_policy(im); !s) {
+    co_return s;
   }
+  if (im.attr.mirror == 0) co_return co_await sync_copy(im);   // since the crash: the shared copy was given up
   journal_->set_level(im.slot, false);
   bool host_kept = dirty.host_loss_id == host_loss();
   bool host_wins = dirty.alone || host_kept;

@@ -219,6 +219,7 @@ class Core {
   bool is_ready(const Image& image, const Op& op) const;
   void prepare(Op* op);
   void issue(Op* op);
+  bool holder_heard(const Image& image) const;
   bool may_be_old(const Image& image, const Op& op) const;
   void submit_read(Op* op);
   void wait_for_holder(Op* op);
@@ -342,7 +343,7 @@ class Core {
   void name_request(const PeerPtr& peer, wire::Request& request);
   void set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin);
   void mirror_request(const PeerPtr& peer, uint64_t id, const wire::SetXattr& m, const Origin& origin);
-  Status check_policy(const wire::SetAttr& m) const;
+  Status check_policy(const wire::SetAttr& m, const Session* by) const;   // null: an operator here
   void remove_given_up(const ImageId& id);
   void answer_change(const PeerPtr& peer, wire::Type type, uint64_t id, Result<Change> change);
   void apply_change(Change change, const Session* by, UniqueFunction<void(const Change&)> then);

@@ -177,11 +177,16 @@ void Core::pump_reads(Peer& peer) {
 bool Core::may_be_old(const Image& im, const Op& op) const {
   const std::string& holder = im.record.tenure.holder;
   if (holder.empty() || holder == op.session->host) return false;
+  return im.holder_ahead != Image::Ahead::kNo || !holder_heard(im);
+}
+
+// In the session in which it was granted its tenure, or said that it stands.
+bool Core::holder_heard(const Image& im) const {
   auto session = sessions_.find(im.holder_session);
-  if (im.holder_ahead != Image::Ahead::kNo || session == sessions_.end()) return true;
+  if (session == sessions_.end()) return false;
   const auto& peers = session->second->peers;
-  return std::any_of(peers.begin(), peers.end(),
-                     [](const PeerPtr& p) { return p->link->silence() > kHolderSilenceMax; });
+  return std::none_of(peers.begin(), peers.end(),
+                      [](const PeerPtr& p) { return p->link->silence() > kHolderSilenceMax; });
 }
 
 void Core::submit_read(Op* op) {

@@ -68,7 +68,8 @@ void Core::name_request(const PeerPtr& peer, wire::Request& request) {
 }
 
 void Core::set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin) {
-  if (Status s = check_policy(m); !s) return peer->link->respond_failure(wire::Type::kSetAttr, id, s);
+  if (Status s = check_policy(m, peer->session.get()); !s)
+    return peer->link->respond_failure(wire::Type::kSetAttr, id, s);
   answer_change(peer, wire::Type::kSetAttr, id, names_->set_attr(m, origin));
 }
 
@@ -80,14 +81,16 @@ void Core::mirror_request(const PeerPtr& peer, uint64_t id, const wire::SetXattr
   policy.mask = wire::kSetPolicy;
   policy.values.mirror = value == "none" ? 0 : 1;
   Status status = value == "none" || value == "sync"
-                      ? check_policy(policy)
+                      ? check_policy(policy, peer->session.get())
                       : Status::from_errno(EINVAL, std::string(kMirrorXattr) + " is `none` or `sync`");
   if (!status) return peer->link->respond_failure(wire::Type::kSetXattr, id, status);
   answer_change(peer, wire::Type::kSetXattr, id, names_->set_attr(policy, origin));
 }
 
-// `mirror = none` gives the second copy's blocks up; that must not meet requests under way.
-Status Core::check_policy(const wire::SetAttr& m) const {
+// `mirror = none` gives the second copy's blocks up; that must not meet requests under way. And only its holder may
+// have to do with it, who has it whole, before and afterwards: else nobody may have it, or a host that needs the copy
+// here to recover by. Back from `none` that holder may be away: others wait for it.
+Status Core::check_policy(const wire::SetAttr& m, const Session* by) const {
   if ((m.mask & wire::kSetPolicy) == 0) return Status::ok();
   TM_ASSIGN_OR_RETURN(const Node* node, names_->find(m.inode));
   auto it = images_.find(node->attr.image);
@@ -96,11 +99,18 @@ Status Core::check_policy(const wire::SetAttr& m) const {
   if (image.ops > 0 || image.hung > 0) {
     return Status(Code::kBusy, label(image) + " is in use: its policy changes when it rests");
   }
-  if (m.values.mirror != 0 || node->attr.mirror == 0 || image.record.tenure.epoch.value == 0) return Status::ok();
+  const bool none = m.values.mirror == 0;
+  if (none == (node->attr.mirror == 0) || image.record.tenure.epoch.value == 0) return Status::ok();
   auto map = image.behind.find(image.record.tenure.holder);
-  if (map == image.behind.end() || !map->second.regions().empty()) {
-    return Status(Code::kBusy, label(image) + ": mirror = none keeps only its writer's copy, and no host has it whole: "
-                                              "write it on the host that is to keep it");
+  const bool whole = map != image.behind.end() && map->second.regions().empty();
+  if (!none && !whole) {
+    return Status(Code::kBusy, label(image) + ": the host that has it alone does not hold it: start that host, with "
+                                              "its bricks, and write the image there; or restore it from the replica");
+  }
+  const bool heard = (by != nullptr && by->number == image.holder_session) || holder_heard(image);
+  if (none && !(whole && heard)) {
+    return Status(Code::kBusy, label(image) + ": mirror = none keeps only its writer's copy, and no host that is "
+                                              "connected has it whole: write it on the host that is to keep it");
   }
   return Status::ok();
 }
@@ -152,9 +162,10 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
     // Its holder has it alone, or had until now: it says when the copy here is level (again).
     if (!image.record.tenure.holder.empty()) image.record.outdated = 1;
     if (image.attr->mirror != 0) image.holder_ahead = Image::Ahead::kUntilResume;
-    if (image.attr->mirror == 0 && image.record.has_copy != 0) {
+    if (image.record.has_copy != 0) {   // back from `none`: of a time before, if there is any (rebuild.h)
       close_copy(image);
       image.record.has_copy = 0;
+      image.copy_fault = Status::ok();
       // Where the next copy, of holes, equals its writer's, nothing will be sent that marks what others have of it.
       mark_behind(image, {0, image.attr->size}, batch);
       given_up = image.id;

@@ -164,7 +164,7 @@ void Core::set_policy(const std::string& name, const std::string& mirror, Callba
   m.inode = image->record.inode;
   m.mask = wire::kSetPolicy;
   m.values.mirror = mirror == "sync" ? 1 : 0;
-  if (Status s = check_policy(m); !s) return done(s);
+  if (Status s = check_policy(m, nullptr); !s) return done(s);
   Result<Change> change = names_->set_attr(m, Origin{options_.name, env_.wall()});
   if (!change) return done(change.status());
   apply_change(std::move(*change), nullptr, [this, id = image->id, done = std::move(done)](const Change&) mutable {

@@ -144,7 +144,12 @@ void Core::yield_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& m) {
   Image* im = &image;
-  if (fence::may_write(image.record.tenure, peer->session->host, m.epoch)) {
+  const bool holds = fence::may_write(image.record.tenure, peer->session->host, m.epoch);
+  if (holds && image.attr->mirror == 0 && m.last.counter.value != 0) {   // begun before its policy changed
+    return peer->link->respond_failure(wire::Type::kYield, id,
+                                       Status(Code::kBusy, label(image) + " has `mirror = none`: its holder keeps it"));
+  }
+  if (holds) {
     image.record.outdated = 0;
     image.refused_writes = false;
   }

@@ -233,6 +233,60 @@ TEST_F(RebuildTest, AnotherHostsOldCopyIsNoImageOfOneHostAlone) {
   }
 }
 
+// The brick of the host that has it was not mounted when that reported. Until it is, nobody else takes its place, whatever
+// another host tries and whatever its policy is set to.
+TEST_F(RebuildTest, AnImageOfOneHostAloneWaitsForThatHostsBrick) {
+  for (bool own_copy : {true, false}) {   // of the other host, of before
+    SCOPED_TRACE(own_copy);
+    start();
+    File f = create(1, "a.img", 4 * kMiB);
+    if (own_copy) {
+      File theirs = open(2, "a.img");
+      ASSERT_TRUE(fill(theirs, 0x11, 4));
+      ASSERT_TRUE(await_mirror(theirs, "mirrored"));
+      ASSERT_TRUE(wait(flush(theirs)));
+      close(theirs);
+    }
+    ASSERT_TRUE(fill(f, 0x21, 4));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    ASSERT_TRUE(wait(set_mirror(f, "none")));
+    ASSERT_TRUE(fill(f, 0x22, 4));
+    ASSERT_TRUE(wait(flush(f)));
+    ASSERT_EQ(byte_at(open(2, "a.img"), 0, kMiB), -2);
+    crash_host(1, sim::Crash::kKill);
+    host_bricks_ = {"/other"};
+    start_host(1);
+    host_bricks_ = {"/brick1"};
+    replace_shared(true, {"host1", "host2"});
+    ASSERT_TRUE(rebuilt());
+    ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+    File theirs = open(2, "a.img");
+    EXPECT_EQ(write_now(theirs, kMiB, 0x12, 4096).code(), Code::kIoError);
+    EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
+    EXPECT_EQ(mirror(theirs), "failed");
+    EXPECT_EQ(wait(set_mirror(theirs, "sync")).code(), Code::kBusy);
+    EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
+    crash_host(1, sim::Crash::kKill);
+    start_host(1);
+    ASSERT_TRUE(until([&] { return linked(1); }));
+    f = open(1, "a.img");
+    EXPECT_EQ(all(f, 0, 4), 0x22);
+    ASSERT_TRUE(write_now(f, kMiB, 0x23, kMiB));
+    EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
+    ASSERT_TRUE(wait(set_mirror(f, "sync")));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    EXPECT_EQ(verify(f), "");
+    close(f);
+    EXPECT_TRUE(until([&] { return byte_at(theirs, 0, kMiB) == 0x22; }));
+    EXPECT_TRUE(write_now(theirs, 0, 0x33, 4096));
+    EXPECT_EQ(byte_at(theirs, kMiB, kMiB), 0x23);
+    EXPECT_EQ(all(theirs, 2, 4), 0x22);
+    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
+    crash_shared(sim::Crash::kKill);
+    shared_state_ = "/state";
+  }
+}
+
 TEST_F(RebuildTest, AnEpochNeverComesTwice) {
   start();
   File f = create(1, "a.img", kMiB);

@@ -171,6 +171,38 @@ TEST_F(NodeTest, BackFromNoneOthersReadNothingUntilTheHolderSaysSo) {
   EXPECT_EQ(*b->read(held.image, 0, 4096), Bytes(4096, 9));
 }
 
+// The blocks of an image of `mirror = none` are with its holder: without one, nobody may begin upon nothing.
+TEST_F(NodeTest, ThePolicyChangesOnlyWhereAHolderHasTheBlocks) {
+  auto a = host("host1");
+  auto set = [&](const std::string& mirror) {
+    std::optional<Status> done;
+    node_->set_policy("disk.img", mirror, [&](Result<std::string> r) { done = r.status(); });
+    EXPECT_TRUE(world_.run_until([&] { return done.has_value(); }, std::chrono::seconds(10)));
+    return *done;
+  };
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  a.reset();   // it may have crashed, and need this copy to be whole again
+  world_.crash("host1", sim::Crash::kKill);
+  world_.run_for(std::chrono::seconds(1));
+  EXPECT_EQ(set("none").code(), Code::kBusy);
+  a = host("host1");
+  EXPECT_EQ(set("none").code(), Code::kBusy) << "back, it has not said that its tenure stands";
+  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), 0}));
+  ASSERT_TRUE(set("none"));
+  auto yield = [&](uint64_t counter) {
+    return a->ask<wire::Yielded>(Type::kYield, wire::Yield{held.image, held.epoch, {Incarnation(1), Counter(counter)}});
+  };
+  EXPECT_EQ(yield(7).status().code(), Code::kBusy) << "it was on its way when the policy changed";
+  ASSERT_TRUE(set("sync"));
+  ASSERT_TRUE(set("none"));
+  ASSERT_TRUE(yield(0)) << "it has nothing";
+  EXPECT_EQ(set("sync").code(), Code::kBusy);
+  auto b = host("host2");
+  ASSERT_TRUE(b->ask<wire::Grant>(Type::kAcquire, wire::Acquire{held.image, 0, 0}));
+  EXPECT_EQ(set("sync").code(), Code::kBusy);
+}
+
 TEST_F(NodeTest, ThePolicyIsAnExtendedAttributeToo) {
   auto a = host("host1");
   Result<wire::Attr> f = a->create("f");

@@ -1,0 +1,251 @@
+// Giving a tenure back: when another host asks for it, whatever this run knows of it.
+#include "fs/engine.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+namespace {
+const log::Logger kLog("fs");
+constexpr std::chrono::seconds kOpportunityInterval{1};
+constexpr std::chrono::milliseconds kYieldRetry{200};
+constexpr std::chrono::seconds kStageTries{3};   // while staging fails
+}  // namespace
+
+void Engine::recalled(const wire::RecallNotify& message) {
+  Image* im = find(message.image);
+  if (im == nullptr || (!im->held && !im->acquiring && !im->recovering)) {
+    kLog.info("recall_unknown", {{"image", message.image}, {"wanted_by", message.wanted_by}});
+    if (giving_back_.insert(message.image).second) tasks_.spawn(give_back(message.image));
+    return;
+  }
+  im->recall_wanted = true;
+  im->recall_by = message.wanted_by;
+  kLog.info("recalled", {{"image", im->id}, {"epoch", message.epoch}, {"wanted_by", message.wanted_by},
+                         {"writing_handles", im->wrote}});
+  try_yield(*im);
+}
+
+void Engine::yield_later(Image& im) {
+  env_.after(kYieldRetry, [this, id = im.id] {
+    if (Image* image = find(id)) try_yield(*image);
+  });
+}
+
+// A handle that has written since it was opened holds the tenure until it is closed.
+void Engine::try_yield(Image& im) {
+  if (!im.held || !im.recall_wanted || im.yielding || im.acquiring || im.wrote != 0) return;
+  if (im.state == MirrorState::kNone) {
+    kLog.info("recall_declined", {{"image", im.id}, {"reason", "mirror = none: its data are on this host alone"}});
+    im.recall_wanted = false;
+    return;
+  }
+  // Not while it asks for `none`: until the answer is there this copy may be the only one.
+  bool level = (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) && !host_only(im);
+  // While other images recover nothing can be cut, so nothing could be handed over whole.
+  if (!level || im.resync_running || im.recovering || recovering_ != 0) {
+    yield_later(im);
+    return;
+  }
+  tasks_.spawn(yield(im));
+}
+
+Task<Status> Engine::flush_both(Image& im) {
+  Counter counter = journal_->last_finished();
+  uint64_t unsynced = im.unsynced.mark();
+  if (im.local()) {
+    auto synced = co_await sync_copy(im);
+    // Never simply tried again: what it was to cover may be gone.
+    if (!synced && !own_copy_failed(im, synced)) co_return synced;
+  }
+  using Answer = Result<wire::Flushed>;
+  wire::Flush ask{im.id, im.epoch};
+  auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Flushed>(wire::Type::kFlush, ask, std::move(done));
+  });
+  if (!flushed) {
+    mirror_->note_failure();
+    // The shared node counts its copy out, as for any flush: until this host has resumed.
+    const bool refuses = flushed.status().code() != Code::kUnavailable && flushed.status().code() != Code::kFenced;
+    if (refuses && im.held) refused(im, flushed.status());
+    co_return flushed.status();
+  }
+  if (flushed->loss_id != im.shared_loss && im.state != MirrorState::kResyncing) {
+    check_loss(im, flushed->loss_id);
+    co_return Status(Code::kUnavailable, "the shared copy has another loss id");
+  }
+  if (im.state == MirrorState::kResyncing) co_return Status::ok();
+  journal_->note_durable(im.slot, counter);
+  im.unsynced.cover(unsynced);
+  co_return Status::ok();
+}
+
+// A cut that survives the loss of this host's power: what is in it will be shipped as it is, so that the next tenure's
+// writes can be ordered after it. Should it be impossible, the handover goes on all the same: then a crash of this host
+// before it has shipped makes those writes a branch at the replica.
+Task<Engine::HandoverCut> Engine::handover_cut() {
+  const io::BootTime until = env_.now() + kStageTries;
+  for (;;) {
+    journal::Point point = journal_->cut(journal::Journal::CutReason::kHandover);
+    Status staged = co_await async<Status>(
+        [&](Callback<Status> done) { journal_->when_staged(point.batch, std::move(done)); });
+    if (staged.is_ok()) co_return HandoverCut{point.counter, true};
+    if (staged.code() != Code::kCancelled || env_.now() >= until) {
+      kLog.warning("handover_unstaged",
+                   {{"batch", point.batch}, {"reason", staged},
+                    {"effect", "should this host crash before it ships, these writes are a branch at the replica"}});
+      co_return HandoverCut{point.counter, false};
+    }
+    co_await sleep(kYieldRetry);   // given up: its blocks are in the open batch
+  }
+}
+
+Task<void> Engine::yield(Image& im) {
+  im.yielding = true;
+  co_await wait_idle(im);
+  Status status = co_await flush_both(im);
+  HandoverCut cut;
+  bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
+  if (status.is_ok() && level) {
+    if (!im.mtime_pushed) {
+      wire::Attr times = im.attr;
+      times.mtime = times.ctime = im.mtime;
+      im.mtime_pushed = true;
+      co_await push_times(im.inode, times);
+    }
+    if (im.open_marked) journal_->mark(mark_of(im, wire::MarkKind::kClose));
+    im.open_marked = false;
+    journal_->mark(mark_of(im, wire::MarkKind::kTenureEnd));
+    cut = co_await handover_cut();
+    level = mirror_->up() && (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling);
+  }
+  if (status.is_ok() && level) status = set_flag(im, kFlagHostOnly, false);   // nothing is here alone any more
+  if (status.is_ok() && level) {
+    // From here to the answer this host may hold nothing any more: it must not go on alone.
+    im.yield_unknown = true;
+    im.facts.handshaken = false;
+    remember(im);
+    using Answer = Result<wire::Yielded>;
+    wire::Yield ask{im.id, im.epoch, {journal_->incarnation(), cut.counter}};
+    auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
+      mirror_->request<wire::Yielded>(wire::Type::kYield, ask, std::move(done));
+    });
+    status = yielded ? Status::ok() : yielded.status();
+    if (!yielded) mirror_->note_failure();
+  } else if (status.is_ok()) {
+    status = Status(Code::kUnavailable, "the copies are not level any more");
+  }
+  im.yielding = false;
+  bool ended_before = im.yield_unknown && status.code() == Code::kFenced;  // by a yield whose answer was lost
+  if (status.is_ok() || ended_before) {
+    if (cut.staged) {               // and flushed, with none of its writes under way
+      journal_->note_durable(im.slot, cut.counter);
+      journal_->tenure_over(im.slot);
+    }
+    tenure_ended(im);
+  } else {
+    if (im.yield_unknown && status.code() != Code::kUnavailable) {
+      im.yield_unknown = false;
+      im.facts.handshaken = true;
+      remember(im);
+    }
+    if (status.code() == Code::kFenced) fence(im);
+    else kLog.warning("yield_failed", {{"image", im.id}, {"error", status}});
+    if (im.held && !stopping_) yield_later(im);
+  }
+  unpark(im);
+}
+
+void Engine::tenure_ended(Image& im) {
+  kLog.info("tenure_ended", {{"image", im.id}, {"epoch", im.epoch}, {"for", im.recall_by}});
+  im.held = false;
+  im.yield_unknown = false;
+  im.recall_wanted = false;
+  im.taken_from.clear();
+  im.attr.holder.clear();
+  im.attr.size = im.size;
+  im.attr.size_generation = im.size_generation;
+  im.try_again = env_.now() + kOpportunityInterval;
+  apply(im, MirrorEvent::kYielded);
+}
+
+// A tenure of an earlier run, all of it level, or one whose grant got lost: taken anew, so that the shared node names
+// its parent, and given back at once. Requests of this host wait meanwhile (want_tenure).
+Task<void> Engine::give_back(ImageId id) {
+  // Writes of the earlier run that have not been shipped are in the resync batch, which is cut when all is reconciled.
+  while (recovering_ != 0) co_await sleep(kYieldRetry);
+  Image* known = find(id);
+  bool held = known != nullptr && (known->held || known->acquiring || known->recovering);   // by its recovery
+  auto flags = flags_.find(id);
+  bool host_only = flags != flags_.end() && (flags->second & kFlagHostOnly) != 0;
+  std::optional<wire::Attr> attr;
+  if (!held) attr = co_await attr_now(id);
+  if (held) {
+    known->recall_wanted = true;
+  } else if (attr && (host_only || attr->mirror == 0)) {
+    giving_back_.erase(id);
+    // `none` with a note: its data are here alone. Without one they are, or are another host's: seen as it is taken.
+    if (!host_only || attr->mirror != 0) take_to_give_back(*attr, host_only);
+  } else if (attr) {
+    Status status = co_await take_and_yield(*attr);
+    kLog.info("gave_back", {{"image", id}, {"status", status}});
+  }
+  giving_back_.erase(id);
+  known = find(id);
+  if (known == nullptr) co_return;
+  unpark(*known);
+  if (known->recall_wanted) try_yield(*known);
+}
+
+// The replica must be able to tell what the earlier run left behind, so the yield names a cut after all of it.
+Task<Status> Engine::take_and_yield(wire::Attr attr) {
+  using Granted = Result<wire::Grant>;
+  wire::Acquire ask{attr.image, 0, 0};
+  auto grant = co_await async<Granted>([&](Callback<Granted> done) {
+    mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
+  });
+  if (!grant) co_return grant.status();
+  auto now = co_await attr_now(attr.image);
+  if (!now || now->mirror == 0) co_return Status(Code::kBusy, "its policy may have changed");
+  wire::Mark mark;
+  mark.kind = wire::MarkKind::kTenureEnd;
+  mark.origin = options_.config.node.name;
+  mark.label = env_.wall();
+  mark.node = attr;
+  mark.epoch = grant->epoch;
+  journal_->mark(mark);
+  HandoverCut cut = co_await handover_cut();
+  // Where another host wrote last, the next tenure follows that one's writes: nothing of this host's comes after them.
+  if (grant->parent.source != options_.config.node.name) cut.counter = Counter(0);
+  using Answer = Result<wire::Yielded>;
+  wire::Yield give{attr.image, grant->epoch, {journal_->incarnation(), cut.counter}};
+  auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Yielded>(wire::Type::kYield, give, std::move(done));
+  });
+  co_return yielded.status();
+}
+
+// What the shared node says of an image; nothing, should it not answer.
+Task<std::optional<wire::Attr>> Engine::attr_now(ImageId id) {
+  auto known = names_->by_image(id);
+  if (!known) co_return std::nullopt;
+  wire::GetAttr ask{known->inode};
+  auto now = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
+    mirror_->request<wire::Attr>(wire::Type::kGetAttr, ask, std::move(done));
+  });
+  if (!now) co_return std::nullopt;
+  co_return std::move(*now);
+}
+
+// What is or was here alone is taken, copied, and then yielded, unless it still is.
+void Engine::take_to_give_back(const wire::Attr& attr, bool wait) {
+  names_->put(attr);
+  auto im = image_of(attr);
+  if (!im) return;
+  const bool busy = (*im)->held || (*im)->acquiring || (*im)->recovering;
+  if (wait || busy) (*im)->recall_wanted = true;
+  if (busy) return;
+  if (wait) return want_tenure(**im, true);
+  (*im)->acquiring = true;
+  tasks_.spawn(acquire(**im, 0));
+}
+
+}  // namespace tidemark::fs

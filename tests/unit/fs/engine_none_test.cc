@@ -1,0 +1,130 @@
+// mirror = none: who has the image when its policy, its tenure and its host change at the same time.
+#include "tests/unit/fs/engine_fixture.h"
+
+namespace tidemark::fs {
+namespace {
+
+class NoneTest : public EngineTest {
+ protected:
+  // As an operator at the shared node does.
+  Status set_at_node(const File& f, const std::string& policy) {
+    Pending r = std::make_shared<Request>();
+    shared_->set_policy(f.image.to_string(), policy, [r](Result<std::string> out) { r->answer = out.status(); });
+    return wait(r);
+  }
+};
+
+// Decided at the shared node in the moment in which its host dies, which has written since it was level, or not.
+TEST_F(NoneTest, AHostThatComesBackToAnImageThatIsNoneHasItAlone) {
+  for (bool dirty : {false, true}) {
+    SCOPED_TRACE(dirty);
+    start();
+    File f = create(1, "a.img", 2 * kMiB);
+    for (uint64_t at : {uint64_t{0}, kMiB}) ASSERT_TRUE(write_now(f, at, 0x11, kMiB));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    ASSERT_TRUE(wait(flush(f)));
+    if (!dirty) world_->run_for(seconds(30));
+    ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));
+    if (!dirty) {
+      ASSERT_TRUE(wait(flush(f)));
+      world_->run_for(seconds(30));
+    }
+    cut_link(1);
+    crash_host(1, sim::Crash::kKill);
+    ASSERT_TRUE(set_at_node(f, "none"));
+    heal_link(1);
+    start_host(1);
+    ASSERT_TRUE(until([&] { return linked(1); }));
+    File theirs = open(2, "a.img");
+    EXPECT_FALSE(write_now(theirs, kMiB, 0x33, 4096));
+    EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
+    f = open(1, "a.img");
+    EXPECT_TRUE(until([&] { return byte_at(f, 0, kMiB) == 0x22; }, seconds(20)));
+    EXPECT_TRUE(write_now(f, 0, 0x23, kMiB));
+    EXPECT_EQ(mirror(f), "none");
+    ASSERT_TRUE(wait(set_mirror(f, "sync")));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    EXPECT_EQ(byte_at(theirs, 0, kMiB), 0x23);
+    EXPECT_EQ(byte_at(theirs, kMiB, kMiB), 0x11);
+    EXPECT_EQ(verify(f), "");
+    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
+    crash_shared(sim::Crash::kKill);
+  }
+}
+
+// It was `none` when this host last heard of it, and is no more.
+TEST_F(NoneTest, AHostThatMissedTheChangeBackTakesTheImageAllTheSame) {
+  start();
+  File theirs = create(2, "a.img", 2 * kMiB);
+  ASSERT_TRUE(write_now(theirs, 0, 0x11, kMiB));
+  ASSERT_TRUE(await_mirror(theirs, "mirrored"));
+  ASSERT_TRUE(wait(flush(theirs)));
+  close(theirs);
+  File f = open(1, "a.img");
+  ASSERT_TRUE(write_now(f, 0, 0x21, kMiB));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(set_mirror(f, "none")));
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));
+  theirs = open(2, "a.img");
+  EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
+  lose_link(2);
+  ASSERT_TRUE(wait(set_mirror(f, "sync")));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(flush(f)));
+  close(f);
+  heal_link(2);
+  ASSERT_TRUE(until([&] { return linked(2); }));
+  EXPECT_TRUE(write_now(theirs, kMiB, 0x33, 4096));
+  EXPECT_EQ(byte_at(theirs, 0, kMiB), 0x22);
+  ASSERT_TRUE(await_mirror(theirs, "mirrored"));
+  EXPECT_EQ(verify(theirs), "");
+}
+
+// Another host asks for it, in vain: this host's own requests go on meanwhile.
+TEST_F(NoneTest, ARecallThatIsDeclinedHoldsNothingUp) {
+  start();
+  File f = create(1, "a.img", kMiB);
+  ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(set_mirror(f, "none")));
+  ASSERT_TRUE(wait(flush(f)));
+  world_->run_for(seconds(30));                // nothing is dirty
+  crash_host(1, sim::Crash::kKill);
+  start_host(1);
+  f = open(1, "a.img");
+  Pending theirs = write(open(2, "a.img"), 0, 0x33, 4096);
+  ASSERT_TRUE(until([&] { return logged("recall_unknown"); }));
+  EXPECT_TRUE(write_now(f, 0, 0x22, 4096));
+  EXPECT_FALSE(wait(theirs));
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
+}
+
+// The tenure is being given away while `none` is asked for: one of the two comes first, and no block is left behind.
+TEST_F(NoneTest, NoneAskedForWhileTheTenureIsGivenAway) {
+  start();
+  for (int i = 0; i < 40; ++i) {
+    SCOPED_TRACE(i);
+    const bool at_node = i % 2 != 0;
+    const std::string name = std::to_string(i) + ".img";
+    File f = create(1, name, kMiB);
+    ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    close(f);
+    f = open(1, name);
+    File theirs = open(2, name);
+    Pending wanted = write(theirs, 0, 0x22, 4096);
+    world_->run_for(std::chrono::microseconds(200 * i));
+    Status none = at_node ? set_at_node(f, "none") : wait(set_mirror(f, "none"));
+    const Status written = wait(wanted, seconds(60));
+    EXPECT_TRUE(at_node || !none || !written) << none.to_string() << ", " << written.to_string();
+    EXPECT_TRUE(none || none.code() == Code::kBusy) << none.to_string();
+    const File& holder = written ? theirs : f;
+    EXPECT_TRUE(until([&] { return byte_at(holder, 4096, 4096) == 0x11; }, seconds(20))) << none.to_string();
+    EXPECT_EQ(byte_at(holder, 0, 4096), written ? 0x22 : 0x11);
+    close(f);
+    close(theirs);
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::fs
