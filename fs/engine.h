@@ -97,6 +97,9 @@ class Engine final : public journal::BlockSource {
   void lookup(InodeNumber parent, std::string name, AttrDone done);
   void getattr(InodeNumber inode, AttrDone done);
   InodeNumber parent_of(InodeNumber inode) const;  // as far as known, else the inode itself
+  // May what is said of it be believed for a moment? Not of an image that is open here and another host's to change.
+  bool may_be_cached(const wire::Attr& attr) const;
+  bool may_be_cached(HandleId handle) const;
   void setattr(InodeNumber inode, SetAttr change, AttrDone done);
   void create(wire::Create request, AttrDone done);
   void unlink(InodeNumber parent, std::string name, bool directory, Done done);
@@ -106,6 +109,8 @@ class Engine final : public journal::BlockSource {
   void statfs(Callback<Result<wire::StatFsAnswer>> done);
   // The kernel is to forget what it knows: (inode, parent, name); name empty for the inode's own data.
   void on_invalidate(UniqueFunction<void(const wire::InvalidateNotify&)> fn) { invalidate_ = std::move(fn); }
+  // Before another host may change it: its attributes. Must not wait for anything.
+  void on_giving_up(UniqueFunction<void(InodeNumber)> fn) { giving_up_ = std::move(fn); }
 
   // ---- images ---------------------------------------------------------------------------------
   // `request` names the open for a successor; `again`: a run before may have carried it out.
@@ -398,6 +403,7 @@ class Engine final : public journal::BlockSource {
   void take_mark(const wire::Mark& mark);
   void invalidated(const wire::InvalidateNotify& message);
   Task<void> check_attr(Image& image);
+  Task<void> learn_size(Op* op);
   // ---- engine_names.cc
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
@@ -414,6 +420,7 @@ class Engine final : public journal::BlockSource {
   void changed_now(Image& image);
   Task<void> tell_times(Image& image);
   Task<void> push_times(InodeNumber inode, wire::Attr values);
+  void seek_in(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   // ---- engine_verify.cc
   Task<void> run_verify(std::shared_ptr<VerifyRun> run);
@@ -426,7 +433,11 @@ class Engine final : public journal::BlockSource {
   Task<Status> verify_facts(VerifyRun& run, Image& image, uint64_t size, std::string point);
   Task<Status> verify_replica(VerifyRun& run, Image& image, uint64_t size, journal::Point point);
   Task<Result<bool>> shared_is_hole(Image& image, Extent range);
-  Task<Status> verify_chunk(VerifyRun& run, Image& image, Extent range);
+  uint64_t own_hole(const Image& image, uint64_t at, uint64_t end) const;
+  Task<Result<bool>> hole_on_both(Image& image, Extent range);
+  Task<uint64_t> replica_hole(std::string target, uint64_t at, uint64_t size);
+  Task<Status> verify_chunk(VerifyRun& run, Image& image, Extent range, uint64_t size);
+  Task<Status> verify_data(VerifyRun& run, Image& image, uint64_t size, std::string target);
   Task<void> narrow_shared(VerifyRun& run, Image& image, Extent unit, ByteSpan bytes);
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
   // ---- engine_alarms.cc
@@ -505,6 +516,7 @@ class Engine final : public journal::BlockSource {
   static constexpr size_t kStageBufferBytes = 64u << 10, kStageBuffersKept = 16;
   std::vector<io::AlignedBuffer> stage_buffers_;
   UniqueFunction<void(const wire::InvalidateNotify&)> invalidate_;
+  UniqueFunction<void(InodeNumber)> giving_up_;
   UniqueFunction<void(const Status&)> fatal_;
   std::vector<std::string> missing_features_;
   std::vector<UniqueFunction<void()>> link_waiters_;

@@ -233,6 +233,8 @@ class Journal {
   // Bytes as they were at freeze(): overlays preserved blocks onto `out`, which holds the current bytes.
   virtual void overlay_frozen(Extent extent, MutableByteSpan out) = 0;
   virtual void release_frozen(Extent extent) = 0;
+  // Was anything in the extent changed since freeze()? Then overlay_frozen() has what was there.
+  virtual bool changed_since_freeze(Extent extent) const = 0;
   virtual void end_freeze() = 0;
   virtual bool freeze_broken() const = 0;                            // preserving failed: verify again
 

@@ -98,6 +98,7 @@ class JournalImpl final : public Journal {
   Status freeze(Slot slot, uint64_t size) override;
   void overlay_frozen(Extent extent, MutableByteSpan out) override;
   void release_frozen(Extent extent) override;
+  bool changed_since_freeze(Extent extent) const override;
   void end_freeze() override;
   bool freeze_broken() const override { return frozen_ == nullptr || frozen_->broken; }
 

@@ -246,6 +246,13 @@ void JournalImpl::release_frozen(Extent extent) {
   frozen_->release(first, end);
 }
 
+bool JournalImpl::changed_since_freeze(Extent extent) const {
+  if (frozen_ == nullptr) return false;
+  return std::any_of(frozen_->blocks.begin(), frozen_->blocks.end(), [&](const auto& kept) {
+    return kept.first >= first_granule(extent) && kept.first < end_granule(extent);
+  });
+}
+
 void JournalImpl::end_freeze() {
   if (frozen_ == nullptr) return;
   if (!frozen_->broken) release_frozen({0, frozen_->size});

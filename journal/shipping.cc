@@ -2,6 +2,12 @@
 #include "journal/journal_impl.h"
 
 namespace tidemark::journal {
+namespace {
+Status paused_status() {
+  return Status(Code::kUnavailable, "shipping is paused: what was cut goes to the replica after "
+                                    "`tidemark journal resume-shipping`");
+}
+}  // namespace
 
 void JournalImpl::start_shipping(std::unique_ptr<net::HttpClient> client) {
   shipper_->start(std::move(client), options_.settings.ship_rate);
@@ -10,7 +16,7 @@ void JournalImpl::start_shipping(std::unique_ptr<net::HttpClient> client) {
 void JournalImpl::pause_shipping(bool paused) {
   paused_ = paused;
   shipper_->pause(paused);
-  if (paused) fail_waiters(Status(Code::kUnavailable, "shipping is paused"));
+  if (paused) fail_waiters(paused_status());
   kick_stager();
   cut_if_due();
 }
@@ -26,7 +32,8 @@ void JournalImpl::when_shipped(BatchNumber batch, Callback<Result<std::string>> 
     return done(Status(Code::kCancelled, "no point is made: " + degraded_.why + "; the replica is brought level"));
   }
   if (batch <= shipper_->replica().newest) return done(std::string(R"({"durable":true,"complete":true})"));
-  if (!shipper_->running()) return done(Status(Code::kUnavailable, "shipping is paused or not configured"));
+  if (paused_) return done(paused_status());
+  if (!shipper_->running()) return done(Status(Code::kUnavailable, "no [replica] is configured: nothing is shipped"));
   bool known = batch <= last_staged_;
   for (const BatchPtr& b : batches_) known = known || b->number == batch;
   if (!known) return done(Status(Code::kCancelled, "the point of batch " + std::to_string(batch.value) + " was given up"));

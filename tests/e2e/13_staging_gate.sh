@@ -23,6 +23,8 @@ for k in $kinds; do            # part of each image, so that the point is made o
   dd if="$D/held/$k" of="$m/$k.img" bs=64k seek=16 skip=16 conv=notrunc,fsync status=none
 done
 tm host1 mark --name held > "$D/answer"
+if tm host1 mark --wait > "$D/answer" 2>&1; then die "a point became durable while shipping is paused"; fi
+grep -q 'shipping is paused.*tidemark journal resume-shipping' "$D/answer" || die "mark --wait says: $(cat "$D/answer")"
 closed() { [ "$(batch_state "$1")" = closed ]; }
 wait_for 10 "a closed batch" closed held
 

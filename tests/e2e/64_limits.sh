@@ -23,6 +23,25 @@ printf 'the end' | dd of="$image" bs=1 seek=$(((4 << 40) - 7)) conv=notrunc,fsyn
 [ "$(du -B1 "$image" | cut -f1)" -le $((16 << 20)) ] || die "it takes $(du -B1 "$image" | cut -f1) bytes"
 say "ok: a sparse image of 4 TiB"
 
+# verify passes over what is a hole everywhere, and over nothing else.
+wait_for 30 "it to be level" mirrored host1 huge.img
+verify_huge() { tm host1 verify huge.img > "$D/verify" 2>&1; }
+verified=$(took verify_huge)
+say "verify of it: $verified ms"
+[ "$verified" -lt 20000 ] || die "verify of holes takes $verified ms"
+nowhere=$(((1 << 30) + (32 << 20)))
+objects() { find "$D/$1" -name "*$(uuid_of host1 huge.img)*.data"; }   # NODE
+for node in host1 shared1; do
+  object=$(objects $node | head -n 1)
+  printf x | dd of="$object" bs=1 seek=$nowhere conv=notrunc,fsync status=none
+  expect_exit 4 "a byte in the middle of nowhere on $node" verify_huge
+  fallocate -p -o $nowhere -l 4096 "$object"
+done
+expect "without it they are equal" verify_huge
+for object in $(objects host1) $(objects shared1); do fallocate -p -o $((1 << 30)) -l $((1 << 40)) "$object"; done
+expect_exit 4 "what is gone from both copies, and the replica has" verify_huge
+grep -q 'copy of replica differs' "$D/verify" || die "verify says: $(cat "$D/verify")"
+
 make_many() { # DIRECTORY NUMBER
   python3 - "$1" "$2" <<'PYTHON'
 import os, sys

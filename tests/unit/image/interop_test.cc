@@ -1,5 +1,4 @@
-// What Tidemark writes, qemu-img and vhdiinfo read, and the other way round. Skipped, by name, where a tool
-// is not installed.
+// What Tidemark writes, qemu-img and vhdiinfo read, and the other way round.
 #include <gmock/gmock.h>
 
 #include <array>

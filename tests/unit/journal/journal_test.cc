@@ -369,6 +369,7 @@ TEST_F(JournalTest, AFrozenImageReadsAsOfItsMomentWhileWritesGoOn) {
   Bytes expected = copy_.images[image_id(0)];
   ASSERT_TRUE(journal_->freeze(s, expected.size()));
   EXPECT_FALSE(journal_->freeze(s, expected.size()));
+  EXPECT_FALSE(journal_->changed_since_freeze({0, expected.size()}));
   for (uint64_t at = 0; at < expected.size(); at += 16 * kG) {
     for (int i = 0; i < 20; ++i) {
       uint64_t offset = world_.random().below(expected.size() / kG - 2) * kG;
@@ -382,6 +383,8 @@ TEST_F(JournalTest, AFrozenImageReadsAsOfItsMomentWhileWritesGoOn) {
     Extent piece{at, std::min<uint64_t>(16 * kG, expected.size() - at)};
     Bytes got(copy_.images[image_id(0)].begin() + static_cast<ptrdiff_t>(piece.offset),
               copy_.images[image_id(0)].begin() + static_cast<ptrdiff_t>(piece.end()));
+    const bool differs = !std::equal(got.begin(), got.end(), expected.begin() + static_cast<ptrdiff_t>(at));
+    EXPECT_TRUE(!differs || journal_->changed_since_freeze(piece)) << "offset " << at;
     journal_->overlay_frozen(piece, got);
     journal_->release_frozen(piece);
     ASSERT_TRUE(std::equal(got.begin(), got.end(), expected.begin() + static_cast<ptrdiff_t>(at))) << "offset " << at;

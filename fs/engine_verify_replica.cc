@@ -1,0 +1,211 @@
+// verify, the replica's part: what it shows at the point that is the cut, against what stood there on this side.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "fs/engine.h"
+#include "fs/scrub.h"
+#include "fs/verify.h"
+#include "shared/base/log.h"
+
+namespace tidemark::fs {
+using nlohmann::json;
+
+namespace {
+const log::Logger kLog("verify");
+constexpr std::chrono::seconds kShipWait{30};
+constexpr std::chrono::seconds kNameWait{10};
+
+void differ(VerifyRun& run, const Image& im, std::string_view what, json here, json replica) {
+  run.equal = false;
+  const std::string ours = here.dump(), theirs = replica.dump();
+  kLog.warning("copies_differ",
+               {{"image", im.id}, {"copy", "replica"}, {"what", what}, {"here", ours}, {"there", theirs}});
+  run.image["differences"].push_back(
+      {{"copy", "replica"}, {"what", what}, {"here", std::move(here)}, {"there", std::move(replica)}});
+}
+
+}  // namespace
+
+std::string hex_of(const Digest128& d) {
+  uint8_t b[16];
+  store_le(b, d.low);
+  store_le(b + 8, d.high);
+  return to_hex(b);
+}
+
+net::HttpRequest digests_request(const std::string& target, Extent range, uint32_t unit, const DigestKey& key) {
+  net::HttpRequest ask;
+  ask.method = "POST";
+  ask.target = target;
+  ask.headers["content-type"] = "application/json";
+  const std::string body =
+      json{{"offset", range.offset}, {"length", range.length}, {"unit", unit}, {"key", to_hex(key.secret)}}.dump();
+  ask.body.assign(body.begin(), body.end());
+  return ask;
+}
+
+Task<Result<net::HttpResponse>> Engine::ask_replica(net::HttpRequest ask) {
+  using Answer = Result<net::HttpResponse>;
+  Answer answer =
+      co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
+  if (!answer) co_return answer.status().with_context("replica");
+  co_return answer;
+}
+
+// The replica's receipt of a cut, unless it takes longer.
+Task<Result<std::string>> Engine::wait_shipped(BatchNumber batch, io::Duration limit) {
+  using Shipped = Result<std::string>;
+  co_return co_await async<Shipped>([&](Callback<Shipped> d) {
+    auto once = std::make_shared<Callback<Shipped>>(std::move(d));  // shared by the journal and the timer, first come
+    auto fire = [once](Shipped r) {
+      if (*once) std::exchange(*once, nullptr)(std::move(r));
+    };
+    journal_->when_shipped(batch, fire);
+    env_.after(limit, [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
+  });
+}
+
+Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, journal::Point point) {
+  if (!verify_client_) {
+    run.image["copies"]["replica"] = "absent";
+    co_return Status::ok();
+  }
+  auto shipped = co_await wait_shipped(point.batch, run.shipping_stuck ? std::chrono::seconds(0) : kShipWait);
+  run.shipping_stuck = !shipped;
+  json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
+  bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") &&
+                 receipt["point"].is_number();
+  if (!applied) {
+    run.image["copies"]["replica"] = "behind";
+    run.image["note"] =
+        shipped ? "the replica holds the cut but waits for what must come before it" : shipped.status().to_string();
+    co_return Status::ok();
+  }
+  uint64_t id = receipt["point"];
+  run.image["point"] = id;
+  Status facts = co_await verify_facts(run, im, size, std::to_string(id));
+  if (!facts) co_return facts;
+  const std::string target = "/v1/points/" + std::to_string(id) + "/images/" + im.id.to_string();
+  Status compared = co_await verify_data(run, im, size, target);
+  run.decided = compared.is_ok() && run.image["copies"]["replica"] != "absent";
+  co_return compared;
+}
+
+// Bytes from `at` on of which the replica has nothing at that point, by the index that its hashes are made by, too.
+Task<uint64_t> Engine::replica_hole(std::string target, uint64_t at, uint64_t size) {
+  net::HttpRequest ask;
+  ask.method = "GET";
+  ask.target = target + "/extents?count=1&offset=" + std::to_string(at);
+  auto answer = co_await ask_replica(ask);
+  json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
+  auto number = [&](const json& v) { return v.is_number_unsigned() ? v.get<uint64_t>() : at; };
+  if (!got.is_object() || !got.contains("next") || !got["extents"].is_array()) co_return 0;
+  const json& extents = got["extents"];
+  const uint64_t end = extents.empty()                                  ? number(got["next"])
+                       : extents[0].is_array() && !extents[0].empty() ? number(extents[0][0])
+                                                                       : at;
+  co_return std::clamp(end, at, size) - at;
+}
+
+// Window by window against the replica's. What is a hole everywhere is passed over.
+Task<Status> Engine::verify_data(VerifyRun& run, Image& im, uint64_t size, std::string target) {
+  const std::string hashes = target + "/hash";
+  uint64_t hole_end = 0;
+  for (uint64_t at = 0; at < size; at += kVerifyWindow) {
+    const uint64_t length = std::min(kVerifyWindow, size - at);
+    if (!run.frozen.contains(at / kVerifyWindow)) {
+      if (hole_end < at + length) hole_end = at + co_await replica_hole(target, at, size);
+      if (hole_end >= at + length) {
+        advance(run, length);
+        continue;
+      }
+    }
+    net::HttpRequest ask = digests_request(hashes, {at, length}, kVerifyUnit, run.key);
+    auto answer = co_await ask_replica(ask);
+    if (!answer) co_return answer.status();
+    if (answer->status == 404) {
+      run.image["copies"]["replica"] = "absent";
+      differ(run, im, "replica", {0, size});
+      co_return Status::ok();
+    }
+    json got = json::parse(as_text(answer->body), nullptr, false);
+    if (answer->status != 200 || !got.is_object() || !got["digests"].is_array())
+      co_return Status(Code::kUnavailable, "replica: hash request answered " + std::to_string(answer->status));
+    const std::vector<Digest128>& frozen = digests_around(run, at, size);
+    for (uint64_t i = 0; i * kVerifyUnit < length; ++i) {
+      Extent unit{at + i * kVerifyUnit, std::min<uint64_t>(kVerifyUnit, length - i * kVerifyUnit)};
+      bool same = i < got["digests"].size() && got["digests"][i] == hex_of(frozen[i]);
+      auto suspect = [&](const Suspect& s) { return s.piece.overlaps(unit); };
+      if (!same || std::any_of(run.suspects.begin(), run.suspects.end(), suspect))
+        co_await narrow_replica(run, im, hashes, unit);
+    }
+    advance(run, length);
+  }
+  co_return Status::ok();
+}
+
+// The image's size and path at the cut, as the replica shows them.
+Task<Status> Engine::verify_facts(VerifyRun& run, Image& im, uint64_t size, std::string point) {
+  std::string path = run.path_at_cut;
+  for (auto until = env_.now() + kNameWait;;) {
+    net::HttpRequest ask;
+    ask.method = "GET";
+    ask.target = "/v1/points/" + point + "/images/" + im.id.to_string();
+    auto answer = co_await ask_replica(ask);
+    if (!answer) co_return answer.status();
+    if (answer->status == 404) {
+      run.image["copies"]["replica"] = "absent";
+      differ(run, im, "image", path, nullptr);
+      co_return Status::ok();
+    }
+    json got = json::parse(as_text(answer->body), nullptr, false);
+    if (answer->status != 200 || !got.is_object())
+      co_return Status(Code::kUnavailable, "replica: image request answered " + std::to_string(answer->status));
+    if (point != "latest" && got["size"] != size) differ(run, im, "size", size, got["size"]);
+    if (path.empty() || path.starts_with('?') || got["path"] == path) co_return Status::ok();
+    // Another host's new name for it comes with that host's own batch, maybe after this point.
+    if (env_.now() >= until) {
+      differ(run, im, "path", path, got["path"]);
+      co_return Status::ok();
+    }
+    co_await sleep(std::chrono::milliseconds(500));
+    point = "latest";
+    path = im.nameless ? "" : names_->path_of(im.inode);
+  }
+}
+
+// Which 4 KiB of a differing unit, and of which copy: against this host's bytes of now, which is right where nobody
+// wrote since, and against what the shared node had where those two differ.
+Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target, Extent unit) {
+  size_t before = run.image["differences"].size();
+  auto buffer = std::make_shared<io::AlignedBuffer>(unit.length);  // shared with the operation
+  Extent within{unit.offset, std::min(unit.length, im.size > unit.offset ? im.size - unit.offset : 0)};
+  Status read;
+  if (im.local() && !im.stale.stale(unit)) read = co_await read_copy(im, within, buffer);
+  else read = co_await read_shared(im, within, buffer);
+  net::HttpRequest ask = digests_request(target, unit, kVerifyFine, run.key);
+  auto answer = co_await ask_replica(ask);
+  json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
+  bool known = got.is_object() && got["digests"].is_array();
+  bool resolved = false;
+  for (const Suspect& s : run.suspects) {
+    if (!s.piece.overlaps(unit)) continue;
+    size_t f = (s.piece.offset - unit.offset) / kVerifyFine;
+    json theirs = known && f < got["digests"].size() ? got["digests"][f] : json();
+    if (theirs != hex_of(s.host)) differ(run, im, "host", s.piece);
+    if (theirs != hex_of(s.shared)) differ(run, im, "shared", s.piece);
+    resolved = true;
+  }
+  if (resolved) co_return;
+  if (read.is_ok() && known) {
+    for (uint64_t f = 0; f * kVerifyFine < within.length && f < got["digests"].size(); ++f) {
+      Extent piece{unit.offset + f * kVerifyFine, std::min<uint64_t>(kVerifyFine, within.length - f * kVerifyFine)};
+      const ByteSpan bytes = ByteSpan(buffer->span()).subspan(f * kVerifyFine, piece.length);
+      if (got["digests"][f] != hex_of(keyed_digest(run.key, bytes)))
+        differ(run, im, "replica", piece);
+    }
+  }
+  if (run.image["differences"].size() == before) differ(run, im, "replica", unit);
+}
+
+}  // namespace tidemark::fs

@@ -1,0 +1,50 @@
+// What the engine keeps of a verify under way. Engine-private.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+#include <vector>
+
+#include "fs/image.h"
+#include "shared/base/digest.h"
+#include "shared/base/task.h"
+
+namespace tidemark::fs {
+
+inline constexpr uint32_t kVerifyUnit = 64u << 10;       // one digest for so much
+inline constexpr uint32_t kVerifyFine = 4096;            // where units differ
+inline constexpr uint64_t kVerifyWindow = 64ull << 20;   // the replica is asked about at once
+
+// A piece in which host and shared copy differ. Which of the two is wrong, the replica decides.
+struct Suspect {
+  Extent piece;
+  Digest128 host, shared;
+};
+
+struct VerifyRun {
+  std::vector<Image*> images;
+  UniqueFunction<void(uint64_t, uint64_t)> progress;
+  Callback<Result<std::string>> done;
+  DigestKey key;
+  uint64_t done_bytes = 0, total_bytes = 0;
+  nlohmann::json result;
+
+  bool shipping_stuck = false;          // a cut did not arrive: the next images do not wait for theirs
+
+  // Of the image at hand.
+  nlohmann::json image;
+  std::string path_at_cut;
+  uint64_t compared = 0;
+  bool equal = true, behind = false;
+  std::vector<Suspect> suspects;
+  bool decided = false;                 // the replica was asked about the suspects
+  // Of the bytes at the cut: by window, one a kVerifyUnit. Those that are not there are holes on host and shared node.
+  std::unordered_map<uint64_t, std::vector<Digest128>> frozen;
+};
+
+// The digests of the window around `at`, of zeros where nothing else was seen.
+std::vector<Digest128>& digests_around(VerifyRun& run, uint64_t at, uint64_t size);
+void advance(VerifyRun& run, uint64_t bytes);
+void differ(VerifyRun& run, const Image& image, std::string_view copy, Extent where);
+
+}  // namespace tidemark::fs
