@@ -120,6 +120,12 @@ void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, io::D
   });
 }
 
+bool Engine::may_be_cached(HandleId handle) const {
+  const uint64_t index = handle.value - 1;
+  const bool known = index < handles_.size() && handles_[index].image != nullptr;
+  return known && may_be_cached(handles_[index].image->attr);
+}
+
 uint64_t Engine::size_of(HandleId handle) const {
   uint64_t index = handle.value - 1;
   const bool known = index < handles_.size() && handles_[index].image != nullptr;
@@ -248,7 +254,16 @@ void Engine::seek(HandleId handle, uint64_t offset, bool data, Callback<Result<u
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "lseek"));
   if (h->fenced) return done(Status::from_errno(EIO, "lseek: the image was taken over by another host"));
-  Image& im = *h->image;
+  if (h->image->held || reads_alone(*h->image)) return seek_in(*h->image, offset, data, std::move(done));
+  // Whoever holds it may have made it longer: what is new there must not be taken for the end.
+  getattr(h->image->inode, [this, handle, offset, data, done = std::move(done)](Result<wire::Attr>) mutable {
+    Handle* still = handle_of(handle);
+    if (still == nullptr) return done(Status::from_errno(EBADF, "lseek"));
+    seek_in(*still->image, offset, data, std::move(done));
+  });
+}
+
+void Engine::seek_in(Image& im, uint64_t offset, bool data, Callback<Result<uint64_t>> done) {
   if (!im.missing.empty()) return done(failed(im));
   uint64_t size = im.size_now();
   if (offset >= size) return done(Status::from_errno(ENXIO, "lseek"));

@@ -123,6 +123,13 @@ Task<void> Engine::do_getattr(InodeNumber inode, AttrDone done) {
   done(answer.status());
 }
 
+bool Engine::may_be_cached(const wire::Attr& attr) const {
+  auto at = images_.find(attr.image);
+  if (at == images_.end() || at->second->handles == 0) return true;
+  const Image& im = *at->second;
+  return im.held && !im.recall_wanted && !im.yielding;
+}
+
 InodeNumber Engine::parent_of(InodeNumber inode) const {
   auto known = names_->get(inode);
   return known ? known->parent : inode;
@@ -273,6 +280,7 @@ Task<void> Engine::do_readdir(InodeNumber inode, std::string after, Callback<Res
   if (answer) {
     for (wire::DirEntry& e : answer->entries) {
       names_->put_entry(inode, e.name, e.attr);
+      if (Image* im = find(e.attr.image); im != nullptr && !im->held) take_attr(*im, e.attr);
       e.attr = local_view(std::move(e.attr));
     }
     co_return done(std::move(answer));
@@ -337,7 +345,10 @@ void Engine::invalidated(const wire::InvalidateNotify& message) {
   auto known = names_->get(message.inode);
   Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;
   if (im != nullptr) tasks_.spawn(check_attr(*im));
-  if (invalidate_) invalidate_(message);
+  // Of an image whose attributes nobody believes there is nothing to take back; and the kernel would throw away an
+  // answer that it is just given, and go on with the size from before.
+  const bool cached = !known || may_be_cached(*known);
+  if (invalidate_ && cached) invalidate_(message);
 }
 
 // The attributes anew; an image that has lost its name is dropped here at its last close.
@@ -357,6 +368,17 @@ Task<void> Engine::check_attr(Image& im) {
   } else if (answer.status().code() == Code::kNotFound) {
     lost_name(im.id);
   }
+}
+
+// A read goes past the end that is known here.
+Task<void> Engine::learn_size(Op* op) {
+  Image& im = *op->image;
+  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  if (answer) {
+    names_->put(*answer);
+    if (!im.held) take_attr(im, *answer);
+  }
+  read_in_order(op);
 }
 
 }  // namespace tidemark::fs

@@ -54,6 +54,8 @@ void Engine::read_in_order(Op* op) {
   bool own_data = (im.held && !im.yield_unknown) || reads_alone(im);
   if (!own_data) want_tenure(im, false);
   uint64_t size = im.size_now();
+  // Whoever holds it may have made it longer, and has been answered already.
+  if (!own_data && op->extent.end() > size && !std::exchange(op->sized, true)) return tasks_.spawn(learn_size(op));
   if (op->extent.offset >= size) {
     op->out = op->out.first(0);
     op->extent.length = 0;

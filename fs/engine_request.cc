@@ -18,7 +18,7 @@ Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
   op->image = &image;
   op->kind = kind;
   op->mode = mode;
-  op->begun = op->at_least = op->within = op->own = op->filled = false;
+  op->begun = op->at_least = op->within = op->own = op->filled = op->sized = false;
   op->pending = 0;
   op->local = op->remote = Status::ok();
   op->coordinator = CoordinatorSequence(0);
@@ -127,6 +127,7 @@ void Engine::deactivate(Image& im) {
 void Engine::step_back(Op* op) {
   Image& im = *op->image;
   if (op->hold.held) im.order.release(op->hold);
+  op->sized = false;
   park(op);
   deactivate(im);
 }

@@ -100,6 +100,7 @@ Task<Engine::HandoverCut> Engine::handover_cut() {
 
 Task<void> Engine::yield(Image& im) {
   im.yielding = true;
+  if (giving_up_) giving_up_(im.inode);
   co_await wait_idle(im);
   Status status = co_await flush_both(im);
   HandoverCut cut;

@@ -35,7 +35,7 @@ inline FuseShell& shell_of(fuse_req_t req) { return *static_cast<FuseShell*>(fus
 uint64_t interruptible(fuse_req_t req);
 inline void reply_error(fuse_req_t req, const Status& status) { fuse_reply_err(req, errno_of(status)); }
 struct stat stat_of(const wire::Attr& attr);
-fuse_entry_param entry_of(const wire::Attr& attr);
+fuse_entry_param entry_of(fuse_req_t req, const wire::Attr& attr);
 bool view_shows(std::string_view name, wire::NodeKind kind);   // in its listings; the footer is looked at later
 
 // A change of names under way. Should this run die before the answer, the request comes again to a successor, which
@@ -60,6 +60,10 @@ struct FuseOps {
   static void fill_io(fuse_lowlevel_ops& ops);
   static void fill_view(fuse_lowlevel_ops& ops);         // fuse_raw.cc: comes last
 
+  // How long the kernel may believe it.
+  static double attr_seconds(fuse_req_t req, const wire::Attr& attr) {
+    return shell_of(req).engine_.may_be_cached(attr) ? kAttrSeconds : 0;
+  }
   static void init(void* userdata, fuse_conn_info* conn);
   static void lookup(fuse_req_t req, fuse_ino_t parent, const char* name);
   static void forget(fuse_req_t req, fuse_ino_t ino, uint64_t count);

@@ -20,10 +20,11 @@ constexpr uint32_t kOpenFlags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
 
 HandleId handle_of(const fuse_file_info* fi) { return HandleId{fi->fh}; }
 
-void fill_entry(const wire::Attr& attr, fuse_entry_out& out) {
+void fill_entry(fuse_req_t req, const wire::Attr& attr, fuse_entry_out& out) {
   struct stat st = stat_of(attr);
   out.nodeid = attr.inode.value;
-  out.entry_valid = out.attr_valid = static_cast<uint64_t>(kAttrSeconds);
+  out.entry_valid = static_cast<uint64_t>(kAttrSeconds);
+  out.attr_valid = static_cast<uint64_t>(FuseOps::attr_seconds(req, attr));
   out.attr.ino = st.st_ino;
   out.attr.size = static_cast<uint64_t>(st.st_size);
   out.attr.blocks = static_cast<uint64_t>(st.st_blocks);
@@ -53,7 +54,7 @@ void FuseOps::reply_open(fuse_req_t req, HandleId handle, const wire::Attr* crea
   int sent;
   FuseShell& shell = shell_of(req);
   if (created != nullptr) {
-    fill_entry(*created, out.entry);
+    fill_entry(req, *created, out.entry);
     sent = fuse_reply_buf(req, reinterpret_cast<const char*>(&out), sizeof out);
   } else {
     sent = fuse_reply_buf(req, reinterpret_cast<const char*>(&out.open), sizeof out.open);
@@ -63,8 +64,9 @@ void FuseOps::reply_open(fuse_req_t req, HandleId handle, const wire::Attr* crea
 
 void FuseOps::open(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
   FuseShell& shell = shell_of(req);
-  auto opened = [req](Result<HandleId> handle) {
+  auto opened = [req, ino, &shell](Result<HandleId> handle) {
     if (!handle) return reply_error(req, handle.status());
+    if (!shell.engine_.may_be_cached(*handle)) shell.forget_attributes(InodeNumber(ino));   // of a lookup before
     reply_open(req, *handle, nullptr);
   };
   shell.engine_.open_image(InodeNumber(ino), opened, shell.request_, shell.again_);

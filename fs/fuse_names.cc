@@ -28,7 +28,7 @@ WallTime wall_of(const timespec& t) {
 AttrDone reply_entry(fuse_req_t req) {
   return [req](Result<wire::Attr> attr) {
     if (!attr) return reply_error(req, attr.status());
-    fuse_entry_param entry = entry_of(*attr);
+    fuse_entry_param entry = entry_of(req, *attr);
     fuse_reply_entry(req, &entry);
   };
 }
@@ -36,7 +36,7 @@ AttrDone reply_attr(fuse_req_t req) {
   return [req](Result<wire::Attr> attr) {
     if (!attr) return reply_error(req, attr.status());
     struct stat st = stat_of(*attr);
-    fuse_reply_attr(req, &st, kAttrSeconds);
+    fuse_reply_attr(req, &st, FuseOps::attr_seconds(req, *attr));
   };
 }
 Done reply_status(fuse_req_t req) {
@@ -79,11 +79,11 @@ struct stat stat_of(const wire::Attr& a) {
   return st;
 }
 
-fuse_entry_param entry_of(const wire::Attr& attr) {
+fuse_entry_param entry_of(fuse_req_t req, const wire::Attr& attr) {
   fuse_entry_param entry{};
   entry.ino = attr.inode.value;
   entry.attr = stat_of(attr);
-  entry.attr_timeout = kAttrSeconds;
+  entry.attr_timeout = FuseOps::attr_seconds(req, attr);
   entry.entry_timeout = kAttrSeconds;
   return entry;
 }
@@ -333,7 +333,7 @@ void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t siz
     above.attr.st_ino |= kViewBit;
   }
   for (uint64_t at = offset; at < dir.entries.size() + 2; ++at) {
-    fuse_entry_param entry = at == 0 ? dots : at == 1 ? above : entry_of(dir.entries[at - 2].attr);
+    fuse_entry_param entry = at == 0 ? dots : at == 1 ? above : entry_of(req, dir.entries[at - 2].attr);
     if (dir.view && at >= 2) {
       entry.ino = 0;                     // a name, no lookup: the footer was not looked at
       entry.attr.st_ino |= kViewBit;

@@ -63,7 +63,7 @@ struct RawOps {
     });
   }
   static void reply(fuse_req_t req, const wire::Attr& attr) {
-    const fuse_entry_param entry = entry_of(seen(attr));
+    const fuse_entry_param entry = entry_of(req, seen(attr));
     fuse_reply_entry(req, &entry);
   }
   // The image's last sector must be the footer of a fixed disk that ends right before it.
@@ -92,7 +92,7 @@ struct RawOps {
     return [req](Result<wire::Attr> attr) {
       if (!attr) return reply_error(req, attr.status());
       struct stat st = stat_of(seen(*attr));
-      fuse_reply_attr(req, &st, kAttrSeconds);
+      fuse_reply_attr(req, &st, FuseOps::attr_seconds(req, *attr));
     };
   }
   static void getattr(fuse_req_t req, fuse_ino_t node, fuse_file_info*) {

@@ -120,6 +120,7 @@ Status FuseShell::start() {
   notifier_ = std::make_unique<Notifier>(session_);
   engine_.set_memory_keeper(this);
   engine_.on_invalidate([this](const wire::InvalidateNotify& m) { notifier_->push(m); });
+  engine_.on_giving_up([this](InodeNumber inode) { forget_attributes(inode); });
   if (options_.session >= 0) TM_RETURN_IF_ERROR(ask_again());
   TM_RETURN_IF_ERROR(env_.add_fd(fd_, EPOLLIN, [this](uint32_t) { drain(); }));
   watching_ = true;
@@ -130,6 +131,7 @@ Status FuseShell::start() {
 
 FuseShell::~FuseShell() {
   engine_.on_invalidate(nullptr);
+  engine_.on_giving_up(nullptr);
   if (watching_) env_.remove_fd(fd_);
   if (session_ != nullptr) {
     // Closes the descriptor: what still waits in the kernel is aborted once the holder has closed its own, too.
@@ -226,6 +228,12 @@ void FuseShell::unmount(io::Duration grace, UniqueFunction<void()> done) {
 void FuseShell::pause() {
   if (watching_) env_.remove_fd(fd_);
   watching_ = false;
+}
+
+void FuseShell::forget_attributes(InodeNumber inode) {
+  constexpr off_t kNoPages = -1;
+  fuse_lowlevel_notify_inval_inode(session_, inode.value, kNoPages, 0);
+  fuse_lowlevel_notify_inval_inode(session_, inode.value | kViewBit, kNoPages, 0);
 }
 
 void FuseShell::interrupted(uint64_t tag) {

@@ -61,6 +61,8 @@ class FuseShell final : public MemoryKeeper {
   void on_unmounted(UniqueFunction<void()> fn) { on_unmounted_ = std::move(fn); }
   // Names a request for an interrupt; the interrupt itself is carried out after the current turn's work.
   uint64_t next_tag() { return ++last_tag_; }
+  // The kernel asks anew. Pages of private mappings stay, so that nothing here waits.
+  void forget_attributes(InodeNumber inode);
   void interrupted(uint64_t tag);
 
  private:

@@ -45,6 +45,7 @@ struct Op {
   bool within = false;                 // clipped to the image's size when it is carried out
   bool own = false;                    // kFlush: the engine's, not a guest's
   bool filled = false;                 // its regions were filled for it: it goes before those that came later
+  bool sized = false;                  // kRead: the shared node was asked how large the image is by now
   uint8_t pending = 0;                 // copies that have not answered
   bool local_asked = false, remote_asked = false;
   bool local_pending = false;          // the own copy's part is under way
