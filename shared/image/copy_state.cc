@@ -142,7 +142,9 @@ Status CopyState::open_objects(bool direct) {
     TM_ASSIGN_OR_RETURN(std::string brick, group_.brick_of(metadata_, i));
     const std::string path = objects[i].path = object_path(brick, metadata_.id, layout.generation(), i);
     auto file = group_.files().open(path, {.direct = direct, .whole = true});
-    TM_RETURN_IF_ERROR(check_object(metadata_, i, path, file ? (*file)->stat() : Result<io::FileStat>(file.status())));
+    auto found = file ? (*file)->stat() : Result<io::FileStat>(file.status());
+    TM_RETURN_IF_ERROR(check_object(metadata_, i, path, found));
+    allocated_ += found->allocated;
     objects[i].file = std::move(file).value();
   }
   objects_ = std::move(objects);
@@ -277,6 +279,7 @@ void CopyState::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Call
 
 void CopyState::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done) {
   if (Status s = check_range(offset, data.size()); !s) return done(std::move(s));
+  written_ += data.size();
   Op* op = take_op(std::move(done));
   for (uint64_t at = 0; at < data.size();) {
     Piece piece = metadata_.layout.first_piece({offset + at, data.size() - at});
@@ -299,6 +302,7 @@ void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
     }
     objects_[i].file->punch(piece.object_offset, piece.length, [this, op, piece](Status s) {
       objects_[piece.stripe].dirty = true;
+      if (!s && is_refused_punch(s)) written_ += piece.length;
       if (!s && is_refused_punch(s)) return fillers_.emplace_back(std::make_unique<ZeroFiller>(this, op, piece))->run();
       finish_piece(op, std::move(s));
     });
@@ -308,6 +312,7 @@ void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
 
 void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done) {
   if (Status s = check_range(offset, length); !s) return done(std::move(s));
+  written_ += length;
   Op* op = take_op(std::move(done));
   for (uint32_t i = 0; i < objects_.size(); ++i) {
     Piece piece = metadata_.layout.object_range({offset, length}, i);
@@ -380,13 +385,38 @@ Result<Extent> CopyState::next_data(uint64_t offset) {
 
 Result<uint64_t> CopyState::allocated_bytes() {
   TM_RETURN_IF_ERROR(group_.refuse_if_stuck());
+  if (!group_.idle()) {
+    if (!measuring_) measure();
+    return std::min(allocated_ + written_, round_up(metadata_.size));
+  }
   uint64_t total = 0;
   for (const Object& object : objects_) {
     auto stat = object.file->stat();
     if (!stat) return stat.status().with_context(object.path);
     total += stat->allocated;
   }
+  allocated_ = total;
+  written_ = 0;
   return total;
+}
+
+void CopyState::measure() {
+  measuring_ = true;
+  auto total = std::make_shared<uint64_t>(0);   // shared by the objects' answers
+  Op* op = take_op([this, total, before = written_](Status s) {
+    measuring_ = false;
+    if (!s) return;   // asked again the next time; a failing brick is noticed by reads and writes
+    allocated_ = *total;
+    written_ -= before;
+  });
+  for (const Object& object : objects_) {
+    ++op->pending;
+    object.file->stat_queued([this, op, total](Result<io::FileStat> stat) {
+      if (stat) *total += stat->allocated;
+      finish_piece(op, stat.status());
+    });
+  }
+  finish_piece(op, {});
 }
 
 }  // namespace detail

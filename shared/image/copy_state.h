@@ -36,6 +36,8 @@ class CopyState {
   void sync(io::IoMode mode, Callback<Status> done);
   void resize(uint64_t new_size, Generation generation, Callback<Status> done);
   Result<Extent> next_data(uint64_t offset);
+  // Exact while nothing of the group is under way. Else what was found last and all written since, while it is looked
+  // anew: a brick that hangs must not keep who asks.
   Result<uint64_t> allocated_bytes();
 
   const ImageMetadata& metadata() const { return metadata_; }
@@ -74,6 +76,7 @@ class CopyState {
   Status set_object_sizes(uint64_t image_size);
   Status synced(uint32_t stripe, Status status);
   void look_for_damage();
+  void measure();
   Status damaged(uint32_t stripe);
   bool beyond_use(const Piece& piece) const {
     return piece.object_offset + piece.length > objects_[piece.stripe].usable;
@@ -94,6 +97,9 @@ class CopyState {
   std::vector<std::unique_ptr<ZeroFiller>> fillers_;
   size_t ops_in_flight_ = 0;
   bool overdue_ = false;
+  uint64_t allocated_ = 0;       // when measured
+  uint64_t written_ = 0;         // bytes written or allocated since, what was there before included
+  bool measuring_ = false;
 };
 
 }  // namespace tidemark::image::detail

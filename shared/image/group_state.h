@@ -76,6 +76,7 @@ class GroupState {
   // Operations are timed in ticks of a timer that runs while there are any: what a stopped process had begun is not
   // overdue when it goes on, and no operation costs a look at the clock.
   uint32_t op_begun();                       // the tick
+  bool idle() const { return ops_in_flight_ == 0; }
   void op_ended() {
     --ops_in_flight_;
     if (stuck_) look_again();

@@ -98,6 +98,14 @@ class RealFile final : public File {
     if (::fstat(fd_.get(), &st) != 0) return Status::from_errno(errno, path_ + ": stat");
     return to_file_stat(st);
   }
+  void stat_queued(Callback<Result<FileStat>> done) override {
+    auto out = std::make_shared<struct statx>();   // shared with the operation
+    start({.kind = Ring::Kind::kStat, .fd = fd_.get(), .data = reinterpret_cast<uint8_t*>(out.get()), .path = &path_},
+          IoMode::kQueued, [out, done = std::move(done)](Status status) mutable {
+            if (!status) return done(std::move(status));
+            done(FileStat{out->stx_size, out->stx_blocks * 512, S_ISDIR(out->stx_mode)});
+          });
+  }
   bool is_direct() const override { return direct_; }
 
  private:
@@ -206,6 +214,10 @@ Status run_blocking(const Ring::Request& request) {
       while (::fallocate(r.fd, r.fallocate_mode, static_cast<off_t>(r.offset), static_cast<off_t>(r.length)) != 0) {
         if (errno != EINTR) return failed("fallocate");
       }
+      return Status::ok();
+    case Ring::Kind::kStat:
+      if (::statx(r.fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, reinterpret_cast<struct statx*>(r.data)) != 0)
+        return failed("stat");
       return Status::ok();
   }
   return Status(Code::kInvalidArgument, "unknown file operation");

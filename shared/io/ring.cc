@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,6 +38,7 @@ const char* verb(Ring::Kind kind) {
     case Ring::Kind::kWrite: return "write";
     case Ring::Kind::kDataSync: return "fdatasync";
     case Ring::Kind::kFallocate: return "fallocate";
+    case Ring::Kind::kStat: return "stat";
   }
   return "?";
 }
@@ -87,6 +89,9 @@ struct Ring::State {
         io_uring_prep_fallocate(sqe, r.fd, r.fallocate_mode, static_cast<off_t>(r.offset),
                                 static_cast<off_t>(r.length));
         break;
+      case Kind::kStat:
+        io_uring_prep_statx(sqe, r.fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, reinterpret_cast<struct statx*>(r.data));
+        break;
     }
     io_uring_sqe_set_data(sqe, op);
     ++in_kernel;
@@ -118,7 +123,7 @@ struct Ring::State {
       *status = Status::from_errno(-result, *r.path + ": " + verb(r.kind) + " at " + std::to_string(r.offset));
       return true;
     }
-    if (r.kind == Kind::kDataSync || r.kind == Kind::kFallocate) return true;
+    if (r.kind != Kind::kRead && r.kind != Kind::kWrite) return true;
     auto moved = static_cast<uint64_t>(result);
     if (moved >= r.length) return true;
     if (r.kind == Kind::kRead && (moved == 0 || (r.direct && moved % kSectorBytes != 0))) {

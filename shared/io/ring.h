@@ -15,13 +15,13 @@ namespace tidemark::io {
 
 class Ring {
  public:
-  enum class Kind : uint8_t { kRead, kWrite, kDataSync, kFallocate };
+  enum class Kind : uint8_t { kRead, kWrite, kDataSync, kFallocate, kStat };
   struct Request {
     Kind kind;
     int fd;
     int fallocate_mode = 0;
     uint64_t offset = 0;
-    uint8_t* data = nullptr;     // kWrite does not change it
+    uint8_t* data = nullptr;     // kWrite does not change it; kStat: a struct statx
     uint64_t length = 0;
     bool direct = false;         // decides what a short read means
     bool whole = false;          // OpenOptions::whole

@@ -194,6 +194,25 @@ TEST_F(StoreTest, NewImagesAndDiscardedRangesHoldNoStorage) {
   EXPECT_EQ(*copy->next_data(0), (Extent{1ull << 40, 0}));
 }
 
+// A brick that hangs would keep who asks, and with him the loop.
+TEST_F(StoreTest, WhatIsAllocatedIsAnsweredFromMemoryWhileTheGroupIsBusy) {
+  auto group = open_group(options(1));
+  auto copy = *group->create(image_id(1), 1 << 20), other = *group->create(image_id(2), 1 << 20);
+  ASSERT_TRUE(write(*copy, 0, Bytes(65536, 1)).is_ok());
+  EXPECT_EQ(*copy->allocated_bytes(), 65536u);
+  const Bytes data(65536, 2);
+  Status written = wait([&](Callback<Status> done) {
+    other->write(0, data, io::IoMode::kQueued, std::move(done));
+    EXPECT_EQ(*other->allocated_bytes(), 65536u) << "what is being written counts already";
+    EXPECT_EQ(*copy->allocated_bytes(), 65536u);
+    EXPECT_FALSE(copy->idle()) << "looked anew beside the loop";
+  });
+  EXPECT_TRUE(written.is_ok());
+  EXPECT_TRUE(write(*other, 0, Bytes(65536, 3)).is_ok());
+  ASSERT_TRUE(real_.run_until([&] { return copy->idle() && other->idle(); }, std::chrono::seconds(10)));
+  EXPECT_EQ(*other->allocated_bytes(), 65536u) << "exact once nothing is under way";
+}
+
 TEST_F(StoreTest, OneCopyAnImageAndNoImageTwice) {
   auto group = open_group(options(1));
   auto copy = *group->create(image_id(1), 4096);
