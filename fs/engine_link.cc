@@ -87,8 +87,8 @@ Task<void> Engine::resume(Image& im) {
     if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
   }
   for (bool other = false;;) {
-    while (im.noting_alone)
-      co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); });
+    while (im.noting_alone)   // how it ended, it logs
+      static_cast<void>(co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); }));
     if (!im.held || im.epoch != epoch || sends_mirror(im.state)) co_return;
     // Where the shared copy may lack something it must not be read by others before the resync that follows.
     const bool kept = mirror_->hello().loss_id == im.shared_loss || TM_PLANTED("ignore the loss id");

@@ -166,7 +166,7 @@ void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, o
     shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
     return;
   }
-  auto taken = [&shell, req, handle, offset, payload, mode, done](Status s) mutable {
+  auto taken = [&shell, req, handle, offset, payload, done](Status s) mutable {
     if (!s) return done(s);
     shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
   };

@@ -342,20 +342,26 @@ void CopyState::sync(io::IoMode mode, Callback<Status> done) {
     object.dirty = false;
     ++object.syncs_in_flight;
     ++op->pending;
-    object.file->sync(mode, [this, op, i](Status s) { finish_piece(op, synced(i, std::move(s))); });
+    object.file->sync(mode, [this, op, i, mode](Status s) { synced(op, i, mode, std::move(s)); });
   }
   finish_piece(op, {});
 }
 
-Status CopyState::synced(uint32_t stripe, Status status) {
+void CopyState::synced(Op* op, uint32_t stripe, io::IoMode mode, Status status) {
   Object& object = objects_[stripe];
   --object.syncs_in_flight;
-  // Its device has just answered: the moment to look whether it is still whole.
-  if (status) return check_object(metadata_, stripe, object.path, object.file->stat());
-  object.dirty = true;
-  Status noted = group_.note_failed_sync();
-  status = status.with_context(object.path);
-  return noted ? status : status.with_context("and no brick could record it");
+  if (!status) {
+    object.dirty = true;
+    Status noted = group_.note_failed_sync();
+    status = status.with_context(object.path);
+    return finish_piece(op, noted ? status : status.with_context("and no brick could record it"));
+  }
+  // The moment to look whether it is still whole. A resize may come between: the smaller size is what it must have.
+  object.file->ask_stat(mode, [this, op, stripe, size = metadata_.size](Result<io::FileStat> found) {
+    ImageMetadata wanted = metadata_;
+    wanted.size = std::min(wanted.size, size);
+    finish_piece(op, check_object(wanted, stripe, objects_[stripe].path, std::move(found)));
+  });
 }
 
 Result<Extent> CopyState::next_data(uint64_t offset) {
@@ -411,7 +417,7 @@ void CopyState::measure() {
   });
   for (const Object& object : objects_) {
     ++op->pending;
-    object.file->stat_queued([this, op, total](Result<io::FileStat> stat) {
+    object.file->ask_stat(io::IoMode::kQueued, [this, op, total](Result<io::FileStat> stat) {
       if (stat) *total += stat->allocated;
       finish_piece(op, stat.status());
     });

@@ -74,7 +74,7 @@ class CopyState {
   void read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op);
   void write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op);
   Status set_object_sizes(uint64_t image_size);
-  Status synced(uint32_t stripe, Status status);
+  void synced(Op* op, uint32_t stripe, io::IoMode mode, Status status);
   void look_for_damage();
   void measure();
   Status damaged(uint32_t stripe);

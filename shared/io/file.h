@@ -61,8 +61,8 @@ class File {
   // of length 0 at end of file if there is none.
   virtual Result<Extent> next_data(uint64_t offset) = 0;
   virtual Result<FileStat> stat() = 0;
-  // The same for where nobody else may wait should the file system hang.
-  virtual void stat_queued(Callback<Result<FileStat>> done) = 0;
+  // The same as an operation: nobody else waits should the file system hang.
+  virtual void ask_stat(IoMode mode, Callback<Result<FileStat>> done) = 0;
   virtual bool is_direct() const = 0;
 };
 

@@ -98,10 +98,10 @@ class RealFile final : public File {
     if (::fstat(fd_.get(), &st) != 0) return Status::from_errno(errno, path_ + ": stat");
     return to_file_stat(st);
   }
-  void stat_queued(Callback<Result<FileStat>> done) override {
+  void ask_stat(IoMode mode, Callback<Result<FileStat>> done) override {
     auto out = std::make_shared<struct statx>();   // shared with the operation
     start({.kind = Ring::Kind::kStat, .fd = fd_.get(), .data = reinterpret_cast<uint8_t*>(out.get()), .path = &path_},
-          IoMode::kQueued, [out, done = std::move(done)](Status status) mutable {
+          mode, [out, done = std::move(done)](Status status) mutable {
             if (!status) return done(std::move(status));
             done(FileStat{out->stx_size, out->stx_blocks * 512, S_ISDIR(out->stx_mode)});
           });

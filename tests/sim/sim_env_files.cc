@@ -105,7 +105,7 @@ class SimFile final : public io::File {
   Result<Extent> next_data(uint64_t offset) override { return inode_->next_data(offset); }
   Result<io::FileStat> stat() override { return io::FileStat{inode_->size(), inode_->allocated(), false}; }
   // At once: who looks at a status after each event would make an event each time.
-  void stat_queued(Callback<Result<io::FileStat>> done) override { done(stat()); }
+  void ask_stat(IoMode, Callback<Result<io::FileStat>> done) override { done(stat()); }
   bool is_direct() const override { return direct_; }
 
  private:

@@ -54,7 +54,9 @@ class FaultyFile final : public io::File {
   }
   Result<Extent> next_data(uint64_t offset) override { return inner_->next_data(offset); }
   Result<io::FileStat> stat() override { return inner_->stat(); }
-  void stat_queued(Callback<Result<io::FileStat>> done) override { inner_->stat_queued(std::move(done)); }
+  void ask_stat(io::IoMode mode, Callback<Result<io::FileStat>> done) override {
+    inner_->ask_stat(mode, std::move(done));
+  }
   bool is_direct() const override { return inner_->is_direct(); }
 
  private:
