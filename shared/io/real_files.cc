@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -49,11 +50,20 @@ FileStat to_file_stat(const struct stat& st) {
   return {static_cast<uint64_t>(st.st_size), static_cast<uint64_t>(st.st_blocks) * 512, S_ISDIR(st.st_mode)};
 }
 
+// Such a file system asks somebody else for a size before it reads, even of a submission that must not wait.
+bool may_block_submission(int fd) {
+  constexpr long kFuse = 0x65735546, kNfs = 0x6969, kCifs = 0xff534d42, kSmb2 = 0xfe534d42, kCeph = 0x00c36400;
+  struct statfs fs;
+  if (::fstatfs(fd, &fs) != 0) return false;
+  const auto type = static_cast<long>(fs.f_type);
+  return type == kFuse || type == kNfs || type == kCifs || type == kSmb2 || type == kCeph;
+}
+
 class RealFile final : public File {
  public:
   RealFile(RealFileSystem& files, std::string path, int fd, bool direct, const OpenOptions& options)
       : files_(files), path_(std::move(path)), fd_(fd), direct_(direct), background_(options.background),
-        whole_(options.whole) {}
+        whole_(options.whole), away_(may_block_submission(fd)) {}
 
   ~RealFile() override {
     TM_CHECK(in_flight_ == 0 || files_.over(), "file destroyed with operations in flight");
@@ -118,7 +128,7 @@ class RealFile final : public File {
       return;
     }
     start({.kind = kind, .fd = fd_.get(), .offset = offset, .data = data, .length = length, .direct = direct_,
-           .whole = whole_, .path = &path_},
+           .whole = whole_, .away = away_, .path = &path_},
           mode, std::move(done));
   }
 
@@ -173,6 +183,7 @@ class RealFile final : public File {
   const bool direct_;
   const bool background_;
   const bool whole_;
+  const bool away_;
   uint32_t in_flight_ = 0;
 };
 

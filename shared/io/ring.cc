@@ -94,6 +94,7 @@ struct Ring::State {
         break;
     }
     io_uring_sqe_set_data(sqe, op);
+    if (r.away) io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
     ++in_kernel;
     return true;
   }

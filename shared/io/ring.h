@@ -25,6 +25,7 @@ class Ring {
     uint64_t length = 0;
     bool direct = false;         // decides what a short read means
     bool whole = false;          // OpenOptions::whole
+    bool away = false;           // its file system may block whoever submits: by a thread of the kernel's
     const std::string* path;     // for the error message; must outlive the request
   };
 
