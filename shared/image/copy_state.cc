@@ -144,7 +144,7 @@ Status CopyState::open_objects(bool direct) {
     auto file = group_.files().open(path, {.direct = direct, .whole = true});
     auto found = file ? (*file)->stat() : Result<io::FileStat>(file.status());
     TM_RETURN_IF_ERROR(check_object(metadata_, i, path, found));
-    allocated_ += found->allocated;
+    objects[i].allocated = found->allocated;
     objects[i].file = std::move(file).value();
   }
   objects_ = std::move(objects);
@@ -255,6 +255,7 @@ void CopyState::write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, 
   ++op->pending;
   if (beyond_use(piece)) return finish_piece(op, damaged(piece.stripe));   // it would make a hole of what is missing
   Object& object = objects_[piece.stripe];
+  object.written += piece.length;
   if (fits_direct(object, piece.object_offset, piece.length, data.data())) {
     uint32_t stripe = piece.stripe;
     object.file->write(piece.object_offset, data, mode,
@@ -279,7 +280,6 @@ void CopyState::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Call
 
 void CopyState::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done) {
   if (Status s = check_range(offset, data.size()); !s) return done(std::move(s));
-  written_ += data.size();
   Op* op = take_op(std::move(done));
   for (uint64_t at = 0; at < data.size();) {
     Piece piece = metadata_.layout.first_piece({offset + at, data.size() - at});
@@ -302,7 +302,7 @@ void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
     }
     objects_[i].file->punch(piece.object_offset, piece.length, [this, op, piece](Status s) {
       objects_[piece.stripe].dirty = true;
-      if (!s && is_refused_punch(s)) written_ += piece.length;
+      if (!s && is_refused_punch(s)) objects_[piece.stripe].written += piece.length;
       if (!s && is_refused_punch(s)) return fillers_.emplace_back(std::make_unique<ZeroFiller>(this, op, piece))->run();
       finish_piece(op, std::move(s));
     });
@@ -312,7 +312,6 @@ void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
 
 void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done) {
   if (Status s = check_range(offset, length); !s) return done(std::move(s));
-  written_ += length;
   Op* op = take_op(std::move(done));
   for (uint32_t i = 0; i < objects_.size(); ++i) {
     Piece piece = metadata_.layout.object_range({offset, length}, i);
@@ -324,6 +323,7 @@ void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done
       finish_piece(op, damaged(i));
       continue;
     }
+    objects_[i].written += end - begin;
     objects_[i].file->allocate(begin, end - begin, [this, op, i](Status s) { finish_write(op, i, std::move(s)); });
   }
   finish_piece(op, {});
@@ -357,11 +357,20 @@ void CopyState::synced(Op* op, uint32_t stripe, io::IoMode mode, Status status) 
     return finish_piece(op, noted ? status : status.with_context("and no brick could record it"));
   }
   // The moment to look whether it is still whole. A resize may come between: the smaller size is what it must have.
-  object.file->ask_stat(mode, [this, op, stripe, size = metadata_.size](Result<io::FileStat> found) {
+  // What is still being written may not be allocated yet: only if there is nothing does the answer hold all of it.
+  const bool settled = ops_in_flight_ == 1;
+  auto looked = [this, op, stripe, settled, size = metadata_.size,
+                 written = object.written](Result<io::FileStat> found) {
+    Object& now = objects_[stripe];
+    if (found && settled) {
+      now.allocated = found->allocated;
+      now.written -= std::min(now.written, written);
+    }
     ImageMetadata wanted = metadata_;
     wanted.size = std::min(wanted.size, size);
-    finish_piece(op, check_object(wanted, stripe, objects_[stripe].path, std::move(found)));
-  });
+    finish_piece(op, check_object(wanted, stripe, now.path, std::move(found)));
+  };
+  object.file->ask_stat(mode, std::move(looked));
 }
 
 Result<Extent> CopyState::next_data(uint64_t offset) {
@@ -391,38 +400,18 @@ Result<Extent> CopyState::next_data(uint64_t offset) {
 
 Result<uint64_t> CopyState::allocated_bytes() {
   TM_RETURN_IF_ERROR(group_.refuse_if_stuck());
-  if (!group_.idle()) {
-    if (!measuring_) measure();
-    return std::min(allocated_ + written_, round_up(metadata_.size));
-  }
+  const bool ask = group_.idle();
   uint64_t total = 0;
-  for (const Object& object : objects_) {
-    auto stat = object.file->stat();
-    if (!stat) return stat.status().with_context(object.path);
-    total += stat->allocated;
+  for (Object& object : objects_) {
+    if (ask) {
+      auto stat = object.file->stat();
+      if (!stat) return stat.status().with_context(object.path);
+      object.allocated = stat->allocated;
+      object.written = 0;
+    }
+    total += object.allocated + object.written;
   }
-  allocated_ = total;
-  written_ = 0;
-  return total;
-}
-
-void CopyState::measure() {
-  measuring_ = true;
-  auto total = std::make_shared<uint64_t>(0);   // shared by the objects' answers
-  Op* op = take_op([this, total, before = written_](Status s) {
-    measuring_ = false;
-    if (!s) return;   // asked again the next time; a failing brick is noticed by reads and writes
-    allocated_ = *total;
-    written_ -= before;
-  });
-  for (const Object& object : objects_) {
-    ++op->pending;
-    object.file->ask_stat(io::IoMode::kQueued, [this, op, total](Result<io::FileStat> stat) {
-      if (stat) *total += stat->allocated;
-      finish_piece(op, stat.status());
-    });
-  }
-  finish_piece(op, {});
+  return ask ? total : std::min(total, round_up(metadata_.size));
 }
 
 }  // namespace detail

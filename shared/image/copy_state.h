@@ -36,8 +36,8 @@ class CopyState {
   void sync(io::IoMode mode, Callback<Status> done);
   void resize(uint64_t new_size, Generation generation, Callback<Status> done);
   Result<Extent> next_data(uint64_t offset);
-  // Exact while nothing of the group is under way. Else what was found last and all written since, while it is looked
-  // anew: a brick that hangs must not keep who asks.
+  // Exact while nothing of the group is under way. Else what was found last, by a sync, say, and all written since: a
+  // brick that hangs must not keep who asks.
   Result<uint64_t> allocated_bytes();
 
   const ImageMetadata& metadata() const { return metadata_; }
@@ -51,6 +51,8 @@ class CopyState {
     std::unique_ptr<io::File> file;
     std::string path;
     bool dirty = true;             // something completed since the last sync began; unknown at open, so true
+    uint64_t allocated = 0;        // when last looked at
+    uint64_t written = 0;          // bytes written or allocated since, what was there before included
     uint32_t syncs_in_flight = 0;  // a sync asked for meanwhile must not overtake these
     uint64_t usable = UINT64_MAX;  // bytes: it was cut short there, while it was open
   };
@@ -76,7 +78,6 @@ class CopyState {
   Status set_object_sizes(uint64_t image_size);
   void synced(Op* op, uint32_t stripe, io::IoMode mode, Status status);
   void look_for_damage();
-  void measure();
   Status damaged(uint32_t stripe);
   bool beyond_use(const Piece& piece) const {
     return piece.object_offset + piece.length > objects_[piece.stripe].usable;
@@ -97,9 +98,6 @@ class CopyState {
   std::vector<std::unique_ptr<ZeroFiller>> fillers_;
   size_t ops_in_flight_ = 0;
   bool overdue_ = false;
-  uint64_t allocated_ = 0;       // when measured
-  uint64_t written_ = 0;         // bytes written or allocated since, what was there before included
-  bool measuring_ = false;
 };
 
 }  // namespace tidemark::image::detail
