@@ -72,7 +72,7 @@ void RealEnv::State::reap_stuck() {
     now = stuck_rings;
   }
   for (const StuckRing& s : now) {
-    while (s.ring->has_ready()) s.ring->reap(false);
+    while (s.ring->has_ready()) s.ring->reap();
   }
   std::lock_guard lock(lead_mutex);
   std::erase_if(stuck_rings, [](const StuckRing& s) { return s.ring->in_flight() == 0; });

@@ -111,7 +111,7 @@ void RealEnv::turn(Duration wait_max) { state_->turn(*this, wait_max); }
 // False: another thread runs the loop by now. What is left of the turn is found by its next one.
 bool RealEnv::State::turn(RealEnv& env, Duration wait_max) {
   if (!wait_and_dispatch(env, wait_max)) return false;
-  if (ring != nullptr && ring->has_ready()) ring->reap(false);
+  if (ring != nullptr && ring->has_ready()) ring->reap();
   run_timers();
   run_posted();
   if (!run_inline(env)) return false;
@@ -161,16 +161,25 @@ int RealEnv::State::wait_for_events(epoll_event* events, Duration wait) {
     timespec timeout{limit.count() / 1'000'000'000, limit.count() % 1'000'000'000};
     return ::epoll_pwait2(epoll_fd, events, kEventsPerTurn, &timeout, nullptr);
   };
-  if (!busy_poll.enabled() || wait == Duration::zero()) return poll(wait);
+  auto finished = [&] { return ring != nullptr && ring->has_ready(); };
+  auto block = [&] {
+    if (ring == nullptr) return poll(wait);
+    ring->tell(true);
+    const int n = poll(finished() ? Duration::zero() : wait);
+    ring->tell(false);
+    return n;
+  };
+  if (wait == Duration::zero()) return poll(wait);
+  if (!busy_poll.enabled()) return block();
   const int64_t began = clock_ns(CLOCK_MONOTONIC);
   const int64_t poll_end = began + std::min(wait, busy_poll.budget()).count();
   int n = 0;
-  while (n == 0 && clock_ns(CLOCK_MONOTONIC) < poll_end) {
+  while (n == 0 && !finished() && clock_ns(CLOCK_MONOTONIC) < poll_end) {
     n = poll(Duration::zero());
     if (n == 0) ::sched_yield();
   }
-  if (n == 0) n = poll(wait);
-  if (n > 0) busy_poll.waited(Duration(clock_ns(CLOCK_MONOTONIC) - began));
+  if (n == 0 && !finished()) n = block();
+  if (n > 0 || finished()) busy_poll.waited(Duration(clock_ns(CLOCK_MONOTONIC) - began));
   return n;
 }
 
@@ -231,7 +240,7 @@ Ring* RealEnv::State::get_ring(RealEnv& env) {
     kLog.warning("no_io_uring", {{"reason", why}, {"effect", "queued file operations run on worker threads"}});
     return nullptr;
   }
-  Status status = env.add_fd(ring->event_fd(), EPOLLIN | EPOLLET, [this](uint32_t) { ring->reap(true); });
+  Status status = env.add_fd(ring->event_fd(), EPOLLIN | EPOLLET, [this](uint32_t) { ring->reap(); });
   TM_CHECK(status.is_ok(), "epoll refused the ring");
   return ring.get();
 }

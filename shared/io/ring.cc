@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <deque>
@@ -54,7 +55,6 @@ struct Ring::State {
   size_t in_kernel = 0;
   size_t in_flight = 0;
   bool orphaned = false;              // nothing can be submitted any more
-  bool deferred = false;              // completions show up only when asked for
   int event_fd = -1;
 
   ~State() { if (event_fd >= 0) ::close(event_fd); }
@@ -97,6 +97,11 @@ struct Ring::State {
     if (r.away) io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
     ++in_kernel;
     return true;
+  }
+
+  // Finished operations that show up only once their thread enters the kernel: all where completions are deferred.
+  bool holds_back() const {
+    return !orphaned && (__atomic_load_n(ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN) != 0;
   }
 
   void enter() {
@@ -180,8 +185,8 @@ std::unique_ptr<Ring> Ring::create(std::string* why) {
   // The first set of flags lets completions be batched without interrupting the loop; older kernels
   // refuse it (before 6.1) or parts of it.
   const unsigned kChoices[] = {
-      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN,
-      IORING_SETUP_COOP_TASKRUN,
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+      IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
       0,
   };
   int error = 0;
@@ -190,10 +195,7 @@ std::unique_ptr<Ring> Ring::create(std::string* why) {
     params.flags = flags | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
     params.cq_entries = kCompletionEntries;
     error = io_uring_queue_init_params(kSubmissionEntries, &state->ring, &params);
-    if (error == 0) {
-      state->deferred = (flags & IORING_SETUP_DEFER_TASKRUN) != 0;
-      break;
-    }
+    if (error == 0) break;
   }
   if (error < 0) {
     *why = std::strerror(-error);
@@ -217,7 +219,9 @@ std::unique_ptr<Ring> Ring::create(std::string* why) {
     *why = std::string("eventfd: ") + std::strerror(-error);
     return nullptr;
   }
-  return std::unique_ptr<Ring>(new Ring(std::move(state)));
+  auto made = std::unique_ptr<Ring>(new Ring(std::move(state)));
+  made->tell(false);
+  return made;
 }
 
 Ring::~Ring() {
@@ -241,12 +245,9 @@ void Ring::submit() {
   if (io_uring_sq_ready(&state_->ring) > 0) state_->enter();
 }
 
-void Ring::reap(bool fetch) {
+void Ring::reap() {
   State& s = *state_;
-  if (fetch && s.deferred) {
-    int n = io_uring_get_events(&s.ring);
-    TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
-  }
+  if (s.holds_back()) fetch();
   // The rest is found by the next turn, which does not wait before: others want theirs.
   unsigned ready = std::min(io_uring_cq_ready(&s.ring), limits::kCompletionsMax);
   while (ready-- > 0) {
@@ -298,12 +299,19 @@ void Ring::fetch() {
   TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
 }
 
-bool Ring::has_ready() const { return io_uring_cq_ready(&state_->ring) > 0; }
+bool Ring::has_ready() const { return io_uring_cq_ready(&state_->ring) > 0 || state_->holds_back(); }
 bool Ring::has_unsubmitted() const {
   return io_uring_sq_ready(&state_->ring) > 0 ||
          (state_->backlog_head != nullptr && state_->in_kernel < kCompletionEntries);
 }
 int Ring::event_fd() const { return state_->event_fd; }
+
+void Ring::tell(bool by_event_fd) {
+  // Not before 5.8: then it tells always, and the loop wakes now and then for nothing.
+  static_cast<void>(io_uring_cq_eventfd_toggle(&state_->ring, by_event_fd));
+  std::atomic_thread_fence(std::memory_order_seq_cst);   // the caller looks at has_ready() next
+}
+
 size_t Ring::in_flight() const { return state_->in_flight; }
 
 }  // namespace tidemark::io

@@ -42,15 +42,17 @@ class Ring {
   // Submits what was queued, and lets finished work show up. One system call, none if nothing is queued.
   void submit();
   // Runs the callbacks of finished operations, limits::kCompletionsMax at most: has_ready() says whether that was all.
-  // `fetch`: ask the kernel first (one system call).
-  void reap(bool fetch);
-  bool has_ready() const;       // reap() without fetch would find something
+  // Asks the kernel first (one system call) where it holds some back until asked.
+  void reap();
+  bool has_ready() const;       // reap() would find something; looks at memory only
   bool has_unsubmitted() const;
-  // Written when something finished, never read: watch it edge-triggered.
+  // Written when something finished while tell(true) holds, never read: watch it edge-triggered. A loop that is awake
+  // looks at has_ready(), once more between tell(true) and its wait: nothing is told of what finished before.
   int event_fd() const;
+  void tell(bool by_event_fd);
   size_t in_flight() const;
   // The thread that made the ring is stuck elsewhere: nothing more can be submitted. Only that thread can have the
-  // kernel show what finished (fetch()); anybody may then reap(false), one at a time.
+  // kernel show what finished (fetch()); anybody may then reap(), one at a time.
   void orphan();
   void fetch();
   // The loop is over: waits for what the kernel has, while some of it ends now and then, and destroys all callbacks
