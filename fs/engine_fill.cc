@@ -10,7 +10,7 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr uint64_t kUnit = 1u << 20;
+constexpr uint64_t kFillUnit = 1u << 20;
 constexpr size_t kRegionsPerLevel = 16;
 constexpr uint32_t kExtentsPerAsk = 256;
 }  // namespace
@@ -58,7 +58,7 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
   uint64_t bytes = im.stale.region_bytes();
   uint64_t end = std::min(im.size, (region + 1) * bytes);
   std::vector<Extent> units;
-  for (uint64_t at = region * bytes; at < end; at += kUnit) units.push_back({at, std::min(kUnit, end - at)});
+  for (uint64_t at = region * bytes; at < end; at += kFillUnit) units.push_back({at, std::min(kFillUnit, end - at)});
   Epoch epoch = im.epoch;
   UnitWork work = [this, &im](Extent unit) { return fill_unit(im, unit); };
   Status filled = co_await for_units(std::move(units), std::move(work));

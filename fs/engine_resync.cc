@@ -20,7 +20,7 @@ const log::Logger kLog("fs");
 constexpr uint64_t kUnit = 1u << 20;         // locked, hashed and copied at once
 constexpr uint32_t kHashUnit = 64u << 10;
 constexpr uint64_t kWindow = 64u << 20;      // at most; a second's worth where that is less
-constexpr std::chrono::seconds kRetry{1};
+constexpr std::chrono::seconds kResyncRetry{1};
 
 bool all_zero(ByteSpan bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; });
@@ -274,7 +274,7 @@ Task<void> Engine::resync(Image& im) {
   kLog.info("resync_again", {{"image", im.id}, {"reason", status}, {"copied_bytes", repaired}});
   if (status.code() == Code::kFenced) co_return fence(im);
   if (im.state != MirrorState::kResyncing) co_return;  // the next resume starts it anew
-  co_await sleep(kRetry);
+  co_await sleep(kResyncRetry);
   if (im.state == MirrorState::kResyncing && !im.resync_running) tasks_.spawn(resync(im));
 }
 

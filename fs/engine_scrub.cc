@@ -14,7 +14,7 @@ using nlohmann::json;
 
 namespace {
 const log::Logger kLog("scrub");
-constexpr uint64_t kHoleRun = 64ull << 20;
+constexpr uint64_t kScrubHoleRun = 64ull << 20;
 constexpr std::chrono::milliseconds kGuestsFirst{2};
 constexpr int kGuestsFirstTimes = 10;
 }  // namespace
@@ -128,7 +128,7 @@ Task<Status> Engine::scrub_image(ScrubRun& run, Image& im) {
 Task<uint64_t> Engine::holes_of_both(Image& im, uint64_t at) {
   if (!im.held || im.state != MirrorState::kMirrored || !im.local()) co_return 0;
   auto next = im.copy->next_data(at);
-  uint64_t end = std::min(im.size, at + kHoleRun);
+  uint64_t end = std::min(im.size, at + kScrubHoleRun);
   if (!next || (next->length != 0 && next->offset < std::min(end, at + kScrubBlock))) co_return 0;
   if (next->length != 0) end = std::min(end, next->offset / kScrubBlock * kScrubBlock);
   // The hold is of one block: beyond it something may just be written, which a later scrub sees.

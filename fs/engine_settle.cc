@@ -28,7 +28,7 @@ namespace {
 const log::Logger kLog("scrub");
 constexpr uint32_t kFine = 4096;
 constexpr size_t kMixedMax = 8;                        // pieces of a unit of which either copy's may be right
-constexpr std::chrono::seconds kShipWait{30};
+constexpr std::chrono::seconds kSettleShipWait{30};
 }  // namespace
 
 // Whether the unit is equal and right on both copies now.
@@ -162,7 +162,7 @@ Task<void> Engine::decide_by_replica(ScrubRun& run, Image& im) {
   auto keep = [&](std::string why) { run.image["note"] = "the replica was not asked: " + std::move(why); };
   if (!verify_client_) co_return keep("none is configured");
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed);
-  auto shipped = co_await wait_shipped(point.batch, kShipWait);
+  auto shipped = co_await wait_shipped(point.batch, kSettleShipWait);
   json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
   if (!receipt.is_object() || !receipt.contains("point") || !receipt["point"].is_number())
     co_return keep(shipped ? "it holds the newest cut back" : shipped.status().message());

@@ -16,7 +16,7 @@ namespace {
 const log::Logger kLog("verify");
 constexpr uint64_t kChunk = 4u << 20;        // of the own copy
 constexpr uint64_t kRemoteChunk = 1u << 20;  // read over the link
-constexpr uint64_t kHoleRun = 64ull << 30;   // passed over at once, with writes to it held off
+constexpr uint64_t kVerifyHoleRun = 64ull << 30;   // passed over at once, with writes to it held off
 constexpr size_t kDifferencesMax = 1000;
 
 bool is_damage(const Status& status) { return status.code() == Code::kCorruption || status.code() == Code::kIoError; }
@@ -200,7 +200,7 @@ uint64_t Engine::own_hole(const Image& im, uint64_t at, uint64_t size) const {
   if (!im.local() || im.copy->size() != im.size) return 0;
   auto next = im.copy->next_data(at);
   if (!next) return 0;
-  uint64_t end = std::min(size, at + kHoleRun);
+  uint64_t end = std::min(size, at + kVerifyHoleRun);
   if (next->length != 0 && next->offset < end) end = next->offset / kVerifyUnit * kVerifyUnit;
   return end < at + kChunk || im.stale.stale({at, end - at}) ? 0 : end - at;
 }

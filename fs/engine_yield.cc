@@ -5,7 +5,7 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::chrono::seconds kOpportunityInterval{1};
+constexpr std::chrono::seconds kYieldOpportunityInterval{1};
 constexpr std::chrono::milliseconds kYieldRetry{200};
 constexpr std::chrono::seconds kStageTries{3};   // while staging fails
 }  // namespace
@@ -164,7 +164,7 @@ void Engine::tenure_ended(Image& im) {
   im.attr.holder.clear();
   im.attr.size = im.size;
   im.attr.size_generation = im.size_generation;
-  im.try_again = env_.now() + kOpportunityInterval;
+  im.try_again = env_.now() + kYieldOpportunityInterval;
   apply(im, MirrorEvent::kYielded);
 }
 

@@ -12,12 +12,12 @@ namespace {
 const log::Logger kLog("journal");
 
 constexpr size_t kBlock = 4096;
-constexpr std::string_view kMagic = "TMOUTDAT";
+constexpr std::string_view kOutdatedMagic = "TMOUTDAT";
 constexpr size_t kSaid = 9;                        // bytes that the checksum covers
 
 void encode(bool outdated, MutableByteSpan out) {
   std::fill(out.begin(), out.end(), 0);
-  std::copy(kMagic.begin(), kMagic.end(), out.begin());
+  std::copy(kOutdatedMagic.begin(), kOutdatedMagic.end(), out.begin());
   out[8] = outdated ? 1 : 0;
   store_le<uint64_t>(out.data() + kSaid, digest64(ByteSpan(out).first(kSaid)));
 }
@@ -25,7 +25,7 @@ void encode(bool outdated, MutableByteSpan out) {
 // A damaged one says yes: that costs a comparison, no block.
 bool says_outdated(ByteSpan block) {
   if (block.size() < kSaid + 8 || digest64(block.first(kSaid)) != load_le<uint64_t>(block.data() + kSaid)) return true;
-  return !std::equal(kMagic.begin(), kMagic.end(), block.begin()) || block[8] != 0;
+  return !std::equal(kOutdatedMagic.begin(), kOutdatedMagic.end(), block.begin()) || block[8] != 0;
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ const log::Logger kLog("journal");
 constexpr uint64_t kGranule = limits::kOrderGranule;
 constexpr uint64_t kGranulesMax = limits::kPreservedBytesMax / kGranule;
 constexpr uint64_t kReadGranules = 64;            // 256 KiB a read
-constexpr uint32_t kReadsInFlightMax = 8;
+constexpr uint32_t kPreservingReadsMax = 8;
 
 }  // namespace
 
@@ -156,7 +156,7 @@ struct JournalImpl::PreserveRun : std::enable_shared_from_this<JournalImpl::Pres
   void pump() {
     if (pumping) return;             // a read completed inline: the loop below goes on
     pumping = true;
-    while (next < pieces.size() && in_flight < kReadsInFlightMax) start(pieces[next++]);
+    while (next < pieces.size() && in_flight < kPreservingReadsMax) start(pieces[next++]);
     pumping = false;
     if (in_flight == 0 && next == pieces.size() && done) std::exchange(done, {})();
   }

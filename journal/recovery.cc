@@ -18,7 +18,7 @@ constexpr uint16_t kJournalVersion = 1;
 constexpr uint64_t kNumbersSkipped = 1024;
 constexpr size_t kRunsKept = 256;
 
-Status bad(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
+Status bad_journal(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
 
 RecordKind record_kind(ExtentKind kind) {
   switch (kind) {
@@ -64,7 +64,7 @@ Status JournalImpl::load_meta(kv::Snapshot& snapshot, bool& clean) {
   generation_ = r.uuid();
   std::string source = r.text();
   Uuid cluster = r.uuid();
-  if (!r.done()) return bad("row `journal` has the wrong length");
+  if (!r.done()) return bad_journal("row `journal` has the wrong length");
   if (source != options_.source || cluster != options_.cluster) {
     return Status(Code::kInvalidArgument, options_.directory + ": this journal is of node " + source + ", cluster " +
                   cluster.to_string() + "; give node " + options_.source + " a state directory of its own");
@@ -74,13 +74,13 @@ Status JournalImpl::load_meta(kv::Snapshot& snapshot, bool& clean) {
   incarnation_ = i.id<Incarnation>().next();
   const Uuid last_nonce = i.uuid();
   clean = i.u8() != 0;
-  if (!i.done()) return bad("row `incarnation` has the wrong length");
+  if (!i.done()) return bad_journal("row `incarnation` has the wrong length");
   TM_RETURN_IF_ERROR(load_runs(snapshot, last_nonce));
   Result<Bytes> above = snapshot.get(kMetaTable, as_bytes("above"));
   if (!above) return above.status().code() == Code::kNotFound ? Status::ok() : above.status();
   Reader a(*above);
   incarnation_ = std::max(incarnation_, a.id<Incarnation>().next());
-  return a.done() ? Status::ok() : bad("row `above` has the wrong length");
+  return a.done() ? Status::ok() : bad_journal("row `above` has the wrong length");
 }
 
 Status JournalImpl::load_runs(kv::Snapshot& snapshot, const Uuid& last_nonce) {
@@ -92,7 +92,7 @@ Status JournalImpl::load_runs(kv::Snapshot& snapshot, const Uuid& last_nonce) {
       const Incarnation run = r.id<Incarnation>();
       runs_[run] = r.uuid();
     }
-    if (!r.done()) return bad("row `runs` has the wrong length");
+    if (!r.done()) return bad_journal("row `runs` has the wrong length");
   }
   // Of a version that kept no list: the last one alone. It may have been gone back to for a while: then the list has a
   // gap, and its runs of before the gap say nothing about those within.
@@ -114,7 +114,7 @@ Status JournalImpl::load_batches(kv::Snapshot& snapshot, BatchNumber& newest) {
   last_digest_ = replica.digest;
   auto cursor = snapshot.cursor(kBatchesTable);
   for (bool more = cursor->first(); more; more = cursor->next()) {
-    if (cursor->key().size() != 8) return bad("a key of table batches has the wrong length");
+    if (cursor->key().size() != 8) return bad_journal("a key of table batches has the wrong length");
     BatchNumber number(load_be64(cursor->key().data()));
     TM_ASSIGN_OR_RETURN(BatchRow batch, decode_batch_row(cursor->value()));
     newest = std::max(newest, number);
@@ -139,7 +139,7 @@ Status JournalImpl::load_batches(kv::Snapshot& snapshot, BatchNumber& newest) {
 Status JournalImpl::load_staged_regions(kv::Snapshot& snapshot, StagedBatch& batch) {
   auto cursor = snapshot.cursor(kStagedTable);
   for (bool more = cursor->seek(batch_prefix(batch.number)); more; more = cursor->next()) {
-    if (cursor->key().size() != 12) return bad("a key of table staged has the wrong length");
+    if (cursor->key().size() != 12) return bad_journal("a key of table staged has the wrong length");
     if (load_be64(cursor->key().data()) != batch.number.value) break;
     TM_ASSIGN_OR_RETURN(std::vector<ImageExtent> regions, decode_staged_regions(cursor->value()));
     batch.regions.insert(batch.regions.end(), regions.begin(), regions.end());
@@ -150,7 +150,7 @@ Status JournalImpl::load_staged_regions(kv::Snapshot& snapshot, StagedBatch& bat
 Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records) {
   auto slots = snapshot.cursor(kSlotsTable);
   for (bool more = slots->first(); more; more = slots->next()) {
-    if (slots->key().size() != 12 || slots->value().size() != 16) return bad("a row of table slots is malformed");
+    if (slots->key().size() != 12 || slots->value().size() != 16) return bad_journal("a row of table slots is malformed");
     Incarnation incarnation(load_be64(slots->key().data()));
     old_slots_[{incarnation, load_be32(slots->key().data() + 8)}] = Reader(slots->value()).uuid();
   }
@@ -168,7 +168,7 @@ Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecor
   });
   for (const Placed& p : all) {
     auto it = old_slots_.find({p.incarnation, p.record.slot});
-    if (it == old_slots_.end()) return bad("a record names slot " + std::to_string(p.record.slot) + ", which no row explains");
+    if (it == old_slots_.end()) return bad_journal("a record names slot " + std::to_string(p.record.slot) + ", which no row explains");
     // Counters of several incarnations: from here on only their order counts.
     records.push_back({records.size(), p.record.extent.offset, p.record.extent.length, slot_of(it->second),
                        static_cast<RecordKind>(p.record.kind)});
@@ -243,7 +243,7 @@ Status JournalImpl::open() {
     first_run = !snapshot->get(kMetaTable, as_bytes("journal")).is_ok();
     auto images = snapshot->cursor(kImagesTable);
     for (bool more = images->first(); more; more = images->next()) {
-      if (images->key().size() != 16) return bad("a key of table images has the wrong length");
+      if (images->key().size() != 16) return bad_journal("a key of table images has the wrong length");
       TM_ASSIGN_OR_RETURN(TenureRow row, decode_tenure(images->value()));
       known_tenures_[Reader(images->key()).uuid()] = row;
     }

@@ -10,7 +10,7 @@
 namespace tidemark::journal {
 namespace {
 
-constexpr uint8_t kMagic[8] = {'T', 'M', 'S', 'E', 'G', 'M', 'T', '\n'};
+constexpr uint8_t kSegmentMagic[8] = {'T', 'M', 'S', 'E', 'G', 'M', 'T', '\n'};
 
 // Preamble: offsets of its fields.
 constexpr size_t kAtVersion = 8, kAtDigest = 10, kAtFlags = 11, kAtHeadBytes = 12, kAtPayloadBytes = 16,
@@ -199,7 +199,7 @@ struct Preamble {
 
 Result<Preamble> parse_preamble(ByteSpan in) {
   if (in.size() < kSegmentPreambleBytes) return bad("shorter than its preamble");
-  if (std::memcmp(in.data(), kMagic, sizeof kMagic) != 0) return bad("magic is wrong");
+  if (std::memcmp(in.data(), kSegmentMagic, sizeof kSegmentMagic) != 0) return bad("magic is wrong");
   if (load_le<uint64_t>(in.data() + kAtChecksum) != digest64(in.first(kAtChecksum))) return bad("preamble checksum is wrong");
   auto version = load_le<uint16_t>(in.data() + kAtVersion);
   if (version != kSegmentVersion) {
@@ -300,7 +300,7 @@ Result<Bytes> SegmentWriter::finish() {
   Bytes head = encode_head(head_, chunks_);
   if (head.size() > kSegmentHeadBytesMax) return invalid("segment: head is too large");
   Bytes out(kSegmentPreambleBytes);
-  std::copy(std::begin(kMagic), std::end(kMagic), out.begin());
+  std::copy(std::begin(kSegmentMagic), std::end(kSegmentMagic), out.begin());
   store_le<uint16_t>(out.data() + kAtVersion, kSegmentVersion);
   out[kAtDigest] = kDigestXxh3;
   store_le<uint32_t>(out.data() + kAtHeadBytes, static_cast<uint32_t>(head.size()));

@@ -17,7 +17,7 @@ namespace {
 const log::Logger kLog("stager");
 
 constexpr uint64_t kReadBytes = 256u << 10;
-constexpr uint32_t kReadsInFlightMax = 32;
+constexpr uint32_t kStagingReadsMax = 32;
 constexpr uint64_t kReadBytesInFlightMax = 2u << 20;
 constexpr size_t kWritePieceBytes = 1u << 20;
 constexpr uint64_t kHandoverReserve = 8;          // one part in so many of the spool, above its limit
@@ -57,7 +57,7 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
   void pump() {
     if (pumping) return;             // a read completed inline: the loop below goes on
     pumping = true;
-    while (next < job->units.size() && in_flight < kReadsInFlightMax && bytes_in_flight < kReadBytesInFlightMax && !stopped()) {
+    while (next < job->units.size() && in_flight < kStagingReadsMax && bytes_in_flight < kReadBytesInFlightMax && !stopped()) {
       start(next++);
     }
     pumping = false;

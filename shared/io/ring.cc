@@ -21,7 +21,7 @@ namespace {
 
 constexpr unsigned kSubmissionEntries = 512;
 constexpr unsigned kCompletionEntries = 4096;   // also the bound of what the kernel holds at once
-constexpr uint64_t kSectorBytes = 512;
+constexpr uint64_t kRingSectorBytes = 512;
 constexpr unsigned kWorkersMax = 512;           // kernel threads for operations that block
 constexpr int kLastWaits = 20;                  // in a row that nothing ends in: then it hangs
 constexpr long long kLastWaitNs = 100'000'000;
@@ -132,7 +132,7 @@ struct Ring::State {
     if (r.kind != Kind::kRead && r.kind != Kind::kWrite) return true;
     auto moved = static_cast<uint64_t>(result);
     if (moved >= r.length) return true;
-    if (r.kind == Kind::kRead && (moved == 0 || (r.direct && moved % kSectorBytes != 0))) {
+    if (r.kind == Kind::kRead && (moved == 0 || (r.direct && moved % kRingSectorBytes != 0))) {
       *status = at_end_of_file(r, moved);
       return true;
     }

@@ -15,7 +15,7 @@ namespace {
 const log::Logger kLog("node.rebuild");
 constexpr size_t kEntriesMax = 4u << 20;   // of one host's report
 constexpr uint64_t kBootsSkipped = 1000;   // runs that no host has seen
-constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
+constexpr int64_t kSecondNs = 1'000'000'000;
 }  // namespace
 
 Status Core::open_rebuild() {
@@ -90,7 +90,7 @@ void Core::rebuild() {
                                 {"holder", holder},
                                 {"from", placed.from}});
   }
-  uint64_t boot = static_cast<uint64_t>(std::max<int64_t>(now.ns, 0) / kNanosecondsPerSecond);
+  uint64_t boot = static_cast<uint64_t>(std::max<int64_t>(now.ns, 0) / kSecondNs);
   Incarnation newest_run = rebuild_->order.incarnation;
   for (const auto& [host, report] : rebuild_->reports) {
     put_host(batch, host, report.run);

@@ -18,7 +18,7 @@ using nlohmann::json;
 
 namespace {
 const log::Logger kLog("node.takeover");
-constexpr double kNanosecondsPerSecond = 1e9;
+constexpr double kNanosecondsPerSecondReal = 1e9;
 constexpr io::Duration kSyncMax = std::chrono::seconds(5);   // a brick that hangs does not keep its images
 
 struct Wish {
@@ -92,7 +92,7 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   auto gone = host_gone_at_.find(holder);
   entry["away_s"] = gone == host_gone_at_.end()
                         ? json(nullptr)
-                        : json(static_cast<double>((env_.now() - gone->second).count()) / kNanosecondsPerSecond);
+                        : json(static_cast<double>((env_.now() - gone->second).count()) / kNanosecondsPerSecondReal);
   bool level = image.record.outdated == 0;
   entry["level"] = level;
   entry["copy"] =
