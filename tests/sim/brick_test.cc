@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "shared/base/log.h"
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -29,7 +30,7 @@ const Failure kFailures[] = {
 class BrickTest : public testing::TestWithParam<Failure> {};
 
 TEST_P(BrickTest, NoErrorToTheGuestAndLevelAfterTheRepair) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {
       SCOPED_TRACE("seed " + std::to_string(seed));
       Lab lab(seed);
@@ -84,7 +85,7 @@ uint64_t number_in(const std::string& status, const std::string& name) {
 }
 
 TEST(ReadRepairTest, ABlockThatCannotBeReadIsAnsweredFromTheSharedCopyAndWrittenAnew) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     auto handle = lab.open_filled("host1");
@@ -111,7 +112,7 @@ TEST(ReadRepairTest, ABlockThatCannotBeReadIsAnsweredFromTheSharedCopyAndWritten
 }
 
 TEST(ReadRepairTest, WhatTheSharedCopyCannotReadIsWrittenAnewByTheResync) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     auto handle = lab.open_filled("host1");
@@ -127,7 +128,7 @@ TEST(ReadRepairTest, WhatTheSharedCopyCannotReadIsWrittenAnewByTheResync) {
 }
 
 TEST(EmptyBrickTest, IsNeverTakenAsNewAndIsFilledOnceAnOperatorSaysSo) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     auto handle = lab.open_filled("host1");
@@ -173,7 +174,7 @@ TEST(EmptyBrickTest, IsNeverTakenAsNewAndIsFilledOnceAnOperatorSaysSo) {
 
 // Acknowledged without the shared node, and then the brick is gone: no older block is served in its place.
 TEST(EmptyBrickTest, WhatOnlyTheOldOneHadIsNotPassedOver) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     auto handle = lab.open_filled("host1");

@@ -1,5 +1,6 @@
 // Handovers of a tenure, and a host's brick, each in the one situation that once went wrong or that must be shown.
 #include "journal/records.h"
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -26,7 +27,7 @@ bool staged(Lab& lab, const std::string& host, const WriteSequence& through) {
 
 // The next tenure's batches wait at the replica for what the old holder wrote: a power cut must not take that away.
 TEST(Handover, WhatTheNextTenureNamesAsItsParentSurvivesAPowerCutOfTheOldHolder) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     Lab lab(seed);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -94,7 +95,7 @@ TEST(Handover, ARestartedHostGivesBackATenureThatItDoesNotKnow) {
 // The shared node has taken the yield, its answer is lost: the host may hold nothing any more, so it must neither go on
 // alone nor be stuck as fenced.
 TEST(Handover, AYieldWithoutAnAnswerLeavesNoSecondWriter) {
-  for (uint64_t seed = 1; seed <= 40; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(40); ++seed) {
     Lab lab(seed);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();

@@ -1,5 +1,6 @@
 // A brick hangs: operations on it do not end. Nobody waits longer than the deadline, and what lands long afterwards changes
 // no block that was written since.
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -71,7 +72,7 @@ class HangTest : public testing::TestWithParam<Hang> {
 };
 
 TEST_P(HangTest, OfTheHostIsLeftAndFilledAgainOnceItAnswers) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     begin(lab);
@@ -96,7 +97,7 @@ TEST_P(HangTest, OfTheHostIsLeftAndFilledAgainOnceItAnswers) {
 }
 
 TEST_P(HangTest, OfTheHostOutlivesACrash) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {
       SCOPED_TRACE("seed " + std::to_string(seed));
       Lab lab(seed);
@@ -119,7 +120,7 @@ TEST_P(HangTest, OfTheHostOutlivesACrash) {
 
 // No copy is whole without it: requests wait for the brick, as they would without Tidemark, and none is lost.
 TEST_P(HangTest, OfAHostThatIsAloneIsWaitedFor) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     begin(lab);
@@ -144,7 +145,7 @@ TEST_P(HangTest, OfAHostThatIsAloneIsWaitedFor) {
 }
 
 TEST_P(HangTest, OfTheSharedNodeIsGoneOnWithout) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     begin(lab);

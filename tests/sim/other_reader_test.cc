@@ -1,6 +1,7 @@
 // A host without the tenure reads the shared copy: never one that lacks what the holder acknowledged.
 #include <cerrno>
 
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -51,7 +52,7 @@ TEST_F(OtherReader, GetsAnErrorWhileTheHolderIsAloneAndItsWritesOnceItIsBack) {
 }
 
 TEST_F(OtherReader, WaitsForTheRecoveryOfAHolderThatWasAlone) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     Lab lab(seed);
     begin(lab);
     go_alone(lab);
@@ -79,7 +80,7 @@ TEST_F(OtherReader, ReadsWhatAHolderThatCrashedAndIsIdleHadWritten) {
 }
 
 TEST_F(OtherReader, SeesNothingOldAfterThePowerCutOfTheSharedNode) {
-  for (uint64_t seed = 1; seed <= 20; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
     Lab lab(seed);
     begin(lab);
     ASSERT_TRUE(lab.write("host1", writer, 0, 'b').is_ok());
@@ -112,7 +113,7 @@ TEST_F(OtherReader, GetsNothingOldWhileTheSharedNodeRefusesTheHoldersWrites) {
 
 // What was refused is of the tenure in which it was: after the recovery the copies are level, and count as such.
 TEST_F(OtherReader, ReadsAgainOnceAHolderWhoseWritesWereRefusedHasRecovered) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     Lab lab(seed);
     begin(lab);
     lab.world.inject("shared1", FileFault{1, UINT64_MAX, kWrite, "/brick"});

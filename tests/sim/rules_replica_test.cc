@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "replica/replica.h"
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -70,7 +71,7 @@ class Site {
 
 // A host asks what the replica has before it sends a batch again; the network asks nobody.
 TEST(Rules, ABatchThatComesAgainChangesNothing) {
-  for (uint64_t seed = 1; seed <= 4; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
     Lab lab(seed, false, Plant::kNone, Ships::kYes);
     Site site(lab);
     auto image = lab.open_filled("host1");
@@ -90,7 +91,7 @@ TEST(Rules, ABatchThatComesAgainChangesNothing) {
 // The journal's disk takes long, that of the dirty-region log does not: what was written and flushed meanwhile is level
 // on both copies, and stays dirty all the same, for the replica's sake, until its records are durable.
 TEST(Rules, ARegionStaysDirtyUntilItsRecordsAreDurable) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     Lab lab(seed, false, Plant::kNone, Ships::kYes);
     Site site(lab);
     auto image = lab.open_filled("host1");
@@ -114,7 +115,7 @@ TEST(Rules, ARegionStaysDirtyUntilItsRecordsAreDurable) {
 // A host without a copy of its own has written, and was killed before it had staged that. Its next run makes an empty
 // copy and fills it: until a region is filled, what is shipped of it is read from the shared copy.
 TEST(Rules, WhatOnlyTheSharedCopyHoldsIsShippedFromThere) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     Lab lab(seed, false, Plant::kNone, Ships::kYes);
     Site site(lab);
     auto first = lab.open_filled("host2");

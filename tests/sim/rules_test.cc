@@ -4,6 +4,7 @@
 
 #include "shared/base/digest.h"
 #include "shared/wire/connection.h"
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -18,7 +19,7 @@ constexpr uint64_t kBlocks = 16, kStride = Lab::kImageBytes / kBlocks;
 // The shared node's machine loses its power with writes that no flush covered, and nothing is written before it is back:
 // the host does not go on alone. Its loss id alone says that blocks may be gone from its copy.
 TEST(Rules, WhatTheSharedCopyLostIsMadeGoodWithoutAWrite) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     Lab lab(seed);
     auto image = lab.open_filled("host1");
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
@@ -41,7 +42,7 @@ TEST(Rules, WhatTheSharedCopyLostIsMadeGoodWithoutAWrite) {
 // The link dies again at the very end of a resync, whenever that is; the guest writes on, and the power goes before it is
 // back. What was flushed alone meanwhile is not overwritten with what the shared copy has.
 TEST(Rules, WhatWasWrittenAloneAtTheEndOfAResyncIsKept) {
-  for (int cut = 0; cut < 120; ++cut) {
+  for (int cut = 0; cut < 120; cut += repeat(1, 8)) {
     Lab lab(static_cast<uint64_t>(cut) + 1);
     auto image = lab.open_filled("host1");
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
@@ -168,7 +169,7 @@ class Relic {
 
 // Frames of its tenure, in a session that stands: none is applied, whoever holds the image by now, or nobody.
 TEST(Rules, NoFrameOfAnOlderEpochIsAppliedInANewSession) {
-  for (uint64_t seed = 1; seed <= 4; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
     Lab lab(seed);
     auto first = lab.open_filled("host1");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -206,7 +207,7 @@ TEST(Rules, NoFrameOfAnOlderEpochIsAppliedInANewSession) {
 
 // Frames of a connection that the host has given up are still on their way when its next session stands.
 TEST(Rules, ANewSessionEndsTheOlderOnes) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     Lab lab(seed);
     auto image = lab.open("host1", true);
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
@@ -227,7 +228,7 @@ TEST(Rules, ANewSessionEndsTheOlderOnes) {
 
 // The own brick has failed, the shared copy serves; then the link is lost. Nothing holds what would be acknowledged now.
 TEST(Rules, NobodyGoesOnAloneWithACopyThatIsNotWhole) {
-  for (uint64_t seed = 1; seed <= 6; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
     Lab lab(seed);
     auto image = lab.open("host1", true);
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
@@ -261,7 +262,7 @@ Status resize(Lab& lab, const std::string& host, uint64_t size) {
 
 // Shrunk and grown again by one host: what another one's copy still has there is old.
 TEST(Rules, AShrinkIsBehindToTheOldEnd) {
-  for (uint64_t seed = 1; seed <= 4; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
     Lab lab(seed);
     auto turn = [&](const std::string& host, bool create, uint64_t length, uint8_t byte) {
       auto image = lab.open(host, create);
@@ -289,7 +290,7 @@ TEST(Rules, AShrinkIsBehindToTheOldEnd) {
 // The answer to a yield is on its way when the link is lost, and the next host has the tenure already: the yielding one,
 // whose copy is whole, does not know whether it still holds.
 TEST(Rules, NobodyGoesOnAloneInATenureThatItMayHaveGivenUp) {
-  for (uint64_t seed = 1; seed <= 6; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
     Lab lab(seed);
     auto first = lab.open_filled("host1");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -316,7 +317,7 @@ TEST(Rules, NobodyGoesOnAloneInATenureThatItMayHaveGivenUp) {
 
 // A host that comes back after it was alone asks for terms before it has resynced. (A host of this program never does.)
 TEST(Rules, NoTermsAreGivenWhileCopiesDiffer) {
-  for (uint64_t seed = 1; seed <= 4; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
     Lab lab(seed, true);
     auto first = lab.open_filled("host1");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();

@@ -1,5 +1,6 @@
 // A tenure taken by force: from a host that died, from one that is cut off and goes on alone, with crashes of everybody
 // in between. What was acknowledged on both copies is the main line; what only the old holder has is a branch there.
+#include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
 namespace tidemark::sim {
@@ -28,7 +29,7 @@ Result<uint8_t> branch_byte(Lab& lab, const std::string& host, uint64_t offset) 
 }
 
 TEST(Takeover, ADeadHostsImageGoesOnElsewhereWithAllThatWasAcknowledged) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     Lab lab(seed);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -63,7 +64,7 @@ TEST(Takeover, ADeadHostsImageGoesOnElsewhereWithAllThatWasAcknowledged) {
 // copy with it: a power cut of the shared node must not take it back.
 TEST(Takeover, WhatTheLostHolderHadNotFlushedIsDurableBeforeTheNextHolderReadsIt) {
   uint32_t taken_over = 0;
-  for (uint64_t seed = 1; seed <= 40; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(40); ++seed) {
     Lab lab(seed);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -93,7 +94,7 @@ TEST(Takeover, WhatTheLostHolderHadNotFlushedIsDurableBeforeTheNextHolderReadsIt
 
 // The cut-off host acknowledges alone; that is a branch, and never in the main line, whoever crashes meanwhile.
 TEST(Takeover, WhatACutOffHostWroteAloneBecomesABranch) {
-  for (uint64_t seed = 1; seed <= 24; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(24); ++seed) {
     Lab lab(seed);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -214,7 +215,7 @@ TEST(Takeover, AnOutdatedSharedCopyIsNotTakenWithoutASecondWord) {
 // Keeping the branch takes long: nothing of the image is taken up again before it is done, for what follows upon that
 // (the copy does not count, nothing is unflushed) must not come over a tenure that has begun meanwhile.
 TEST(Takeover, NoTenureBeginsBeforeTheBranchIsKept) {
-  for (uint64_t seed = 1; seed <= 12; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(12); ++seed) {
     Lab lab(seed);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -256,7 +257,7 @@ TEST(Takeover, NoTenureBeginsBeforeTheBranchIsKept) {
 // No flush had covered what the old holder's guests had acknowledged. The one that goes on copies it, and nobody would
 // make it good upon the shared copy, should it be lost there.
 TEST(Takeover, TheMainLineIsDurableWhenItIsTaken) {
-  for (uint64_t seed = 1; seed <= 12; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(12); ++seed) {
     Lab lab(seed);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -311,7 +312,7 @@ bool fence_stands(uint64_t seed, bool answered_early) {
 }
 
 TEST(Takeover, TheFenceIsDurableBeforeItIsAnsweredAndAPlantedEarlyAnswerIsCaught) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) EXPECT_TRUE(fence_stands(seed, false)) << "seed " << seed;
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) EXPECT_TRUE(fence_stands(seed, false)) << "seed " << seed;
   // What was under way when the power went may be on the disk all the same, as the seed has it.
   constexpr uint64_t kSeedsMax = 20;
   uint64_t seed = 1;

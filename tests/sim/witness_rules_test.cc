@@ -1,5 +1,6 @@
 // With a witness, case by case: who goes on alone, when a tenure moves by itself, what an operator may force, and what is
 // answered meanwhile. witness_test.cc has the partitions at random.
+#include "tests/repeat.h"
 #include "tests/sim/stamp_writer.h"
 
 namespace tidemark::sim {
@@ -10,7 +11,7 @@ using std::chrono::seconds;
 
 // By itself, and on the first write of the other host, once the lease has run out.
 TEST(Witness, TheTenureOfAHostThatIsGoneMovesByItself) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     Lab lab(seed, true);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -56,7 +57,7 @@ TEST(Witness, ACutOffHostGoesOnAloneWithItsVoteAndNobodyElseDoes) {
 // The daemon dies with its link: the one that follows on the same mount must not take the tenure for granted, which
 // the shared node has given to host 2 meanwhile.
 TEST(Witness, ASuccessorWithoutALinkDoesNotGoOnBesideAnotherHost) {
-  for (uint64_t seed = 1; seed <= 6; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
     Lab lab(seed, true);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -180,7 +181,7 @@ const std::string kAcceptLoss = ",\"accept_loss\":true";
 
 // A healthy holder is not left to go on alone between the end of its session and its word that the tenure is over.
 TEST(Witness, AForcedTakeoverStopsTheHolderFirst) {
-  for (uint64_t seed = 1; seed <= 10; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     Lab lab(seed, true);
     auto made = lab.open("host1", true);
     ASSERT_TRUE(made.is_ok()) << made.status().to_string();
@@ -307,7 +308,7 @@ TEST(Witness, AVoteThatCameTooLateDoesNotCountTheNextTime) {
 
 // A holder that was back for a moment answers reads from its own copy until its lease has run out once more.
 TEST(Witness, ALeaseBeginsAnewWhenItsHolderWasBack) {
-  for (uint64_t seed = 1; seed <= 5; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     Lab lab(seed, true);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
@@ -356,7 +357,7 @@ TEST(Witness, AWitnessThatIsBackIsAskedAgainForThoseThatWait) {
 // Writes that were acknowledged and not flushed went with the shared node's power: its copy is short, and serves nobody
 // without a second word, until its holder has said that nothing of its own is missing there.
 TEST(Witness, ASharedCopyThatLostUnflushedWritesServesNobodyByItself) {
-  for (uint64_t seed = 1; seed <= 6; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
     Lab lab(seed, true);
     auto first = lab.open("host1", true);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();

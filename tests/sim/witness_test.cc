@@ -1,4 +1,5 @@
 // Two hosts, a shared node and a witness under every partition: at most one side acknowledges writes.
+#include "tests/repeat.h"
 #include "tests/sim/stamp_writer.h"
 
 namespace tidemark::sim {
@@ -100,7 +101,7 @@ TEST(Witness, AtMostOneSideAcknowledgesUnderEveryPartition) {
 }
 
 // The oracle sees what it is there for.
-TEST(Witness, PlantedBugsAreCaught) {
+TEST(Witness, TM_UNSANITIZED(PlantedBugsAreCaught)) {
   constexpr uint64_t kSeedsMax = 40;
   for (Plant plant : {Plant::kWitnessForgets, Plant::kHostDoesNotAsk}) {
     uint64_t seed = 1;

@@ -54,7 +54,10 @@ class TransferTest : public testing::Test {
   }
   Bytes content() {
     std::ifstream in(options_.path, std::ios::binary);
-    return Bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    Bytes bytes(std::filesystem::file_size(options_.path));
+    in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    EXPECT_TRUE(in) << options_.path;
+    return bytes;
   }
   std::vector<std::string> names() {
     std::vector<std::string> out;

@@ -7,6 +7,8 @@
 #include <set>
 #include <sstream>
 
+#include "tests/repeat.h"
+
 namespace tidemark::fence {
 namespace {
 
@@ -169,7 +171,7 @@ TEST(Tenure, OnlyTheNewestEpochsHolderMayWrite) {
 // A random walk against what must hold whatever happens.
 TEST(Tenure, ARandomWalkNeverHasTwoHoldersInOneEpoch) {
   const std::vector<std::string> hosts = {"a", "b", "c"};
-  for (uint64_t seed = 1; seed <= 300; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(300); ++seed) {
     std::mt19937_64 random(seed);
     State state;
     std::map<uint64_t, std::string> holder_of;          // by epoch

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "shared/base/log.h"
 #include "shared/image/store.h"
@@ -40,6 +41,7 @@ EngineTest::~EngineTest() {
 
 void EngineTest::start() {
   world_ = std::make_unique<sim::World>(options_);
+  looks_ = {};
   world_->add_node({.name = "shared1", .cluster = cluster_, .role = net::Role::kShared});
   for (int h : {1, 2}) world_->add_node({.name = host_name(h), .cluster = cluster_, .role = net::Role::kHost});
   start_shared();
@@ -54,9 +56,20 @@ EngineTest::File EngineTest::start_written() {
   return f;
 }
 
-bool EngineTest::linked(int host) {
-  return nlohmann::json::parse(engine(host).status_json())["shared"]["connected"].get<bool>();
+// A host's status is costly to make. Whoever waits for it looks again when something was logged, and every two milliseconds.
+struct EngineTest::Look {
+  size_t logged;
+  sim::Duration at;
+  nlohmann::json status;
+};
+const EngineTest::Look& EngineTest::look(int host) {
+  auto& last = looks_[static_cast<size_t>(host)];
+  if (!waiting_ || !last || last->logged != log_.size() || world_->elapsed() - last->at >= milliseconds(2))
+    last = std::make_shared<const Look>(Look{log_.size(), world_->elapsed(), nlohmann::json::parse(engine(host).status_json())});
+  return *last;
 }
+
+bool EngineTest::linked(int host) { return look(host).status["shared"]["connected"].get<bool>(); }
 
 Incarnation EngineTest::incarnation(int host) {
   return Incarnation(nlohmann::json::parse(engine(host).status_json())["incarnation"].get<uint64_t>());
@@ -271,7 +284,11 @@ EngineTest::Pending EngineTest::set_mirror(const File& f, const std::string& pol
 // ---- looking --------------------------------------------------------------------------------------
 
 bool EngineTest::until(UniqueFunction<bool()> done, sim::Duration limit) {
-  return done() || world_->run_until(std::move(done), limit);
+  if (done()) return true;
+  const bool before = std::exchange(waiting_, true);
+  const bool is_so = world_->run_until(std::move(done), limit);
+  waiting_ = before;
+  return is_so;
 }
 
 Status EngineTest::wait(const Pending& request, sim::Duration limit) {
@@ -280,8 +297,7 @@ Status EngineTest::wait(const Pending& request, sim::Duration limit) {
 }
 
 std::string EngineTest::mirror(const File& f) {
-  auto status = nlohmann::json::parse(engine(f.host).status_json());
-  for (const auto& image : status["images"])
+  for (const auto& image : look(f.host).status["images"])
     if (image["uuid"] == f.image.to_string()) return image["mirror"];
   return "";
 }

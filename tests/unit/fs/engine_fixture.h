@@ -113,6 +113,10 @@ class EngineTest : public testing::Test {
   std::string log_;
 
  private:
+  struct Look;
+  const Look& look(int host);
+  std::array<std::shared_ptr<const Look>, 3> looks_;
+  bool waiting_ = false;
   Pending request() { return std::make_shared<Request>(); }
 };
 

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "shared/image/store.h"
+#include "tests/repeat.h"
 #include "tests/sim/sim_env.h"
 
 namespace tidemark::image {
@@ -125,7 +126,7 @@ class StoreSim {
 class StoreCrashTest : public ::testing::TestWithParam<sim::Crash> {};
 
 TEST_P(StoreCrashTest, AcknowledgedSyncsHoldAndAKillLosesNothingAcknowledged) {
-  for (uint64_t seed = 1; seed <= 16; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(16); ++seed) {
     SCOPED_TRACE(seed);
     const uint64_t size = 300 * kSector;
     StoreSim sim(seed, 3, seed % 3 + 1);
@@ -168,7 +169,7 @@ TEST_P(StoreCrashTest, AcknowledgedSyncsHoldAndAKillLosesNothingAcknowledged) {
 }
 
 TEST_P(StoreCrashTest, CreateRemoveAndResizeAreWholeOrNotAtAll) {
-  for (uint64_t seed = 1; seed <= 60; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(60); ++seed) {
     SCOPED_TRACE(seed);
     StoreSim sim(seed, 2, 2);
     for (int crash = 0; crash < 6; ++crash) {
@@ -219,7 +220,7 @@ TEST_P(StoreCrashTest, CreateRemoveAndResizeAreWholeOrNotAtAll) {
 }
 
 TEST_P(StoreCrashTest, WhatAShrinkCutOffStaysGone) {
-  for (uint64_t seed = 1; seed <= 40; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(40); ++seed) {
     SCOPED_TRACE(seed);
     StoreSim sim(seed, 2, 2);
     sim.copy = *sim.group->create(some_image(), 1000 * kSector);
@@ -257,7 +258,7 @@ TEST(StoreSimulation, AFullDiskIsToldAndHarmsNothing) {
 
 // Killed at any moment of an opening; then the power goes while the next one has just told its state what it found.
 TEST(StoreSimulation, AKillAndThenAPowerCutRefuseNoBrick) {
-  for (uint64_t seed = 1; seed <= 12; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(12); ++seed) {
     for (uint64_t nth = 1;; ++nth) {
       SCOPED_TRACE("seed " + std::to_string(seed) + ", operation " + std::to_string(nth));
       StoreSim sim(seed, 2, 1);

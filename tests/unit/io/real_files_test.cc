@@ -13,7 +13,7 @@
 namespace tidemark::io {
 namespace {
 
-constexpr auto kWait = std::chrono::seconds(20);
+constexpr auto kAtMost = std::chrono::seconds(20);
 
 class RealFiles : public ::testing::TestWithParam<bool> {
  protected:
@@ -26,7 +26,7 @@ class RealFiles : public ::testing::TestWithParam<bool> {
   Status wait(F start) {
     std::optional<Status> result;
     start([&](Status s) { result = std::move(s); });
-    EXPECT_TRUE(env.run_until([&] { return result.has_value(); }, kWait));
+    EXPECT_TRUE(env.run_until([&] { return result.has_value(); }, kAtMost));
     return result.value_or(Status(Code::kUnavailable, "no answer"));
   }
   RealEnv env;

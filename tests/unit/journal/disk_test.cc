@@ -1,6 +1,7 @@
 // The journal's own disk full or failing: guests go on, nothing is relied on that does not stand, and it recovers by itself.
 #include <gtest/gtest.h>
 
+#include "tests/repeat.h"
 #include "tests/unit/journal/limit_harness.h"
 
 namespace tidemark::journal {
@@ -77,7 +78,7 @@ TEST_F(DiskTest, NoWriteToACleanRegionGoesOnBeforeTheMarkStands) {
   EXPECT_TRUE(outdated());
 }
 
-TEST_F(DiskTest, WhatWaitsForADiskThatTakesNotEvenTheMarkIsBounded) {
+TEST_F(DiskTest, TM_UNSANITIZED(WhatWaitsForADiskThatTakesNotEvenTheMarkIsBounded)) {
   open_journal();
   run_load(50, 8);
   wait_shipped();

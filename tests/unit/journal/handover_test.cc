@@ -8,8 +8,6 @@
 namespace tidemark::journal {
 namespace {
 
-constexpr uint64_t kG = limits::kOrderGranule;
-
 // What a handover relies on: from the answer on, a power cut changes neither the batch nor what it holds.
 TEST_F(JournalTest, AStagedHandoverCutSurvivesAPowerCutAndIsShippedAsItWas) {
   add_image(0, 128 * kG);

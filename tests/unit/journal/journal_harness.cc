@@ -5,7 +5,6 @@
 namespace tidemark::journal {
 namespace {
 
-constexpr uint64_t kG = limits::kOrderGranule;
 constexpr uint16_t kReplicaPort = 7443;
 
 Extent granules_of(Extent e) {

@@ -14,10 +14,13 @@
 
 #include "journal/journal.h"
 #include "journal/segment.h"
+#include "shared/base/limits.h"
 #include "shared/net/network.h"
 #include "tests/sim/sim_env.h"
 
 namespace tidemark::journal {
+
+inline constexpr uint64_t kG = limits::kOrderGranule;
 
 using Images = std::map<ImageId, Bytes>;
 

@@ -9,8 +9,6 @@
 
 namespace tidemark::journal {
 
-inline constexpr uint64_t kG = limits::kOrderGranule;
-
 class LimitTest : public JournalTest {
  protected:
   LimitTest() : LimitTest(sim::WorldOptions()) {}

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "journal/lacks.h"
+#include "tests/repeat.h"
 #include "tests/unit/journal/limit_harness.h"
 
 namespace tidemark::journal {
@@ -77,7 +78,7 @@ TEST_F(LimitTest, AtTheLimitOfAgeTheSameHappens) {
   expect_level();
 }
 
-TEST_F(LimitTest, TheTimeToTheLimitIsForetold) {
+TEST_F(LimitTest, TM_UNSANITIZED(TheTimeToTheLimitIsForetold)) {
   options_.settings.limit_bytes = 64u << 20;
   open_journal();
   replica_away();
@@ -119,7 +120,7 @@ TEST_F(LimitTest, EventsOfGivenUpBatchesStillReachTheReplica) {
   }
 }
 
-TEST_F(LimitTest, EventsAreFoldedToABoundWhileDegradedAndTheNamesAreRightAfterwards) {
+TEST_F(LimitTest, TM_UNSANITIZED(EventsAreFoldedToABoundWhileDegradedAndTheNamesAreRightAfterwards)) {
   open_journal();
   run_load(20, 8);
   wait_shipped();
@@ -427,7 +428,7 @@ TEST_P(LimitCrashTest, GoesOnWhereItStood) {
   expect_level();
 }
 
-INSTANTIATE_TEST_SUITE_P(Seeds, LimitCrashTest, testing::Range(0, 24));
+INSTANTIATE_TEST_SUITE_P(Seeds, LimitCrashTest, testing::Range(0, repeat(24, 5)));
 
 // ---- the map --------------------------------------------------------------------------------------
 

@@ -8,8 +8,6 @@
 namespace tidemark::journal {
 namespace {
 
-constexpr uint64_t kG = limits::kOrderGranule;
-
 TEST_F(JournalTest, WaitersGetTheReplicasReceipt) {
   add_image(0, 128 * kG);
   open_journal();

@@ -4,12 +4,11 @@
 #include <cstdio>
 #include <random>
 
+#include "tests/repeat.h"
 #include "tests/unit/journal/journal_harness.h"
 
 namespace tidemark::journal {
 namespace {
-
-constexpr uint64_t kG = limits::kOrderGranule;
 
 double ns_each(int count, const std::function<void(int)>& fn) {
   auto start = std::chrono::steady_clock::now();
@@ -18,7 +17,7 @@ double ns_each(int count, const std::function<void(int)>& fn) {
   return static_cast<double>(ns) / count;
 }
 
-TEST_F(JournalTest, HotPathCostsLittle) {
+TEST_F(JournalTest, TM_UNSANITIZED(HotPathCostsLittle)) {
   add_image(0, 64u << 20);
   ship_ = false;
   open_journal();
@@ -54,7 +53,7 @@ TEST_F(JournalTest, HotPathCostsLittle) {
   all();
 }
 
-TEST_F(JournalTest, RecordsOfOneBatchAreBoundedAndLoseNothing) {
+TEST_F(JournalTest, TM_UNSANITIZED(RecordsOfOneBatchAreBoundedAndLoseNothing)) {
   add_image(0, 16u << 20);
   std::fill(copy_.images[image_id(0)].begin(), copy_.images[image_id(0)].end(), 0x11);
   options_.settings.cut_bytes = 1ull << 50;

@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <random>
 
+#include "tests/repeat.h"
+
 namespace tidemark::node {
 namespace {
 
@@ -197,7 +199,7 @@ TEST_F(NamesTest, ReadingADirectoryGoesOnAfterAName) {
 
 // Whatever is done, the tree is a tree: every name reaches its node, link counts are right, numbers grow.
 TEST_F(NamesTest, ARandomWalkKeepsTheTreeWhole) {
-  for (uint64_t seed = 1; seed <= 60; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(60); ++seed) {
     std::mt19937_64 random(seed);
     NameSpace names(WallTime{1});
     std::vector<InodeNumber> known = {kRootInode};

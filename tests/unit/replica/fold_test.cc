@@ -6,6 +6,7 @@
 #include <set>
 
 #include "shared/node/names.h"
+#include "tests/repeat.h"
 #include "tests/unit/replica/harness.h"
 
 namespace tidemark::replica {
@@ -145,7 +146,7 @@ TEST_P(FoldTest, TheReplicaHasTheSameNames) {
   for (const auto& alarm : status["alarms"]) EXPECT_NE(alarm["kind"], "event_mismatch") << alarm.dump();
   EXPECT_EQ(shown(), expected());
 }
-INSTANTIATE_TEST_SUITE_P(Seeds, FoldTest, testing::Range(0, 60));
+INSTANTIATE_TEST_SUITE_P(Seeds, FoldTest, testing::Range(0, repeat(60, 12)));
 
 // What is kept does not grow with the number of events.
 TEST(Fold, OneNameManyTimes) {

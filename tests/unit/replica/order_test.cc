@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <random>
 
+#include "tests/repeat.h"
 #include "tests/unit/replica/batch_maker.h"
 
 namespace tidemark::replica {
@@ -141,7 +142,7 @@ void check(const std::vector<ApplyAction>& applied) {
 }
 
 TEST(Order, EveryArrivalOrderGivesALegalHistoryThatHoldsNothingBack) {
-  for (uint64_t seed = 1; seed <= 60; ++seed) {
+  for (uint64_t seed = 1; seed <= seeds_of(60); ++seed) {
     World world(seed);
     world.run(300);
     const auto streams = world.streams();

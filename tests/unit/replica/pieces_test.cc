@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "replica/overlay.h"
+#include "tests/repeat.h"
 #include "tests/unit/replica/harness.h"
 
 namespace tidemark::replica {
@@ -216,7 +217,7 @@ TEST_P(StepsRandomTest, TheEndIsWhatWasLaidOverEachOther) {
   auto snapshot = h.replica->store().snapshot();
   for (Table table : {kSpillLeaves, kSpillWides}) EXPECT_FALSE(snapshot->cursor(table)->first());
 }
-INSTANTIATE_TEST_SUITE_P(Seeds, StepsRandomTest, testing::Range(0, 16));
+INSTANTIATE_TEST_SUITE_P(Seeds, StepsRandomTest, testing::Range(0, repeat(16, 4)));
 
 TEST(OverlayTest, SplitsWhatIsCoveredInTheMiddle) {
   Overlay overlay;
