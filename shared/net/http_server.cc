@@ -5,6 +5,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 
@@ -22,19 +23,20 @@ namespace {
 using namespace http_detail;  // this folder's own
 using Tcp = asio::ip::tcp;
 using Unix = asio::local::stream_protocol;
-using TlsConnection = beast::ssl_stream<beast::tcp_stream>;
+// TCP and Unix sockets alike: each further type of connection costs a compiler a quarter of a minute.
+using PlainConnection = beast::basic_stream<asio::generic::stream_protocol>;
+using TlsConnection = beast::ssl_stream<PlainConnection>;
 
 constexpr auto kAcceptRest = std::chrono::milliseconds(200);
 
-template <typename Connection>
-awaitable<void> serve_plain(CorePtr core, Connection connection, std::string from) {
+awaitable<void> serve_plain(CorePtr core, PlainConnection connection, std::string from) {
   if (core->stopping) co_return;  // accepted just before
-  Session<Connection> session(core, connection, from);
+  Session<PlainConnection> session(core, connection, from);
   Registration registration(*core, [&session] { session.abort(); });
   co_await session.run();
 }
 
-awaitable<void> serve_tls(CorePtr core, beast::tcp_stream socket, std::string from) {
+awaitable<void> serve_tls(CorePtr core, PlainConnection socket, std::string from) {
   if (core->stopping) co_return;  // accepted just before
   auto context = core->contexts.get(*core->options.tls, core->env.wall());
   if (!context) {
@@ -99,13 +101,13 @@ void spawn_session(const CorePtr& core, Tcp::socket socket) {
   error_code ignored;  // a connection that is gone already says so at its first read
   socket.set_option(Tcp::no_delay(true), ignored);
   std::string from = name_of(socket);
-  beast::tcp_stream stream(std::move(socket));
+  PlainConnection stream(std::move(socket));
   if (core->options.tls) asio::co_spawn(core->context, serve_tls(core, std::move(stream), from), asio::detached);
   else asio::co_spawn(core->context, serve_plain(core, std::move(stream), from), asio::detached);
 }
 
 void spawn_session(const CorePtr& core, Unix::socket socket) {
-  beast::basic_stream<Unix> stream(std::move(socket));
+  PlainConnection stream(std::move(socket));
   asio::co_spawn(core->context, serve_plain(core, std::move(stream), core->options.unix_socket), asio::detached);
 }
 
