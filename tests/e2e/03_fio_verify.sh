@@ -4,7 +4,7 @@
 source "$(dirname "$0")/lib.sh"
 cluster_up host1 host2
 job() { # HOST
-  fio --name="$1" --filename="$D/mnt/$1/$1.img" --size=128M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=32 \
+  fio --name="$1" --filename="$D/mnt/$1/$1.img" --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=32 \
     --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0 --loops=2 --output="$D/log/fio.$1"
 }
 job host1 & one=$!
