@@ -23,7 +23,7 @@ namespace {
 using namespace http_detail;  // this folder's own
 using Tcp = asio::ip::tcp;
 using Unix = asio::local::stream_protocol;
-// TCP and Unix sockets alike: each further type of connection costs a compiler a quarter of a minute.
+// TCP and Unix sockets alike: each further type of connection costs a compiler ten seconds.
 using PlainConnection = beast::basic_stream<asio::generic::stream_protocol>;
 using TlsConnection = beast::ssl_stream<PlainConnection>;
 
