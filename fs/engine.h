@@ -5,14 +5,12 @@
 // must be valid until the callback ran.
 //
 // Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
-// that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that
-// are gone), engine_policy.cc (mirror = none and back), engine_link.cc (link lost
-// and back), engine_tenure.cc, engine_yield.cc (giving a tenure back), engine_fence.cc (tenures taken by force),
-// engine_witness.cc, engine_fill.cc,
-// engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
-// engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
-// engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc,
-// engine_status.cc.
+// that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that are gone), engine_policy.cc
+// (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc, engine_yield.cc (giving a tenure
+// back), engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc, engine_rebuild.cc (another shared
+// node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc, engine_recovery.cc,
+// engine_succession.cc (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc
+// (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc, engine_alarms.cc, engine_status.cc.
 #pragma once
 
 #include <map>
@@ -22,57 +20,25 @@
 #include <unordered_map>
 #include <vector>
 
+#include "fs/engine_types.h"
 #include "fs/image.h"
 #include "fs/mirror.h"
 #include "fs/name_cache.h"
 #include "journal/journal.h"
-#include "shared/base/config.h"
 #include "shared/base/task.h"
 #include "shared/image/store.h"
 #include "shared/io/env.h"
-#include "shared/net/network.h"
 
 namespace tidemark::metrics { class Registry; }
 
 namespace tidemark::fs {
 
-class Survivor;
 struct SavedTenure;
 struct ScrubOptions;
 struct ScrubState;
 struct ScrubRun;
 struct ScrubBlock;
 struct Undecided;
-
-struct EngineOptions {
-  config::Host config;
-  Uuid cluster;                          // of this host's certificate
-  Survivor* survivor = nullptr;          // what this run leaves to a successor; null: nothing
-  bool successor = false;                // the survivor is of a run before, whose mount stands
-  bool after_reset = false;              // an operator's word that the state before this one was lost
-};
-
-// Owns the memory of requests. Where a brick hangs, a request is answered while a device may still use its memory.
-class MemoryKeeper {
- public:
-  virtual ~MemoryKeeper() = default;
-  // `memory` stays as it is until landed(). Gives other memory, of the same size, for what a read is answered with.
-  virtual MutableByteSpan keep(ByteSpan memory) = 0;
-  virtual void landed(ByteSpan memory) = 0;
-};
-
-using Done = Callback<Status>;
-using AttrDone = Callback<Result<wire::Attr>>;
-struct HandleId { uint64_t value = 0; };  // table index + 1
-
-struct SetAttr {
-  uint32_t mask = 0;                     // wire::SetAttrMask
-  wire::Attr values;
-  bool set_size = false;
-  bool touch = false;                    // the times move even if the size stays
-  uint64_t size = 0;
-};
-
 struct VerifyRun;
 struct ResyncRun;
 
@@ -170,9 +136,8 @@ class Engine final : public journal::BlockSource {
   void takeover(std::string request, Callback<Result<std::string>> done);
   // Requests of this image that wait for the shared node or the witness are answered EIO. How many, as JSON.
   void abort_waiting(std::string image, Callback<Result<std::string>> done);
-  // What this host had written and lost to another's tenure that was taken by force.
-  struct Branch { ImageId image; Epoch epoch; std::string file; uint64_t bytes = 0; };
   std::string branch_directory() const;
+  // What this host had written and lost to another's tenure that was taken by force.
   std::vector<Branch> branches();
   std::vector<std::string> notes();
   std::string journal_json();
@@ -275,11 +240,6 @@ class Engine final : public journal::BlockSource {
   Result<Incarnation> meet(const wire::Met& met);
   Status check_own_run(const wire::Met& met) const;
   Status check_shared_runs(const wire::Met& met);
-  struct SharedRun {
-    Uuid store;
-    Incarnation boot;
-    Uuid nonce;
-  };
   Result<SharedRun> known_shared_run();        // the newest that was seen; nil: none
   Task<Status> greeted(wire::Connection& link, const wire::HelloAnswerMore& hello);
   // ---- engine_rebuild.cc
@@ -444,7 +404,6 @@ class Engine final : public journal::BlockSource {
   Status load_undecided();
   void set_undecided(const ImageId& id, std::vector<Extent> pieces);
   void forget_undecided(const std::vector<Image*>& known);
-
   // ---- engine_scrub.cc
   Task<void> run_scrub(std::shared_ptr<ScrubRun> run);
   Task<Status> scrub_image(ScrubRun& run, Image& image);
@@ -524,12 +483,7 @@ class Engine final : public journal::BlockSource {
   bool stopping_ = false;
   uint32_t recovering_ = 0;
   std::set<ImageId> unreconciled_;                  // dirty after a crash: not served before that is dealt with
-  // For metrics.
-  struct Counts {
-    uint64_t reads = 0, writes = 0, flushes = 0, read_bytes = 0, write_bytes = 0, errors = 0;
-    uint64_t link_losses = 0, resynced_bytes = 0, filled_bytes = 0, differences = 0, alone = 0, local_failures = 0,
-             lost = 0, hung = 0, repaired_own = 0, repaired_shared = 0;
-  } counts_;
+  EngineCounts counts_;
   std::optional<std::pair<Incarnation, Uuid>> met_run_;   // of the shared node, on the connection that is being opened
   std::unique_ptr<Mirror> mirror_;
   TaskGroup tasks_;

@@ -38,7 +38,7 @@ std::string branch_name(const ImageId& image, Epoch epoch) {
 std::string Engine::branch_directory() const { return options_.config.node.state_dir + "/branches"; }
 
 // The branches that this host keeps: names and sizes.
-std::vector<Engine::Branch> Engine::branches() {
+std::vector<Branch> Engine::branches() {
   std::vector<Branch> out;
   auto names = env_.files().list(branch_directory());
   if (!names) return out;   // none was ever made

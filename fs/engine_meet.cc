@@ -43,7 +43,7 @@ Status Engine::check_own_run(const wire::Met& met) const {
                     "reset` here: its copies are filled anew");
 }
 
-Result<Engine::SharedRun> Engine::known_shared_run() {
+Result<SharedRun> Engine::known_shared_run() {
   auto row = store_->snapshot()->get(kTableMeta, as_bytes(kSharedRun));
   if (!row && row.status().code() == Code::kNotFound) return SharedRun{};
   if (!row) return row.status();

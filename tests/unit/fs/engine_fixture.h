@@ -55,6 +55,10 @@ class EngineTest : public testing::Test {
   Status open_shared();                // without listening
   void crash_shared(sim::Crash kind);
   void crash_host(int host, sim::Crash kind);
+  void crash_all() {
+    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
+    crash_shared(sim::Crash::kKill);
+  }
   Engine& engine(int host) { return *engines_.at(static_cast<size_t>(host)); }
   static std::string host_name(int host) { return "host" + std::to_string(host); }
   void cut_link(int host) { world_->partition(host_name(host), "shared1"); }

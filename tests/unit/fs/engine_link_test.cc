@@ -251,8 +251,7 @@ TEST_F(LinkTest, AWriteAcknowledgedAloneDuringAResumeIsNotReadOldElsewhere) {
     ASSERT_TRUE(await_mirror(f, "mirrored"));
     ASSERT_TRUE(until([&] { return byte_at(theirs, 15 * kMiB, 4096) == 0x22; }));
     EXPECT_EQ(verify(f), "");
-    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
-    crash_shared(sim::Crash::kKill);
+    crash_all();
   }
 }
 

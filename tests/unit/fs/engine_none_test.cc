@@ -47,8 +47,7 @@ TEST_F(NoneTest, AHostThatComesBackToAnImageThatIsNoneHasItAlone) {
     EXPECT_EQ(byte_at(theirs, 0, kMiB), 0x23);
     EXPECT_EQ(byte_at(theirs, kMiB, kMiB), 0x11);
     EXPECT_EQ(verify(f), "");
-    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
-    crash_shared(sim::Crash::kKill);
+    crash_all();
   }
 }
 

@@ -80,8 +80,7 @@ TEST_F(PolicyTest, ACrashBetweenNoneAndSyncLosesNothing) {
     EXPECT_EQ(byte_at(theirs, 0, 4096), 0x22);
     EXPECT_EQ(byte_at(theirs, 5 * kMiB, kMiB), 0x11);
     EXPECT_EQ(verify(f), "");
-    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
-    crash_shared(sim::Crash::kKill);
+    crash_all();
   }
 }
 
@@ -362,8 +361,7 @@ TEST_F(PolicyTest, WritesAloneOnABrickThatIsGoneAreWaitedForOrGivenUp) {
       ASSERT_TRUE(await_mirror(f, "mirrored"));
     }
     EXPECT_EQ(verify(f), "");
-    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
-    crash_shared(sim::Crash::kKill);
+    crash_all();
     host_bricks_ = {"/brick1"};
   }
 }
