@@ -329,6 +329,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> make_regions_equal(Image& image, bool host_wins, const std::vector<RegionIndex>& regions,
                                   uint64_t region_bytes, uint64_t* repaired);
   Task<Status> sync_equal(Image& image, const ResyncRun& run);
+  Task<Status> tell_apart(Image& image, const ResyncRun& run);
   Task<Status> tell_equal(Image& image, const ResyncRun& run);
   Task<Status> resync_regions(Image& image, const ResyncRun& run, std::vector<RegionIndex> regions,
                               uint64_t* repaired);
@@ -364,6 +365,7 @@ class Engine final : public journal::BlockSource {
   void invalidated(const wire::InvalidateNotify& message);
   Task<void> check_attr(Image& image);
   Task<void> learn_size(Op* op);
+  Task<void> end_if_shorter(Op* op);
   // ---- engine_names.cc
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
@@ -402,7 +404,8 @@ class Engine final : public journal::BlockSource {
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
   // ---- engine_alarms.cc
   Status load_undecided();
-  void set_undecided(const ImageId& id, std::vector<Extent> pieces);
+  void set_undecided(const ImageId& id, std::vector<Extent> pieces, bool repaired = false);
+  Status record_undecided(const ImageId& id, const std::vector<Extent>& pieces);
   void forget_undecided(const std::vector<Image*>& known);
   // ---- engine_scrub.cc
   Task<void> run_scrub(std::shared_ptr<ScrubRun> run);
@@ -416,6 +419,7 @@ class Engine final : public journal::BlockSource {
   Task<Result<bool>> settle_unit(ScrubRun& run, Image& image, ScrubBlock& block, uint64_t unit, const DigestKey& key);
   Task<Result<bool>> settle_unreadable(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_read,
                                        const DigestKey& key);
+  Task<Status> before_repair(ScrubRun& run, Image& image, Extent range);
   Task<Result<bool>> repair_unit(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_good,
                                  const DigestKey& key);
   Task<Result<bool>> repair_mixed(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, Digest128 kept,

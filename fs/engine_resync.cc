@@ -197,6 +197,16 @@ Task<Status> Engine::sync_equal(Image& im, const ResyncRun& run) {
   co_return Status(Code::kUnavailable, "the shared copy changed its loss id during the resync");
 }
 
+// The copies may differ, on record there: other hosts' reads wait, and a takeover takes an operator's second word.
+Task<Status> Engine::tell_apart(Image& im, const ResyncRun& run) {
+  using Answer = Result<wire::Resumed>;
+  wire::Resume tell{im.id, run.epoch, im.size, im.size_generation, 2};
+  auto told = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+  });
+  co_return told.status();
+}
+
 // Other hosts' reads are answered from the shared copy again, and it is level for a takeover.
 Task<Status> Engine::tell_equal(Image& im, const ResyncRun& run) {
   using Answer = Result<wire::Resumed>;
@@ -243,9 +253,10 @@ Task<void> Engine::resync(Image& im) {
   std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", run.epoch}, {"regions", regions.size()}});
   Status status;
+  if (run.stands(im)) status = co_await tell_apart(im, run);
   if (!im.local() && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
   if (TM_PLANTED("call copies level without a resync")) regions.clear();
-  if (im.local()) status = co_await resync_regions(im, run, regions, &repaired);
+  if (status.is_ok() && im.local()) status = co_await resync_regions(im, run, regions, &repaired);
   if (status.is_ok() && !run.stands(im)) status = Status(Code::kUnavailable, "the link or the tenure changed");
   // Durable on both before the mark that they may differ goes.
   Counter counter = journal_->last_finished();

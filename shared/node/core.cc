@@ -6,6 +6,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/base/planted.h"
 #include "shared/node/rebuild.h"
 
 namespace tidemark::node {
@@ -138,6 +139,7 @@ void Core::load_images() {
     // What lies between the last number given and the durable bound is skipped, never used again.
     image->coordinator = image->reserved_durable = image->record.reserved;
     image->behind = std::move(catalogue_->behind[id]);
+    if (!image->record.tenure.holder.empty()) image->synced = 0;
     // Hosts that have a nameless image open get time to come back.
     image->kept_until = kept_until;
     // Said at once, not when somebody asks for a block.
@@ -153,7 +155,7 @@ void Core::load_images() {
 // Under another loss id the copies here may lack writes that were acknowledged and not flushed. Their holders say when
 // they resume whether they have any such; until then no copy of a held image is taken for level.
 Status Core::note_loss() {
-  const LossId now = group_->loss_id();
+  const LossId now = loss_ = group_->loss_id();
   TM_ASSIGN_OR_RETURN(std::optional<LossId> before, read_loss_id(*store_));
   if (before == now) return Status::ok();
   kv::WriteBatch batch;
@@ -168,6 +170,38 @@ Status Core::note_loss() {
   }
   put_loss_id(batch, now);
   return store_->commit_and_wait(std::move(batch));
+}
+
+// A sync has failed, of whatever image: what holders have written since the last good one of theirs may be gone here.
+// They hear of it by the next answer that they get; what follows from it must not wait for that, nor for them to live.
+void Core::note_failed_syncs() {
+  if (loss_ == group_->loss_id()) return;
+  loss_ = group_->loss_id();
+  if (TM_PLANTED("leave a copy level that a failed sync may have spoilt")) return;
+  kv::WriteBatch batch;
+  std::vector<SessionPtr> unaware;
+  for (auto& [id, image] : images_) {
+    const bool counts = !image->record.tenure.holder.empty() && image->attr->mirror != 0;
+    if (!counts || image->begun == image->synced) continue;
+    if (!image->refused_writes) {
+      kLog.warning("shared_copy_outdated", {{"image", id}, {"host", image->record.tenure.holder},
+                                            {"reason", "a sync failed, and not all of it was synced before"}});
+    }
+    image->refused_writes = true;
+    image->holder_ahead = Image::Ahead::kUntilResume;
+    if (std::exchange(image->record.outdated, 1) == 0) put_image(batch, id, image->record);
+    if (image->begun != 1) continue;
+    // Nothing but what an earlier run had begun, and may have synced: its holder may have no reason to ask anything.
+    image->synced = 1;
+    auto session = sessions_.find(image->holder_session);
+    if (session != sessions_.end()) unaware.push_back(session->second);
+  }
+  commit(std::move(batch), [] {});   // should it be lost, the next start finds another loss id
+  if (unaware.empty()) return;
+  env_.post([this, self = self_, unaware = std::move(unaware)] {
+    for (const SessionPtr& session : unaware)
+      if (*self != nullptr) end_session(session, Status(Code::kUnavailable, "a sync has failed since its Hello"));
+  });
 }
 
 Status Core::listen(const net::Address& address, const net::TlsFiles& tls) {
@@ -251,6 +285,7 @@ void Core::settle_marks() {
 void Core::tick() {
   tick_timer_ = env_.after(kTickInterval, [this] { tick(); });
   if (!failed_) return;
+  note_failed_syncs();
   settle_marks();
   close_idle_copies();
   io::BootTime now = env_.now();

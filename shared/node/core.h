@@ -54,6 +54,7 @@ struct Session {
   uint64_t number = 0;
   std::string host;
   HostRun run;
+  LossId loss;                                // as its Hello was answered
   std::vector<std::shared_ptr<Peer>> peers;   // shared with their unanswered requests
   bool ended = false;
   uint32_t ops = 0;                           // begun or waiting
@@ -78,7 +79,8 @@ struct Image {
   uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
   // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
   enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite, kUntilResume } holder_ahead = Ahead::kNo;
-  bool refused_writes = false;                // of the holder, which may not have heard of it when it next resumes
+  // Of the holder, or lost after it had been applied: the holder may not have heard of it when it next resumes.
+  bool refused_writes = false;
   uint32_t asking_witness = 0;                // questions on their way: meanwhile no new terms
   bool fence_later = false;                   // a timer is set to look at its holder's absence again
   bool fencing = false;                       // being taken from its holder: nothing more of the epoch is begun
@@ -91,6 +93,9 @@ struct Image {
   bool syncing = false;
   std::vector<Op*> sync_joined;               // of the sync under way; empty if it hangs
   std::vector<Op*> sync_waiting;              // joined by the next sync
+  // Requests that change blocks: begun, ended, and those that had ended when the last sync that succeeded, or the
+  // tenure, was begun. The first stands for all of this node's earlier run.
+  uint64_t begun = 1, ended = 1, synced = 1;
   uint32_t hung = 0;                          // operations on the copy that were given up and have not ended
   uint64_t used_at = 0;
 };
@@ -157,6 +162,7 @@ class Core {
   Status open_group(const Identity& identity);
   void load_images();
   Status note_loss();
+  void note_failed_syncs();
   // Runs `then` once the batch, and all before it, is durable. An empty batch waits for those before.
   void commit(kv::WriteBatch batch, UniqueFunction<void()> then);
   void fatal(const Status& status);
@@ -231,7 +237,8 @@ class Core {
   CoordinatorSequence applied_up_to(const Image& image) const;
   void sync(Op* op);
   void start_sync(Image& image, std::vector<Op*> joined);
-  void synced(Image& image, CoordinatorSequence up_to, const Status& status);
+  struct SyncMark { CoordinatorSequence up_to; uint64_t ended = 0; };   // what a sync covers
+  void synced(Image& image, SyncMark covered, const Status& status);
   // ---- hang.cc
   template <typename F>
   Callback<Status> at_copy(Op* op, F then) {
@@ -399,6 +406,7 @@ class Core {
   io::TimerId tick_timer_;
   io::TimerId pump_timer_;
   Status failed_;                             // the catalogue is lost: nothing is answered any more
+  LossId loss_;                               // as the images were last marked for it
   bool stopping_ = false;
   UniqueFunction<void()> stopped_;
   io::BootTime started_at_;

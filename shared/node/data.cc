@@ -14,6 +14,8 @@ namespace tidemark::node {
 namespace {
 const log::Logger kLog("node.data");
 constexpr uint8_t kFlagDurable = 1;        // Write::flags
+
+bool changes_blocks(const Op& op) { return op.type != wire::Type::kZero || op.kind != kZeroAllocate; }
 }  // namespace
 
 // ---- order, fence, readiness --------------------------------------------------------------------
@@ -245,6 +247,7 @@ void Core::issue(Op* op) {
   Image& im = *op->image;
   if (op->type == wire::Type::kResize || op->type == wire::Type::kResume) return issue_resize(op);
   if (refuse_range(op)) return;
+  if (changes_blocks(*op)) ++im.begun;
   Callback<Status> done = at_copy(op, [this, op](Status status) { applied(op, std::move(status)); });
   if (op->type == wire::Type::kRepair) {
     if (op->kind != 0) return im.copy->zero(op->offset, op->length, std::move(done));
@@ -272,6 +275,7 @@ void Core::issue(Op* op) {
 
 void Core::applied(Op* op, Status status) {
   Image& im = *op->image;
+  if (changes_blocks(*op)) ++im.ended;
   if (!status) return fail(op, status.with_context(label(im)));
   note_applied(*op);
   if (TM_PLANTED("apply a write twice") && op->type == wire::Type::kWrite) {
@@ -337,8 +341,12 @@ void Core::issue_resize(Op* op) {
                                " is not newer than " + std::to_string(a.size_generation.value)));
   }
   if (!im.copy) return resized(op, Status::ok());
+  ++im.begun;
   im.copy->resize(op->offset, op->size_generation,
-                  at_copy(op, [this, op](Status status) { resized(op, std::move(status)); }));
+                  at_copy(op, [this, op](Status status) {
+                    ++op->image->ended;
+                    resized(op, std::move(status));
+                  }));
 }
 
 void Core::resized(Op* op, Status status) {
@@ -397,16 +405,17 @@ void Core::start_sync(Image& im, std::vector<Op*> joined) {
   im.syncing = true;
   io::IoMode mode = ops_ == joined.size() ? io::IoMode::kInline : io::IoMode::kQueued;
   im.sync_joined = std::move(joined);
-  auto done = [this, &im, up_to = applied_up_to(im)](Status status) { synced(im, up_to, status); };
+  auto done = [this, &im, covered = SyncMark{applied_up_to(im), im.ended}](Status s) { synced(im, covered, s); };
   if (TM_PLANTED("lose the flush of the shared copy")) return done(Status::ok());
   im.copy->sync(mode, std::move(done));
 }
 
-void Core::synced(Image& im, CoordinatorSequence up_to, const Status& status) {
+void Core::synced(Image& im, SyncMark covered, const Status& status) {
   std::vector<Op*> joined = std::exchange(im.sync_joined, {});
   if (joined.empty()) return hung_ended(im);   // given up; `syncing` is set until all has ended
   im.syncing = false;
   syncs_total_.add();
+  if (status.is_ok()) im.synced = std::max(im.synced, covered.ended);
   if (!status) {
     sync_failures_total_.add();
     kLog.warning("sync_failed", {{"image", im.id}, {"error", status}, {"loss_id", group_->loss_id()}});
@@ -417,7 +426,7 @@ void Core::synced(Image& im, CoordinatorSequence up_to, const Status& status) {
     if (!status) { fail(op, status.with_context(label(*op->image))); continue; }
     if (op->type == wire::Type::kWrite) { answer_applied(op); continue; }
     if (op->epoch == im.record.tenure.epoch) level_again(im);
-    op->peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), up_to});
+    op->peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), covered.up_to});
     finish(op);
   }
 }
@@ -425,6 +434,7 @@ void Core::synced(Image& im, CoordinatorSequence up_to, const Status& status) {
 // ---- the end ------------------------------------------------------------------------------------
 
 void Core::fail(Op* op, const Status& status) {
+  note_failed_syncs();
   if (status.code() == Code::kIoError || status.code() == Code::kCorruption || status.code() == Code::kOutOfSpace) {
     kLog.warning("request_failed",
                  {{"type", wire::type_name(op->type)}, {"host", op->session->host}, {"error", status}});

@@ -259,6 +259,7 @@ void Core::answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   env_.cancel(std::exchange(peer->hello_timer, {}));
   peer->ready = true;
   wire::HelloAnswer answer = hello_answer(hello);
+  if (hello.session == 0) peer->session->loss = answer.loss_id;
   answer.session = peer->session->number;
   kLog.info(hello.session == 0 ? "session_opened" : "session_joined",
             {{"host", hello.node}, {"session", answer.session}, {"incarnation", hello.incarnation}});

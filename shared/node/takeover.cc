@@ -260,9 +260,10 @@ void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
   const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
   if (none || TM_PLANTED("take an image without a sync")) return then();
   auto once = std::make_shared<UniqueFunction<void()>>(std::move(then));   // shared by the sync and the limit for it
-  auto over = [&image, once](const Status& status) {
+  auto over = [this, &image, once](const Status& status) {
     if (!*once) return;
     if (!status) kLog.warning("taken_unsynced", {{"image", image.id}, {"error", status}});
+    note_failed_syncs();
     std::exchange(*once, nullptr)();
   };
   if (Status s = ensure_copy(image); !s) return over(s);

@@ -73,6 +73,9 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
     return peer->link->respond_failure(
         request.type, request.id, Status(Code::kUnavailable, label(*image) + ": a write was refused meanwhile"));
   }
+  // It began its session when nothing had been lost yet: a new one's Hello says what was.
+  if (stands && m.alone == 0 && image->refused_writes && peer->session->loss != group_->loss_id())
+    return end_session(peer->session, Status(Code::kUnavailable, "a sync has failed since its Hello"));
   if (stands) note_resumed(*image, *peer->session, m.alone);
   if (m.alone != 0) {
     if (stands && std::exchange(image->record.outdated, 1) == 0) put_image(batch, image->id, image->record);
@@ -175,7 +178,8 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
     make_cold(image);
     if (action.kind == Action::Kind::kStarted) {
       image.last_applied = {};
-      image.refused_writes = false;                // of the tenure before
+      image.refused_writes = false;                // of the tenure before, as what was not synced
+      image.synced = image.begun;
       image.record.generation = Generation(0);   // its holder has no terms yet
     }
     kLog.info(action.kind == Action::Kind::kStarted ? "tenure_started" : "tenure_ended",

@@ -87,12 +87,12 @@ class Lab final : public fs::MemoryKeeper {
   std::string shared_status() { return shared_->status_json(); }
   const Uuid& cluster() const { return cluster_; }
 
-  Result<fs::HandleId> open(const std::string& host, bool create = false) {
+  Result<fs::HandleId> open(const std::string& host, bool create = false, const std::string& name = "disk.img") {
     auto attr = wait<Result<wire::Attr>>([&](auto done) {
-      if (!create) return engine(host).lookup(InodeNumber(1), "disk.img", std::move(done));
+      if (!create) return engine(host).lookup(InodeNumber(1), name, std::move(done));
       wire::Create request;
       request.parent = InodeNumber(1);
-      request.name = "disk.img";
+      request.name = name;
       request.mode = 0600;
       engine(host).create(std::move(request), std::move(done));
     });

@@ -111,6 +111,43 @@ TEST(Rules, WhatTheSharedNodeRefusedAtTheEndOfAResyncIsNotTakenForLevel) {
   EXPECT_GT(refused, 0);
 }
 
+// A sync of another image fails on the shared node: of every image that was written since its own last one the copy may
+// lack something, at once. Its holder, alive, makes that good; should it die, no takeover gets the copy for level.
+TEST(Rules, WhatAFailedSyncOfAnotherImageMayHaveLostIsNotTakenForLevel) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Lab lab(seed);
+    auto image = lab.open_filled("host1");
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    auto other = lab.open("host1", true, "other.img");
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *other, 0, 'o').is_ok());
+    ASSERT_TRUE(lab.healthy("host1"));
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'b', kStride).is_ok());
+    const std::string level = lab.shared_status();
+    ASSERT_EQ(level.find("\"outdated\":true"), std::string::npos) << level;
+    lab.world.inject("shared1", FileFault{.operations = static_cast<uint16_t>(FileOp::kSync), .path_contains = "/brick"});
+    const bool lives = seed % 2 == 0;
+    lab.engine("host1").flush(*other, io::IoMode::kQueued, [](Status) {});
+    auto failed = [&] { return lab.shared_status().find("\"outdated\":true") != std::string::npos; };
+    ASSERT_TRUE(lab.world.run_until(failed, seconds(10))) << "seed " << seed;
+    if (!lives) {
+      lab.crash("host1", Crash::kPowerLoss);
+      auto taken = lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}");
+      EXPECT_EQ(taken.status().code(), Code::kBusy) << "seed " << seed;
+      continue;
+    }
+    auto there = lab.open("host2");
+    ASSERT_TRUE(there.is_ok()) << there.status().to_string();
+    auto got = lab.read("host2", *there, 0, kStride);
+    EXPECT_TRUE(got.is_ok() ? *got == 'b' : got.status().sys_errno() == EIO) << "seed " << seed;
+    ASSERT_TRUE(lab.healthy("host1")) << lab.engine("host1").status_json();
+    EXPECT_EQ(lab.shared_status().find("\"outdated\":true"), std::string::npos) << lab.shared_status();
+    got = lab.read("host2", *there, 0, kStride);
+    EXPECT_TRUE(got.is_ok() && *got == 'b') << "seed " << seed;
+    EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed;
+  }
+}
+
 // What host1 has of its one image, and who it is itself.
 struct Known {
   explicit Known(Lab& lab) {

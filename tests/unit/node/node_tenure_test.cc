@@ -242,9 +242,17 @@ class RefusedWrites : public NodeTest {
     world_.inject("shared", sim::FileFault{.operations = static_cast<uint16_t>(sim::FileOp::kWrite),
                                            .path_contains = "objects"});
   }
+  void fail_next_sync() {
+    world_.inject("shared", sim::FileFault{.operations = static_cast<uint16_t>(sim::FileOp::kSync),
+                                           .path_contains = "objects"});
+  }
   Status resume(HostClient& h, const Held& held, uint8_t alone) {
     return h.ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), alone})
         .status();
+  }
+  // It says so, and is believed.
+  bool made_equal(HostClient& h, const Held& held) {
+    return resume(h, held, 2).is_ok() && resume(h, held, 0).is_ok() && !outdated();
   }
   Status flush(HostClient& h, const Held& held) {
     return h.ask<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}).status();
@@ -270,9 +278,7 @@ TEST_F(RefusedWrites, OfAHolderThatIsBackAreNotForgottenByTheNextThatIsApplied) 
   ASSERT_TRUE(a->write(held.image, held.epoch, 8192, Bytes(4096, 3)));
   ASSERT_TRUE(flush(*a, held));
   EXPECT_TRUE(outdated());
-  ASSERT_TRUE(resume(*a, held, 2));
-  ASSERT_TRUE(resume(*a, held, 0));
-  EXPECT_FALSE(outdated());
+  EXPECT_TRUE(made_equal(*a, held));
 }
 
 // Its word that the copies are level was on its way when the write was refused: it does not know of that. It says so
@@ -320,9 +326,7 @@ TEST_F(RefusedWrites, AreNotForgottenWhenAnEarlierResumeIsAnswered) {
   ASSERT_TRUE(flush(*a, held));
   EXPECT_TRUE(outdated());
   EXPECT_FALSE(b->read(held.image, 0, 4096)) << "what was refused may be acknowledged";
-  ASSERT_TRUE(resume(*a, held, 2));
-  ASSERT_TRUE(resume(*a, held, 0));
-  EXPECT_FALSE(outdated());
+  EXPECT_TRUE(made_equal(*a, held));
 }
 
 // A second refusal is not answered before the mark that the first one made is durable.
@@ -347,6 +351,71 @@ TEST_F(RefusedWrites, AreAnsweredOnceTheirMarkIsDurable) {
   world_.set_store_fault("shared", {});
   a->run([&] { return answered == 2; });
   EXPECT_TRUE(outdated());
+}
+
+// The loss id is of all images: of those with writes that no sync has covered, what was applied may be gone as well.
+TEST_F(RefusedWrites, ASyncThatFailsLeavesNoImageLevelThatItMayHaveSpoilt) {
+  auto a = host("host1"), b = host("host2");
+  Held failing = held_image(*a, "failing.img", kRegion), held = held_image(*a, "held.img", kRegion),
+       synced = held_image(*a, "synced.img", kRegion);
+  for (const Held& h : {failing, held, synced}) ASSERT_TRUE(a->write(h.image, h.epoch, 0, Bytes(4096, 1)));
+  ASSERT_TRUE(flush(*a, synced));
+  fail_next_sync();
+  EXPECT_EQ(flush(*a, failing).code(), Code::kIoError);
+  EXPECT_FALSE(b->read(failing.image, 0, 4096));
+  EXPECT_FALSE(b->read(held.image, 0, 4096));
+  EXPECT_TRUE(b->read(synced.image, 0, 4096));
+  // Applied and synced again, without what was lost: not before the host has said that it has made the copies equal.
+  ASSERT_TRUE(a->write(held.image, held.epoch, 8192, Bytes(4096, 1)));
+  ASSERT_TRUE(flush(*a, held));
+  EXPECT_FALSE(b->read(held.image, 0, 4096));
+  EXPECT_EQ(resume(*a, held, 0).code(), Code::kUnavailable) << "it may have been said before";
+  EXPECT_FALSE(b->read(held.image, 0, 4096));
+  ASSERT_TRUE(resume(*a, failing, 2));
+  ASSERT_TRUE(resume(*a, failing, 0));
+  EXPECT_TRUE(made_equal(*a, held));
+  EXPECT_TRUE(b->read(held.image, 0, 4096));
+}
+
+// In a session of before it says that nothing is missing, not knowing better.
+TEST_F(RefusedWrites, ASyncThatFailsIsToldToASessionThatResumesAfterIt) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "held.img", kRegion), failing = held_image(*b, "failing.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  ASSERT_TRUE(b->write(failing.image, failing.epoch, 0, Bytes(4096, 1)));
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  fail_next_sync();
+  EXPECT_EQ(flush(*b, failing).code(), Code::kIoError);
+  EXPECT_EQ(resume(*a, held, 0).code(), Code::kUnavailable);
+  EXPECT_TRUE(a->closed);
+  EXPECT_TRUE(outdated());
+  const LossId before = a->answer.loss_id;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_NE(a->answer.loss_id, before);
+  for (uint8_t alone : {2, 0}) ASSERT_TRUE(resume(*b, failing, alone));
+  EXPECT_TRUE(made_equal(*a, held));
+  EXPECT_TRUE(b->read(held.image, 0, 4096));
+}
+
+// Whether what a run before applied was synced only its holder knows: one that has nothing to ask is asked.
+TEST_F(RefusedWrites, ASyncThatFailsIsToldToTheHolderOfWhatAnEarlierRunApplied) {
+  auto a = host("host1");
+  Held held = held_image(*a, "held.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  ASSERT_TRUE(flush(*a, held));
+  restart_node(sim::Crash::kKill);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(resume(*a, held, 0));
+  auto b = host("host2");
+  Held failing = held_image(*b, "failing.img", kRegion);
+  ASSERT_TRUE(b->write(failing.image, failing.epoch, 0, Bytes(4096, 1)));
+  fail_next_sync();
+  EXPECT_EQ(flush(*b, failing).code(), Code::kIoError);
+  a->run([&] { return a->closed.has_value(); });
+  EXPECT_FALSE(b->read(held.image, 0, 4096));
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(resume(*a, held, 0));
+  EXPECT_TRUE(b->read(held.image, 0, 4096));
 }
 
 // Neither changes what a reader sees, and the holder goes on with both copies: nothing would ever end the mark.
