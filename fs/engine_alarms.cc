@@ -1,5 +1,6 @@
 // What a scrub could not decide, kept from one run of the daemon to the next: until a scrub finds the places equal, or
-// the image is gone, the host is not healthy.
+// the image is gone, the host is not healthy. So are, for the next run, the places that a scrub repairs, until both
+// copies are synced: a crash in the midst may undo or tear a repair.
 //
 // In state_dir/names, table meta: key "undecided" and the image's id; value u64 offset, u64 length of each piece, the
 // first kPiecesKept of them. A value that is no such list is an alarm all the same, of the image's first block.
@@ -45,9 +46,7 @@ Status Engine::load_undecided() {
   return Status::ok();
 }
 
-void Engine::set_undecided(const ImageId& id, std::vector<Extent> pieces) {
-  auto at = scrub_->undecided.find(id);
-  if (at == scrub_->undecided.end() && pieces.empty()) return;
+Status Engine::record_undecided(const ImageId& id, const std::vector<Extent>& pieces) {
   kv::WriteBatch batch;
   if (pieces.empty()) {
     batch.erase(kTableMeta, key_of(id));
@@ -57,10 +56,16 @@ void Engine::set_undecided(const ImageId& id, std::vector<Extent> pieces) {
     for (size_t i = 0; i < std::min(pieces.size(), kPiecesKept); ++i) out.u64(pieces[i].offset).u64(pieces[i].length);
     batch.put(kTableMeta, key_of(id), value);
   }
+  return store_->commit_and_wait(std::move(batch));
+}
+
+// `repaired`: the scrub has put what it repaired on record.
+void Engine::set_undecided(const ImageId& id, std::vector<Extent> pieces, bool repaired) {
+  auto at = scrub_->undecided.find(id);
+  if (at == scrub_->undecided.end() && pieces.empty() && !repaired) return;
   // Should it fail, this run has the alarm, and the next one what was kept before.
-  if (Status s = store_->commit_and_wait(std::move(batch)); !s)
-    kLog.warning("undecided_not_kept", {{"image", id}, {"error", s}});
-  if (pieces.empty()) scrub_->undecided.erase(at);
+  if (Status s = record_undecided(id, pieces); !s) kLog.warning("undecided_not_kept", {{"image", id}, {"error", s}});
+  if (pieces.empty()) scrub_->undecided.erase(id);
   else scrub_->undecided[id] = std::move(pieces);
 }
 

@@ -35,7 +35,8 @@ Task<void> Engine::repair_own(Image& im, Extent extent) {
     Extent range{hold.extent.offset, end - hold.extent.offset};
     status = co_await async<Status>(
         [&](Callback<Status> done) { journal_->mark_dirty(im.slot, range, std::move(done)); });
-    if (status.is_ok()) im.unsynced.finish();   // flushed, and the region clean again, when the image comes to rest
+    // Flushed when the image comes to rest. The mark may go before: what a crash tears then is unreadable, or right.
+    if (status.is_ok()) im.unsynced.finish();
     if (status.is_ok() && stands()) status = co_await copy_to_host(im, range);
     bool own = im.own_failed;
     im.own_failed = false;

@@ -47,6 +47,8 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
     run->compared = run->skipped = run->kept = run->unsure = 0;
     run->undecided.clear();
     run->carried.clear();
+    run->repairing.clear();
+    run->repaired = false;
     run->reached = 0;
     const uint64_t before = scrub_->done, size = im.size_now();
     status = co_await scrub_image(*run, im);
@@ -58,7 +60,8 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
       status = Status::ok();
     }
     scrub_->done = before + size;
-    std::vector<Extent> left = std::move(run->carried);
+    std::vector<Extent> left = std::move(run->repairing);   // first: of a long list the rest is not kept
+    left.insert(left.end(), run->carried.begin(), run->carried.end());
     if (auto known = scrub_->undecided.find(im.id); known != scrub_->undecided.end()) {
       for (const Extent& piece : known->second)
         if (piece.offset >= run->reached) left.push_back(piece);
@@ -70,7 +73,7 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
       list_in(run->image["undecided"], {{"offset", u.piece.offset}, {"length", u.piece.length},
                                         {"host", hex_of(u.host)}, {"shared", hex_of(u.shared)}, {"reason", u.why}});
     }
-    set_undecided(im.id, std::move(left));
+    set_undecided(im.id, std::move(left), run->repaired);
     --im.handles;
     if (im.handles == 0 && im.nameless) doom(im);
     run->image["bytes_compared"] = run->compared;
@@ -119,9 +122,10 @@ Task<Status> Engine::scrub_image(ScrubRun& run, Image& im) {
   if (run.reached >= im.size) run.reached = UINT64_MAX;   // it may have been shrunk
   if (!run.undecided.empty() && run.options.trust_replica && !scrub_->stop) co_await decide_by_replica(run, im);
   // What was repaired must not be lost with the power: it would only be found again.
-  if (im.held && im.state == MirrorState::kMirrored && !run.image["repaired"].empty())
-    co_return co_await flush_both(im);
-  co_return Status::ok();
+  if (!im.held || im.state != MirrorState::kMirrored || run.repairing.empty()) co_return Status::ok();
+  Status flushed = co_await flush_both(im);
+  if (flushed.is_ok()) run.repairing.clear();
+  co_return flushed;
 }
 
 // Bytes from `at` on that are a hole on both copies; 0: not worth knowing.

@@ -29,6 +29,7 @@ const log::Logger kLog("scrub");
 constexpr uint32_t kFine = 4096;
 constexpr size_t kMixedMax = 8;                        // pieces of a unit of which either copy's may be right
 constexpr std::chrono::seconds kSettleShipWait{30};
+constexpr size_t kRepairingMax = 64;                   // blocks repaired between two syncs
 }  // namespace
 
 // Whether the unit is equal and right on both copies now.
@@ -90,14 +91,32 @@ Task<Result<bool>> Engine::settle_unreadable(ScrubRun& run, Image& im, ScrubBloc
   co_return sure;
 }
 
+// On record before the first byte of a repair, as undecided: should a crash undo or tear it, the place is an alarm
+// until a scrub finds it equal. Not in the dirty-region log: a recovery takes the host's bytes there, rotten ones too.
+Task<Status> Engine::before_repair(ScrubRun& run, Image& im, Extent range) {
+  if (!run.repairing.empty() && run.repairing.back() == range) co_return Status::ok();
+  if (run.repairing.size() >= kRepairingMax) {
+    if (Status s = co_await flush_both(im); !s) co_return s;
+    run.repairing.clear();
+  }
+  run.repairing.push_back(range);
+  run.repaired = true;
+  std::vector<Extent> pieces = run.repairing;
+  if (auto at = scrub_->undecided.find(im.id); at != scrub_->undecided.end())
+    pieces.insert(pieces.end(), at->second.begin(), at->second.end());
+  co_return record_undecided(im.id, pieces).with_context("what a scrub repairs is put on record");
+}
+
 // Copies what differs from the good copy, and looks again.
 Task<Result<bool>> Engine::repair_unit(ScrubRun& run, Image& im, ScrubBlock& block, Extent unit, bool host_good,
                                        const DigestKey& key) {
   if (TM_PLANTED("scrub copies the wrong way")) host_good = !host_good;
-  Status status;
+  Status status = co_await before_repair(run, im, block.range);
+  if (!status) co_return status;
   if (host_good) status = co_await copy_to_shared(im, unit, block.own(unit));
   else status = co_await copy_to_host(im, unit);
   im.own_failed = false;                 // what failed here is said here
+  im.unsynced.finish();                  // flushed when the image comes to rest, should the scrub end here
   if (!status) co_return status.with_context("repair of the " + std::string(host_good ? "shared" : "host") + " copy");
   co_return co_await confirm(run, im, unit, host_good ? "shared" : "host", key);
 }
@@ -137,12 +156,14 @@ Task<Result<bool>> Engine::repair_mixed(ScrubRun& run, Image& im, ScrubBlock& bl
       std::copy_n(from + differ[d].offset, differ[d].length, tried.data() + differ[d].offset);
     }
     if (keyed_digest(key, tried) != kept) continue;
+    if (Status s = co_await before_repair(run, im, block.range); !s) co_return s;
     // To the shared copy first: the own one then takes all of it from there.
     if (Status s = co_await copy_to_shared(im, unit, tried); !s) co_return s.with_context("repair of the shared copy");
     auto held = co_await confirm_shared(im, unit, kept, key);
     if (!held || !*held) co_return held;
     Status own_written = co_await copy_to_host(im, unit);
     im.own_failed = false;
+    im.unsynced.finish();
     if (!own_written) co_return own_written.with_context("repair of the host copy");
     scrub_->repaired_shared += unit.length;
     list_in(run.image["repaired"], {{"copy", "shared"}, {"offset", unit.offset}, {"length", unit.length}});

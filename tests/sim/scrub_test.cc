@@ -124,6 +124,29 @@ TEST_P(ScrubTest, EachCopysRotIsRepairedFromTheOther) {
   EXPECT_EQ(repaired(scrub()), "");
 }
 
+// The repair was written, and not synced: whatever a loss of power makes of it is on record.
+TEST_P(ScrubTest, ARepairThatIsLostWithThePowerIsStillAnAlarm) {
+  begin();
+  scrub();
+  for (uint64_t at = 0; at < kBlocks / 4; ++at) rot("host1", at * kBlock);
+  const Bytes rotten = copy("host1");
+  lab_.engine("host1").scrub({}, [](uint64_t, uint64_t) {}, [](Result<std::string>) {});
+  ASSERT_TRUE(lab_.world.run_until([&] { return copy("host1") != rotten; }, seconds(60)));
+  lab_.crash("host1", Crash::kPowerLoss);
+  lab_.world.run_for(seconds(1));
+  lab_.start("host1");
+  auto again = lab_.open("host1");
+  ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+  handle_ = *again;
+  lab_.world.run_for(seconds(20));
+  EXPECT_TRUE(copy("host1") == copy("shared1") || !lab_.engine("host1").healthy()) << lab_.engine("host1").status_json();
+  json mended = scrub();
+  EXPECT_EQ(mended["clean"], true) << mended.dump();
+  EXPECT_TRUE(lab_.healthy("host1")) << lab_.engine("host1").status_json();
+  EXPECT_EQ(lab_.verify("host1"), "");
+  expect_byte(0, 'a');
+}
+
 TEST_P(ScrubTest, DigestsOutliveRestarts) {
   begin();
   scrub();
