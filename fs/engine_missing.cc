@@ -54,14 +54,9 @@ Status Engine::failed(const Image& im) const {
 // After the copy was, or was not, opened: is it one that nothing can stand in for?
 void Engine::look_for_missing(Image& im, const Status& opened) {
   if (im.local() || im.behind) return;
-  // By the shared node's word: this host's own state was lost together with the copy, or was reset.
-  const bool its_holder =
-      im.attr.mirror == 0 && im.attr.epoch.value != 0 && im.attr.holder == options_.config.node.name;
-  if (its_holder) {
-    Status noted = set_flag(im, kFlagHostOnly, true);
-    if (!noted) kLog.warning("flag_not_kept", {{"image", im.id}, {"error", noted}});
-  }
-  if (only_here(im) || its_holder || alone_before_crash(im.id)) note_missing(im, opened);
+  // Of one that the shared node alone calls this host's, the tenure's map will say whether it has anything of it: it
+  // may have been granted it just before a crash, and not have given it back.
+  if (only_here(im) || alone_before_crash(im.id)) note_missing(im, opened);
 }
 
 // True: it is there (again).

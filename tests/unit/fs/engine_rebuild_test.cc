@@ -198,8 +198,7 @@ TEST_F(RebuildTest, AnImageOfOneHostAloneComesFromThere) {
     EXPECT_EQ(byte_at(f, kMiB, kMiB), 0x23);
     EXPECT_EQ(all(f, 2, 8), 0x22);
     EXPECT_EQ(verify(f), "");
-    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
-    crash_shared(sim::Crash::kKill);
+    crash_all();
     shared_state_ = "/state";
   }
 }
@@ -281,10 +280,52 @@ TEST_F(RebuildTest, AnImageOfOneHostAloneWaitsForThatHostsBrick) {
     EXPECT_TRUE(write_now(theirs, 0, 0x33, 4096));
     EXPECT_EQ(byte_at(theirs, kMiB, kMiB), 0x23);
     EXPECT_EQ(all(theirs, 2, 4), 0x22);
-    for (int h : {1, 2}) crash_host(h, sim::Crash::kKill);
-    crash_shared(sim::Crash::kKill);
+    crash_all();
     shared_state_ = "/state";
   }
+}
+
+// A host that has nothing of it dies between being granted it and giving it back. It is still nobody's but that host's
+// whose brick has it.
+TEST_F(RebuildTest, AnImageOfOneHostAloneIsNotThatOfAHostThatDiedAsItGaveItBack) {
+  start();
+  File f = create(1, "a.img", 4 * kMiB);
+  ASSERT_TRUE(fill(f, 0x21, 4));
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(set_mirror(f, "none")));
+  ASSERT_TRUE(fill(f, 0x22, 4));
+  ASSERT_TRUE(wait(flush(f)));
+  crash_host(1, sim::Crash::kKill);
+  host_bricks_ = {"/other"};
+  start_host(1);
+  host_bricks_ = {"/brick1"};
+  replace_shared(true, {"host1", "host2"});
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
+  File theirs = open(2, "a.img");
+  log_.clear();
+  Pending wanted = write(theirs, kMiB, 0x12, 4096);
+  ASSERT_TRUE(until([&] { return logged("tenure_started"); }));
+  cut_link(2);                                          // it never hears of its grant, which becomes durable
+  world_->run_for(seconds(1));
+  crash_host(2, sim::Crash::kKill);
+  heal_link(2);
+  for (int run = 0; run < 2; ++run) {
+    start_host(2);
+    ASSERT_TRUE(until([&] { return linked(2); }));
+    theirs = open(2, "a.img");
+    EXPECT_EQ(write_now(theirs, kMiB, 0x12, 4096).code(), Code::kIoError);
+    EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
+    EXPECT_EQ(mirror(theirs), "failed");
+    if (run == 0) crash_host(2, sim::Crash::kKill);
+  }
+  crash_host(1, sim::Crash::kKill);
+  start_host(1);
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  f = open(1, "a.img");
+  EXPECT_TRUE(until([&] { return all(f, 0, 4) == 0x22; }, seconds(20)));
+  EXPECT_TRUE(write_now(f, kMiB, 0x23, kMiB));
+  EXPECT_EQ(byte_at(theirs, 0, kMiB), -2);
 }
 
 TEST_F(RebuildTest, AnEpochNeverComesTwice) {
