@@ -381,4 +381,21 @@ Task<void> Engine::learn_size(Op* op) {
   read_in_order(op);
 }
 
+// Zeros at the end of what was read: the shared node has nothing else beyond the end of an image that its holder has
+// just made shorter. As far as it reaches by now.
+Task<void> Engine::end_if_shorter(Op* op) {
+  Image& im = *op->image;
+  auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  if (!now) {
+    step_back(op);
+    if (mirror_->up()) unpark_later(im);
+    co_return;
+  }
+  names_->put(*now);
+  if (!im.held) take_attr(im, *now);
+  const uint64_t size = im.size_now();
+  op->extent.length = op->extent.offset >= size ? 0 : std::min(op->extent.length, size - op->extent.offset);
+  finish_read(op, Status::ok());
+}
+
 }  // namespace tidemark::fs

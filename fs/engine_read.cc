@@ -92,6 +92,8 @@ void Engine::read_remote(Op* op) {
     if (answer && answer->payload.size() == op->out.size()) {
       std::copy_n(answer->payload.data(), op->out.size(), op->out.data());
       op->image->shared_fault.clear();
+      const bool others = !op->image->held && !reads_alone(*op->image);
+      if (others && !op->sized && op->out.back() == 0) return tasks_.spawn(end_if_shorter(op));
       return finish_read(op, Status::ok());
     }
     if (answer) return finish_read(op, Status(Code::kCorruption, "read answer of another length"));

@@ -16,6 +16,21 @@ TEST_F(EngineTest, AnotherHostReadsToTheEndOfAnImageThatHasJustGrown) {
   }
 }
 
+TEST_F(EngineTest, AnotherHostReadsNothingBeyondTheEndOfAnImageThatHasJustShrunk) {
+  File a = start_written();
+  File b = open(2, "a.img");
+  for (int round = 0; round < 60; ++round) {
+    ASSERT_TRUE(write_now(a, kMiB, 0x22, 8192));
+    ASSERT_EQ(byte_at(b, kMiB, 8192), 0x22);
+    Pending shrink = resize(a, kMiB);
+    world_->run_for(std::chrono::microseconds(25 * round));
+    Pending r = read(b, kMiB - 4096, 8192);
+    ASSERT_TRUE(wait(r));
+    if (r->bytes.size() != 4096u) { EXPECT_EQ(r->bytes[4096], 0x22) << "in round " << round; }
+    ASSERT_TRUE(wait(shrink));
+  }
+}
+
 TEST_F(EngineTest, AnotherHostSeesTheDataBehindTheOldEnd) {
   File a = start_written();
   File b = open(2, "a.img");
