@@ -31,7 +31,7 @@ class StampWriter {
   void crashed() {
     ++run_;
     handle_.reset();
-    waits_ = false;
+    again();
   }
 
   uint64_t acknowledged = 0;
