@@ -65,6 +65,8 @@ struct CopyState::Resize {
 
 void CopyState::grow(uint64_t new_size, Generation generation, Op* op) {
   uint64_t old_size = metadata_.size;
+  // A shrink that failed half-way may have left objects too long: what it was to cut off must not come back.
+  if (Status s = set_object_sizes(old_size); !s) return finish_piece(op, std::move(s));
   if (old_size % kGranule == 0) return finish_grow(new_size, generation, op);
   Piece last = metadata_.layout.first_piece({old_size - 1, 1});
   uint64_t start = round_down(last.object_offset);

@@ -9,7 +9,10 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
-class StoreFaultTest : public StoreTest {};
+class StoreFaultTest : public StoreTest {
+ protected:
+  void interrupt_resizes(bool opened_anew);
+};
 
 TEST_F(StoreFaultTest, AFailedSyncChangesTheLossIdDurablyBeforeItIsReported) {
   auto group = open_group(options(2, 2));
@@ -88,7 +91,7 @@ TEST_F(StoreFaultTest, RemoveIsFinishedByASweep) {
   }
 }
 
-TEST_F(StoreFaultTest, AnInterruptedResizeLeavesOneOfBothSizesAndZerosAfterIt) {
+void StoreFaultTest::interrupt_resizes(bool opened_anew) {
   for (uint64_t target : {100'001ull, 900'000ull}) {
     for (int n = 0;; ++n) {
       auto group = open_group(options(2, 2));
@@ -98,8 +101,10 @@ TEST_F(StoreFaultTest, AnInterruptedResizeLeavesOneOfBothSizesAndZerosAfterIt) {
       bool resized = resize(*copy, target).is_ok();
       env_.faults.fail_after_changes = -1;
       uint64_t said = copy->size();
-      copy.reset();
-      copy = *group->open_image(image_id(1));
+      if (opened_anew) {
+        copy.reset();
+        copy = *group->open_image(image_id(1));
+      }
       EXPECT_EQ(copy->size(), said);
       EXPECT_TRUE(said == 500'000 || said == target);
       if (resized) { EXPECT_EQ(said, target); }
@@ -113,6 +118,9 @@ TEST_F(StoreFaultTest, AnInterruptedResizeLeavesOneOfBothSizesAndZerosAfterIt) {
     }
   }
 }
+
+TEST_F(StoreFaultTest, AnInterruptedResizeLeavesOneOfBothSizesAndZerosAfterIt) { interrupt_resizes(true); }
+TEST_F(StoreFaultTest, WhatAnInterruptedShrinkLeftIsCutOffByTheNextGrow) { interrupt_resizes(false); }
 
 TEST_F(StoreFaultTest, AnObjectThatWasCutShortIsNotServed) {
   auto group = open_group(options(2, 2));
