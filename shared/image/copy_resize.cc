@@ -27,6 +27,7 @@ Status CopyState::save(uint64_t size, Generation generation) {
   next.size_generation = generation;
   if (!removed_) TM_RETURN_IF_ERROR(group_.save_metadata(next));
   metadata_.size = size;
+  size_least_ = std::min(size_least_, size);
   metadata_.size_generation = generation;
   return {};
 }

@@ -356,18 +356,19 @@ void CopyState::synced(Op* op, uint32_t stripe, io::IoMode mode, Status status) 
     status = status.with_context(object.path);
     return finish_piece(op, noted ? status : status.with_context("and no brick could record it"));
   }
-  // The moment to look whether it is still whole. A resize may come between: the smaller size is what it must have.
+  // The moment to look whether it is still whole. Resizes may come between: the least size is what it must have.
   // What is still being written may not be allocated yet: only if there is nothing does the answer hold all of it.
   const bool settled = ops_in_flight_ == 1;
-  auto looked = [this, op, stripe, settled, size = metadata_.size,
-                 written = object.written](Result<io::FileStat> found) {
+  if (looks_in_flight_++ == 0) size_least_ = metadata_.size;
+  auto looked = [this, op, stripe, settled, written = object.written](Result<io::FileStat> found) {
     Object& now = objects_[stripe];
     if (found && settled) {
       now.allocated = found->allocated;
       now.written -= std::min(now.written, written);
     }
+    --looks_in_flight_;
     ImageMetadata wanted = metadata_;
-    wanted.size = std::min(wanted.size, size);
+    wanted.size = size_least_;
     finish_piece(op, check_object(wanted, stripe, now.path, std::move(found)));
   };
   object.file->ask_stat(mode, std::move(looked));

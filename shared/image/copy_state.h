@@ -97,6 +97,8 @@ class CopyState {
   Bounce* free_bounces_ = nullptr;
   std::vector<std::unique_ptr<ZeroFiller>> fillers_;
   size_t ops_in_flight_ = 0;
+  size_t looks_in_flight_ = 0;   // at objects' sizes, after syncs
+  uint64_t size_least_ = 0;      // that the image has had since the first of them began
   bool overdue_ = false;
 };
 

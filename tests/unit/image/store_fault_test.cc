@@ -219,6 +219,29 @@ TEST_F(StoreFaultTest, ASyncFindsAnObjectThatWasCutShort) {
   }
 }
 
+// The look after a sync is answered late: it saw the object as a shrink had left it, and the image has grown since.
+TEST_F(StoreFaultTest, ASyncThatMeetsAShrinkAndAGrowFindsNothingCutShort) {
+  auto group = open_group(options(1));
+  auto copy = *group->create(image_id(1), 500'000);
+  ASSERT_TRUE(write(*copy, 0, Bytes(500'000, 3)).is_ok());
+  env_.faults.hold_stat = true;
+  std::optional<Status> synced;
+  copy->sync(io::IoMode::kInline, [&](Status s) { synced = std::move(s); });
+  ASSERT_TRUE(real_.run_until([&] { return env_.faults.held.has_value(); }, std::chrono::seconds(60)));
+  ASSERT_TRUE(resize(*copy, 100'000).is_ok());
+  auto found = env_.faults.held->file->stat();
+  ASSERT_TRUE(resize(*copy, 500'000).is_ok());
+  env_.faults.held->done(std::move(found));
+  ASSERT_TRUE(synced.has_value());
+  EXPECT_TRUE(synced->is_ok()) << synced->to_string();
+  // Of the time before the next look nothing is remembered.
+  Bytes tail = read(*copy, 499'000, 1000);
+  EXPECT_EQ(tail, Bytes(1000, 0));
+  ASSERT_TRUE(write(*copy, 0, Bytes(512, 4)).is_ok());
+  fs::resize_file(object_path(brick(0), image_id(1), Generation(1), 0), 200'000 / 4096 * 4096);
+  EXPECT_EQ(sync(*copy).code(), Code::kCorruption);
+}
+
 TEST_F(StoreFaultTest, AResizeOverAnObjectThatWasCutShortMakesNoHole) {
   for (uint64_t target : {900'000ull, 400'000ull}) {
     auto group = open_group(options(1));

@@ -8,7 +8,9 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "shared/image/side_file.h"
@@ -23,6 +25,12 @@ struct Faults {
   bool fail_sync = false;
   bool fail_atomic_writes = false;
   int fail_after_changes = -1;  // changes of names and files let through; later ones get EIO; -1: all
+  struct HeldStat {
+    io::File* file;
+    Callback<Result<io::FileStat>> done;
+  };
+  bool hold_stat = false;        // the next ask_stat is `held`: the test answers it
+  std::optional<HeldStat> held;
   bool change_fails() { return fail_after_changes >= 0 && fail_after_changes-- <= 0 && (fail_after_changes = 0, true); }
 };
 
@@ -55,6 +63,10 @@ class FaultyFile final : public io::File {
   Result<Extent> next_data(uint64_t offset) override { return inner_->next_data(offset); }
   Result<io::FileStat> stat() override { return inner_->stat(); }
   void ask_stat(io::IoMode mode, Callback<Result<io::FileStat>> done) override {
+    if (std::exchange(faults_.hold_stat, false)) {
+      faults_.held = Faults::HeldStat{inner_.get(), std::move(done)};
+      return;
+    }
     inner_->ask_stat(mode, std::move(done));
   }
   bool is_direct() const override { return inner_->is_direct(); }
