@@ -300,6 +300,8 @@ void Core::tick() {
   std::vector<Image*> nameless;
   for (auto& [id, image] : images_) {
     if (image->record.nameless != 0) nameless.push_back(image.get());
+    if (!outdated_here(*image)) image->outdated_since = {};
+    else if (image->outdated_since == io::BootTime{}) image->outdated_since = now;
   }
   for (Image* image : nameless) maybe_remove(*image);
 }

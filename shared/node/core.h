@@ -79,6 +79,7 @@ struct Image {
   uint64_t holder_session = 0;                // in which the holder was granted its tenure, or said that it stands
   // It may have acknowledged writes that this copy lacks, alone or before a crash: until it has made the two equal.
   enum class Ahead : uint8_t { kNo, kUntilFlush, kUntilWrite, kUntilResume } holder_ahead = Ahead::kNo;
+  io::BootTime outdated_since;                // as the ticks saw it; 0: the copy here is level
   // Of the holder, or lost after it had been applied: the holder may not have heard of it when it next resumes.
   bool refused_writes = false;
   uint32_t asking_witness = 0;                // questions on their way: meanwhile no new terms
@@ -147,6 +148,8 @@ class Core {
   void resync_replica(Callback<Result<std::string>> done);
   std::vector<std::string> unhealthy_reasons() const;
   std::vector<std::string> notes() const;
+  bool outdated_here(const Image& image) const;
+  bool lacks_writes(const Image& image) const;
   void set_policy(const std::string& image, const std::string& mirror, Callback<Result<std::string>> done);
 
   // ---- takeover.cc ----------------------------------------------------------------------------

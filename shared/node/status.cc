@@ -13,6 +13,7 @@ using nlohmann::json;
 namespace {
 constexpr double kNanosecondsPerMicrosecond = 1e3;
 constexpr size_t kDamagedListed = 20;
+constexpr std::chrono::seconds kOutdatedMax{30};   // not named before, while its holder is here
 
 // Names may hold any bytes: those that are no UTF-8 are replaced rather than thrown at.
 std::string text(const json& j) { return j.dump(-1, ' ', false, json::error_handler_t::replace); }
@@ -23,6 +24,18 @@ struct StatusWriter {
   json hosts() const;
   json image(Image& image) const;
 };
+
+// Worth an alarm: nobody mends it, or has for a while.
+bool Core::lacks_writes(const Image& image) const {
+  if (!outdated_here(image)) return false;
+  const bool lasts = image.outdated_since != io::BootTime{} && env_.now() - image.outdated_since > kOutdatedMax;
+  return lasts || session_of(image.record.tenure.holder) == nullptr;
+}
+
+// Of `mirror = none` there is no copy here to be outdated.
+bool Core::outdated_here(const Image& image) const {
+  return image.record.outdated != 0 && image.attr->mirror != 0 && !image.record.tenure.holder.empty();
+}
 
 std::vector<std::string> Core::unhealthy_reasons() const {
   std::vector<std::string> out;
@@ -36,6 +49,15 @@ std::vector<std::string> Core::unhealthy_reasons() const {
   }
   if (damaged > kDamagedListed)
     out.push_back(std::to_string(damaged - kDamagedListed) + " more images whose copies here are damaged");
+  size_t lacking = 0;
+  for (const auto& [id, image] : images_) {
+    if (!lacks_writes(*image) || ++lacking > kDamagedListed) continue;
+    const std::string& holder = image->record.tenure.holder;
+    out.push_back(label(*image) + ": the copy here may lack what " + holder + " has acknowledged; that host " +
+                  (session_of(holder) == nullptr ? "is away" : "has not made it level yet"));
+  }
+  if (lacking > kDamagedListed)
+    out.push_back(std::to_string(lacking - kDamagedListed) + " more images whose copies here lack writes");
   if (rebuild_) {
     std::string hosts;
     for (const std::string& host : rebuild_->awaited()) hosts += (hosts.empty() ? "" : ", ") + host;

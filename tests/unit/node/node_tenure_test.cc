@@ -434,5 +434,36 @@ TEST_F(RefusedWrites, OfAReservationOrARepairLeaveTheCopyLevel) {
   EXPECT_TRUE(b->read(held.image, 0, 4096));
 }
 
+// The verdict is never `healthy` while this copy lacks what a host acknowledged; a moment of it is not worth an alarm.
+TEST_F(RefusedWrites, AreAReasonWhileTheHolderIsAwayOrDoesNotMendThem) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  auto named = [&] {
+    std::string all;
+    for (const std::string& reason : node_->unhealthy_reasons()) all += reason + "\n";
+    return all.find("/disk.img") != std::string::npos && all.find("host1") != std::string::npos;
+  };
+  world_.run_for(std::chrono::seconds(2));
+  ASSERT_TRUE(resume(*a, held, 2));
+  world_.run_for(std::chrono::seconds(2));
+  EXPECT_TRUE(outdated());
+  EXPECT_FALSE(named()) << "it is being mended";
+  a->link.reset();
+  a->run([&] { return node_->status_json().find("\"holder_connected\":false") != std::string::npos; });
+  EXPECT_TRUE(named());
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_FALSE(named());
+  ASSERT_TRUE(resume(*a, held, 2));
+  world_.run_for(std::chrono::seconds(40));
+  EXPECT_TRUE(named()) << "it has not been mended";
+  ASSERT_TRUE(resume(*a, held, 0));
+  EXPECT_FALSE(named());
+  world_.run_for(std::chrono::seconds(2));
+  ASSERT_TRUE(resume(*a, held, 2));
+  world_.run_for(std::chrono::seconds(2));
+  EXPECT_FALSE(named()) << "the time counts anew";
+}
+
 }  // namespace
 }  // namespace tidemark::node
