@@ -191,7 +191,12 @@ Task<Status> Engine::sync_equal(Image& im, const ResyncRun& run) {
   auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
     mirror_->request<wire::Flushed>(wire::Type::kFlush, ask, std::move(done));
   });
-  if (!flushed) co_return flushed.status();
+  if (!flushed) {
+    // The shared node counts its copy out until this host has resumed: it would not hear that the copies are equal.
+    const bool refuses = flushed.status().code() != Code::kUnavailable && flushed.status().code() != Code::kFenced;
+    if (refuses && run.stands(im)) refused(im, flushed.status());
+    co_return flushed.status();
+  }
   if (flushed->loss_id == run.loss) co_return Status::ok();
   im.resync_loss = flushed->loss_id;
   co_return Status(Code::kUnavailable, "the shared copy changed its loss id during the resync");

@@ -89,17 +89,13 @@ bool Core::leaves_holder_alone(const Op& op, const Status& status) const {
 // and other hosts' reads wait until it has said that all is level again.
 void Core::outdated_then(Op* op, const Status& status) {
   Image& im = *op->image;
+  if (!im.refused_writes)
+    kLog.warning("shared_copy_outdated", {{"image", im.id}, {"host", op->session->host}, {"reason", status}});
+  // No flush sent before the holder has resumed says that all is level again. A resume that fails is itself the word.
+  im.refused_writes = im.refused_writes || op->type != wire::Type::kResume;
+  im.holder_ahead = Image::Ahead::kUntilResume;
   kv::WriteBatch batch;      // empty: its mark may be on its way, for another refusal
-  // A flush by which a holder reconciles the copies after a crash is tried again, without another word: it takes
-  // nothing back that is not known.
-  if (of_guest(*op) || im.record.outdated == 0) {
-    if (!im.refused_writes)
-      kLog.warning("shared_copy_outdated", {{"image", im.id}, {"host", op->session->host}, {"reason", status}});
-    // No flush sent before the holder has resumed says that all is level again. A resume that fails is itself the word.
-    im.refused_writes = im.refused_writes || op->type != wire::Type::kResume;
-    im.holder_ahead = Image::Ahead::kUntilResume;
-    if (std::exchange(im.record.outdated, 1) == 0) put_image(batch, im.id, im.record);
-  }
+  if (std::exchange(im.record.outdated, 1) == 0) put_image(batch, im.id, im.record);
   op->committing = true;
   commit(std::move(batch), [this, op, status] {
     op->committing = false;

@@ -132,5 +132,34 @@ TEST_F(OtherReader, ReadsAgainOnceAHolderWhoseWritesWereRefusedHasRecovered) {
   }
 }
 
+// The flush of a recovery hangs with the brick, and is refused; the brick answers again, and so does the flush that is
+// tried again. The holder goes on alone all the same until it has resumed.
+TEST_F(OtherReader, GetsNothingOldAfterAFlushOfTheHoldersRecoveryWasRefused) {
+  for (uint64_t seed = 1; seed <= 14; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    ASSERT_TRUE(lab.write("host1", writer, 0, 'a').is_ok());   // not flushed: it is recovered
+    lab.crash("host1", Crash::kKill);
+    lab.world.inject("shared1", FileFault{1, UINT64_MAX, static_cast<uint16_t>(FileOp::kSync), "/brick", 0, true});
+    lab.start("host1");
+    ASSERT_TRUE(lab.world.run_until([&] { return lab.world.hung("shared1") != 0; }, seconds(60)));
+    lab.world.run_for(std::chrono::milliseconds(5500) + seed * std::chrono::milliseconds(500));
+    lab.world.clear_faults("shared1");
+    lab.world.release_hung("shared1");
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    Status wrote = lab.write("host1", *again, 0, 'b');
+    ASSERT_TRUE(wrote.is_ok()) << wrote.to_string();
+    auto r = lab.read("host2", reader, 0);
+    EXPECT_TRUE(!r || *r == 'b') << "old bytes";
+    ASSERT_TRUE(lab.healthy("host1"));
+    expect_new(lab);
+    EXPECT_EQ(lab.verify("host1"), "");
+    ASSERT_TRUE(lab.flush("host1", *again).is_ok());
+    EXPECT_NE(lab.shared_status().find("\"outdated\":false"), std::string::npos) << lab.shared_status();
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim

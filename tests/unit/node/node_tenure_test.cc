@@ -281,6 +281,27 @@ TEST_F(RefusedWrites, OfAHolderThatIsBackAreNotForgottenByTheNextThatIsApplied) 
   EXPECT_TRUE(made_equal(*a, held));
 }
 
+// Its host counts this copy out for it until it has resumed, whatever flush succeeds meanwhile.
+TEST_F(RefusedWrites, OfAFlushThatReconcilesAreNotForgottenByTheNextFlush) {
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  Result<wire::Grant> grant = a->acquire(held.image);
+  ASSERT_TRUE(grant) << grant.status().message();
+  held.epoch = grant->epoch;
+  EXPECT_TRUE(outdated());
+  world_.inject("shared", sim::FileFault{.operations = static_cast<uint16_t>(sim::FileOp::kSync),
+                                         .path_contains = "objects"});
+  EXPECT_EQ(flush(*a, held).code(), Code::kIoError);
+  ASSERT_TRUE(flush(*a, held));
+  EXPECT_TRUE(outdated());
+  EXPECT_FALSE(b->read(held.image, 0, 4096)) << "its holder may have acknowledged more";
+  ASSERT_TRUE(resume(*a, held, 1));
+  ASSERT_TRUE(flush(*a, held));
+  EXPECT_FALSE(outdated());
+  EXPECT_TRUE(b->read(held.image, 0, 4096));
+}
+
 // Its word that the copies are level was on its way when the write was refused: it does not know of that. It says so
 // once more, after it has heard of the refusal.
 TEST_F(RefusedWrites, AreNotForgottenForAResumeThatCrossesThem) {
