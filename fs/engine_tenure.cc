@@ -54,7 +54,8 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
   make_only_copy(im);
   Status failed;
   for (;;) {
-    while (!mirror_->up() && wait_ms != 0 && !stopping_) co_await wait_link(std::chrono::seconds(1));
+    while (!mirror_->up() && (wait_ms != 0 || !im.parked.empty()) && !stopping_)
+      co_await wait_link(std::chrono::seconds(1));
     wire::Acquire ask{im.id, wait_ms, copy_absent(im)};
     auto grant = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
