@@ -366,6 +366,7 @@ class Engine final : public journal::BlockSource {
   Task<void> check_attr(Image& image);
   Task<void> learn_size(Op* op);
   Task<void> end_if_shorter(Op* op);
+  Task<Status> ask_size(Image& image, uint64_t offset);
   // ---- engine_names.cc
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
@@ -382,6 +383,7 @@ class Engine final : public journal::BlockSource {
   void changed_now(Image& image);
   Task<void> tell_times(Image& image);
   Task<void> push_times(InodeNumber inode, wire::Attr values);
+  Task<void> seek_elsewhere(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_in(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   // ---- engine_verify.cc

@@ -254,13 +254,20 @@ void Engine::seek(HandleId handle, uint64_t offset, bool data, Callback<Result<u
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "lseek"));
   if (h->fenced) return done(Status::from_errno(EIO, "lseek: the image was taken over by another host"));
-  if (h->image->held || reads_alone(*h->image)) return seek_in(*h->image, offset, data, std::move(done));
-  // Whoever holds it may have made it longer: what is new there must not be taken for the end.
-  getattr(h->image->inode, [this, handle, offset, data, done = std::move(done)](Result<wire::Attr>) mutable {
-    Handle* still = handle_of(handle);
-    if (still == nullptr) return done(Status::from_errno(EBADF, "lseek"));
-    seek_in(*still->image, offset, data, std::move(done));
-  });
+  const bool known = h->image->held || reads_alone(*h->image) || !h->image->missing.empty();
+  if (known) return seek_in(*h->image, offset, data, std::move(done));
+  tasks_.spawn(seek_elsewhere(*h->image, offset, data, std::move(done)));
+}
+
+// Whoever holds it may have made it longer, or have written into its holes: what is new there is neither the end nor a
+// hole. Where that cannot be known everything may be data, and nothing is known of an end.
+Task<void> Engine::seek_elsewhere(Image& im, uint64_t offset, bool data, Callback<Result<uint64_t>> done) {
+  Pin pin(im);
+  const Status asked = co_await ask_size(im, offset);
+  const uint64_t size = im.size_now();
+  if (asked || im.held || reads_alone(im)) co_return seek_in(im, offset, data, std::move(done));
+  if (offset < size) co_return done(data ? offset : size);
+  done(Status::from_errno(EIO, "lseek: " + asked.message()));
 }
 
 void Engine::seek_in(Image& im, uint64_t offset, bool data, Callback<Result<uint64_t>> done) {

@@ -370,13 +370,34 @@ Task<void> Engine::check_attr(Image& im) {
   }
 }
 
+// What another host has made of an image's size. First a byte of it is read: that waits, or fails, where its holder may
+// have acknowledged what the shared node does not have, a later end among it. Only then the size: what that read was
+// answered for is in it.
+Task<Status> Engine::ask_size(Image& im, uint64_t offset) {
+  auto byte = std::make_shared<io::AlignedBuffer>(1);   // shared with the operation, should this frame go
+  const Extent first{offset, 1};
+  Status read = co_await read_shared(im, first, byte);
+  if (!read && read.code() != Code::kUnsupported) co_return read;
+  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  if (!answer && is_unreachable(answer.status())) co_return Status(Code::kUnavailable, answer.status().message());
+  if (!answer) co_return Status::ok();   // it has lost its name: as far as is known here
+  names_->put(*answer);
+  if (!im.held) take_attr(im, *answer);
+  // Of `mirror = none` nothing is read there, and the size is its holder's to say; without one it is as it was left.
+  if (!read && !answer->holder.empty()) co_return read;
+  co_return Status::ok();
+}
+
 // A read goes past the end that is known here.
 Task<void> Engine::learn_size(Op* op) {
   Image& im = *op->image;
-  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
-  if (answer) {
-    names_->put(*answer);
-    if (!im.held) take_attr(im, *answer);
+  Status asked(Code::kUnavailable, "its tenure is not confirmed");   // nor may it be asked then, as read_remote()
+  if (!im.held || im.state != MirrorState::kWaiting) asked = co_await ask_size(im, op->extent.offset);
+  if (!asked && asked.code() != Code::kUnavailable) co_return finish_read(op, std::move(asked));
+  if (!asked) {
+    step_back(op);
+    if (mirror_->up()) unpark_later(im);
+    co_return;
   }
   read_in_order(op);
 }

@@ -37,6 +37,10 @@ struct OtherReader : testing::Test {
     ASSERT_TRUE(r.is_ok()) << r.status().to_string();
     EXPECT_EQ(*r, 'b');
   }
+  Result<uint64_t> seek(Lab& lab, const std::string& host, uint64_t offset, bool data) {
+    return lab.wait<Result<uint64_t>>(
+        [&](auto done) { lab.engine(host).seek(host == "host1" ? writer : reader, offset, data, std::move(done)); });
+  }
   fs::HandleId writer, reader;
 };
 
@@ -159,6 +163,82 @@ TEST_F(OtherReader, GetsNothingOldAfterAFlushOfTheHoldersRecoveryWasRefused) {
     ASSERT_TRUE(lab.flush("host1", *again).is_ok());
     EXPECT_NE(lab.shared_status().find("\"outdated\":false"), std::string::npos) << lab.shared_status();
   }
+}
+
+// What lies beyond the end that the reader knows counts as what lies before it: no end of file that is not the end.
+TEST_F(OtherReader, IsToldOfNoEndThatTheHolderHasMovedAlone) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    go_alone(lab);
+    ASSERT_TRUE(lab.write("host1", writer, Lab::kImageBytes, 'b', Lab::kRegion).is_ok());
+    ASSERT_TRUE(lab.flush("host1", writer).is_ok());
+    for (uint64_t at : {Lab::kImageBytes, Lab::kImageBytes - 4096}) {   // at the old end, and across it
+      auto r = lab.read("host2", reader, at, 8192);
+      ASSERT_FALSE(r.is_ok()) << "seed " << seed << ": an end at " << Lab::kImageBytes;
+      EXPECT_EQ(r.status().sys_errno(), EIO) << r.status().to_string();
+    }
+    heal(lab);
+    auto r = lab.read("host2", reader, Lab::kImageBytes, Lab::kRegion);
+    ASSERT_TRUE(r.is_ok()) << r.status().to_string();
+    EXPECT_EQ(*r, 'b');
+  }
+}
+
+TEST_F(OtherReader, IsToldOfNoEndWhileItIsCutOffItself) {
+  Lab lab(1);
+  begin(lab);
+  lab.world.partition("host2", "shared1");
+  lab.world.partition("shared1", "host2");
+  ASSERT_TRUE(lab.write("host1", writer, Lab::kImageBytes, 'b', Lab::kRegion).is_ok());
+  lab.world.run_for(seconds(3));
+  auto r = lab.read("host2", reader, Lab::kImageBytes, Lab::kRegion);
+  EXPECT_FALSE(r.is_ok()) << "an end at " << Lab::kImageBytes;   // it waits
+  EXPECT_FALSE(seek(lab, "host2", Lab::kImageBytes, true).is_ok());
+  lab.world.heal_all();
+  r = lab.read("host2", reader, Lab::kImageBytes, Lab::kRegion);
+  ASSERT_TRUE(r.is_ok()) << r.status().to_string();
+  EXPECT_EQ(*r, 'b');
+}
+
+// Its read waits for the link, and so does what it asked for meanwhile: the tenure, should it be free.
+TEST_F(OtherReader, GoesOnWhereTheLinkDiesUnderARead) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    lab.world.run_for(seconds(2));
+    auto data = std::make_shared<Bytes>(4096);                    // shared with the read
+    auto got = std::make_shared<std::optional<Result<size_t>>>();   // likewise
+    lab.engine("host2").read(reader, 0, *data, io::IoMode::kQueued,
+                             [data, got](Result<size_t> n) { got->emplace(std::move(n)); });
+    lab.world.run_for(std::chrono::microseconds(seed * 10));
+    lab.crash("shared1", Crash::kKill);
+    lab.start("shared1");
+    ASSERT_TRUE(lab.world.run_until([&] { return got->has_value(); }, seconds(60))) << "seed " << seed;
+    ASSERT_TRUE((*got)->is_ok()) << (*got)->status().to_string();
+    EXPECT_EQ(data->front(), 'a');
+  }
+}
+
+// A copy made with lseek() would lack it, without an error.
+TEST_F(OtherReader, IsToldOfNoHoleThatTheHolderHasFilledAlone) {
+  Lab lab(1);
+  begin(lab);
+  go_alone(lab);
+  ASSERT_TRUE(lab.write("host1", writer, 2 * Lab::kRegion, 'b').is_ok());
+  ASSERT_TRUE(lab.write("host1", writer, Lab::kImageBytes, 'b').is_ok());
+  auto data = seek(lab, "host2", Lab::kRegion, true);
+  EXPECT_TRUE(data.is_ok() && *data <= 2 * Lab::kRegion) << (data ? std::to_string(*data) : data.status().to_string());
+  auto hole = seek(lab, "host2", Lab::kRegion, false);
+  EXPECT_TRUE(!hole || *hole >= Lab::kImageBytes) << *hole;
+  auto end = seek(lab, "host2", Lab::kImageBytes, true);
+  ASSERT_FALSE(end.is_ok());
+  EXPECT_NE(end.status().sys_errno(), ENXIO) << "this is not the end";
+  heal(lab);
+  ASSERT_TRUE(lab.healthy("host1"));
+  data = seek(lab, "host2", Lab::kRegion, true);
+  ASSERT_TRUE(data.is_ok()) << data.status().to_string();
+  EXPECT_EQ(*data, 2 * Lab::kRegion);
 }
 
 }  // namespace
