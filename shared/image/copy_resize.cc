@@ -29,6 +29,7 @@ Status CopyState::save(uint64_t size, Generation generation) {
   metadata_.size = size;
   size_least_ = std::min(size_least_, size);
   metadata_.size_generation = generation;
+  note_ends();
   return {};
 }
 

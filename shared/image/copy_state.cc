@@ -148,17 +148,25 @@ Status CopyState::open_objects(bool direct) {
     objects[i].file = std::move(file).value();
   }
   objects_ = std::move(objects);
+  note_ends();
   Status sized = set_object_sizes(metadata_.size);
   if (!sized) objects_.clear();
   return sized;
 }
 
-// After an operation met the end of an object: which are too short.
+void CopyState::note_ends() {
+  for (uint32_t i = 0; i < objects_.size(); ++i)
+    objects_[i].end = round_up(metadata_.layout.object_bytes(i, metadata_.size));
+}
+
+// After an operation met the end of an object: which are too short. One that was written up to its present end, or
+// beyond, may have been cut anywhere before that, and have holes from there on: none of it is certain.
 void CopyState::look_for_damage() {
   for (uint32_t i = 0; i < objects_.size(); ++i) {
     auto stat = objects_[i].file->stat();
     if (Status s = check_object(metadata_, i, objects_[i].path, stat); s || !stat) continue;
-    objects_[i].usable = std::min(objects_[i].usable, round_down(stat->size));
+    const uint64_t sure = objects_[i].reach < stat->size ? round_down(stat->size) : 0;
+    objects_[i].usable = std::min(objects_[i].usable, sure);
     group_.note_damaged(metadata_.id, damaged(i));
   }
 }
@@ -166,9 +174,10 @@ void CopyState::look_for_damage() {
 Status CopyState::damaged(uint32_t stripe) {
   const Object& object = objects_[stripe];
   Status found = check_object(metadata_, stripe, object.path, object.file->stat());
-  return found ? Status(Code::kCorruption, "image " + metadata_.id.to_string() + ": its object " + object.path +
-                                               " was cut short at " + std::to_string(object.usable))
-               : found;
+  if (!found) return found;
+  const std::string where = object.usable != 0 ? " was cut short at " + std::to_string(object.usable)
+                                               : " was cut short, and written to since";
+  return Status(Code::kCorruption, "image " + metadata_.id.to_string() + ": its object " + object.path + where);
 }
 
 CopyState::Op* CopyState::take_op(Callback<Status> done) {
@@ -254,8 +263,27 @@ void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode m
 void CopyState::write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op) {
   ++op->pending;
   if (beyond_use(piece)) return finish_piece(op, damaged(piece.stripe));   // it would make a hole of what is missing
+  objects_[piece.stripe].written += piece.length;
+  if (!reaches_end(piece)) return put_piece(piece, data, mode, op);
+  if_whole(piece, mode, op, [this, piece, data, mode, op] { put_piece(piece, data, mode, op); });
+}
+
+// Looked at before anything is written to the end: afterwards nothing would tell that the object had been cut short.
+void CopyState::if_whole(const Piece& piece, io::IoMode mode, Op* op, UniqueFunction<void()> then) {
+  if (!reaches_end(piece)) return then();
+  objects_[piece.stripe].file->ask_stat(
+      mode, [this, piece, op, then = std::move(then)](Result<io::FileStat> found) mutable {
+        if (!found) return finish_piece(op, found.status().with_context(objects_[piece.stripe].path));
+        Status whole = check_object(metadata_, piece.stripe, objects_[piece.stripe].path, found);
+        if (!whole) look_for_damage();   // the size may have changed since it was asked
+        if (!whole && beyond_use(piece)) return finish_piece(op, std::move(whole));
+        then();
+      });
+}
+
+void CopyState::put_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op) {
   Object& object = objects_[piece.stripe];
-  object.written += piece.length;
+  note_written(piece);
   if (fits_direct(object, piece.object_offset, piece.length, data.data())) {
     uint32_t stripe = piece.stripe;
     object.file->write(piece.object_offset, data, mode,
@@ -324,7 +352,11 @@ void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done
       continue;
     }
     objects_[i].written += end - begin;
-    objects_[i].file->allocate(begin, end - begin, [this, op, i](Status s) { finish_write(op, i, std::move(s)); });
+    if_whole(piece, io::IoMode::kQueued, op, [this, op, piece, begin, end] {
+      note_written(piece);
+      objects_[piece.stripe].file->allocate(
+          begin, end - begin, [this, op, i = piece.stripe](Status s) { finish_write(op, i, std::move(s)); });
+    });
   }
   finish_piece(op, {});
 }
@@ -362,14 +394,16 @@ void CopyState::synced(Op* op, uint32_t stripe, io::IoMode mode, Status status) 
   if (looks_in_flight_++ == 0) size_least_ = metadata_.size;
   auto looked = [this, op, stripe, settled, written = object.written](Result<io::FileStat> found) {
     Object& now = objects_[stripe];
+    --looks_in_flight_;
+    ImageMetadata wanted = metadata_;
+    wanted.size = size_least_;
+    Status whole = check_object(wanted, stripe, now.path, found);
+    if (whole && settled && now.written == written) now.reach = 0;   // nothing was written meanwhile either
     if (found && settled) {
       now.allocated = found->allocated;
       now.written -= std::min(now.written, written);
     }
-    --looks_in_flight_;
-    ImageMetadata wanted = metadata_;
-    wanted.size = size_least_;
-    finish_piece(op, check_object(wanted, stripe, now.path, std::move(found)));
+    finish_piece(op, std::move(whole));
   };
   object.file->ask_stat(mode, std::move(looked));
 }

@@ -5,6 +5,7 @@
 // of this object is touched afterwards.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -55,6 +56,8 @@ class CopyState {
     uint64_t written = 0;          // bytes written or allocated since, what was there before included
     uint32_t syncs_in_flight = 0;  // a sync asked for meanwhile must not overtake these
     uint64_t usable = UINT64_MAX;  // bytes: it was cut short there, while it was open
+    uint64_t end = 0;              // bytes it must have: what is written there could hide that it has not
+    uint64_t reach = 0;            // up to where it was written since it was last found whole with nothing under way
   };
   struct Op {
     Callback<Status> done;
@@ -75,6 +78,17 @@ class CopyState {
   bool fits_direct(const Object& object, uint64_t offset, uint64_t length, const void* memory) const;
   void read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op);
   void write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op);
+  void put_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op);
+  // Calls `then` if its object is whole, else ends the piece.
+  void if_whole(const Piece& piece, io::IoMode mode, Op* op, UniqueFunction<void()> then);
+  bool reaches_end(const Piece& piece) const {
+    return round_up(piece.object_offset + piece.length) >= objects_[piece.stripe].end;
+  }
+  void note_written(const Piece& piece) {
+    uint64_t& reach = objects_[piece.stripe].reach;
+    reach = std::max(reach, round_up(piece.object_offset + piece.length));
+  }
+  void note_ends();
   Status set_object_sizes(uint64_t image_size);
   void synced(Op* op, uint32_t stripe, io::IoMode mode, Status status);
   void look_for_damage();

@@ -7,7 +7,7 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr uint64_t kLeft = 4096, kGone = 8192;
+constexpr uint64_t kLeft = 8192, kGone = 8192;
 constexpr uint64_t kLast = Lab::kImageBytes - 4096;
 
 class CutObjectTest : public testing::TestWithParam<uint64_t> {
@@ -93,6 +93,53 @@ TEST_P(CutObjectTest, OfAHostThatIsAloneItIsAnErrorAndNothingIsWrittenBeyond) {
     EXPECT_TRUE(!got.is_ok() || *got == byte) << offset;
   }
   EXPECT_FALSE(lab_.engine("host1").healthy());
+}
+
+// What a write beyond the cut makes of it looks like a hole.
+TEST_P(CutObjectTest, OfAHostThatIsAloneNothingBeforeAWriteBeyondItIsReadAsZeros) {
+  begin();
+  lab_.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c').is_ok());
+  cut("host1");
+  Status wrote = lab_.write("host1", handle_, 2 * Lab::kRegion, 'b');
+  EXPECT_FALSE(lab_.flush("host1", handle_).is_ok());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+    EXPECT_FALSE(lab_.read("host1", handle_, 2 * Lab::kRegion - 4096).is_ok());
+    lab_.world.run_for(seconds(2));
+  }
+  EXPECT_FALSE(lab_.engine("host1").healthy());
+}
+
+// Afterwards nothing would show that it had been cut.
+TEST_P(CutObjectTest, OfAHostThatIsAloneItsEndIsNotWritten) {
+  begin();
+  lab_.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c').is_ok());
+  cut("host1");
+  EXPECT_FALSE(lab_.write("host1", handle_, kLast, 'b').is_ok());
+  EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+  expect_byte(0, 'c');
+}
+
+TEST_P(CutObjectTest, AWriteToItsEndMeetsIt) {
+  begin();
+  cut("host1");
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'b').is_ok());
+  expect_byte(kGone, 'a');
+  expect_level();
+  expect_byte(kLast, 'b');
+}
+
+TEST_P(CutObjectTest, AWriteToTheEndOfTheSharedOneMeetsIt) {
+  begin();
+  cut("shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'b').is_ok());
+  EXPECT_NE(lab_.shared_status().find("\"outdated\":true"), std::string::npos) << lab_.shared_status();
+  EXPECT_FALSE(lab_.engine("host1").healthy());
+  lab_.world.run_for(seconds(30));
+  EXPECT_FALSE(lab_.engine("host1").healthy()) << "the rest of it is not there";
+  expect_byte(kGone, 'a');
 }
 
 TEST_P(CutObjectTest, TheSharedNodeSaysThatItsCopyIsDamaged) {

@@ -256,6 +256,59 @@ TEST(StoreSimulation, AFullDiskIsToldAndHarmsNothing) {
   EXPECT_EQ(found[65536], 0);
 }
 
+struct CutImage : StoreSim {
+  static constexpr uint64_t kSize = 1u << 20;
+  explicit CutImage(uint64_t seed, uint32_t stripes) : StoreSim(seed, 2, stripes) {
+    copy = *group->create(some_image(), kSize);
+    EXPECT_TRUE(write(0, Bytes(kSize, 1))->is_ok());
+    EXPECT_TRUE(sync()->is_ok());
+  }
+  void cut_at(uint64_t bytes) {
+    int objects = 0;
+    for (const auto& [path, contents] : world.files("host1", "/bricks")) {
+      if (!path.ends_with(".data")) continue;
+      ++objects;
+      EXPECT_TRUE(world.cut_short("host1", path, bytes).is_ok());
+    }
+    EXPECT_NE(objects, 0);
+  }
+  Status read_at(uint64_t offset) {
+    Bytes out(4096);
+    auto done = wait([&](Callback<Status> d) { copy->read(offset, out, io::IoMode::kQueued, std::move(d)); });
+    return done ? *done : Status(Code::kCancelled, "dead");
+  }
+};
+
+TEST(StoreSimulation, WhatACutTookIsNeverMadeAHole) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    SCOPED_TRACE(seed);
+    {   // by a write, or a reservation, of the last granule: it is refused
+      CutImage sim(seed, seed % 2 + 1);
+      sim.cut_at(8192);
+      const uint64_t length = seed % 3 == 0 ? 512 : 4096, last = CutImage::kSize - length;
+      auto done = seed % 4 == 0 ? sim.wait([&](Callback<Status> d) { sim.copy->allocate(last, length, std::move(d)); })
+                                : sim.write(last, Bytes(length, 2));
+      ASSERT_EQ(done->code(), Code::kCorruption) << done->to_string();
+      EXPECT_EQ(sim.read_at(512 << 10).code(), Code::kCorruption);
+    }
+    {   // by one between: the next sync finds it, and nothing before it counts from then on
+      CutImage sim(seed, seed % 2 + 1);
+      sim.cut_at(8192);
+      ASSERT_TRUE(sim.write(512 << 10, Bytes(4096, 2))->is_ok());
+      EXPECT_EQ(sim.sync()->code(), Code::kCorruption);
+      EXPECT_EQ(sim.read_at(256 << 10).code(), Code::kCorruption);
+    }
+    {   // what was written below the cut leaves the rest readable
+      CutImage sim(seed, 1);
+      ASSERT_TRUE(sim.write(4096, Bytes(4096, 2))->is_ok());
+      sim.cut_at(512 << 10);
+      EXPECT_EQ(sim.read_at(768 << 10).code(), Code::kCorruption);
+      EXPECT_TRUE(sim.read_at(4096).is_ok());
+      EXPECT_TRUE(sim.read_at(256 << 10).is_ok());
+    }
+  }
+}
+
 // Killed at any moment of an opening; then the power goes while the next one has just told its state what it found.
 TEST(StoreSimulation, AKillAndThenAPowerCutRefuseNoBrick) {
   for (uint64_t seed = 1; seed <= seeds_of(12); ++seed) {
