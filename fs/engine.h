@@ -203,6 +203,8 @@ class Engine final : public journal::BlockSource {
   Status open_failed_copy(Image& image);
   Task<void> reopen_copy(Image& image);
   void copy_damaged(ImageId id, const Status& why);
+  void shared_damaged(Image& image, const Status& why);
+  Task<void> mark_to_compare(Image& image);
   // ---- engine_hang.cc
   void copy_overdue(ImageId id);
   void give_up_local(Image& image, const Status& why);
@@ -236,6 +238,7 @@ class Engine final : public journal::BlockSource {
   void start_flush(Op* op);
   void settle_flush(Op* op);
   void clean_idle_images();
+  Task<void> ask_after_shared(Image& image);
   // ---- engine_meet.cc
   Result<Incarnation> meet(const wire::Met& met);
   Status check_own_run(const wire::Met& met) const;

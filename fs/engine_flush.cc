@@ -125,4 +125,18 @@ void Engine::clean_idle_images() {
   }
 }
 
+// What is wrong with the shared copy, if anything is: also where nothing of this host's is unflushed.
+Task<void> Engine::ask_after_shared(Image& im) {
+  Pin pin(im);
+  using Answer = Result<wire::Flushed>;
+  wire::Flush ask{im.id, im.epoch};
+  auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Flushed>(wire::Type::kFlush, ask, std::move(done));
+  });
+  if (!im.held || im.epoch != ask.epoch) co_return;
+  if (flushed) co_return check_loss(im, flushed->loss_id);
+  const bool refuses = flushed.status().code() != Code::kUnavailable && flushed.status().code() != Code::kFenced;
+  if (refuses) refused(im, flushed.status());
+}
+
 }  // namespace tidemark::fs

@@ -2,6 +2,7 @@
 #include "fs/engine.h"
 #include "shared/base/log.h"
 #include "shared/base/planted.h"
+#include "shared/wire/features.h"
 
 namespace tidemark::fs {
 namespace {
@@ -92,11 +93,19 @@ Task<void> Engine::resume(Image& im) {
     if (!im.held || im.epoch != epoch || sends_mirror(im.state)) co_return;
     // Where the shared copy may lack something it must not be read by others before the resync that follows.
     const bool kept = mirror_->hello().loss_id == im.shared_loss || TM_PLANTED("ignore the loss id");
+    if (im.compare == Image::Compare::kAll && im.facts.copy_whole) {
+      co_await mark_to_compare(im);
+      if (!im.held || im.epoch != epoch || sends_mirror(im.state)) co_return;
+    }
+    other = other || im.compare != Image::Compare::kNo;
     other = other || im.apart || im.facts.alone || only_here(im) || (!kept && (im.unsynced.any() || im.active != 0));
     // Where a resync follows, that says when it has ended. Of `mirror = none` it does once the policy is another one.
-    const uint8_t ahead = other || im.facts.policy_none ? 2 : unreconciled_.contains(im.id) ? 1 : 0;
+    const bool compares = (mirror_->hello().features & wire::kFeatureCompare) != 0 && im.facts.alone &&
+                          im.compare == Image::Compare::kMarked && !im.facts.policy_none;
+    uint8_t ahead = other || im.facts.policy_none ? 2 : unreconciled_.contains(im.id) ? 1 : 0;
+    if (compares) ahead = 3;
     wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
-    const uint32_t says_level = ahead != 2 ? 1 : 0;
+    const uint32_t says_level = ahead < 2 ? 1 : 0;
     const uint64_t session = mirror_->hello().session;
     im.resuming += says_level;
     auto answer = co_await async<Answer>([&](Callback<Answer> done) {
@@ -119,7 +128,7 @@ Task<void> Engine::resume(Image& im) {
     const bool unflushed = im.unsynced.any() || im.active != 0;
     const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");
     other = other || im.apart || im.facts.alone || (differs && unflushed);
-    if (ahead != 2 && (other || im.noting_alone)) continue;
+    if (ahead < 2 && (other || im.noting_alone)) continue;
     im.facts.handshaken = true;
     im.yield_unknown = false;
     im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
@@ -140,6 +149,7 @@ Task<void> Engine::not_resumed(Image& im, Status why) {
     kLog.warning("image_gone", {{"image", im.id}, {"error", why}});
     co_return fence(im);
   }
+  if (why.code() == Code::kCorruption) shared_damaged(im, why);
   if (mirror_->up()) {
     kLog.warning("resume_refused", {{"image", im.id}, {"error", why}});
     co_await sleep(why.code() == Code::kUnavailable ? kAskAgain : kRefusedRetry);
@@ -202,12 +212,31 @@ void Engine::fence(Image& im) {
 void Engine::refused(Image& im, const Status& why) {
   if (!sends_mirror(im.state)) return;
   kLog.warning("shared_copy_refuses", {{"image", im.id}, {"error", why}});
-  if (why.code() == Code::kCorruption) im.shared_fault = why.message();
+  if (why.code() == Code::kCorruption) shared_damaged(im, why);
   apply(im, MirrorEvent::kRefused);
   env_.after(kRefusedRetry, [this, id = im.id] {
     Image* image = find(id);
     if (image != nullptr && image->held && mirror_->up() && !sends_mirror(image->state)) tasks_.spawn(resume(*image));
   });
+}
+
+// What is wrong with it is not known: its length may be right again, and what it holds not. Nothing there counts before
+// it was compared with the own copy.
+void Engine::shared_damaged(Image& im, const Status& why) {
+  im.shared_fault = why.message();
+  im.compare = Image::Compare::kAll;
+}
+
+// All of it is dirty, and the note that the copies differ durable: a crash does not forget it.
+Task<void> Engine::mark_to_compare(Image& im) {
+  if (!im.facts.alone) note_alone(im);
+  while (im.noting_alone)   // how it ended, it logs
+    static_cast<void>(co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); }));
+  im.compare = Image::Compare::kMarked;   // damage that is found from here on is a new one
+  Status apart = co_await all_apart(im);
+  if (apart.is_ok()) co_return;
+  im.compare = Image::Compare::kAll;
+  kLog.warning("compare_waits", {{"image", im.id}, {"error", apart}});
 }
 
 void Engine::when_linked(io::Duration limit, UniqueFunction<void()> fn) {

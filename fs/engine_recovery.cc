@@ -204,9 +204,22 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     host_wins = true;
   }
   uint64_t repaired = 0;
+  im.own_failed = false;
   if (TM_PLANTED("serve dirty regions unreconciled")) dirty.regions.clear();
   Status equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
   if (!equal && im.own_failed && own_copy_failed(im, equal)) co_return Status::ok();  // the shared copy has it all
+  // The shared copy is damaged: this one, which has at least what was flushed, decides, as of a host that was alone.
+  if (equal.code() == Code::kCorruption && !im.own_failed && im.facts.copy_whole) {
+    if (Status s = co_await all_apart(im); !s) co_return s;
+    Status noted = co_await async<Status>([&](Callback<Status> done) {
+      journal_->note_copies(im.slot, host_loss(), im.shared_loss, true, std::move(done));
+    });
+    if (!noted) co_return noted;
+    im.facts.alone = true;
+    shared_damaged(im, equal);
+    refused(im, equal);
+    co_return Status::ok();
+  }
   if (!equal) co_return equal;
   Status flushed = co_await flush_both(im);
   if (!flushed) co_return flushed;

@@ -254,6 +254,7 @@ Task<void> Engine::resync(Image& im) {
   im.resync_running = true;
   const ResyncRun run{im.resync_loss, im.epoch, im.outages, im.failures};
   uint64_t repaired = 0;
+  im.own_failed = false;
   journal_->set_level(im.slot, false);   // forgets what an interrupted resync made equal: written to since, maybe
   std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", run.epoch}, {"regions", regions.size()}});
@@ -281,6 +282,8 @@ Task<void> Engine::resync(Image& im) {
   if (status.is_ok() && run.stands(im)) {
     kLog.info("resync_done", {{"image", im.id}, {"epoch", run.epoch}, {"copied_bytes", repaired}});
     im.apart = false;
+    im.compare = Image::Compare::kNo;
+    im.shared_fault.clear();
     im.shared_loss = run.loss;
     im.unsynced.cover(unsynced);
     apply(im, MirrorEvent::kEqual);
@@ -289,6 +292,7 @@ Task<void> Engine::resync(Image& im) {
   }
   kLog.info("resync_again", {{"image", im.id}, {"reason", status}, {"copied_bytes", repaired}});
   if (status.code() == Code::kFenced) co_return fence(im);
+  if (status.code() == Code::kCorruption && !im.own_failed && run.stands(im)) co_return refused(im, status);
   if (im.state != MirrorState::kResyncing) co_return;  // the next resume starts it anew
   co_await sleep(kResyncRetry);
   if (im.state == MirrorState::kResyncing && !im.resync_running) tasks_.spawn(resync(im));

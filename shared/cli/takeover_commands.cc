@@ -37,7 +37,9 @@ std::string takeover_text(const Json& report) {
       continue;
     }
     const char* verb = action == "refused" ? "REFUSED" : flag(report, "taken") ? "taken" : "would be taken";
-    out += std::string("  ") + verb + " from " + text(image, "holder") + ", " + away(image) + "\n";
+    const std::string holder = text(image, "holder");
+    const std::string whose = holder.empty() ? " as it is: nobody holds it" : " from " + holder + ", " + away(image);
+    out += std::string("  ") + verb + whose + "\n";
     if (action == "refused") out += "  " + text(image, "reason") + "\n";
     out += "  shared copy: " + text(image, "copy") + "\n  tail: " + text(image, "tail") + "\n";
     const bool asks = !text(image, "witness").empty() && !flag(report, "taken");

@@ -18,6 +18,7 @@
 // `store`. Of a host's runs the newest counts; it takes the older ones' place.
 // "loss_id" (u64, absent before the first start that wrote it) is that of the copies when the records'
 // `outdated` was last brought up to it.
+// The byte of `outdated` has bit 0 `outdated`, bit 1 `cut`; a version that does not know bit 1 takes it for `outdated`.
 //
 // Keys are big-endian, values little-endian. Valid if and only if every value decodes to its last byte,
 // every node but the root has its place in a directory, and no number is above its counter. Anything
@@ -53,6 +54,9 @@ struct ImageRecord {
   uint64_t region_bytes = 0;         // of the behind-maps
   fence::State tenure;               // without its waiters
   uint8_t outdated = 0;              // the holder may have acknowledged writes which this copy lacks
+  // An object of the copy was found shorter than it must be. Whatever length it has since, what it holds counts only
+  // once all of it was compared with its holder's copy, or by an operator's word.
+  uint8_t cut = 0;
   Generation generation;             // of the copies' condition in this epoch: what the witness is asked under
   template <class A> void fields(A& a) {
     a(inode, has_copy, nameless, reserved, region_bytes, tenure.epoch, tenure.holder, tenure.last_holder);
@@ -63,7 +67,10 @@ struct ImageRecord {
     tenure.parent.clean = clean != 0 && !tenure.parent.taken;
     if (version < 2) return;
     std::vector<std::pair<std::string, Epoch>> fenced(tenure.fenced.begin(), tenure.fenced.end());
-    a(fenced, outdated, generation);
+    uint8_t lacks = static_cast<uint8_t>(outdated | cut << 1);
+    a(fenced, lacks, generation);
+    outdated = lacks & 1;
+    cut = lacks >> 1 & 1;
     tenure.fenced = {fenced.begin(), fenced.end()};
   }
   uint8_t version = 2;               // of the bytes that it is read from

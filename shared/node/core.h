@@ -66,7 +66,9 @@ struct Image {
   ImageRecord record;
   wire::Attr* attr = nullptr;                 // in the name space
   std::unique_ptr<image::ImageCopy> copy;     // opened when first needed
-  Status copy_fault;                          // blocks are here, and cannot be opened: why
+  Status copy_fault;                          // blocks are here, and cannot be opened or do not count: why
+  bool reopen = false;                        // the copy that is open was cut: closed once nobody uses it
+  bool mending = false;                       // its holder compares all of a copy that was cut with its own, whole one
   std::map<std::string, BehindMap> behind;
   OrderTable<Op> order;
   std::vector<uint64_t> warm;                 // bitmap by region
@@ -251,6 +253,8 @@ class Core {
   void copy_answered(Op* op, Status status);
   void copy_overdue(ImageId id);
   void copy_damaged(ImageId id, const Status& why);
+  void note_cut(Image& image);
+  Status refuse_if_cut(const Image& image, const std::string& by) const;
   void hung_ended(Image& image);
   Status refuse_if_hung(const Image& image) const;
   bool leaves_holder_alone(const Op& op, const Status& status) const;
@@ -261,7 +265,7 @@ class Core {
   void run_released();
   bool refuse_range(Op* op);
   Result<std::unique_ptr<image::ImageCopy>> open_copy(Image& image);
-  Status ensure_copy(Image& image);
+  Status ensure_copy(Image& image, const std::string& by);
   void note_copy(Image& image, const Status& found);
   void adopt_copy_size(Image& image);
   void close_copy(Image& image);
@@ -317,6 +321,7 @@ class Core {
   struct TakeoverRun;
   Image* image_named(const std::string& name);
   std::string describe_takeover(Image& image, const std::string& by, bool accept_loss, TakeoverRun& run);
+  void take_as_is(TakeoverRun& run);
   bool asks_witness(const Image& image) const;
   void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
   void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);

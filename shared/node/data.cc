@@ -55,8 +55,9 @@ void Core::run(Op* op) {
 }
 
 bool Core::is_ready(const Image& im, const Op& op) const {
-  return im.settled && im.copy && im.coordinator < im.reserved_durable && op.type != wire::Type::kResize &&
-         op.type != wire::Type::kResume && is_warm(im, {op.offset, op.length});
+  const bool counts = im.record.cut == 0 || im.mending;   // only its holder's requests come here
+  return im.settled && im.copy && counts && im.coordinator < im.reserved_durable &&
+         op.type != wire::Type::kResize && op.type != wire::Type::kResume && is_warm(im, {op.offset, op.length});
 }
 
 // Makes durable what must be so before this request changes a block.
@@ -70,7 +71,7 @@ void Core::prepare(Op* op) {
     return fail(op, Status(Code::kInvalidArgument, label(im) + ": size over the limit"));
   }
   if (im.attr->mirror != 0) {
-    if (Status s = ensure_copy(im); !s) return fail(op, s);
+    if (Status s = ensure_copy(im, op->session->host); !s) return fail(op, s);
   }
   if (!resize && refuse_range(op)) return;
   cold_writes_total_.add();
@@ -180,6 +181,12 @@ void Core::note_copy(Image& im, const Status& found) {
                            found.message() + ": bring the file back; else copy the image to a new one on a host that "
                                              "goes on with it, or restore it from the replica");
   }
+  if (found.code() == Code::kCorruption) note_cut(im);
+  if (found && im.record.cut != 0) {
+    im.copy_fault = Status(Code::kCorruption,
+                           "it was cut short, and is long again: what it holds counts once its holder has compared "
+                           "all of it with a whole copy, or as it is (tidemark image takeover --accept-loss)");
+  }
   if (im.copy_fault.to_string() == before.to_string()) return;
   if (im.copy_fault) kLog.info("copy_found", {{"image", im.id}});
   else kLog.warning("copy_damaged", {{"image", im.id}, {"error", im.copy_fault}});
@@ -191,15 +198,40 @@ void Core::copy_damaged(ImageId id, const Status& why) {
   if (auto it = images_.find(id); it != images_.end()) note_copy(*it->second, why);
 }
 
-Status Core::ensure_copy(Image& im) {
+// Its length alone does not show, once it is long again. Durable soon, and found again by a start before that; its
+// holder is told, so that it makes the copies equal.
+void Core::note_cut(Image& im) {
+  im.mending = false;
+  im.reopen = im.copy != nullptr;
+  if (im.record.has_copy == 0 || std::exchange(im.record.cut, 1) != 0) return;
+  im.record.outdated = 1;
+  im.holder_ahead = Image::Ahead::kUntilResume;
+  kv::WriteBatch batch;
+  put_image(batch, im.id, im.record);
+  commit(std::move(batch), [] {});
+  Session* holder = im.record.tenure.holder.empty() ? nullptr : session_of(im.record.tenure.holder);
+  if (holder == nullptr || holder->peers.empty()) return;   // told when it resumes
+  holder->peers.front()->link->notify(wire::Type::kInvalidateNotify,
+                                      wire::InvalidateNotify{im.record.inode, InodeNumber(0), ""});
+}
+
+// A copy that was cut is for nobody but its holder, while that compares all of it. `by` as for ensure_copy().
+Status Core::refuse_if_cut(const Image& im, const std::string& by) const {
+  if (im.record.cut == 0 || by.empty() || (im.mending && by == im.record.tenure.holder)) return Status::ok();
+  const std::string why = im.copy_fault ? "it was cut short" : im.copy_fault.message();
+  return Status(Code::kCorruption, label(im) + ": " + why);
+}
+
+// `by`: the host that asks; empty: this node itself.
+Status Core::ensure_copy(Image& im, const std::string& by) {
   TM_RETURN_IF_ERROR(refuse_if_hung(im));
-  if (im.copy) return Status::ok();
+  if (im.copy) return refuse_if_cut(im, by);
   auto copy = open_copy(im);
   if (!copy) return copy.status().with_context(label(im));
   im.copy = std::move(*copy);
   ++copies_open_;
   adopt_copy_size(im);
-  return Status::ok();
+  return refuse_if_cut(im, by);
 }
 
 // A crash or an error between the copy's resize and the catalogue's commit leaves the copy newer: it was not answered.
@@ -213,13 +245,14 @@ void Core::adopt_copy_size(Image& im) {
 void Core::close_copy(Image& im) {
   if (im.copy) --copies_open_;
   im.copy.reset();
+  im.reopen = false;
 }
 
 void Core::close_idle_copies() {
   std::vector<Image*> idle;
   for (auto& [id, image] : images_) {
     if (!image->copy || image->ops != 0 || image->hung != 0 || !image->copy->idle()) continue;
-    if (!image->copy_fault) close_copy(*image);
+    if (!image->copy_fault || image->reopen) close_copy(*image);
     else idle.push_back(image.get());
   }
   if (copies_open_ <= limits::kImagesOpenMax) return;
@@ -313,7 +346,7 @@ void Core::issue_read(Op* op) {
   if (may_be_old(im, *op)) return fail(op, Status(Code::kUnavailable, label(im) + ": its holder was lost"));
   uint64_t inside = 0;
   if (im.record.has_copy != 0 || im.copy) {
-    if (Status s = ensure_copy(im); !s) return fail(op, s);
+    if (Status s = ensure_copy(im, op->session->host); !s) return fail(op, s);
     uint64_t size = im.copy->size();
     inside = op->offset >= size ? 0 : std::min(op->length, size - op->offset);
   }

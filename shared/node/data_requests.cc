@@ -139,7 +139,7 @@ void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
     peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});
     return finish(op);
   }
-  if (Status s = ensure_copy(*image); !s) return fail(op, s);
+  if (Status s = ensure_copy(*image, op->session->host); !s) return fail(op, s);
   sync(op);
 }
 

@@ -37,7 +37,7 @@ void Core::hash_request(const PeerPtr& peer, wire::Request& request) {
   }
   if (image->attr->mirror == 0) return refuse(no_mirror(*image));
   if (image->record.has_copy != 0) {
-    if (Status s = ensure_copy(*image); !s) return refuse(s);
+    if (Status s = ensure_copy(*image, peer->session->host); !s) return refuse(s);
   }
   run->peer = peer;
   run->id = request.id;
@@ -139,7 +139,7 @@ void Core::extents_request(const PeerPtr& peer, wire::Request& request) {
   wire::ExtentList answer;
   answer.next_offset = image->attr->size;
   if (image->record.has_copy != 0) {
-    if (Status s = ensure_copy(*image); !s) return refuse(s);
+    if (Status s = ensure_copy(*image, peer->session->host); !s) return refuse(s);
     uint32_t count_max = std::min(m.count_max, limits::kExtentsMax);
     uint64_t at = m.offset;
     // Pieces that join count too: on stripes a long extent is many, and the loop must not be held.

@@ -251,6 +251,7 @@ wire::HelloAnswer Core::hello_answer(const wire::Hello& hello) const {
   answer.loss_id = group_->loss_id();
   answer.event = names_->last_event();
   answer.clock = env_.wall();
+  answer.features = hello.features & wire::kFeatureCompare;
   return answer;
 }
 

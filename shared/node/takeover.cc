@@ -18,7 +18,6 @@ using nlohmann::json;
 
 namespace {
 const log::Logger kLog("node.takeover");
-constexpr double kNanosecondsPerSecondReal = 1e9;
 constexpr io::Duration kSyncMax = std::chrono::seconds(5);   // a brick that hangs does not keep its images
 
 struct Wish {
@@ -59,7 +58,7 @@ Result<Wish> parse_wish(const std::string& text) {
 // One word under way: its images, and how many are not asked for, later not durably fenced, yet.
 struct Core::TakeoverRun {
   json report;
-  std::vector<Image*> images;
+  std::vector<Image*> images, as_is;   // as_is: held by nobody, and taken for what it holds
   bool accept_loss = false;
   std::vector<std::pair<Image*, Epoch>> fenced;   // the witness bears their being taken
   std::string refused;
@@ -92,18 +91,28 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   auto gone = host_gone_at_.find(holder);
   entry["away_s"] = gone == host_gone_at_.end()
                         ? json(nullptr)
-                        : json(static_cast<double>((env_.now() - gone->second).count()) / kNanosecondsPerSecondReal);
-  bool level = image.record.outdated == 0;
+                        : json(std::chrono::duration<double>(env_.now() - gone->second).count());
+  const bool cut = image.record.cut != 0, level = image.record.outdated == 0 && !cut;
   entry["level"] = level;
   entry["copy"] =
       level ? "level when " + holder + " was last heard of: what it acknowledged since, alone, is only there"
+      : cut ? "damaged: " + image.copy_fault.message()
             : "outdated: " + holder + " may have acknowledged writes that are not here";
   entry["tail"] = "what " + holder + " wrote without this copy is kept there as a branch, when it is back";
   if (asks_witness(image)) {
     entry["witness"] = "asked first: if it has let " + holder + " go on alone, or is silent, this takes --accept-loss";
   }
   std::string refused;
-  if (holder.empty()) {
+  if (holder.empty() && cut && accept_loss) {
+    Status whole = group_->look_at(image.id);
+    if (!whole) refused = whole.message();
+    else if (image.copy && !image.copy->idle()) refused = "its copy here is in use: say it again";
+    else run.as_is.push_back(&image);
+    entry["action"] = "accept";
+  } else if (holder.empty() && cut) {
+    refused = "nobody holds it, and its copy here was cut short: let a host with a whole copy write it, or say "
+              "--accept-loss";
+  } else if (holder.empty()) {
     entry["action"] = "none";
     entry["reason"] = "nobody holds it: it can be written";
   } else if (holder == by) {
@@ -149,15 +158,32 @@ void Core::takeover(const std::string& text, const std::string& by, Callback<Res
   auto answer = [&] { done(run->report.dump(-1, ' ', false, json::error_handler_t::replace)); };
   if (wish->dry_run) return answer();
   if (!run->refused.empty()) return done(Status(Code::kBusy, "nothing was taken: " + run->refused));
-  if (run->images.empty()) return answer();
-  if (!wish->force) {
+  if (!run->images.empty() && !wish->force) {
     return done(Status(Code::kInvalidArgument, "a holder that is alive may go on alone: say --force if it is to lose "
                                                "these images"));
   }
+  take_as_is(*run);
   run->done = std::move(done);
+  if (run->images.empty())   // once that is durable
+    return commit({}, [run] { run->done(run->report.dump(-1, ' ', false, json::error_handler_t::replace)); });
   run->accept_loss = wish->accept_loss;
   run->left = run->images.size();
   for (Image* image : run->images) ask_before_takeover(*image, run);
+}
+
+// Copies that were cut short, for what they hold. Those that are held are taken with the fence.
+void Core::take_as_is(TakeoverRun& run) {
+  kv::WriteBatch batch;
+  for (Image* image : run.as_is) {
+    kLog.warning("cut_copy_accepted", {{"image", image->id}, {"path", names_->path(image->record.inode)}});
+    close_copy(*image);   // it may know where it was cut
+    image->record.cut = image->record.outdated = 0;
+    image->holder_ahead = Image::Ahead::kNo;
+    note_copy(*image, Status::ok());
+    put_image(batch, image->id, image->record);
+    run.report["taken"] = true;
+  }
+  commit(std::move(batch), [] {});
 }
 
 // A holder that got terms for this epoch may ask the witness for its vote: no vote, no going on alone.
@@ -237,6 +263,10 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
       return then();
     }
     image.record.outdated = 0;   // it is the main line now
+    if (image.record.cut != 0 && group_->look_at(image.id)) {
+      image.record.cut = 0;
+      note_copy(image, Status::ok());
+    }
     image.holder_ahead = Image::Ahead::kNo;
     apply(image, fence::step(image.record.tenure, fence::Event::preempt(image.last_applied)), {},
           [&image, then = std::move(then)](bool) mutable {
@@ -266,7 +296,7 @@ void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
     note_failed_syncs();
     std::exchange(*once, nullptr)();
   };
-  if (Status s = ensure_copy(image); !s) return over(s);
+  if (Status s = ensure_copy(image, {}); !s) return over(s);
   env_.after(kSyncMax, [self = self_, over] {
     if (*self != nullptr) over(Status(Code::kIoError, "the sync has not ended in time"));
   });

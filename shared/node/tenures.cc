@@ -34,6 +34,7 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   bool held_before = image->record.tenure.holder == session.host;
   // It may hold acknowledged writes of its own, from before a crash, until it has flushed or written here.
   if (held_before) image->record.outdated = 1;
+  image->mending = false;
   waiting_[ticket] = {peer, peer->session, request.id, image, known, held_before, {}};
   ++image->ops;   // keeps the image while the request waits
   fence::Outcome outcome =
@@ -66,6 +67,9 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
     return peer->link->respond_failure(request.type, request.id, Status(Code::kUnavailable, "it is being taken over"));
   }
   const bool stands = fence::may_write(image->record.tenure, host, m.epoch);
+  // A holder that has not heard that this copy was cut, or not compared all of it.
+  if (Status cut = refuse_if_cut(*image, host); stands && m.alone == 0 && !cut)
+    return peer->link->respond_failure(request.type, request.id, cut);
   // The refusal of a write may have crossed it, and the host have acknowledged that alone. Once is enough: what it says
   // after this answer it says after that refusal, too (its resync waits for the write), or with `alone`.
   if (stands && m.alone == 0 && image->holder_session == peer->session->number &&
@@ -83,6 +87,8 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
     image->record.tenure = std::move(wrote.state);
     if (wrote.durable) put_image(batch, image->id, image->record);
   } else if (image->attr->mirror != 0 && stands && std::exchange(image->record.outdated, 0) != 0) {
+    image->mending = false;
+    if (std::exchange(image->record.cut, 0) != 0) note_copy(*image, Status::ok());   // all of it is equal
     put_image(batch, image->id, image->record);   // whatever vote it got: nothing was acknowledged alone
   }
   apply(*image, fence::step(image->record.tenure, Event::resume(host, m.epoch)), std::move(batch),
@@ -118,7 +124,11 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
 void Core::note_resumed(Image& image, const Session& session, uint8_t alone) {
   image.holder_session = session.number;
   image.refused_writes = false;
-  image.holder_ahead = alone == 2   ? Image::Ahead::kUntilResume
+  // Whole on record, that is: what it lacks it would take from here.
+  auto behind = image.behind.find(session.host);
+  const bool whole = behind != image.behind.end() && behind->second.known && behind->second.regions().empty();
+  if (alone != 0) image.mending = alone == 3 && whole;
+  image.holder_ahead = alone >= 2   ? Image::Ahead::kUntilResume
                        : alone != 0 ? Image::Ahead::kUntilFlush
                                     : Image::Ahead::kNo;
 }
@@ -152,7 +162,7 @@ void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire:
     return peer->link->respond_failure(wire::Type::kYield, id,
                                        Status(Code::kBusy, label(image) + " has `mirror = none`: its holder keeps it"));
   }
-  if (holds) {
+  if (holds && image.record.cut == 0) {   // else nobody is served here before a host with a whole copy has compared it
     image.record.outdated = 0;
     image.refused_writes = false;
   }
@@ -302,7 +312,8 @@ void Core::refuse_fenced(const Action& action) {
 
 // The holder's copy holds nothing that this one lacks. Lost in a crash, it is said once more.
 void Core::level_again(Image& image) {
-  if (image.refused_writes || image.attr->mirror == 0 || image.holder_ahead == Image::Ahead::kUntilResume) return;
+  const bool waits = image.refused_writes || image.record.cut != 0 || image.holder_ahead == Image::Ahead::kUntilResume;
+  if (waits || image.attr->mirror == 0) return;
   image.holder_ahead = Image::Ahead::kNo;
   if (std::exchange(image.record.outdated, 0) == 0) return;
   kv::WriteBatch batch;

@@ -15,5 +15,7 @@ inline constexpr uint64_t kFeatureHelloMore = 4;
 // With session 0: no session is opened yet. The answer is Met, by which the host judges whether the state of both ends
 // is of one time, and from where on its own numbers are new; then it says Hello again, without this bit.
 inline constexpr uint64_t kFeatureMeet = 8;
+// Resume may say 3 in `alone`: all of the image is compared.
+inline constexpr uint64_t kFeatureCompare = 16;
 
 }  // namespace tidemark::wire

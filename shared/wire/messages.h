@@ -195,6 +195,7 @@ struct Resume {
   Generation size_generation;            // the newer one is adopted on both sides
   uint8_t alone = 0;                     // 1: the shared copy may lack acknowledged writes: not read before a Flush
                                          // 2: the same, not before a Resume that says 0
+                                         // 3: as 2, and all of the image is compared (kFeatureCompare)
   template <class A> void fields(A& a) { a(image, epoch, size, size_generation, alone); }
 };
 struct Resumed {

@@ -20,9 +20,53 @@ class CutObjectTest : public testing::TestWithParam<uint64_t> {
   }
   void cut(const std::string& node) {
     for (const std::string& object : lab_.objects(node)) {
+      whole_[{node, object}] = lab_.world.files(node, "/").at(object).size();
       Status s = lab_.world.cut_short(node, object, kLeft);
       ASSERT_TRUE(s.is_ok()) << s.to_string();
     }
+  }
+  // By somebody who thinks that the length was all: what it had is zeros.
+  void lengthen() {
+    for (const auto& [object, bytes] : whole_) {
+      Status s = lab_.world.cut_short(object.first, object.second, bytes);
+      ASSERT_TRUE(s.is_ok()) << s.to_string();
+    }
+  }
+  // Another host's, of what was written before it was cut: what it had, or an error.
+  void other_reads(uint64_t offset = kGone) {
+    if (reader_.value == 0) {
+      auto opened = lab_.open("host2");
+      ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+      reader_ = *opened;
+    }
+    auto got = lab_.read("host2", reader_, offset);
+    EXPECT_TRUE(!got.is_ok() || *got == 'a') << int{*got} << " at " << offset;
+  }
+  void expect_level_everywhere() {
+    lab_.world.run_for(seconds(1));   // the holder has heard of it
+    expect_level();
+    auto got = lab_.read("host2", reader_, kGone);
+    ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+    EXPECT_EQ(*got, 'a');
+    EXPECT_NE(lab_.shared_status().find("\"outdated\":false"), std::string::npos) << lab_.shared_status();
+    EXPECT_EQ(lab_.shared_status().find("cut short"), std::string::npos) << lab_.shared_status();
+  }
+  void found_then_crash(const std::string& node, Crash kind) {
+    begin();
+    cut("shared1");
+    other_reads();
+    lab_.world.run_for(std::chrono::milliseconds(GetParam() * 900));
+    lab_.crash(node, kind);
+    lengthen();
+    lab_.start(node);
+    other_reads();
+    if (node == "host1") {
+      auto opened = lab_.open("host1");
+      ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+      handle_ = *opened;
+      ASSERT_TRUE(lab_.write("host1", handle_, 0, 'a').is_ok());   // whoever writes finds out
+    }
+    expect_level_everywhere();
   }
   void expect_byte(uint64_t offset, uint8_t byte) {
     auto got = lab_.read("host1", handle_, offset);
@@ -36,7 +80,8 @@ class CutObjectTest : public testing::TestWithParam<uint64_t> {
   }
 
   Lab lab_{GetParam()};
-  fs::HandleId handle_;
+  fs::HandleId handle_, reader_;
+  std::map<std::pair<std::string, std::string>, uint64_t> whole_;   // node, object: bytes
 };
 
 TEST_P(CutObjectTest, AReadOfTheHostsIsAnsweredFromTheSharedCopyAndTheCopyFilledAnew) {
@@ -152,6 +197,56 @@ TEST_P(CutObjectTest, TheSharedNodeSaysThatItsCopyIsDamaged) {
   ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'b').is_ok()) << "the host goes on with its own copy";
   expect_byte(kLast, 'b');
   expect_byte(kGone, 'a');
+}
+
+// The length says nothing of what is in it.
+TEST_P(CutObjectTest, ASharedOneThatIsLongAgainCountsOnceAllOfItWasCompared) {
+  begin();
+  cut("shared1");
+  other_reads();
+  lengthen();
+  for (int i = 0; i < 5; ++i) other_reads();
+  expect_level_everywhere();
+}
+
+TEST_P(CutObjectTest, SoItDoesWhereTheHoldersFlushHasFoundIt) {
+  begin();
+  other_reads(0);
+  cut("shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'a').is_ok());
+  ASSERT_TRUE(lab_.flush("host1", handle_).is_ok());
+  lengthen();
+  for (int i = 0; i < 5; ++i) other_reads();
+  expect_level_everywhere();
+}
+
+TEST_P(CutObjectTest, SoItDoesAfterAPowerCutOfTheSharedNode) { found_then_crash("shared1", Crash::kPowerLoss); }
+TEST_P(CutObjectTest, SoItDoesAfterAKillOfTheSharedNode) { found_then_crash("shared1", Crash::kKill); }
+TEST_P(CutObjectTest, SoItDoesAfterAPowerCutOfTheHolder) { found_then_crash("host1", Crash::kPowerLoss); }
+TEST_P(CutObjectTest, SoItDoesAfterAKillOfTheHolder) { found_then_crash("host1", Crash::kKill); }
+
+// Nobody has a copy that is whole: an operator's word, as for all that is known to be lacking.
+TEST_P(CutObjectTest, AnOperatorMayTakeItAsItIs) {
+  begin();
+  cut("shared1");
+  other_reads();
+  lab_.crash("host1", Crash::kPowerLoss);
+  const std::string word = R"({"images":["/disk.img"],"force":true)";
+  auto taken = lab_.take_at_shared(word + "}");
+  EXPECT_FALSE(taken.is_ok()) << *taken;
+  lengthen();
+  lab_.world.run_for(seconds(3));
+  EXPECT_FALSE(lab_.read("host2", reader_, kGone).is_ok());
+  EXPECT_FALSE(lab_.take_at_shared(word + "}").is_ok());
+  taken = lab_.take_at_shared(word + R"(,"accept_loss":true})");
+  ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+  lab_.world.run_for(seconds(6));   // opened anew
+  auto got = lab_.read("host2", reader_, 0);
+  ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+  EXPECT_EQ(*got, 'a');
+  ASSERT_TRUE(lab_.write("host2", reader_, kGone, 'd').is_ok());
+  ASSERT_TRUE(lab_.healthy("host2"));
+  EXPECT_EQ(lab_.verify("host2"), "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, CutObjectTest, testing::Range<uint64_t>(1, 9));

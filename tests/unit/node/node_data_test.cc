@@ -237,6 +237,111 @@ TEST_F(NodeTest, AnImageWithoutAMirrorHasNoBlocksHere) {
   EXPECT_EQ(a->read(attr->image, 0, 4096).status().code(), Code::kUnsupported);
 }
 
+// A copy whose objects were cut short, and are long again, is its holder's alone, which compares all of it: durably so.
+class CutCopyTest : public NodeTest {
+ protected:
+  static constexpr uint32_t kSize = 1u << 20;
+  void begin() {
+    a_ = host("host1");
+    b_ = host("host2");
+    held_ = held_image(*a_, "disk.img", kSize);
+    ASSERT_TRUE(a_->write(held_.image, held_.epoch, 0, Bytes(kSize, 7)));
+    ASSERT_TRUE(flush());
+    ASSERT_EQ(read_code(*b_), Code::kOk);
+    cut(4096);
+    ASSERT_EQ(read_code(*b_), Code::kCorruption);
+    cut(kSize / 2);   // there are two
+    world_.run_for(std::chrono::seconds(3));
+  }
+  void cut(uint64_t bytes) {
+    for (const auto& [path, contents] : world_.files("shared", "/")) {
+      if (path.ends_with(".data")) { ASSERT_TRUE(world_.cut_short("shared", path, bytes).is_ok()); }
+    }
+  }
+  void restart(sim::Crash crash) {
+    restart_node(crash);
+    ASSERT_TRUE(a_->connect(port_, cluster_));
+    ASSERT_TRUE(b_->connect(port_, cluster_));
+  }
+  Code read_code(HostClient& h) { return h.read(held_.image, kSize / 2, 4096).status().code(); }
+  Status flush() { return a_->ask<wire::Flushed>(Type::kFlush, wire::Flush{held_.image, held_.epoch}).status(); }
+  Code resume(uint8_t alone) {
+    wire::Resume say{held_.image, held_.epoch, kSize, Generation(1), alone};
+    return a_->ask<wire::Resumed>(Type::kResume, say).status().code();
+  }
+  Code hash() { return a_->ask<wire::Hashes>(Type::kHash, hash_of(held_.image, {0, kSize}, 65536)).status().code(); }
+  Status repair() {
+    const wire::Repair all{held_.image, held_.epoch, {0, kSize}, 0};
+    return a_->tell(Type::kRepair, wire::encode(all), Bytes(kSize, 7));
+  }
+
+  std::unique_ptr<HostClient> a_, b_;
+  Held held_;
+};
+
+TEST_F(CutCopyTest, ServesNothingUntilItsHolderHasComparedAllOfIt) {
+  begin();
+  EXPECT_FALSE(a_->invalidated.empty()) << "its holder is told";
+  for (int round = 0; round < 3; ++round) {
+    EXPECT_NE(read_code(*b_), Code::kOk);
+    EXPECT_EQ(resume(0), Code::kCorruption) << "that it lacks nothing is not so";
+    EXPECT_EQ(resume(2), Code::kOk);
+    EXPECT_EQ(hash(), Code::kCorruption) << "of the dirty regions alone";
+    EXPECT_EQ(repair().code(), Code::kCorruption);
+    EXPECT_EQ(a_->write(held_.image, held_.epoch, 0, Bytes(4096, 7)).status().code(), Code::kCorruption);
+    EXPECT_EQ(flush().code(), Code::kCorruption);
+    EXPECT_EQ(read_code(*b_), Code::kIoError) << "its holder is alone";
+    restart(round == 0 ? sim::Crash::kKill : sim::Crash::kPowerLoss);
+  }
+  ASSERT_EQ(resume(3), Code::kOk);
+  EXPECT_NE(read_code(*b_), Code::kOk);
+  EXPECT_EQ(hash(), Code::kOk);
+  EXPECT_TRUE(repair());
+  EXPECT_TRUE(flush());
+  EXPECT_NE(read_code(*b_), Code::kOk);
+  ASSERT_EQ(resume(0), Code::kOk);
+  EXPECT_EQ(read_code(*b_), Code::kOk);
+  restart(sim::Crash::kKill);
+  ASSERT_EQ(resume(0), Code::kOk);
+  EXPECT_EQ(read_code(*b_), Code::kOk);
+  EXPECT_NE(node_->status_json().find("\"outdated\":false"), std::string::npos);
+}
+
+TEST_F(CutCopyTest, IsNotMendedByAHolderThatLacksSomethingItself) {
+  begin();
+  wire::Level level{held_.image, 0, Bytes(1, 1), 1};
+  ASSERT_TRUE(a_->tell(Type::kLevel, wire::encode(level)));
+  ASSERT_EQ(resume(3), Code::kOk);
+  EXPECT_EQ(hash(), Code::kCorruption);
+}
+
+TEST_F(CutCopyTest, OfNobodyIsTakenAsItIsByAnOperatorsWord) {
+  begin();
+  ASSERT_TRUE(a_->yield(held_.image, held_.epoch));
+  EXPECT_EQ(read_code(*b_), Code::kCorruption);
+  EXPECT_EQ(read_code(*a_), Code::kCorruption);
+  auto take = [&](const std::string& more) {
+    std::optional<Result<std::string>> said;
+    const std::string word = R"({"images":["/disk.img"])" + more + "}";
+    node_->takeover(word, [&](Result<std::string> r) { said.emplace(std::move(r)); });
+    EXPECT_TRUE(world_.run_until([&] { return said.has_value(); }, std::chrono::seconds(10)));
+    return *said;
+  };
+  EXPECT_EQ(take("").status().code(), Code::kBusy);
+  auto shown = take(R"(,"accept_loss":true,"dry_run":true)");
+  ASSERT_TRUE(shown) << shown.status().to_string();
+  EXPECT_EQ(read_code(*b_), Code::kCorruption) << "only shown";
+  cut(4096);
+  EXPECT_EQ(take(R"(,"accept_loss":true)").status().code(), Code::kBusy) << "it is too short to be taken";
+  cut(kSize / 2);
+  auto taken = take(R"(,"accept_loss":true)");
+  ASSERT_TRUE(taken) << taken.status().to_string();
+  EXPECT_NE(taken->find("\"taken\":true"), std::string::npos) << *taken;
+  EXPECT_EQ(read_code(*b_), Code::kOk);
+  restart(sim::Crash::kPowerLoss);
+  EXPECT_EQ(read_code(*b_), Code::kOk);
+}
+
 // A model disk under many overlapping requests of the holder's own making, with crashes between.
 TEST_F(NodeTest, RandomWritesMatchAModelOverRestarts) {
   auto a = host("host1");
