@@ -15,6 +15,20 @@ constexpr std::chrono::milliseconds kQueryWait{0};
 
 Status unreachable() { return Status::from_errno(EHOSTUNREACH, "the shared node is unreachable"); }
 bool is_unreachable(const Status& s) { return s.code() == Code::kUnavailable || s.sys_errno() == EHOSTUNREACH; }
+
+// The shared node keeps an image that lost its name for the hosts that it knows to use it: those that read or write it.
+// One that is open here, of which neither was asked yet, is made known by a read behind every end: no device is asked.
+// Whatever comes back, the host is noted.
+Task<void> make_use_known(Mirror& mirror, Image* im) {
+  if (im == nullptr || im->handles == 0 || im->held || !mirror.up()) co_return;
+  Pin pin(*im);
+  const Bytes read = wire::encode(wire::Read{im->id, limits::kImageBytesMax, 512});
+  using Answer = Result<wire::Answer>;
+  auto answer = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror.send(wire::Type::kRead, read, {}, std::move(done));
+  });
+  if (!answer) kLog.debug("use_not_confirmed", {{"image", im->id}, {"error", answer.status()}});
+}
 }  // namespace
 
 // Asks once the link is up, at most `limit` from now. A request whose connection went is asked again.
@@ -255,6 +269,8 @@ void Engine::unlink(InodeNumber parent, std::string name, bool directory, Done d
 }
 
 Task<void> Engine::do_unlink(wire::Unlink request, Done done) {
+  const auto known = names_->lookup(request.parent, request.name);
+  co_await make_use_known(*mirror_, known ? find(known->image) : nullptr);
   auto answer = co_await ask<wire::Changed>(wire::Type::kUnlink, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
   changed(*answer);
@@ -264,6 +280,8 @@ Task<void> Engine::do_unlink(wire::Unlink request, Done done) {
 void Engine::rename(wire::Rename request, Done done) { tasks_.spawn(do_rename(std::move(request), std::move(done))); }
 
 Task<void> Engine::do_rename(wire::Rename request, Done done) {
+  const auto replaced = names_->lookup(request.new_parent, request.new_name);
+  co_await make_use_known(*mirror_, replaced ? find(replaced->image) : nullptr);
   auto answer = co_await ask<wire::Changed>(wire::Type::kRename, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
   changed(*answer);

@@ -136,7 +136,7 @@ void FuseOps::getattr(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
   shell_of(req).engine_.getattr(InodeNumber(ino), reply_attr(req));
 }
 
-void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set, fuse_file_info* fi) {
+void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set, fuse_file_info*) {
   FuseShell& shell = shell_of(req);
   SetAttr change;
   WallTime now = shell.env_.wall();
@@ -160,8 +160,7 @@ void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_se
       return;
     }
     change.set_size = true;
-    // ftruncate and O_TRUNC (which comes without its file) move the times even where the size stays.
-    change.touch = fi != nullptr || st->st_size == 0;
+    change.touch = true;   // the times move even where the size stays, as ftruncate and O_TRUNC must and ext4 does
     change.size = static_cast<uint64_t>(st->st_size);
   }
   shell.engine_.setattr(InodeNumber(ino), std::move(change), reply_attr(req));

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 
 #include "posix_support.h"
 
@@ -120,6 +121,34 @@ TEST_F(Unlink, AnOpenFileGoesOn) {
   EXPECT_EQ(st.st_mode & 07777, 0600u);
   make_file("f", 0644, "another");
   EXPECT_NE(inode("f"), st.st_ino);
+}
+// Neither read nor written before: the way of tmpfile(). And one that rename replaces.
+TEST_F(Unlink, AFileThatWasOnlyOpenedGoesOn) {
+  for (bool made_before : {false, true}) {
+    for (bool replaced : {false, true}) {
+      if (made_before) ::close(::open("f", O_CREAT | O_WRONLY, 0644));
+      Fd fd(::open("f", O_CREAT | O_RDWR, 0644));
+      ASSERT_GE(fd, 0);
+      if (replaced) make_file("g", 0644, "another");
+      EXPECT_EQ(err(replaced ? ::rename("g", "f") : ::unlink("f")), 0);
+      EXPECT_EQ(err(::fchmod(fd, 0640)), 0);
+      EXPECT_EQ(err(::fsetxattr(fd, "user.a", "b", 1, 0)), 0);
+      EXPECT_EQ(err(static_cast<int>(::write(fd, "after", 5))), 0);
+      char buffer[6] = {};
+      EXPECT_EQ(::pread(fd, buffer, 5, 0), 5);
+      EXPECT_STREQ(buffer, "after");
+      struct stat st = fresh_stat(fd);
+      EXPECT_EQ(st.st_nlink, 0u);
+      EXPECT_EQ(st.st_size, 5);
+      EXPECT_EQ(st.st_mode & 07777, 0640u);
+      const timespec times[2] = {{5, 0}, {6, 7}};
+      EXPECT_EQ(err(::futimens(fd, times)), 0);
+      if (replaced) {
+        EXPECT_EQ(read_file("f"), "another");
+      }
+      ::unlink("f");
+    }
+  }
 }
 TEST_F(Unlink, MovesCtimeOfAnOpenFile) {
   Fd fd(::open("f", O_CREAT | O_RDWR, 0644));
