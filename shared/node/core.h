@@ -268,6 +268,7 @@ class Core {
   Status ensure_copy(Image& image, const std::string& by);
   void note_copy(Image& image, const Status& found);
   void adopt_copy_size(Image& image);
+  bool in_use(const Image& image) const;
   void close_copy(Image& image);
   void close_idle_copies();
   void make_cold(Image& image);

@@ -242,6 +242,12 @@ void Core::adopt_copy_size(Image& im) {
   im.times_changed = true;
 }
 
+// By a request, or by what is none: the sync of a takeover, which may have been given up (takeover.cc).
+bool Core::in_use(const Image& im) const {
+  return im.ops != 0 || im.hung != 0 || (im.copy && !im.copy->idle());
+}
+
+// Of one that is not in use.
 void Core::close_copy(Image& im) {
   if (im.copy) --copies_open_;
   im.copy.reset();
@@ -251,7 +257,7 @@ void Core::close_copy(Image& im) {
 void Core::close_idle_copies() {
   std::vector<Image*> idle;
   for (auto& [id, image] : images_) {
-    if (!image->copy || image->ops != 0 || image->hung != 0 || !image->copy->idle()) continue;
+    if (!image->copy || in_use(*image)) continue;
     if (!image->copy_fault || image->reopen) close_copy(*image);
     else idle.push_back(image.get());
   }

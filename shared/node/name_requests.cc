@@ -96,7 +96,7 @@ Status Core::check_policy(const wire::SetAttr& m, const Session* by) const {
   auto it = images_.find(node->attr.image);
   if (it == images_.end()) return Status::ok();   // no image: set_attr says so
   const Image& image = *it->second;
-  if (image.ops > 0 || image.hung > 0) {
+  if (in_use(image)) {
     return Status(Code::kBusy, label(image) + " is in use: its policy changes when it rests");
   }
   const bool none = m.values.mirror == 0;
@@ -312,8 +312,7 @@ void Core::pass_users_on(const std::string& host, Incarnation to) {
 // A nameless image goes when nobody uses it: its blocks first, so that a crash between leaves its record,
 // and the next start goes on from there.
 void Core::maybe_remove(Image& image) {
-  bool in_use = image.ops > 0 || image.hung > 0 || !image.users.empty();
-  if (image.record.nameless == 0 || in_use || env_.now() < image.kept_until) return;
+  if (image.record.nameless == 0 || in_use(image) || !image.users.empty() || env_.now() < image.kept_until) return;
   close_copy(image);
   Status removed = group_->remove(image.id);
   if (!removed && removed.code() != Code::kNotFound) {

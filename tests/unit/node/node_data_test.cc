@@ -447,5 +447,55 @@ TEST_F(NodeTest, AFlushClaimsNoWriteThatItDidNotWaitFor) {
   EXPECT_GT(overtaken, 0);
 }
 
+// A takeover's sync that hangs is no request: its copy is closed, with the image or with its policy, when it has ended.
+TEST_F(NodeTest, ACopyIsNotClosedWhileTheSyncOfATakeoverHangs) {
+  auto a = host("host1"), b = host("host2");
+  ASSERT_TRUE(a->create("disk.img"));
+  const ImageId image = a->lookup("disk.img")->image;
+  Result<wire::Grant> grant = b->acquire(image);   // so that it is known to have all of an image of zeros
+  ASSERT_TRUE(grant) << grant.status().message();
+  ASSERT_TRUE(b->yield(image, grant->epoch));
+  grant = a->acquire(image);
+  ASSERT_TRUE(grant) << grant.status().message();
+  ASSERT_TRUE(a->resize(image, grant->epoch, 1u << 20, 1));
+  restart_node(sim::Crash::kKill);               // so that the sync has work
+  world_.run_for(std::chrono::minutes(11));      // before that no nameless image is removed after a start
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(b->connect(port_, cluster_));
+  wire::Resume resume{image, grant->epoch, 1u << 20, Generation(1), 0};
+  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, resume));
+  world_.inject("shared", sim::FileFault{.times = UINT64_MAX, .operations = static_cast<uint16_t>(sim::FileOp::kSync),
+                                         .path_contains = "objects", .hangs = true});
+  std::optional<Result<std::string>> taken, changed;
+  node_->takeover(R"({"images": ["/disk.img"], "force": true})",
+                  [&](Result<std::string> r) { taken.emplace(std::move(r)); });
+  b->run([&] { return taken.has_value(); });
+  ASSERT_TRUE(*taken) << taken->status().message();
+  ASSERT_GT(world_.hung("shared"), 0u);
+  grant = b->acquire(image);
+  ASSERT_TRUE(grant) << grant.status().message();
+  node_->set_policy("/disk.img", "none", [&](Result<std::string> r) { changed.emplace(std::move(r)); });
+  b->run([&] { return changed.has_value(); });
+  EXPECT_EQ(changed->status().code(), Code::kBusy) << changed->status().message();
+
+  ASSERT_TRUE(b->ask<wire::Changed>(Type::kUnlink, wire::Unlink{InodeNumber(1), "disk.img", 0}));
+  ASSERT_TRUE(b->tell(Type::kDrop, wire::encode(wire::Drop{image})));
+  world_.crash("host1", sim::Crash::kKill);   // its last user
+  a = std::make_unique<HostClient>(world_, "host1");
+  a->hello.incarnation = Incarnation(2);
+  a->hello.nonce.bytes[0] = 2;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  auto objects = [&] {
+    size_t n = 0;
+    for (const auto& [path, bytes] : world_.files("shared", "/")) n += path.ends_with(".data");
+    return n;
+  };
+  world_.run_for(std::chrono::seconds(3));
+  EXPECT_GT(objects(), 0u);
+  world_.clear_faults("shared");
+  world_.release_hung("shared");
+  EXPECT_TRUE(world_.run_until([&] { return objects() == 0; }, std::chrono::minutes(5))) << "it is never removed";
+}
+
 }  // namespace
 }  // namespace tidemark::node
