@@ -67,6 +67,7 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
     return peer->link->respond_failure(request.type, request.id, Status(Code::kUnavailable, "it is being taken over"));
   }
   const bool stands = fence::may_write(image->record.tenure, host, m.epoch);
+  if (image->holder_session != peer->session->number) image->mending = false;   // said anew in each session
   // A holder that has not heard that this copy was cut, or not compared all of it.
   if (Status cut = refuse_if_cut(*image, host); stands && m.alone == 0 && !cut)
     return peer->link->respond_failure(request.type, request.id, cut);
@@ -127,7 +128,7 @@ void Core::note_resumed(Image& image, const Session& session, uint8_t alone) {
   // Whole on record, that is: what it lacks it would take from here.
   auto behind = image.behind.find(session.host);
   const bool whole = behind != image.behind.end() && behind->second.known && behind->second.regions().empty();
-  if (alone != 0) image.mending = alone == 3 && whole;
+  if (alone == 3) image.mending = whole;
   image.holder_ahead = alone >= 2   ? Image::Ahead::kUntilResume
                        : alone != 0 ? Image::Ahead::kUntilFlush
                                     : Image::Ahead::kNo;
