@@ -255,6 +255,7 @@ class Core {
   void copy_damaged(ImageId id, const Status& why);
   void note_cut(Image& image);
   Status refuse_if_cut(const Image& image, const std::string& by) const;
+  bool has_whole_copy(const Image& image, const std::string& host) const;
   void hung_ended(Image& image);
   Status refuse_if_hung(const Image& image) const;
   bool leaves_holder_alone(const Op& op, const Status& status) const;
@@ -275,6 +276,7 @@ class Core {
   bool is_warm(const Image& image, Extent range) const;
   void set_warm(Image& image, Extent range);
   void mark_behind(Image& image, Extent range, kv::WriteBatch& batch);
+  void mark_all_behind(Image& image, kv::WriteBatch& batch);
   void reserve(Image& image, kv::WriteBatch& batch);
   void fit_regions(Image& image, uint64_t size, kv::WriteBatch& batch);
 

@@ -102,11 +102,12 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   if (asks_witness(image)) {
     entry["witness"] = "asked first: if it has let " + holder + " go on alone, or is silent, this takes --accept-loss";
   }
+  const Status whole = cut && accept_loss ? group_->look_at(image.id) : Status::ok();
   std::string refused;
-  if (holder.empty() && cut && accept_loss) {
-    Status whole = group_->look_at(image.id);
-    if (!whole) refused = whole.message();
-    else if (image.copy && !image.copy->idle()) refused = "its copy here is in use: say it again";
+  if (!whole) {
+    refused = whole.message() + ": bring the file back first";
+  } else if (holder.empty() && cut && accept_loss) {
+    if (image.copy && !image.copy->idle()) refused = "its copy here is in use: say it again";
     else run.as_is.push_back(&image);
     entry["action"] = "accept";
   } else if (holder.empty() && cut) {
@@ -180,6 +181,7 @@ void Core::take_as_is(TakeoverRun& run) {
     image->record.cut = image->record.outdated = 0;
     image->holder_ahead = Image::Ahead::kNo;
     note_copy(*image, Status::ok());
+    mark_all_behind(*image, batch);
     put_image(batch, image->id, image->record);
     run.report["taken"] = true;
   }
@@ -263,12 +265,14 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
       return then();
     }
     image.record.outdated = 0;   // it is the main line now
+    kv::WriteBatch batch;
     if (image.record.cut != 0 && group_->look_at(image.id)) {
       image.record.cut = 0;
       note_copy(image, Status::ok());
+      mark_all_behind(image, batch);
     }
     image.holder_ahead = Image::Ahead::kNo;
-    apply(image, fence::step(image.record.tenure, fence::Event::preempt(image.last_applied)), {},
+    apply(image, fence::step(image.record.tenure, fence::Event::preempt(image.last_applied)), std::move(batch),
           [&image, then = std::move(then)](bool) mutable {
             --image.ops;
             then();

@@ -30,8 +30,17 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   note_user(*image, session);
   kv::WriteBatch batch;
   bool known = register_host(*image, session.host, m.copy_absent != 0, batch);
-  fence::Ticket ticket = ++next_ticket_;
   bool held_before = image->record.tenure.holder == session.host;
+  // A host without a whole copy must not hold one that was cut short: nobody could make it level, and whoever has a
+  // whole copy would be locked out.
+  if (!held_before && image->record.has_copy != 0 && !has_whole_copy(*image, session.host)) {
+    if (Status found = group_->look_at(image->id); found.code() == Code::kCorruption) note_copy(*image, found);
+    if (Status cut = refuse_if_cut(*image, session.host); !cut) {
+      commit(std::move(batch), [] {});
+      return peer->link->respond_failure(request.type, request.id, cut);
+    }
+  }
+  fence::Ticket ticket = ++next_ticket_;
   // It may hold acknowledged writes of its own, from before a crash, until it has flushed or written here.
   if (held_before) image->record.outdated = 1;
   image->mending = false;
@@ -125,10 +134,7 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
 void Core::note_resumed(Image& image, const Session& session, uint8_t alone) {
   image.holder_session = session.number;
   image.refused_writes = false;
-  // Whole on record, that is: what it lacks it would take from here.
-  auto behind = image.behind.find(session.host);
-  const bool whole = behind != image.behind.end() && behind->second.known && behind->second.regions().empty();
-  if (alone == 3) image.mending = whole;
+  if (alone == 3) image.mending = has_whole_copy(image, session.host);
   image.holder_ahead = alone >= 2   ? Image::Ahead::kUntilResume
                        : alone != 0 ? Image::Ahead::kUntilFlush
                                     : Image::Ahead::kNo;
@@ -345,6 +351,12 @@ wire::Grant Core::make_grant(Image& image, const std::string& host, bool copy_kn
   return g;
 }
 
+// On record, that is: what it lacks it would take from here.
+bool Core::has_whole_copy(const Image& image, const std::string& host) const {
+  auto behind = image.behind.find(host);
+  return behind != image.behind.end() && behind->second.known && behind->second.regions().empty();
+}
+
 bool Core::register_host(Image& image, const std::string& host, bool copy_absent, kv::WriteBatch& batch) {
   auto [it, added] = image.behind.try_emplace(host, catalogue_->boot);
   BehindMap& map = it->second;
@@ -361,6 +373,14 @@ bool Core::register_host(Image& image, const std::string& host, bool copy_absent
   put_all_behind(batch, image.id, host, map);
   make_cold(image);
   return false;
+}
+
+// Nobody's copy counts any more, but the one here.
+void Core::mark_all_behind(Image& im, kv::WriteBatch& batch) {
+  for (auto& [host, map] : im.behind) {
+    for (uint64_t r = regions_of(im); r-- > 0;) map.mark(static_cast<uint32_t>(r));
+    put_all_behind(batch, im.id, host, map);
+  }
 }
 
 void Core::stale_map_request(const PeerPtr& peer, wire::Request& request) {

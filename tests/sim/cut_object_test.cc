@@ -68,6 +68,21 @@ class CutObjectTest : public testing::TestWithParam<uint64_t> {
     }
     expect_level_everywhere();
   }
+  // Its holder, which is level, has given it back; then the shared copy is found cut short.
+  void given_back_and_cut() {
+    begin();
+    auto stopped = lab_.wait<Status>([&](auto done) { lab_.engine("host1").stop(seconds(20), std::move(done)); });
+    ASSERT_TRUE(stopped.is_ok()) << stopped.to_string();
+    lab_.crash("host1", Crash::kKill);
+    cut("shared1");
+    other_reads();
+  }
+  void host1_again() {
+    lab_.start("host1");
+    auto opened = lab_.open("host1");
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    handle_ = *opened;
+  }
   void expect_byte(uint64_t offset, uint8_t byte) {
     auto got = lab_.read("host1", handle_, offset);
     ASSERT_TRUE(got.is_ok()) << got.status().to_string();
@@ -247,6 +262,49 @@ TEST_P(CutObjectTest, AnOperatorMayTakeItAsItIs) {
   ASSERT_TRUE(lab_.write("host2", reader_, kGone, 'd').is_ok());
   ASSERT_TRUE(lab_.healthy("host2"));
   EXPECT_EQ(lab_.verify("host2"), "");
+}
+
+// Whatever any host has: what was accepted is what everybody reads.
+TEST_P(CutObjectTest, WhatAnOperatorHasTakenIsWhatAllHostsRead) {
+  given_back_and_cut();
+  lengthen();
+  lab_.world.run_for(seconds(3));
+  auto taken = lab_.take_at_shared(R"({"images":["/disk.img"],"force":true,"accept_loss":true})");
+  ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+  lab_.world.run_for(seconds(6));
+  auto accepted = lab_.read("host2", reader_, kGone);
+  ASSERT_TRUE(accepted.is_ok()) << accepted.status().to_string();
+  host1_again();
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c').is_ok());
+  expect_byte(kGone, *accepted);
+  ASSERT_TRUE(lab_.healthy("host1"));
+  EXPECT_EQ(lab_.verify("host1"), "");
+}
+
+TEST_P(CutObjectTest, OneThatIsStillShortIsTakenByNobody) {
+  begin();
+  cut("shared1");
+  other_reads();
+  lab_.crash("host1", Crash::kPowerLoss);
+  auto taken = lab_.take_at_shared(R"({"images":["/disk.img"],"force":true,"accept_loss":true})");
+  ASSERT_FALSE(taken.is_ok()) << *taken;
+  EXPECT_NE(taken.status().message().find("cut short"), std::string::npos) << taken.status().to_string();
+  host1_again();   // and whoever has a whole one goes on with it
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'a').is_ok());
+  lengthen();
+  expect_level_everywhere();
+}
+
+// A host that has nothing to mend it with gets no tenure: it would lock out the one that has.
+TEST_P(CutObjectTest, OneThatNobodyHoldsIsMendedByAHostWithAWholeCopy) {
+  given_back_and_cut();
+  lengthen();
+  EXPECT_FALSE(lab_.write("host2", reader_, 0, 'c').is_ok());
+  EXPECT_NE(lab_.verify("host2"), "");
+  other_reads();
+  host1_again();
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'a').is_ok());
+  expect_level_everywhere();
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, CutObjectTest, testing::Range<uint64_t>(1, 9));
