@@ -108,6 +108,7 @@ Task<void> Engine::resume(Image& im) {
     const uint32_t says_level = ahead < 2 ? 1 : 0;
     const uint64_t session = mirror_->hello().session;
     im.resuming += says_level;
+    im.told_apart = 0;
     auto answer = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
     });
@@ -129,6 +130,7 @@ Task<void> Engine::resume(Image& im) {
     const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");
     other = other || im.apart || im.facts.alone || (differs && unflushed);
     if (ahead < 2 && (other || im.noting_alone)) continue;
+    if (says_level == 0) im.told_apart = session;
     im.facts.handshaken = true;
     im.yield_unknown = false;
     im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
