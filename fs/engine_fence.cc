@@ -24,7 +24,6 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::chrono::seconds kFenceRetry{1};
 constexpr uint64_t kPiece = 1u << 20;
 constexpr uint64_t kFreeShare = 2;   // a branch takes at most one part in so many of what is free: the journal is there
 constexpr std::string_view kSuffix = ".branch";
@@ -188,7 +187,7 @@ Task<void> Engine::after_fence(Image& im) {
     if (stopping_ || im.doomed || settled.code() == Code::kNotFound) co_return;
     if (!told) kLog.warning("branch_waits", {{"image", im.id}, {"error", settled}});
     im.fence_error = settled.to_string();
-    co_await sleep(kFenceRetry);
+    co_await sleep(kRetry);
   }
   im.branch_staged = false;
   im.fence_error.clear();
@@ -257,7 +256,7 @@ Task<void> Engine::stage_whole(Image& im) {
     HandoverCut cut = co_await handover_cut();
     if (stopping_ || im.epoch != epoch) co_return;
     if (cut.staged) break;
-    co_await sleep(kFenceRetry);
+    co_await sleep(kRetry);
   }
   Status s = set_flag(im, kFlagStandIn, false);
   if (!s) kLog.warning("flag_not_cleared", {{"image", im.id}, {"error", s}});

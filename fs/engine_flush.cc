@@ -135,8 +135,7 @@ Task<void> Engine::ask_after_shared(Image& im) {
   });
   if (!im.held || im.epoch != ask.epoch) co_return;
   if (flushed) co_return check_loss(im, flushed->loss_id);
-  const bool refuses = flushed.status().code() != Code::kUnavailable && flushed.status().code() != Code::kFenced;
-  if (refuses) refused(im, flushed.status());
+  if (is_refusal(flushed.status())) refused(im, flushed.status());
 }
 
 }  // namespace tidemark::fs

@@ -8,7 +8,6 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
 constexpr std::string_view kMirrorName = "user.tidemark.mirror";
-constexpr std::chrono::seconds kPolicyRetry{1};
 }  // namespace
 
 bool Engine::host_only(const Image& im) const {
@@ -90,7 +89,7 @@ Task<void> Engine::mirror_again(Image& im) {
     if (!im.held || im.attr.mirror == 0 || !im.facts.policy_none) co_return;
     if (apart.is_ok()) break;
     kLog.warning("mirror_waits", {{"image", im.id}, {"error", apart}});
-    co_await sleep(kPolicyRetry);
+    co_await sleep(kRetry);
   }
   im.facts.policy_none = false;
   im.facts.alone = true;

@@ -13,7 +13,6 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::chrono::seconds kRecoveryRetry{1};
 
 // Dirty whole: as far as the image reaches now, not as the journal knew it.
 void reach(journal::DirtyImage& dirty, uint64_t size) {
@@ -87,7 +86,7 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
     if (status.is_ok()) status = co_await reconcile(*im, dirty);
     if (status.is_ok()) break;
     if (!told) kLog.warning("recovery_waits", {{"image", dirty.image}, {"error", status}});
-    co_await sleep(kRecoveryRetry);
+    co_await sleep(kRetry);
   }
   journal_->reconciled(dirty.image);
   --recovering_;

@@ -20,7 +20,6 @@ const log::Logger kLog("fs");
 constexpr uint64_t kUnit = 1u << 20;         // locked, hashed and copied at once
 constexpr uint32_t kHashUnit = 64u << 10;
 constexpr uint64_t kWindow = 64u << 20;      // at most; a second's worth where that is less
-constexpr std::chrono::seconds kResyncRetry{1};
 
 bool all_zero(ByteSpan bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; });
@@ -193,8 +192,7 @@ Task<Status> Engine::sync_equal(Image& im, const ResyncRun& run) {
   });
   if (!flushed) {
     // The shared node counts its copy out until this host has resumed: it would not hear that the copies are equal.
-    const bool refuses = flushed.status().code() != Code::kUnavailable && flushed.status().code() != Code::kFenced;
-    if (refuses && run.stands(im)) refused(im, flushed.status());
+    if (is_refusal(flushed.status()) && run.stands(im)) refused(im, flushed.status());
     co_return flushed.status();
   }
   if (flushed->loss_id == run.loss) co_return Status::ok();
@@ -298,7 +296,7 @@ Task<void> Engine::resync(Image& im) {
   if (status.code() == Code::kFenced) co_return fence(im);
   if (status.code() == Code::kCorruption && !im.own_failed && run.stands(im)) co_return refused(im, status);
   if (im.state != MirrorState::kResyncing) co_return;  // the next resume starts it anew
-  co_await sleep(kResyncRetry);
+  co_await sleep(kRetry);
   if (im.state == MirrorState::kResyncing && !im.resync_running) tasks_.spawn(resync(im));
 }
 

@@ -28,7 +28,6 @@ namespace {
 const log::Logger kLog("scrub");
 constexpr uint32_t kFine = 4096;
 constexpr size_t kMixedMax = 8;                        // pieces of a unit of which either copy's may be right
-constexpr std::chrono::seconds kSettleShipWait{30};
 constexpr size_t kRepairingMax = 64;                   // blocks repaired between two syncs
 }  // namespace
 
@@ -183,7 +182,7 @@ Task<void> Engine::decide_by_replica(ScrubRun& run, Image& im) {
   auto keep = [&](std::string why) { run.image["note"] = "the replica was not asked: " + std::move(why); };
   if (!verify_client_) co_return keep("none is configured");
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed);
-  auto shipped = co_await wait_shipped(point.batch, kSettleShipWait);
+  auto shipped = co_await wait_shipped(point.batch, kShipWait);
   json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
   if (!receipt.is_object() || !receipt.contains("point") || !receipt["point"].is_number())
     co_return keep(shipped ? "it holds the newest cut back" : shipped.status().message());

@@ -10,7 +10,6 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::chrono::seconds kTenureOpportunityInterval{1};
 }  // namespace
 
 // `wait`: a write needs it. Else only if it is free, so that reads become local.
@@ -22,7 +21,7 @@ void Engine::want_tenure(Image& im, bool wait) {
   if (!wait) {
     const bool not_free = im.attr.mirror == 0 && im.attr.holder != options_.config.node.name;
     if (!mirror_->up() || im.recovering || im.yielding || not_free || env_.now() < im.try_again) return;
-    im.try_again = env_.now() + kTenureOpportunityInterval;
+    im.try_again = env_.now() + kOpportunityInterval;
   }
   im.acquiring = true;
   tasks_.spawn(acquire(im, wait ? static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000 : 0));

@@ -1,6 +1,7 @@
 // What an engine is made with and asked for: options, the memory of requests, changes of attributes; what it counts.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -46,6 +47,15 @@ struct SetAttr {
 
 // A file on this host.
 struct Branch { ImageId image; Epoch epoch; std::string file; uint64_t bytes = 0; };
+
+constexpr std::chrono::seconds kRetry{1};              // between attempts of what runs until it succeeds
+constexpr std::chrono::seconds kOpportunityInterval{1};  // between attempts made as guests ask
+constexpr std::chrono::seconds kShipWait{30};          // for what is known here to be at the replica
+
+// The shared node answered, and will not do it: neither link nor epoch is over.
+inline bool is_refusal(const Status& status) {
+  return !status && status.code() != Code::kUnavailable && status.code() != Code::kFenced;
+}
 
 struct SharedRun { Uuid store; Incarnation boot; Uuid nonce; };   // a run of a shared node
 

@@ -12,7 +12,6 @@ using nlohmann::json;
 
 namespace {
 const log::Logger kLog("verify");
-constexpr std::chrono::seconds kVerifyShipWait{30};
 constexpr std::chrono::seconds kNameWait{10};
 
 void differ(VerifyRun& run, const Image& im, std::string_view what, json here, json replica) {
@@ -70,7 +69,7 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
     run.image["copies"]["replica"] = "absent";
     co_return Status::ok();
   }
-  auto shipped = co_await wait_shipped(point.batch, run.shipping_stuck ? std::chrono::seconds(0) : kVerifyShipWait);
+  auto shipped = co_await wait_shipped(point.batch, run.shipping_stuck ? std::chrono::seconds(0) : kShipWait);
   run.shipping_stuck = !shipped;
   json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
   bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") &&

@@ -11,7 +11,6 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::chrono::seconds kWitnessRetry{1};
 }  // namespace
 
 void Engine::want_terms() {
@@ -83,7 +82,7 @@ Task<void> Engine::ask_witness(Image& im) {
     }
     if (im.witness_error != body) kLog.warning("witness_silent", {{"image", im.id}, {"answer", body}});
     im.witness_error = body;
-    co_await sleep(kWitnessRetry);
+    co_await sleep(kRetry);
   }
   im.asking_witness = false;
 }
@@ -91,7 +90,7 @@ Task<void> Engine::ask_witness(Image& im) {
 // At the start of a run: its link to the shared node is likely to be there in a moment.
 Task<void> Engine::ask_unless_linked(Image& im) {
   Pin pin(im);
-  if (co_await wait_link(kWitnessRetry) || !witness_) co_return;
+  if (co_await wait_link(kRetry) || !witness_) co_return;
   if (im.state == MirrorState::kWaiting) co_await ask_witness(im);
 }
 

@@ -166,9 +166,8 @@ void Engine::answered(Op* op) {
 void Engine::settle(Op* op) {
   Image& im = *op->image;
   if (op->kind == OpKind::kAllocate) {  // nothing differs: contents stay
-    bool refusal = !op->remote && op->remote.code() != Code::kUnavailable && op->remote.code() != Code::kFenced;
     if (!op->local) return finish_op(op, op->local);
-    if (refusal) return finish_op(op, op->remote);
+    if (is_refusal(op->remote)) return finish_op(op, op->remote);
   }
   if (op->local_asked && !op->local && im.local()) return settle_local_failed(op);
   if (op->local_asked && !op->local && op->remote.is_ok() && im.telling) {   // as settle_local_failed

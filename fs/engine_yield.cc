@@ -5,7 +5,6 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::chrono::seconds kYieldOpportunityInterval{1};
 constexpr std::chrono::milliseconds kYieldRetry{200};
 constexpr std::chrono::seconds kStageTries{3};   // while staging fails
 }  // namespace
@@ -64,8 +63,7 @@ Task<Status> Engine::flush_both(Image& im) {
   if (!flushed) {
     mirror_->note_failure();
     // The shared node counts its copy out, as for any flush: until this host has resumed.
-    const bool refuses = flushed.status().code() != Code::kUnavailable && flushed.status().code() != Code::kFenced;
-    if (refuses && im.held) refused(im, flushed.status());
+    if (is_refusal(flushed.status()) && im.held) refused(im, flushed.status());
     co_return flushed.status();
   }
   if (flushed->loss_id != im.shared_loss && im.state != MirrorState::kResyncing) {
@@ -164,7 +162,7 @@ void Engine::tenure_ended(Image& im) {
   im.attr.holder.clear();
   im.attr.size = im.size;
   im.attr.size_generation = im.size_generation;
-  im.try_again = env_.now() + kYieldOpportunityInterval;
+  im.try_again = env_.now() + kOpportunityInterval;
   apply(im, MirrorEvent::kYielded);
 }
 
