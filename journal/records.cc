@@ -12,8 +12,6 @@ constexpr size_t kAtCount = 24;
 constexpr size_t kStagedRegionBytes = 16 + 8 + 8;
 constexpr size_t kStagedRegionsInPiece = kPackBytesMax / kStagedRegionBytes;
 
-Status bad_record(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
-
 void put_varint(Bytes& out, uint64_t v) {
   while (v >= 0x80) {
     out.push_back(static_cast<uint8_t>(v | 0x80));
@@ -91,9 +89,9 @@ Bytes RecordPack::take() {
 }
 
 Result<UnpackedRecords> unpack_records(ByteSpan value) {
-  if (value.size() < kPackHeadBytes + 8) return bad_record("packed records are too short");
+  if (value.size() < kPackHeadBytes + 8) return bad_journal("packed records are too short");
   ByteSpan body = value.first(value.size() - 8);
-  if (digest64(body) != load_le<uint64_t>(body.data() + body.size())) return bad_record("packed records fail their checksum");
+  if (digest64(body) != load_le<uint64_t>(body.data() + body.size())) return bad_journal("packed records fail their checksum");
   Reader r(body);
   UnpackedRecords out;
   out.incarnation = r.id<Incarnation>();
@@ -103,7 +101,7 @@ Result<UnpackedRecords> unpack_records(ByteSpan value) {
   for (uint16_t i = 0; i < count && r.ok(); ++i) {
     StoredRecord rec;
     rec.kind = r.u8();
-    if (rec.kind < 1 || rec.kind > kAbandonedRecord) return bad_record("a packed record has an unknown kind");
+    if (rec.kind < 1 || rec.kind > kAbandonedRecord) return bad_journal("a packed record has an unknown kind");
     rec.counter.value = base_counter + static_cast<uint64_t>(unzigzag(get_varint(r)));
     rec.slot = static_cast<uint32_t>(get_varint(r));
     rec.extent.offset = get_varint(r);
@@ -116,7 +114,7 @@ Result<UnpackedRecords> unpack_records(ByteSpan value) {
     if (rec.kind == static_cast<uint8_t>(RecordKind::kWrite)) rec.digest = r.u64();
     out.records.push_back(rec);
   }
-  if (!r.done()) return bad_record("packed records have the wrong length");
+  if (!r.done()) return bad_journal("packed records have the wrong length");
   return out;
 }
 
@@ -142,20 +140,20 @@ Result<std::vector<StoredMark>> read_marks(kv::Snapshot& snapshot) {
   auto finish = [&]() -> Status {
     if (prefix.empty()) return Status::ok();
     auto mark = wire::decode<wire::Mark>(bytes);
-    if (!mark) return bad_record("a mark does not decode: " + mark.status().message());
+    if (!mark) return bad_journal("a mark does not decode: " + mark.status().message());
     out.push_back({BatchNumber(load_be64(prefix.data())), Counter(load_be64(prefix.data() + 8)), std::move(*mark)});
     return Status::ok();
   };
   auto cursor = snapshot.cursor(kMarksTable);
   for (bool more = cursor->first(); more; more = cursor->next()) {
     ByteSpan key = cursor->key();
-    if (key.size() != 20) return bad_record("a key of table marks has the wrong length");
+    if (key.size() != 20) return bad_journal("a key of table marks has the wrong length");
     if (load_be32(key.data() + 16) == 0) {
       TM_RETURN_IF_ERROR(finish());
       prefix.assign(key.begin(), key.begin() + 16);
       bytes.clear();
     } else if (prefix.empty() || std::memcmp(prefix.data(), key.data(), 16) != 0) {
-      return bad_record("a mark lacks its first piece");
+      return bad_journal("a mark lacks its first piece");
     }
     bytes.insert(bytes.end(), cursor->value().begin(), cursor->value().end());
   }
@@ -179,7 +177,7 @@ Result<TenureRow> decode_tenure(ByteSpan value) {
   row.epoch = r.id<Epoch>();
   row.parent = get_parent(r);
   row.size_generation = r.id<Generation>();
-  if (!r.done()) return bad_record("a value of table images has the wrong length");
+  if (!r.done()) return bad_journal("a value of table images has the wrong length");
   return row;
 }
 
@@ -218,7 +216,7 @@ Result<BatchRow> decode_batch_row(ByteSpan value) {
     row.parts.push_back(part);
   }
   auto state = static_cast<uint8_t>(row.state);
-  if (!r.done() || state < 1 || state > 3) return bad_record("a value of table batches is malformed");
+  if (!r.done() || state < 1 || state > 3) return bad_journal("a value of table batches is malformed");
   return row;
 }
 
@@ -236,7 +234,7 @@ void put_staged_regions(kv::WriteBatch& out, BatchNumber batch, const std::vecto
 
 Result<std::vector<ImageExtent>> decode_staged_regions(ByteSpan value) {
   std::vector<ImageExtent> out;
-  if (value.size() % kStagedRegionBytes != 0) return bad_record("a value of table staged has the wrong length");
+  if (value.size() % kStagedRegionBytes != 0) return bad_journal("a value of table staged has the wrong length");
   Reader r(value);
   for (size_t i = 0; i < value.size() / kStagedRegionBytes; ++i) {
     ImageExtent e;
@@ -261,7 +259,7 @@ Result<DegradedRow> decode_degraded(ByteSpan value) {
   row.since.ns = r.i64();
   row.points_given_up = r.u64();
   row.why = r.text();
-  if (!r.done()) return bad_record("row `degraded` has the wrong length");
+  if (!r.done()) return bad_journal("row `degraded` has the wrong length");
   return row;
 }
 
@@ -281,7 +279,7 @@ Result<DrlImageRow> decode_drl_image(ByteSpan value) {
   row.alone = r.u8() != 0;
   row.epoch = r.id<Epoch>();
   bool power = row.region_bytes >= 4096 && (row.region_bytes & (row.region_bytes - 1)) == 0;
-  if (!r.done() || !power) return bad_record("a value of the dirty-region log's table images is malformed");
+  if (!r.done() || !power) return bad_journal("a value of the dirty-region log's table images is malformed");
   return row;
 }
 

@@ -124,6 +124,8 @@ struct DrlImageRow {
 Bytes encode_drl_image(const DrlImageRow& row);
 Result<DrlImageRow> decode_drl_image(ByteSpan value);
 
+inline Status bad_journal(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
+
 std::string spool_file_name(BatchNumber number, uint32_t part);
 
 }  // namespace tidemark::journal

@@ -18,8 +18,6 @@ constexpr uint16_t kJournalVersion = 1;
 constexpr uint64_t kNumbersSkipped = 1024;
 constexpr size_t kRunsKept = 256;
 
-Status bad_journal(const std::string& what) { return Status(Code::kCorruption, "journal: " + what); }
-
 RecordKind record_kind(ExtentKind kind) {
   switch (kind) {
     case ExtentKind::kZero: return RecordKind::kZero;
