@@ -1,5 +1,5 @@
 // The inside of SharedNode. One class, its members grouped by what they do; each group has its .cc:
-// core.cc (start, stop, commits), sessions.cc, data_requests.cc and data.cc (the way of a data request),
+// core.cc (start, stop, commits), sessions.cc, data_requests.cc and data.cc (the way of a data request), copies.cc,
 // hang.cc (a brick that hangs), scans.cc (hash and extents), tenures.cc, takeover.cc, rebuild.cc,
 // name_requests.cc, status.cc.
 //
@@ -244,6 +244,17 @@ class Core {
   void start_sync(Image& image, std::vector<Op*> joined);
   struct SyncMark { CoordinatorSequence up_to; uint64_t ended = 0; };   // what a sync covers
   void synced(Image& image, SyncMark covered, const Status& status);
+  // ---- copies.cc
+  Result<std::unique_ptr<image::ImageCopy>> open_copy(Image& image);
+  void note_copy(Image& image, const Status& found);
+  void copy_damaged(ImageId id, const Status& why);
+  void note_cut(Image& image);
+  Status refuse_if_cut(const Image& image, const std::string& by) const;
+  Status ensure_copy(Image& image, const std::string& by);
+  void adopt_copy_size(Image& image);
+  bool in_use(const Image& image) const;
+  void close_copy(Image& image);
+  void close_idle_copies();
   // ---- hang.cc
   template <typename F>
   Callback<Status> at_copy(Op* op, F then) {
@@ -252,9 +263,6 @@ class Core {
   }
   void copy_answered(Op* op, Status status);
   void copy_overdue(ImageId id);
-  void copy_damaged(ImageId id, const Status& why);
-  void note_cut(Image& image);
-  Status refuse_if_cut(const Image& image, const std::string& by) const;
   bool has_whole_copy(const Image& image, const std::string& host) const;
   void hung_ended(Image& image);
   Status refuse_if_hung(const Image& image) const;
@@ -265,13 +273,6 @@ class Core {
   void answer_applied(Op* op);
   void run_released();
   bool refuse_range(Op* op);
-  Result<std::unique_ptr<image::ImageCopy>> open_copy(Image& image);
-  Status ensure_copy(Image& image, const std::string& by);
-  void note_copy(Image& image, const Status& found);
-  void adopt_copy_size(Image& image);
-  bool in_use(const Image& image) const;
-  void close_copy(Image& image);
-  void close_idle_copies();
   void make_cold(Image& image);
   bool is_warm(const Image& image, Extent range) const;
   void set_warm(Image& image, Extent range);

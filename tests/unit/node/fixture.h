@@ -16,6 +16,12 @@
 
 namespace tidemark::node {
 
+inline wire::Hash hash_of(const ImageId& image, Extent extent, uint32_t unit) {
+  wire::Hash h{image, extent, unit, {}};
+  h.key.secret.fill(7);
+  return h;
+}
+
 // Remembers the marks; settles at once or never.
 class RecordedMarks final : public MarkSink {
  public:

@@ -13,11 +13,6 @@ Bytes pattern(size_t size, uint8_t seed) {
   for (size_t i = 0; i < size; ++i) out[i] = static_cast<uint8_t>(i * 31 + seed);
   return out;
 }
-wire::Hash hash_of(const ImageId& image, Extent extent, uint32_t unit) {
-  wire::Hash h{image, extent, unit, {}};
-  h.key.secret.fill(7);
-  return h;
-}
 
 TEST_F(NodeTest, AWriteIsReadBackByAnyHost) {
   auto a = host("host1"), b = host("host2");
@@ -237,112 +232,6 @@ TEST_F(NodeTest, AnImageWithoutAMirrorHasNoBlocksHere) {
   EXPECT_EQ(a->read(attr->image, 0, 4096).status().code(), Code::kUnsupported);
 }
 
-// A copy whose objects were cut short, and are long again, is its holder's alone, which compares all of it: durably so.
-class CutCopyTest : public NodeTest {
- protected:
-  static constexpr uint32_t kSize = 1u << 20;
-  void begin() {
-    a_ = host("host1");
-    b_ = host("host2");
-    held_ = held_image(*a_, "disk.img", kSize);
-    ASSERT_TRUE(a_->write(held_.image, held_.epoch, 0, Bytes(kSize, 7)));
-    ASSERT_TRUE(flush());
-    ASSERT_EQ(read_code(*b_), Code::kOk);
-    cut(4096);
-    ASSERT_EQ(read_code(*b_), Code::kCorruption);
-    cut(kSize / 2);   // there are two
-    world_.run_for(std::chrono::seconds(3));
-  }
-  void cut(uint64_t bytes) {
-    for (const auto& [path, contents] : world_.files("shared", "/")) {
-      if (path.ends_with(".data")) { ASSERT_TRUE(world_.cut_short("shared", path, bytes).is_ok()); }
-    }
-  }
-  void restart(sim::Crash crash) {
-    restart_node(crash);
-    ASSERT_TRUE(a_->connect(port_, cluster_));
-    ASSERT_TRUE(b_->connect(port_, cluster_));
-  }
-  Code read_code(HostClient& h) { return h.read(held_.image, kSize / 2, 4096).status().code(); }
-  Status flush() { return a_->ask<wire::Flushed>(Type::kFlush, wire::Flush{held_.image, held_.epoch}).status(); }
-  Code resume(uint8_t alone) {
-    wire::Resume say{held_.image, held_.epoch, kSize, Generation(1), alone};
-    return a_->ask<wire::Resumed>(Type::kResume, say).status().code();
-  }
-  Code hash() { return a_->ask<wire::Hashes>(Type::kHash, hash_of(held_.image, {0, kSize}, 65536)).status().code(); }
-  Status repair() {
-    const wire::Repair all{held_.image, held_.epoch, {0, kSize}, 0};
-    return a_->tell(Type::kRepair, wire::encode(all), Bytes(kSize, 7));
-  }
-
-  std::unique_ptr<HostClient> a_, b_;
-  Held held_;
-};
-
-TEST_F(CutCopyTest, ServesNothingUntilItsHolderHasComparedAllOfIt) {
-  begin();
-  EXPECT_FALSE(a_->invalidated.empty()) << "its holder is told";
-  for (int round = 0; round < 3; ++round) {
-    EXPECT_NE(read_code(*b_), Code::kOk);
-    EXPECT_EQ(resume(0), Code::kCorruption) << "that it lacks nothing is not so";
-    EXPECT_EQ(resume(2), Code::kOk);
-    EXPECT_EQ(hash(), Code::kCorruption) << "of the dirty regions alone";
-    EXPECT_EQ(repair().code(), Code::kCorruption);
-    EXPECT_EQ(a_->write(held_.image, held_.epoch, 0, Bytes(4096, 7)).status().code(), Code::kCorruption);
-    EXPECT_EQ(flush().code(), Code::kCorruption);
-    EXPECT_EQ(read_code(*b_), Code::kIoError) << "its holder is alone";
-    restart(round == 0 ? sim::Crash::kKill : sim::Crash::kPowerLoss);
-  }
-  ASSERT_EQ(resume(3), Code::kOk);
-  EXPECT_NE(read_code(*b_), Code::kOk);
-  ASSERT_EQ(resume(2), Code::kOk);   // once more, in that session
-  EXPECT_EQ(hash(), Code::kOk);
-  EXPECT_TRUE(repair());
-  EXPECT_TRUE(flush());
-  EXPECT_NE(read_code(*b_), Code::kOk);
-  ASSERT_EQ(resume(0), Code::kOk);
-  EXPECT_EQ(read_code(*b_), Code::kOk);
-  restart(sim::Crash::kKill);
-  ASSERT_EQ(resume(0), Code::kOk);
-  EXPECT_EQ(read_code(*b_), Code::kOk);
-  EXPECT_NE(node_->status_json().find("\"outdated\":false"), std::string::npos);
-}
-
-TEST_F(CutCopyTest, IsNotMendedByAHolderThatLacksSomethingItself) {
-  begin();
-  wire::Level level{held_.image, 0, Bytes(1, 1), 1};
-  ASSERT_TRUE(a_->tell(Type::kLevel, wire::encode(level)));
-  ASSERT_EQ(resume(3), Code::kOk);
-  EXPECT_EQ(hash(), Code::kCorruption);
-}
-
-TEST_F(CutCopyTest, OfNobodyIsTakenAsItIsByAnOperatorsWord) {
-  begin();
-  ASSERT_TRUE(a_->yield(held_.image, held_.epoch));
-  EXPECT_EQ(read_code(*b_), Code::kCorruption);
-  EXPECT_EQ(read_code(*a_), Code::kCorruption);
-  auto take = [&](const std::string& more) {
-    std::optional<Result<std::string>> said;
-    const std::string word = R"({"images":["/disk.img"])" + more + "}";
-    node_->takeover(word, [&](Result<std::string> r) { said.emplace(std::move(r)); });
-    EXPECT_TRUE(world_.run_until([&] { return said.has_value(); }, std::chrono::seconds(10)));
-    return *said;
-  };
-  EXPECT_EQ(take("").status().code(), Code::kBusy);
-  auto shown = take(R"(,"accept_loss":true,"dry_run":true)");
-  ASSERT_TRUE(shown) << shown.status().to_string();
-  EXPECT_EQ(read_code(*b_), Code::kCorruption) << "only shown";
-  cut(4096);
-  EXPECT_EQ(take(R"(,"accept_loss":true)").status().code(), Code::kBusy) << "it is too short to be taken";
-  cut(kSize / 2);
-  auto taken = take(R"(,"accept_loss":true)");
-  ASSERT_TRUE(taken) << taken.status().to_string();
-  EXPECT_NE(taken->find("\"taken\":true"), std::string::npos) << *taken;
-  EXPECT_EQ(read_code(*b_), Code::kOk);
-  restart(sim::Crash::kPowerLoss);
-  EXPECT_EQ(read_code(*b_), Code::kOk);
-}
-
 // A model disk under many overlapping requests of the holder's own making, with crashes between.
 TEST_F(NodeTest, RandomWritesMatchAModelOverRestarts) {
   auto a = host("host1");
@@ -446,56 +335,6 @@ TEST_F(NodeTest, AFlushClaimsNoWriteThatItDidNotWaitFor) {
     EXPECT_LT(flushed->value, written->value);
   }
   EXPECT_GT(overtaken, 0);
-}
-
-// A takeover's sync that hangs is no request: its copy is closed, with the image or with its policy, when it has ended.
-TEST_F(NodeTest, ACopyIsNotClosedWhileTheSyncOfATakeoverHangs) {
-  auto a = host("host1"), b = host("host2");
-  ASSERT_TRUE(a->create("disk.img"));
-  const ImageId image = a->lookup("disk.img")->image;
-  Result<wire::Grant> grant = b->acquire(image);   // so that it is known to have all of an image of zeros
-  ASSERT_TRUE(grant) << grant.status().message();
-  ASSERT_TRUE(b->yield(image, grant->epoch));
-  grant = a->acquire(image);
-  ASSERT_TRUE(grant) << grant.status().message();
-  ASSERT_TRUE(a->resize(image, grant->epoch, 1u << 20, 1));
-  restart_node(sim::Crash::kKill);               // so that the sync has work
-  world_.run_for(std::chrono::minutes(11));      // before that no nameless image is removed after a start
-  ASSERT_TRUE(a->connect(port_, cluster_));
-  ASSERT_TRUE(b->connect(port_, cluster_));
-  wire::Resume resume{image, grant->epoch, 1u << 20, Generation(1), 0};
-  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, resume));
-  world_.inject("shared", sim::FileFault{.times = UINT64_MAX, .operations = static_cast<uint16_t>(sim::FileOp::kSync),
-                                         .path_contains = "objects", .hangs = true});
-  std::optional<Result<std::string>> taken, changed;
-  node_->takeover(R"({"images": ["/disk.img"], "force": true})",
-                  [&](Result<std::string> r) { taken.emplace(std::move(r)); });
-  b->run([&] { return taken.has_value(); });
-  ASSERT_TRUE(*taken) << taken->status().message();
-  ASSERT_GT(world_.hung("shared"), 0u);
-  grant = b->acquire(image);
-  ASSERT_TRUE(grant) << grant.status().message();
-  node_->set_policy("/disk.img", "none", [&](Result<std::string> r) { changed.emplace(std::move(r)); });
-  b->run([&] { return changed.has_value(); });
-  EXPECT_EQ(changed->status().code(), Code::kBusy) << changed->status().message();
-
-  ASSERT_TRUE(b->ask<wire::Changed>(Type::kUnlink, wire::Unlink{InodeNumber(1), "disk.img", 0}));
-  ASSERT_TRUE(b->tell(Type::kDrop, wire::encode(wire::Drop{image})));
-  world_.crash("host1", sim::Crash::kKill);   // its last user
-  a = std::make_unique<HostClient>(world_, "host1");
-  a->hello.incarnation = Incarnation(2);
-  a->hello.nonce.bytes[0] = 2;
-  ASSERT_TRUE(a->connect(port_, cluster_));
-  auto objects = [&] {
-    size_t n = 0;
-    for (const auto& [path, bytes] : world_.files("shared", "/")) n += path.ends_with(".data");
-    return n;
-  };
-  world_.run_for(std::chrono::seconds(3));
-  EXPECT_GT(objects(), 0u);
-  world_.clear_faults("shared");
-  world_.release_hung("shared");
-  EXPECT_TRUE(world_.run_until([&] { return objects() == 0; }, std::chrono::minutes(5))) << "it is never removed";
 }
 
 }  // namespace
