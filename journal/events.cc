@@ -21,11 +21,20 @@ void JournalImpl::mark(const wire::Mark& mark) {
   if (it != slot_by_image_.end() && mark.node.size_generation.value != 0 && mark.node.size == slots_[it->second].size) {
     slots_[it->second].size_generation = mark.node.size_generation;
   }
+  touch_ended(batch, mark, counter);
   put_mark(pending_, batch.number, counter, mark);
   ++finish_serial_;
   arm_commit();
   if (mark.kind == wire::MarkKind::kTenureStart && it != slot_by_image_.end()) commit_tenure(it->second);
   fold_if_needed();
+}
+
+// The batch in which a tenure ends names its image, though nothing was written: the next tenure's batches wait for it at the
+// replica, and it for those that its own tenure follows. Left out, it would let the next tenure overtake these.
+void JournalImpl::touch_ended(Batch& batch, const wire::Mark& mark, Counter counter) {
+  if (mark.kind != wire::MarkKind::kTenureEnd) return;
+  // One that was taken only to be given back is not this journal's: what it has of the image is of an older one.
+  if (tenure_epoch(mark.node.image) == mark.epoch) touch(batch, slot_of(mark.node.image), counter);
 }
 
 void JournalImpl::forget(const ImageId& image) {

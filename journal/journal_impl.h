@@ -159,6 +159,7 @@ class JournalImpl final : public Journal {
   void tick();
 
   // events.cc
+  void touch_ended(Batch& batch, const wire::Mark& mark, Counter counter);
   void fold_if_needed();
 
   // cuts.cc

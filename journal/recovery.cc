@@ -328,6 +328,7 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
     Counter counter(next_counter_++);
     tracker_.begin(counter.value);
     tracker_.finish(counter.value);
+    touch_ended(batch, mark.mark, counter);
     batch.marks.push_back({counter, std::move(mark.mark)});
   }
 }

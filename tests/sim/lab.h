@@ -35,12 +35,18 @@ class Lab final : public fs::MemoryKeeper {
   }
   ~Lab() override {
     for (const char* node : {"shared1", "host1", "host2"}) if (world.running(node)) world.crash(node, Crash::kKill);
+    if (mounts_.contains("host3") && world.running("host3")) world.crash("host3", Crash::kKill);
     if (with_witness_ && world.running("witness1")) world.crash("witness1", Crash::kKill);
     engines_.clear();
     shared_.reset();
     witness_ = {};
   }
 
+  // host3, where a case needs one more.
+  void add_third_host() {
+    world.add_node({.name = "host3", .cluster = cluster_, .role = net::Role::kHost});
+    start("host3");
+  }
   void start(const std::string& node) {
     SimEnv& env = world.start(node);
     if (node == "witness1") {

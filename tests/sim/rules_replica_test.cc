@@ -61,6 +61,18 @@ class Site {
     return said.dump();
   }
 
+  // What the replica has kept aside.
+  size_t branches() {
+    net::HttpRequest ask;
+    ask.method = "GET";
+    ask.target = "/v1/status";
+    auto answer = lab_.wait<Result<net::HttpResponse>>([&](auto done) {
+      replica_->handle(ask, [done = std::move(done)](net::HttpResponse r) mutable { done(std::move(r)); });
+    });
+    if (!answer || answer->status != 200) return SIZE_MAX;
+    return nlohmann::json::parse(answer->body)["branches"].size();
+  }
+
   std::vector<net::HttpRequest> batches;   // of host1, in the order in which they came
 
  private:
@@ -137,6 +149,43 @@ TEST(Rules, WhatOnlyTheSharedCopyHoldsIsShippedFromThere) {
     ASSERT_TRUE(lab.write("host1", *again, 0, 'c').is_ok()) << "seed " << seed;
     ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
     EXPECT_EQ(site.verify("host1"), "") << "seed " << seed;
+  }
+}
+
+// An image goes from one host to a third by way of a second, which had it for a while and wrote nothing. The first one's
+// batches are late: the third one's wait for them all the same, though what comes before theirs is the second's.
+TEST(Rules, ATenureInWhichNothingWasWrittenLetsNoOlderBatchBeOvertaken) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    lab.add_third_host();
+    Site site(lab);
+    auto first = lab.open_filled("host3");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.world.run_for(seconds(10));
+    lab.world.partition("host3", "replica1");
+    ASSERT_TRUE(lab.write("host3", *first, 0, 'b').is_ok());
+    // Wanted elsewhere, but not for long enough: host3 gives it back as soon as it can, and then nobody has it.
+    auto refused = lab.open("host1");
+    ASSERT_TRUE(refused.is_ok()) << refused.status().to_string();
+    ASSERT_EQ(lab.write("host1", *refused, 0, 'x').code(), Code::kBusy);
+    lab.engine("host1").release(*refused);
+    lab.engine("host3").release(*first);
+    lab.world.run_for(seconds(3));
+    // A free image is taken by whoever reads it.
+    auto reader = lab.open("host1");
+    ASSERT_TRUE(reader.is_ok()) << reader.status().to_string();
+    EXPECT_EQ(*lab.read("host1", *reader, 0), 'b');
+    lab.world.run_for(seconds(3));
+    ASSERT_NE(lab.engine("host1").status_json().find("\"writer\":\"host1\""), std::string::npos) << "seed " << seed;
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 8192, 'c').is_ok());
+    ASSERT_TRUE(lab.flush("host2", *second).is_ok());
+    lab.world.run_for(seconds(10));          // all but host3's have come
+    lab.world.heal_all();
+    lab.world.run_for(seconds(30));
+    EXPECT_EQ(site.verify("host2"), "") << "seed " << seed;
+    EXPECT_EQ(site.branches(), 0u) << "seed " << seed << ": the main line was kept aside";
   }
 }
 

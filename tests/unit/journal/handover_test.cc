@@ -119,5 +119,52 @@ TEST_F(JournalTest, ATenureAfterAnOwnOneStillNamesTheOtherHostsBeforeIt) {
   EXPECT_EQ(stored()->parent.source, "host3");
 }
 
+// The next tenure's batches wait at the replica for the one in which this one ended. That one must itself wait for what
+// came before, though nothing was written.
+TEST_F(JournalTest, TheBatchInWhichATenureEndsNamesItsImageAndParentThoughNothingWasWritten) {
+  add_image(0, 128 * kG);
+  add_image(1, 128 * kG);
+  open_journal();
+  wait_shipped();
+  std::vector<SegmentImage> named;
+  replica_->interfere = [&](const net::HttpRequest& request) -> std::optional<net::HttpResponse> {
+    auto part = request.method == "PUT" ? SegmentReader::parse_whole(request.body) : Result<SegmentReader>(Status(Code::kNotFound, ""));
+    if (part) named.insert(named.end(), part->head().images.begin(), part->head().images.end());
+    return std::nullopt;
+  };
+  wire::Mark end;
+  end.kind = wire::MarkKind::kTenureEnd;
+  end.node.image = image_id(0);
+  end.epoch = Epoch(3);
+  journal_->mark(end);
+  wait_shipped();
+  ASSERT_EQ(named.size(), 1u);
+  EXPECT_EQ(named[0].image, image_id(0));
+  EXPECT_EQ(named[0].epoch, Epoch(3));
+  EXPECT_EQ(named[0].parent.source, parent_.source);
+  EXPECT_EQ(named[0].parent.last, parent_.last);
+  EXPECT_EQ(named[0].size, 128 * kG);
+  // Of a tenure that was taken to be given back alone, the journal holds nothing: what it has of the image is older.
+  named.clear();
+  end.epoch = Epoch(9);
+  journal_->mark(end);
+  wait_shipped();
+  EXPECT_TRUE(named.empty());
+  // A crash before the batch is staged leaves it to the one in its place. (Staging stands still at the other image.)
+  copy_.hold_reads = true;
+  submit({image_id(1), RecordKind::kWrite, {0, kG}, 0, Bytes(kG, 1)});
+  world_.run_for(std::chrono::milliseconds(100));
+  end.epoch = Epoch(3);
+  journal_->mark(end);
+  world_.run_for(std::chrono::milliseconds(200));
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  wait_shipped();
+  ASSERT_EQ(named.size(), 2u);
+  EXPECT_EQ(named[0].image, image_id(0));
+  EXPECT_EQ(named[0].parent.source, parent_.source);
+}
+
 }  // namespace
 }  // namespace tidemark::journal
