@@ -161,7 +161,9 @@ void Cluster::start_turn(Relay& relay, Host& host) {
   options.turn_requests = static_cast<uint32_t>(1 + world_.random().below(world_.random().coin() ? 12 : 150));
   relay.guest = std::make_unique<Guest>(world_, *models_[relay.model], names_[relay.model], options);
   if (scenario_.contested) relay.guest->on_taken([this, &relay] { rival_taken(relay); });
+  const bool may_fail = scenario_.contested && moved_on(relay, host);
   relay.guest->start(*host.engine, *world_.process(host.name), !relay.created, [this](const std::string& what) { fail(what); });
+  if (may_fail) relay.guest->expect_failures();
   watch_turn(relay);
 }
 

@@ -103,6 +103,7 @@ class Cluster {
     Host* host = nullptr;                       // of the turn under way
     bool created = false;
     bool ended = false;                         // no further turns
+    uint64_t epoch = 0;                         // newest in which a turn has written (contested images)
     std::unique_ptr<Guest> guest;
     std::vector<Stranded> stranded;
     std::vector<std::unique_ptr<Line>> lines;
@@ -150,6 +151,8 @@ class Cluster {
   void take_by_force(Relay& relay);
   void ask_takeover(Relay& relay, bool accept_loss);
   bool unaware(const Relay& relay, const Host& host);
+  uint64_t epoch_held(const Relay& relay, const Host& host);
+  bool moved_on(const Relay& relay, const Host& host);
   void forked(Relay& relay, uint64_t epoch);
   void read_main_line(Relay& relay);
   void takeover_over(Relay& relay);

@@ -108,6 +108,7 @@ void Cluster::begin_rival(Relay& relay) {
 
 // The first write of a turn is acknowledged: nobody else's may be from now on.
 void Cluster::rival_taken(Relay& relay) {
+  relay.epoch = std::max(relay.epoch, epoch_held(relay, *relay.host));
   for (Stranded& elder : relay.stranded) {
     if (elder.line != nullptr || elder.host == relay.host || elder.guest->idle()) continue;
     if (scenario_.witness == WitnessKind::kNone)
@@ -203,6 +204,20 @@ bool Cluster::unaware(const Relay& relay, const Host& host) {
       if (line->host == &host && image["writer"] == host.name && image["epoch"] == line->epoch) return true;
   }
   return false;
+}
+
+// Of the tenure that the host believes to have; 0: of none.
+uint64_t Cluster::epoch_held(const Relay& relay, const Host& host) {
+  const auto status = nlohmann::json::parse(host.engine->status_json());
+  for (const auto& image : status["images"])
+    if (image["writer"] == host.name && model_of(image["path"], image["uuid"]) == relay.model) return image["epoch"];
+  return 0;
+}
+
+// The witness let the image move on, and the host has not heard of it: a VM that is started there waits, and gets EIO.
+bool Cluster::moved_on(const Relay& relay, const Host& host) {
+  const uint64_t held = epoch_held(relay, host);
+  return held != 0 && held < relay.epoch;
 }
 
 void Cluster::forked(Relay& relay, uint64_t epoch) {
