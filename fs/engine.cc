@@ -229,7 +229,9 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
     while (mirror_->up() && im->held && busy() && env_.now() < deadline)
       co_await sleep(std::chrono::milliseconds(20));
     // An image whose policy is `none` keeps its tenure: its data are here alone.
-    if (mirror_->up() && im->held && !im->yielding && !host_only(*im)) co_await yield(*im);
+    // So does one that the replica lacks: whoever is next would follow upon what is not there.
+    const bool kept = host_only(*im) || journal_->withheld(im->id);
+    if (mirror_->up() && im->held && !im->yielding && !kept) co_await yield(*im);
     else if (im->held && im->local()) {
       auto synced =
           co_await sync_copy(*im);
@@ -364,6 +366,7 @@ void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out
     if (!opened) return done(opened.status());
     im = *opened;
   }
+  if (!im->missing.empty() && !im->local()) return done(failed(*im));   // nothing stands in for it
   // A whole image that was recorded is the shared copy's, wherever the own one is not level yet.
   bool behind = im->refilling ? im->stale.stale(extent) : standing_in(*im) && (!im->held || im->stale.stale(extent));
   if (im->local() && !behind) {

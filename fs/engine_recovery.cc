@@ -47,7 +47,7 @@ Task<void> Engine::recover_all() {
 
 Task<void> Engine::recover(journal::DirtyImage dirty) {
   kLog.info("recovering", {{"image", dirty.image}, {"regions", dirty.regions.size()}, {"alone", dirty.alone ? 1 : 0}});
-  bool carried = false;
+  bool carried = false, aside = false;
   if (options_.successor) carried = co_await carry_on(dirty.image, &dirty);
   Image* im = find(dirty.image);
   for (bool told = false; !carried; told = true) {
@@ -85,11 +85,17 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
     }
     if (status.is_ok()) status = co_await reconcile(*im, dirty);
     if (status.is_ok()) break;
+    // It waits for an operator, or for its brick. The other images do not: nothing is cut before all others are well.
+    if (!aside && im != nullptr && !im->missing.empty()) {
+      aside = true;
+      --recovering_;
+      journal_->withhold(dirty.image, status);
+    }
     if (!told) kLog.warning("recovery_waits", {{"image", dirty.image}, {"error", status}});
     co_await sleep(kRetry);
   }
   journal_->reconciled(dirty.image);
-  --recovering_;
+  if (!aside) --recovering_;
   // A tail that is to become a branch must be in a closed batch of its own epoch before the copy is written again.
   while (im != nullptr && im->diverged && recovering_ != 0) co_await sleep(std::chrono::milliseconds(100));
   unreconciled_.erase(dirty.image);

@@ -291,6 +291,8 @@ void Engine::register_metrics(metrics::Registry& registry) {
         [this] { return static_cast<double>(journal_->usage().resync_left_bytes); });
   gauge("journal_points_given_up", "Recovery points given up at the limit since the start",
         [this] { return static_cast<double>(journal_->usage().points_given_up); });
+  gauge("journal_images_withheld", "Images that cannot be read, so that the replica keeps an older state of them",
+        [this] { return static_cast<double>(journal_->usage().withheld.size()); });
   gauge("journal_disk_failed", "1 while the journal's own disk takes nothing",
         [this] { return journal_->usage().disk_failure.empty() ? 0.0 : 1.0; });
 }

@@ -180,6 +180,7 @@ Task<Status> Engine::verify_image(VerifyRun& run, Image& im) {
   if (!im.attached) co_return Status(Code::kUnavailable, "image " + im.id.to_string() + " has no journal yet");
   // One turn: the cut and the freeze are the same moment.
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed);
+  run.withheld = journal_->withheld(im.id);
   run.path_at_cut = im.nameless ? "" : names_->path_of(im.inode);
   Status frozen = journal_->freeze(im.slot, size);
   if (!frozen) co_return frozen;

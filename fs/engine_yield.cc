@@ -39,6 +39,7 @@ void Engine::try_yield(Image& im) {
   }
   // Not while it asks for `none`: until the answer is there this copy may be the only one.
   bool level = (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) && !host_only(im);
+  level = level && !journal_->withheld(im.id);   // whoever is next follows upon all of it
   // While other images recover nothing can be cut, so nothing could be handed over whole.
   if (!level || im.resync_running || im.recovering || recovering_ != 0) {
     yield_later(im);

@@ -34,6 +34,7 @@ struct VerifyRun {
   // Of the image at hand.
   nlohmann::json image;
   std::string path_at_cut;
+  bool withheld = false;                // at the cut: what the replica has of it is older
   uint64_t compared = 0;
   bool equal = true, behind = false;
   std::vector<Suspect> suspects;

@@ -26,6 +26,7 @@ struct BatchImage {
   uint64_t size = 0;              // from the cut on: at the cut
   Generation size_generation;
   uint64_t bytes = 0;             // written, before consolidation
+  bool left_out = false;          // withheld at the cut: what the batch has of it is lacked, and not staged
 };
 
 struct Batch {

@@ -35,7 +35,7 @@ struct JournalImpl::Compaction {
 };
 
 bool JournalImpl::coalescing() const {
-  return paused_ || closed_count() > 0 || !unreconciled_.empty() || shipping_ != Shipping::kNormal ||
+  return paused_ || closed_count() > 0 || reconciling() || shipping_ != Shipping::kNormal ||
          shipper_->queued_bytes() >= limit_bytes();
 }
 
@@ -66,6 +66,7 @@ void JournalImpl::close_open_batch(std::string name) {
   batch.last = Counter(next_counter_ - 1);
   batch.label = label_;
   batch.name = std::move(name);
+  leave_out(batch);
   for (uint32_t slot = 0; slot < batch.images.size(); ++slot) {
     if (batch.images[slot] == nullptr) continue;
     batch.images[slot]->size = slots_[slot].size;
@@ -101,7 +102,7 @@ Point JournalImpl::cut(CutReason reason, std::string name) {
     if (!name.empty()) count_given_up(open_batch().number, BatchKind::kNormal, env_.wall(), name);
     return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), std::move(name)};
   }
-  if (!unreconciled_.empty()) {
+  if (reconciling()) {
     // The first batch of an incarnation is cut when all is reconciled, and carries the name then: one, the first.
     if (held_name_.empty()) held_name_ = name;
     else if (!name.empty() && name != held_name_) kLog.warning("point_refused", {{"name", name}, {"held", held_name_}});
@@ -152,7 +153,9 @@ void JournalImpl::merge_given_up(Batch& from) {
   pending_.put(kBatchesTable, batch_prefix(from.number), encode_batch_row(row_of(from, BatchState::kGivenUp)));
   // Copied: a worker may be reading them.
   open.records.insert(open.records.end(), from.records.begin(), from.records.end());
-  open.marks.insert(open.marks.end(), from.marks.begin(), from.marks.end());
+  // What it left out is said anew, if it still is left out.
+  std::copy_if(from.marks.begin(), from.marks.end(), std::back_inserter(open.marks),
+               [](const SegmentMark& m) { return m.mark.kind != wire::MarkKind::kWithheld; });
   std::sort(open.marks.begin(), open.marks.end(), [](const auto& a, const auto& b) { return a.counter < b.counter; });
   if (from.images.size() > open.images.size()) open.images.resize(from.images.size());
   for (uint32_t slot = 0; slot < from.images.size(); ++slot) {
@@ -180,6 +183,11 @@ void JournalImpl::merge_given_up(Batch& from) {
     uint64_t granule = key & ((uint64_t{1} << 36) - 1);
     open.images[key >> 36]->needs.set(granule, granule + 1);
   }
+  for (const ChangeRecord& r : from.records) {
+    if (from.image(r.slot) == nullptr || !from.image(r.slot)->left_out) continue;
+    for_data_granules(r, [&](uint64_t first, uint64_t end) { open.images[r.slot]->needs.set(first, end); });
+  }
+  open.lacked.insert(open.lacked.end(), from.lacked.begin(), from.lacked.end());
   drop_preserved(from);
   open.kind = BatchKind::kResync;
   open.empty = false;
@@ -228,7 +236,8 @@ void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
                         : e.kind == ExtentKind::kZero ? RecordKind::kZero : RecordKind::kDiscard;
       // The oldest counter: nothing that finished is overlapped by what was in flight and older.
       compacted.push_back({oldest, e.extent.offset, e.extent.length, image.slot, kind});
-      if (coarse) for_data_granules(compacted.back(), [&](uint64_t a, uint64_t b) { owner->image(image.slot)->needs.set(a, b); });
+      const bool needs = coarse || (owner != batch.get() && batch->image(image.slot)->left_out);
+      if (needs) for_data_granules(compacted.back(), [&](uint64_t a, uint64_t b) { owner->image(image.slot)->needs.set(a, b); });
     }
   }
   put_compacted(*batch, done, compacted);

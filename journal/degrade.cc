@@ -364,29 +364,19 @@ void JournalImpl::next_piece() {
   if (regions.empty() && !all_known) return;
   bool last = regions.empty() && lacks_.empty() && (open.data_bytes <= kLastDeltaBytes || resync_rounds_ >= kRoundsMax);
   if (regions.empty()) resync_rounds_ = last ? 0 : resync_rounds_ + 1;
-  Counter taken(next_counter_++);
-  tracker_.begin(taken.value);
-  tracker_.finish(taken.value);
-  for (const ImageExtent& e : regions) {
-    uint32_t slot = slot_of(e.image);
-    resync_slots_.insert(slot);
-    BatchImage& image = touch(open, slot, taken);
-    ChangeRecord record{taken.value, e.extent.offset, e.extent.length, slot, RecordKind::kWrite};
-    for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
-    open.records.push_back(record);
-  }
+  open.lacked.clear();               // of before the resync
+  record_lacked(open, regions);
   for (uint32_t slot = 0; slot < open.images.size(); ++slot) {
     if (open.images[slot] != nullptr) resync_slots_.insert(slot);
   }
   if (last) {
     for (uint32_t slot : resync_slots_) {
       auto known = slot_by_image_.find(slots_[slot].image);
-      if (known != slot_by_image_.end() && known->second == slot) touch(open, slot, taken);
+      if (known != slot_by_image_.end() && known->second == slot) touch(open, slot, Counter(next_counter_ - 1));
     }
   }
   open.kind = last ? BatchKind::kResync : BatchKind::kPiece;
   open.empty = false;
-  open.lacked = std::move(regions);
   if (last) resync_end_ = open.number;
   close_open_batch({});
 }
@@ -410,7 +400,10 @@ void JournalImpl::end_resync() {
   kLog.info("resync_ended", {{"batch", resync_end_}, {"bytes", resync_sent_}});
   resync_end_ = BatchNumber();
   ++resyncs_ended_;
-  for (SlotState& s : slots_) s.unshipped_bytes = 0;
+  for (SlotState& s : slots_) {
+    auto it = withheld_.find(s.image);
+    s.unshipped_bytes = it == withheld_.end() ? 0 : it->second.bytes;
+  }
   for (const auto& [number, bytes] : staged_bytes_) {
     for (const SlotBytes& b : bytes) slots_[b.slot].unshipped_bytes += b.bytes;
   }

@@ -104,6 +104,11 @@ struct ImageCounters {                 // for status
   uint64_t dirty_regions = 0, dirty_bytes = 0;
   uint64_t unshipped_bytes = 0;
 };
+struct Withheld {                      // an image whose blocks cannot be read, so that it is not shipped
+  ImageId image;
+  std::string why;
+  uint64_t lacked_bytes = 0;           // by the replica, in whole regions
+};
 struct Usage {
   uint64_t records_unstaged = 0, journal_bytes = 0;
   uint64_t spool_bytes = 0, spool_batches = 0, closed_batches = 0, preserved_bytes = 0;
@@ -129,6 +134,7 @@ struct Usage {
   bool needs_full_resync = false;      // another store, or one that went back: an operator's word is needed
   bool replica_empty = false;          // and it has nothing at all
   std::string disk_failure;            // of the journal's own disk; empty: none
+  std::vector<Withheld> withheld;
 };
 
 std::string usage_json(const Usage& usage);                    // of `journal` in status
@@ -152,6 +158,10 @@ class Journal {
   // All copies of this image are equal again after a crash. When no image is left to reconcile, cuts
   // begin: the first batch of the incarnation is a resync batch over all that was dirty or unstaged.
   virtual void reconciled(const ImageId& image) = 0;
+  // What this image has cannot be read for now, whatever it waits for: the others' cuts begin, or go on, without it
+  // (withheld.cc). Ended by reconciled(), else once a block of it can be read.
+  virtual void withhold(const ImageId& image, const Status& why) = 0;
+  virtual bool withheld(const ImageId& image) const = 0;
 
   // ---- images ---------------------------------------------------------------------------------
   virtual Slot attach(const ImageId& image, uint64_t size) = 0;      // the same slot when attached already

@@ -307,6 +307,7 @@ void JournalImpl::tick() {
   refresh_clock();
   if (!hold_regions_ && condition_) drl_->clean(committed_serial_, now_seconds_, kCleanAfterSeconds);
   measure_limit();
+  try_withheld();
   try_recover_disk();
   clean_timer_ = env_.after(kCleanInterval, [this] { tick(); });
 }
@@ -321,7 +322,7 @@ void JournalImpl::close(std::chrono::milliseconds timeout, Callback<Status> done
   auto closing = std::make_shared<Closing>(Closing{std::move(done)});   // shared by the timers and the last commits
   env_.cancel(cut_timer_);
   env_.cancel(clean_timer_);
-  if (!open_batch().empty && unreconciled_.empty()) cut(CutReason::kStop, {});
+  if (!open_batch().empty && !reconciling()) cut(CutReason::kStop, {});
   auto answer = [this, closing](Status status) {
     if (!closing->done) return;
     env_.cancel(close_timer_);

@@ -1,6 +1,7 @@
 // The Journal's one implementation. Its parts: journal_impl.cc (writes, commits), slots.cc (images),
 // recovery.cc (opening), events.cc (metadata events), cuts.cc (cuts, giving up, compaction), preserve.cc (old blocks, freeze),
-// stager.cc (closed batches into segment files), shipping.cc (what the shipper has sent).
+// stager.cc (closed batches into segment files), withheld.cc (images that cannot be read), shipping.cc (what the shipper
+// has sent).
 #pragma once
 
 #include <deque>
@@ -50,6 +51,8 @@ class JournalImpl final : public Journal {
   Uuid generation() const override { return generation_; }
   const std::vector<DirtyImage>& dirty_after_crash() const override { return dirty_after_crash_; }
   void reconciled(const ImageId& image) override;
+  void withhold(const ImageId& image, const Status& why) override;
+  bool withheld(const ImageId& image) const override { return withheld_.contains(image); }
 
   Slot attach(const ImageId& image, uint64_t size) override;
   void detach(Slot slot) override;
@@ -250,6 +253,29 @@ class JournalImpl final : public Journal {
 
   bool work_to_do() const;
 
+  // withheld.cc
+  struct WithheldImage {
+    std::string why;
+    Extent unread;                               // could not be read; length 0: not known
+    uint64_t bytes = 0;                          // of its writes that were left out of batches
+    io::BootTime try_at;
+    bool trying = false;
+  };
+  struct Unreadable { uint32_t slot; Extent extent; Status why; };
+  bool reconciling() const;
+  void all_reconciled();
+  void load_withheld();
+  bool leave_out_unreadable();
+  bool begin_withholding(uint32_t slot, Extent unread, const Status& why);
+  void end_withholding(const ImageId& image);
+  void forget_withheld(const ImageId& image);
+  void try_withheld();
+  void tried(const ImageId& image, const Status& status);
+  void leave_out(Batch& batch);
+  void count_left_out(uint32_t slot, uint64_t bytes);
+  void carry_over(const Batch& batch, const std::vector<ImageExtents>& extents);
+  void record_lacked(Batch& batch, const std::vector<ImageExtent>& regions);
+
   io::Env& env_;
   const Options options_;
   BlockSource& blocks_;
@@ -263,6 +289,9 @@ class JournalImpl final : public Journal {
   std::map<Incarnation, Uuid> runs_;         // the newest, with their nonces
   std::vector<DirtyImage> dirty_after_crash_;
   std::set<ImageId> unreconciled_;
+  std::map<ImageId, WithheldImage> withheld_;
+  std::optional<Unreadable> unreadable_;         // what the batch that is staged failed over
+  ImageId unreadable_before_;                    // the one before it
   std::set<ImageId> sizes_unknown_;              // of images that are dirty whole, until they are attached or reconciled
   std::map<ImageId, TenureRow> known_tenures_;   // as stored, until the image has a slot
   std::string held_name_;                        // of a named cut asked for before all was reconciled

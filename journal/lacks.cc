@@ -80,23 +80,47 @@ void LackMap::forget(const ImageId& id) {
   std::erase_if(changed_, [&](const auto& page) { return page.first == id; });
 }
 
+void LackMap::take_from(const ImageId& id, Image& image, uint64_t bytes_max, uint64_t& bytes, std::vector<ImageExtent>& out) {
+  for (uint64_t word = 0; word < image.lacked.size(); ++word) {
+    while (image.lacked[word] != 0) {
+      if (!out.empty() && bytes + image.region_bytes > bytes_max) return;
+      uint64_t i = word * 64 + static_cast<uint64_t>(std::countr_zero(image.lacked[word]));
+      clear(image.lacked, i);
+      put(image.taken, i);
+      Extent region{i * image.region_bytes, image.region_bytes};
+      bytes += region.length;
+      if (!out.empty() && out.back().image == id && out.back().extent.end() == region.offset) out.back().extent.length += region.length;
+      else out.push_back({id, region});
+    }
+  }
+}
+
 std::vector<ImageExtent> LackMap::take(uint64_t bytes_max) {
   std::vector<ImageExtent> out;
   uint64_t bytes = 0;
   for (auto& [id, image] : images_) {
-    for (uint64_t word = 0; word < image.lacked.size(); ++word) {
-      while (image.lacked[word] != 0) {
-        if (!out.empty() && bytes + image.region_bytes > bytes_max) return out;
-        uint64_t i = word * 64 + static_cast<uint64_t>(std::countr_zero(image.lacked[word]));
-        clear(image.lacked, i);
-        put(image.taken, i);
-        Extent region{i * image.region_bytes, image.region_bytes};
-        bytes += region.length;
-        if (!out.empty() && out.back().image == id && out.back().extent.end() == region.offset) out.back().extent.length += region.length;
-        else out.push_back({id, region});
-      }
-    }
+    if (!withheld_.contains(id)) take_from(id, image, bytes_max, bytes, out);
+    if (bytes >= bytes_max) break;
   }
+  return out;
+}
+
+std::vector<ImageExtent> LackMap::take_all(const ImageId& id) {
+  std::vector<ImageExtent> out;
+  uint64_t bytes = 0;
+  auto it = images_.find(id);
+  if (it != images_.end()) take_from(id, it->second, UINT64_MAX, bytes, out);
+  return out;
+}
+
+void LackMap::withhold(const ImageId& id, bool withheld) {
+  if (withheld) withheld_.insert(id);
+  else withheld_.erase(id);
+}
+
+std::vector<ImageId> LackMap::images() const {
+  std::vector<ImageId> out;
+  for (const auto& [id, image] : images_) out.push_back(id);
   return out;
 }
 
@@ -121,13 +145,19 @@ void LackMap::untake() {
 }
 
 bool LackMap::empty() const {
-  return std::all_of(images_.begin(), images_.end(), [](const auto& i) { return none(i.second.lacked); });
+  return std::all_of(images_.begin(), images_.end(),
+                     [this](const auto& i) { return withheld_.contains(i.first) || none(i.second.lacked); });
 }
 
 uint64_t LackMap::bytes() const {
   uint64_t sum = 0;
-  for (const auto& [id, image] : images_) sum += (count(image.lacked) + count(image.taken)) * image.region_bytes;
+  for (const auto& [id, image] : images_) sum += withheld_.contains(id) ? 0 : bytes(id);
   return sum;
+}
+
+uint64_t LackMap::bytes(const ImageId& id) const {
+  auto it = images_.find(id);
+  return it == images_.end() ? 0 : (count(it->second.lacked) + count(it->second.taken)) * it->second.region_bytes;
 }
 
 void LackMap::put_page(const ImageId& id, uint64_t page, kv::WriteBatch& out) const {

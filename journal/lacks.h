@@ -4,6 +4,8 @@
 // A region's life: lacked -> taken (into a piece of a resync, not staged yet) -> gone once that piece is staged. What is
 // taken counts as lacked on disk, so that a crash loses none of it. The owner writes the changed pages with its own
 // commits (put_changed). Pure; no I/O but for load().
+//
+// Of an image that is withheld (withheld.cc) regions are lacked, and none is taken before it is released.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +33,18 @@ class LackMap {
   void forget(const ImageId& image);
   // About `bytes_max` bytes of lacked regions, at least one, whole regions in order; taken from now on.
   std::vector<ImageExtent> take(uint64_t bytes_max);
+  std::vector<ImageExtent> take_all(const ImageId& image);
   void staged(const std::vector<ImageExtent>& taken);
   void untake();                     // all that is taken is lacked again
-  bool empty() const;                // nothing lacked, taken ones aside
-  uint64_t bytes() const;            // lacked and taken, in whole regions
+  bool empty() const;                // nothing lacked, taken ones and withheld images aside
+  uint64_t bytes() const;            // lacked and taken, in whole regions; of withheld images none
+  uint64_t bytes(const ImageId& image) const;
+  void withhold(const ImageId& image, bool withheld);
+  std::vector<ImageId> images() const;
 
   void put_changed(kv::WriteBatch& out);
   void put_all();                    // with the next put_changed()
-  bool changed() const { return !changed_.empty(); }
+  bool changed() const { return !changed_.empty() || !erased_.empty(); }
   Status load(kv::Snapshot& snapshot);
 
  private:
@@ -48,6 +54,7 @@ class LackMap {
     Bits lacked, taken;
   };
   void coarsen(const ImageId& id, Image& image, uint64_t end);
+  void take_from(const ImageId& id, Image& image, uint64_t bytes_max, uint64_t& bytes, std::vector<ImageExtent>& out);
   void note(const ImageId& id, const Image& image, Extent extent);
   void put_page(const ImageId& id, uint64_t page, kv::WriteBatch& out) const;
 
@@ -55,6 +62,7 @@ class LackMap {
   std::map<ImageId, Image> images_;
   std::set<std::pair<ImageId, uint64_t>> changed_;   // pages
   std::set<ImageId> erased_;                         // images all of whose pages go first
+  std::set<ImageId> withheld_;
 };
 
 }  // namespace tidemark::journal

@@ -248,6 +248,7 @@ Status JournalImpl::open() {
     TM_RETURN_IF_ERROR(load_batches(*snapshot, newest));
     TM_RETURN_IF_ERROR(load_degraded(*snapshot));
     // Before the records give images their slots: from then on these are no longer among the known tenures.
+    load_withheld();
     if (outdated_->found()) whole_is_dirty();
     TM_RETURN_IF_ERROR(load_records(*snapshot, records));
     TM_ASSIGN_OR_RETURN(marks, read_marks(*snapshot));
@@ -335,7 +336,12 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
 
 void JournalImpl::reconciled(const ImageId& image) {
   sizes_unknown_.erase(image);
-  if (unreconciled_.erase(image) == 0 || !unreconciled_.empty()) return;
+  const bool waited = unreconciled_.erase(image) != 0;
+  if (withheld_.contains(image)) end_withholding(image);
+  if (waited && !reconciling()) all_reconciled();
+}
+
+void JournalImpl::all_reconciled() {
   kLog.info("all_reconciled", {{"batch", open_batch().number}});
   if (shipping_ != Shipping::kNormal) return kick_stager();
   close_open_batch(std::exchange(held_name_, {}));

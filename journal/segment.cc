@@ -69,7 +69,7 @@ Status check_marks(const SegmentHead& head) {
     if (i > 0 && head.marks[i - 1].counter >= mark.counter) return bad(at + "counters not ascending");
     if (mark.counter < head.batch.first || mark.counter > head.batch.last) return bad(at + "counter outside the batch's");
     auto kind = static_cast<uint8_t>(mark.mark.kind);
-    if (kind < static_cast<uint8_t>(wire::MarkKind::kCreate) || kind > static_cast<uint8_t>(wire::MarkKind::kWhole)) {
+    if (kind < static_cast<uint8_t>(wire::MarkKind::kCreate) || kind > static_cast<uint8_t>(wire::MarkKind::kWithheld)) {
       return bad(at + "unknown kind");
     }
   }

@@ -81,6 +81,7 @@ Usage JournalImpl::usage() const {
   if (!no_space_.empty()) u.ship_error = no_space_;
   if (!condition_) u.ship_error = condition_.to_string();
   u.disk_failure = disk_failure_;
+  for (const auto& [image, w] : withheld_) u.withheld.push_back({image, w.why, lacks_.bytes(image)});
   u.newest_durable = shipper_->replica().newest;
   u.newest_durable_label = shipper_->replica().label;
   u.newest_closed = newest_closed_;

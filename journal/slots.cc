@@ -48,6 +48,7 @@ void JournalImpl::detach(Slot slot) {
   if (shipping_ == Shipping::kDegraded && slot.index < open.images.size()) open.images[slot.index].reset();
   drl_->detach(slot.index);
   lacks_.forget(s.image);
+  forget_withheld(s.image);
   pending_.erase(kImagesTable, kv::KeyBuilder().uuid(s.image));
   arm_commit();
 }
@@ -62,7 +63,7 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   SlotState& s = slots_[slot.index];
   // A batch holds one epoch of an image: what was written under the old one ends here.
   const BatchImage* image = open_batch().image(slot.index);
-  if (image != nullptr && image->epoch != epoch && image->epoch.value != 0 && unreconciled_.empty()) cut(CutReason::kHandover, {});
+  if (image != nullptr && image->epoch != epoch && image->epoch.value != 0 && !reconciling()) cut(CutReason::kHandover, {});
   s.epoch = epoch;
   drl_->begin_tenure(slot.index, epoch);
   // After an own tenure (a crash in between) the replica must still wait for what came before that one: its batches,

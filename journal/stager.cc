@@ -79,7 +79,9 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
   void finished(size_t index, Status s) {
     --in_flight;
     bytes_in_flight -= job->units[index].extent.length;
+    const Status found = s;
     if (!stopped()) journal->block_read(*batch, *job, index, s);
+    if (status && !s && !found) journal->unreadable_ = {job->units[index].slot, job->units[index].extent, found};
     if (status && !s) status = std::move(s);
     pump();
   }
@@ -126,7 +128,7 @@ void JournalImpl::block_read(Batch& batch, PartJob& job, size_t index, Status& s
 }
 
 bool JournalImpl::can_stage() const {
-  if (!unreconciled_.empty() || !condition_ || shipping_ == Shipping::kDegraded) return false;
+  if (reconciling() || !condition_ || shipping_ == Shipping::kDegraded) return false;
   uint64_t room = limit_bytes();
   // A handover waits for it: the pause does not hold it up, and a full spool has a reserve for it.
   if (!staged_waiters_.empty()) return shipper_->queued_bytes() < room + room / kHandoverReserve;
@@ -171,7 +173,7 @@ void JournalImpl::kick_stager() {
 
 bool JournalImpl::work_to_do() const {
   if (!degrade_wanted_.empty()) return true;
-  if (shipping_ == Shipping::kDegraded) return facts_ && unreconciled_.empty() && !paused_ && disk_failure_.empty();
+  if (shipping_ == Shipping::kDegraded) return facts_ && !reconciling() && !paused_ && disk_failure_.empty();
   if (shipping_ == Shipping::kResyncing && piece_due()) return true;
   return closed_count() > 0 && can_stage();
 }
@@ -204,11 +206,13 @@ Task<void> JournalImpl::stage_loop() {
     }
     BatchPtr batch = batches_.front();
     staging_ = true;
+    unreadable_.reset();
     Status status = co_await stage(batch);
     staging_ = false;
     if (status) {
       retry = kRetryMin;
       stage_error_.clear();
+      unreadable_before_ = {};
       continue;
     }
     kLog.warning("staging_failed", {{"batch", batch->number}, {"status", status}});
@@ -219,6 +223,10 @@ Task<void> JournalImpl::stage_loop() {
       batch->state = Batch::State::kReading;
       if (batch->kind == BatchKind::kPiece) restore_piece(*batch);
       else give_up_from(0, "staging failed");
+    }
+    if (leave_out_unreadable()) {
+      stage_error_.clear();
+      continue;
     }
     co_await async<bool>([&](Callback<bool> done) {
       retry_wake_ = [done = std::move(done)]() mutable { done(true); };
@@ -267,7 +275,7 @@ std::shared_ptr<StagePlan> JournalImpl::make_plan(const Batch& batch, std::vecto
   std::map<ImageId, size_t> seen;
   for (uint32_t slot = 0; slot < batch.images.size(); ++slot) {
     const BatchImage* image = batch.images[slot].get();
-    if (image == nullptr) continue;
+    if (image == nullptr || image->left_out) continue;
     SegmentImage out;
     out.image = slots_[slot].image;
     out.epoch = image->epoch;
@@ -292,6 +300,7 @@ Task<Status> JournalImpl::stage(BatchPtr batch) {
   batch->state = Batch::State::kReading;
   std::vector<ImageExtents> extents = co_await consolidate_batch(batch);
   if (batch->state == Batch::State::kGivenUp) co_return Status::ok();
+  carry_over(*batch, extents);
   std::shared_ptr<StagePlan> plan = make_plan(*batch, std::move(extents));
   uint64_t planned = 0;
   for (const PartPlan& part : plan->parts) planned += part.data_bytes;
@@ -469,7 +478,9 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   last_staged_ = batch->number;
   std::vector<SlotBytes> bytes;
   for (uint32_t slot = 0; slot < batch->images.size(); ++slot) {
-    if (batch->images[slot] != nullptr) bytes.push_back({slot, batch->images[slot]->bytes});
+    const BatchImage* image = batch->images[slot].get();
+    if (image != nullptr && image->left_out) count_left_out(slot, image->bytes);
+    else if (image != nullptr) bytes.push_back({slot, image->bytes});
   }
   staged_bytes_[batch->number] = std::move(bytes);
   batches_.pop_front();

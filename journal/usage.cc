@@ -39,7 +39,10 @@ std::string usage_json(const Usage& u) {
                         {"points_given_up", u.points_given_up},
                         {"names_given_up", u.names_given_up},
                         {"needs_full_resync", u.needs_full_resync},
-                        {"disk_failure", u.disk_failure}};
+                        {"disk_failure", u.disk_failure},
+                        {"withheld", nlohmann::json::array()}};
+  for (const Withheld& w : u.withheld)
+    out["withheld"].push_back({{"uuid", w.image.to_string()}, {"why", w.why}, {"lacked_bytes", w.lacked_bytes}});
   if (u.full_in_ns >= 0) out["full_in_s"] = seconds(u.full_in_ns);
   return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
@@ -47,6 +50,8 @@ std::string usage_json(const Usage& u) {
 std::vector<std::string> usage_reasons(const Usage& u) {
   std::vector<std::string> out;
   if (!u.disk_failure.empty()) out.push_back("the journal's own disk: " + u.disk_failure);
+  for (const Withheld& w : u.withheld)
+    out.push_back("image " + w.image.to_string() + " cannot be read, the replica keeps an older state of it: " + w.why);
   if (u.shipping == Shipping::kDegraded) {
     out.push_back("the replica is outdated, and regions alone are remembered for it since " + label(u.degraded_since) + ": " +
                   u.degraded_why);

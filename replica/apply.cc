@@ -110,6 +110,7 @@ class Builder {
   Status take(NameWriter& names, const wire::Mark& mark) {
     TM_RETURN_IF_ERROR(names.apply(mark));
     if (mark.kind == wire::MarkKind::kCreate && mark.origin == batch_.source) created(mark);
+    if (mark.kind == wire::MarkKind::kWithheld) out_.withheld.push_back(mark.node.image);
     return Status::ok();
   }
 

@@ -30,6 +30,7 @@ struct ApplyOutput {
   std::vector<std::pair<ImageId, ImageVersion>> versions;
   std::vector<BranchRecord> branches;
   std::vector<EventMismatch> mismatches;
+  std::vector<ImageId> withheld;  // that the source could not read, and left out
   uint64_t leaves = 0;
 };
 ApplyOutput build_changes(kv::Snapshot& snapshot, const ApplyInput& input);

@@ -232,9 +232,11 @@ void Intake::finish_apply(const ApplyAction& action, BatchRecord record, ApplyOu
   const BatchFacts& batch = action.batch;
   put_record(out, kBatches, batch_key(batch.source, batch.generation, batch.number), record);
   put_point(point, action, record, out);
-  if (!action.gaps.empty()) {
-    GapRecord gap;
-    for (const Wait& wait : action.gaps) gap.without.push_back(wait.to_string());
+  GapRecord gap;
+  for (const Wait& wait : action.gaps) gap.without.push_back(wait.to_string());
+  for (const ImageId& image : built.withheld)
+    gap.without.push_back("image " + image.to_string() + ", which " + batch.source + " cannot read");
+  if (!gap.without.empty()) {
     put_record(out, kGaps, kv::key_u64(point.value), gap);
   }
   for (auto& [id, version] : built.versions) {
@@ -289,6 +291,11 @@ void Intake::report(const ApplyAction& action, const ApplyOutput& built, const s
     alarm_("gap", batch.source + "/" + std::to_string(batch.number.value),
            "applied without " + wait.to_string() + ", which did not come: the batch holds the whole image, the points "
            "in between are missing");
+  }
+  for (const ImageId& image : built.withheld) {
+    alarm_("withheld", batch.source + "/" + image.to_string(),
+           "batch " + std::to_string(batch.number.value) + " is without image " + image.to_string() + ", which " +
+               batch.source + " cannot read: what is shown of it is older than the point");
   }
   for (const BranchRecord& branch : built.branches) {
     ++counters_.branches;

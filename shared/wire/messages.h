@@ -278,6 +278,8 @@ enum class MarkKind : uint8_t {
   // A host's own: the batch with it holds all of the image as it was when a tenure began that was taken by force. What
   // older epochs' batches would have brought is in it, or is no longer of the main line.
   kWhole = 12,
+  // A host's own: it cannot read the image's blocks, and has left it out of the batch with it, whatever it wrote there.
+  kWithheld = 13,
 };
 struct Mark {
   MarkKind kind = MarkKind::kCreate;

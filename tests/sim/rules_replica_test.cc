@@ -61,17 +61,19 @@ class Site {
     return said.dump();
   }
 
-  // What the replica has kept aside.
-  size_t branches() {
-    net::HttpRequest ask;
-    ask.method = "GET";
-    ask.target = "/v1/status";
+  std::string ask(const std::string& target) {
     auto answer = lab_.wait<Result<net::HttpResponse>>([&](auto done) {
-      replica_->handle(ask, [done = std::move(done)](net::HttpResponse r) mutable { done(std::move(r)); });
+      net::HttpRequest request;
+      request.method = "GET";
+      request.target = target;
+      request.peer = {.cluster = lab_.cluster(), .role = net::Role::kOperator, .node = "operator"};
+      replica_->handle(std::move(request), [done = std::move(done)](net::HttpResponse r) mutable { done(std::move(r)); });
     });
-    if (!answer || answer->status != 200) return SIZE_MAX;
-    return nlohmann::json::parse(answer->body)["branches"].size();
+    return answer ? std::string(answer->body.begin(), answer->body.end()) : answer.status().to_string();
   }
+
+  // What the replica has kept aside.
+  size_t branches() { return nlohmann::json::parse(ask("/v1/status"))["branches"].size(); }
 
   std::vector<net::HttpRequest> batches;   // of host1, in the order in which they came
 
@@ -186,6 +188,47 @@ TEST(Rules, ATenureInWhichNothingWasWrittenLetsNoOlderBatchBeOvertaken) {
     lab.world.run_for(seconds(30));
     EXPECT_EQ(site.verify("host2"), "") << "seed " << seed;
     EXPECT_EQ(site.branches(), 0u) << "seed " << seed << ": the main line was kept aside";
+  }
+}
+
+// Of a host that is alone one image's data object is cut short. The point of the others' writes is shipped, and says so.
+TEST(Rules, AnImageThatCannotBeReadHoldsUpNoOthersShipping) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto image = lab.open_filled("host1");
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    const std::string object = lab.objects("host1").front();
+    auto other = lab.open("host1", true, "other.img");
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    lab.world.run_for(seconds(5));
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *image, 3 * Lab::kRegion, 'b').is_ok());
+    const uint64_t whole = lab.world.files("host1", "/").at(object).size();
+    ASSERT_TRUE(lab.world.cut_short("host1", object, 8192).is_ok());
+    ASSERT_TRUE(lab.write("host1", *other, 0, 'c').is_ok());
+    auto point = [&](const std::string& name) {
+      return lab.wait<Result<std::string>>([&](auto done) { lab.engine("host1").mark(name, true, seconds(20), std::move(done)); });
+    };
+    auto marked = point("one");
+    if (!marked) marked = point("two");      // the first is given up as it finds out
+    EXPECT_TRUE(marked.is_ok()) << "seed " << seed << ": " << marked.status().to_string();
+    std::vector<std::string> reasons;
+    EXPECT_FALSE(lab.engine("host1").healthy(&reasons));
+    EXPECT_TRUE(std::ranges::any_of(reasons, [](const auto& r) { return r.find("cannot be read") != std::string::npos; }));
+    const auto points = nlohmann::json::parse(site.ask("/v1/points?count=1000"))["points"];
+    ASSERT_FALSE(points.empty());
+    EXPECT_TRUE(points.back().contains("without")) << points.back().dump();
+    // Nor after a crash.
+    ASSERT_TRUE(lab.world.cut_short("host1", object, whole).is_ok());
+    lab.crash("host1", Crash::kPowerLoss);
+    lab.start("host1");
+    lab.world.heal_all();
+    lab.world.run_for(seconds(10));
+    auto third = lab.open("host1", true, "third.img");
+    ASSERT_TRUE(third.is_ok()) << third.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *third, 0, 'd').is_ok());
+    EXPECT_TRUE(point("three").is_ok()) << "seed " << seed << ": it holds up the others after a crash, too";
   }
 }
 

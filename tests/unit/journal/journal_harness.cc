@@ -157,6 +157,10 @@ void FakeCopy::read_block(const ImageId& image, Extent extent, MutableByteSpan o
     env->post([done = std::move(done)]() mutable { done(Status(Code::kIoError, "injected")); });
     return;
   }
+  if (cut.contains(image)) {
+    env->post([done = std::move(done)]() mutable { done(Status(Code::kCorruption, "its object was cut short")); });
+    return;
+  }
   if (!images.contains(image)) {
     env->post([done = std::move(done)]() mutable { done(Status(Code::kNotFound, "no such image")); });
     return;

@@ -9,6 +9,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,7 @@ class FakeCopy final : public BlockSource {
   bool hold_reads = false;                          // staging stands still at a gate
   std::vector<UniqueFunction<void()>> held;
   uint32_t fail_reads = 0;                          // the next so many
+  std::set<ImageId> cut;                            // images of which nothing can be read
   uint64_t reads = 0;
   void open_gate();
 

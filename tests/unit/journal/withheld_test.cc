@@ -1,0 +1,134 @@
+// An image whose blocks cannot be read holds up no other: what the replica lacks of it is remembered, each point says so, and
+// once they can be read again the replica gets them.
+#include <gtest/gtest.h>
+
+#include "tests/unit/journal/limit_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+class WithheldTest : public LimitTest {
+ protected:
+  WithheldTest() { options_.settings.limit_bytes = 64u << 20; }
+  void begin() {
+    open_journal();
+    run_load(60, 8);
+    wait_shipped();
+    before_ = replica_->images[cut_];
+  }
+  void cut() { copy_.cut.insert(cut_); }
+  void write(const ImageId& image, uint8_t byte) {
+    bool done = false;
+    submit({image, RecordKind::kWrite, {8 * kG, kG}, 0, Bytes(kG, byte)}, [&] { done = true; });
+    ASSERT_TRUE(settle([&] { return done; }));
+  }
+  bool shipped(const ImageId& image) { return settle([&] { return replica_->images[image] == copy_.images[image]; }); }
+  bool withheld() { return !journal_->usage().withheld.empty(); }
+  // Of the newest points, those that say that the image is not in them.
+  bool newest_says_so() {
+    return !replica_->marks.empty() && replica_->marks.back().kind == wire::MarkKind::kWithheld &&
+           replica_->marks.back().node.image == cut_;
+  }
+  void others_go_on() {
+    for (int i = 0; i < 5; ++i) {
+      write(cut_, static_cast<uint8_t>(0x70 + i));
+      write(other_, static_cast<uint8_t>(0x60 + i));
+      ASSERT_TRUE(shipped(other_)) << journal_->usage().ship_error;
+    }
+    EXPECT_TRUE(withheld());
+    EXPECT_TRUE(newest_says_so());
+    EXPECT_EQ(replica_->images[cut_], before_) << "its last whole state";
+    EXPECT_EQ(journal_->usage().ship_error, "");
+    ASSERT_FALSE(usage_reasons(journal_->usage()).empty());
+    EXPECT_NE(usage_reasons(journal_->usage()).front().find(cut_.to_string()), std::string::npos);
+  }
+  void mended() {
+    copy_.cut.clear();
+    ASSERT_TRUE(settle([&] { return !withheld(); }));
+    ASSERT_TRUE(shipped(cut_));
+    wait_shipped();
+    for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes) << image.to_string();
+    EXPECT_TRUE(usage_reasons(journal_->usage()).empty()) << usage_reasons(journal_->usage()).front();
+    EXPECT_EQ(journal_->counters(slot(cut_)).unshipped_bytes, 0u);
+    write(cut_, 0x11);
+    ASSERT_TRUE(shipped(cut_));
+  }
+  const ImageId cut_ = image_id(1), other_ = image_id(2);
+  Bytes before_;
+};
+
+TEST_F(WithheldTest, ItsOthersAreShippedAndSoIsItOnceItCanBeRead) {
+  begin();
+  write(cut_, 0x55);
+  cut();
+  others_go_on();
+  mended();
+}
+
+TEST_F(WithheldTest, SoItIsAfterACrash) {
+  for (auto kind : {sim::Crash::kKill, sim::Crash::kPowerLoss}) {
+    if (journal_ == nullptr) begin();
+    before_ = replica_->images[cut_];
+    cut();
+    write(cut_, 0x55);
+    others_go_on();
+    crash(kind);
+    open_journal();
+    reconcile_all();
+    others_go_on();
+    crash(kind);
+    open_journal();
+    reconcile_all();
+    mended();
+  }
+}
+
+TEST_F(WithheldTest, OneThatCannotBeReconciledHoldsUpNoOther) {
+  begin();
+  write(cut_, 0x55);
+  write(other_, 0x56);
+  cut();
+  crash(sim::Crash::kKill);
+  open_journal();
+  for (const DirtyImage& d : journal_->dirty_after_crash())
+    if (d.image != cut_) journal_->reconciled(d.image);
+  journal_->withhold(cut_, Status(Code::kIoError, "its copy is not there"));
+  ASSERT_TRUE(shipped(other_)) << journal_->usage().ship_error;
+  EXPECT_TRUE(withheld());
+  EXPECT_TRUE(newest_says_so());
+  copy_.cut.clear();
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_TRUE(withheld()) << "it is not reconciled";
+  EXPECT_EQ(replica_->images[cut_], before_);
+  journal_->reconciled(cut_);
+  mended();
+}
+
+TEST_F(WithheldTest, AResyncEndsWithoutIt) {
+  begin();
+  write(cut_, 0x55);
+  cut();
+  empty_replica();
+  resync_all();
+  ASSERT_TRUE(settle([&] { return withheld() && journal_->usage().shipping == Shipping::kNormal; }, 600));
+  before_ = replica_->images[cut_];
+  others_go_on();
+  mended();
+}
+
+TEST_F(WithheldTest, NothingIsRememberedOfOneThatIsRemoved) {
+  begin();
+  write(cut_, 0x55);
+  cut();
+  others_go_on();
+  copy_.cut.clear();
+  copy_.images.erase(cut_);
+  journal_->detach(slot(cut_));
+  EXPECT_FALSE(withheld());
+  write(other_, 0x33);
+  ASSERT_TRUE(shipped(other_));
+  EXPECT_TRUE(usage_reasons(journal_->usage()).empty());
+}
+
+}  // namespace
+}  // namespace tidemark::journal
