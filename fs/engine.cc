@@ -147,13 +147,15 @@ Status Engine::load_flags() {
   return Status::ok();
 }
 
-Status Engine::set_flag(Image& image, uint8_t flag, bool on) {
-  uint8_t& bits = flags_[image.id];
+Status Engine::set_flag(const ImageId& image, uint8_t flag, bool on) {
+  uint8_t& bits = flags_[image];
   uint8_t next = on ? bits | flag : bits & ~flag;
+  // Behind, nothing of it counts before it was filled anew.
+  if ((next & kFlagBehind) != 0) next &= static_cast<uint8_t>(~kFlagCut);
   if (next == bits) return Status::ok();
   kv::WriteBatch batch;
-  if (next == 0) batch.erase(kTableFlag, image.id.bytes);
-  else batch.put(kTableFlag, image.id.bytes, ByteSpan(&next, 1));
+  if (next == 0) batch.erase(kTableFlag, image.bytes);
+  else batch.put(kTableFlag, image.bytes, ByteSpan(&next, 1));
   TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
   bits = next;  // only what is durable may be relied on
   return Status::ok();
@@ -167,11 +169,13 @@ void Engine::start() {
     else kLog.error("witness_client", {{"error", client.status()}});
   }
   mirror_->start();
+  // Gates first: no request may slip in before an image's own reconciliation.
+  for (const journal::DirtyImage& d : journal_->dirty_after_crash()) unreconciled_.insert(d.image);
   if (options_.successor) take_over_handles();
   tasks_.spawn(recover_all());
   for (auto& [id, bits] : std::unordered_map<ImageId, uint8_t>(flags_)) {
     auto attr = names_->by_image(id);
-    const bool looked_at = (bits & (kFlagDoomed | kFlagHostOnly)) != 0;   // what is here alone is missed at once
+    const bool looked_at = (bits & (kFlagDoomed | kFlagHostOnly | kFlagCut)) != 0;   // missed at once
     auto image = attr && looked_at ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not known"));
     if (!image || (bits & kFlagDoomed) == 0) continue;
     (*image)->nameless = (*image)->doomed = true;

@@ -155,7 +155,7 @@ class Engine final : public journal::BlockSource {
   };
   enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
   enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8,
-                        kFlagPartial = 16 };   // durable; see fsck
+                        kFlagPartial = 16, kFlagCut = 32 };   // durable; see fsck
 
   Engine(io::Env& env, EngineOptions options);
   Status open_all();
@@ -203,6 +203,8 @@ class Engine final : public journal::BlockSource {
   Status open_failed_copy(Image& image);
   Task<void> reopen_copy(Image& image);
   void copy_damaged(ImageId id, const Status& why);
+  bool was_cut(const ImageId& id) const;
+  void note_cut(const ImageId& id);
   void shared_damaged(Image& image, const Status& why);
   Task<void> mark_to_compare(Image& image);
   // ---- engine_hang.cc
@@ -226,6 +228,9 @@ class Engine final : public journal::BlockSource {
   bool find_missing(Image& image);
   void try_missing_copies();
   Status give_up_missing(bool accept_loss);
+  void give_up_cut(Image& image);
+  Task<bool> accept_cut_copies(std::string request, Callback<Result<std::string>>& done);
+  Task<Status> accept_cut_copy(Image& image);
   // ---- engine_policy.cc
   void take_attr(Image& image, const wire::Attr& attr);
   bool host_only(const Image& image) const;
@@ -301,6 +306,7 @@ class Engine final : public journal::BlockSource {
   Task<Result<std::vector<Extent>>> shared_extents(Image& image, uint64_t size);
   void record_whole(Image& image, const std::vector<Extent>& extents, const wire::TenureParent& parent);
   Task<void> stage_whole(Image& image);
+  Task<void> do_takeover(std::string request, Callback<Result<std::string>> done);
   // ---- engine_witness.cc
   Task<void> ask_witness(Image& image);
   Task<void> ask_unless_linked(Image& image);
@@ -382,7 +388,8 @@ class Engine final : public journal::BlockSource {
   void doom(Image& image);
   void tell_dropped(Image& image);
   void reap();
-  Status set_flag(Image& image, uint8_t flag, bool on);
+  Status set_flag(const ImageId& id, uint8_t flag, bool on);
+  Status set_flag(const Image& image, uint8_t flag, bool on) { return set_flag(image.id, flag, on); }
   void changed_now(Image& image);
   Task<void> tell_times(Image& image);
   Task<void> push_times(InodeNumber inode, wire::Attr values);

@@ -47,9 +47,22 @@ bool Engine::own_copy_failed(Image& im, const Status& why) {
 // make a hole of what lies before it. So the whole copy is filled anew.
 void Engine::copy_damaged(ImageId id, const Status& why) {
   Image* im = find(id);
-  if (im == nullptr || !im->local() || !im->held) return;   // whoever takes the tenure meets it again
-  if (!own_copy_failed(*im, why))
-    kLog.warning("local_copy_damaged", {{"image", im->id}, {"error", why}, {"effect", "what it lacks gives EIO"}});
+  const bool counts = im != nullptr && im->local() && (im->held || only_here(*im));
+  if (!counts) return;   // whoever takes the tenure meets it again
+  if (own_copy_failed(*im, why)) return;
+  kLog.warning("local_copy_damaged", {{"image", im->id}, {"error", why}, {"effect", "what it lacks gives EIO"}});
+  note_cut(id);
+}
+
+// No other copy has what this one may lack, and once its object is long again nothing shows that. So it is on record: a
+// later run does not count it, unless an operator says so. `behind` ends it: then it is filled anew.
+void Engine::note_cut(const ImageId& id) {
+  if (Status s = set_flag(id, kFlagCut, true); !s) kLog.error("cut_not_kept", {{"image", id}, {"error", s}});
+}
+
+bool Engine::was_cut(const ImageId& id) const {
+  auto at = flags_.find(id);
+  return at != flags_.end() && (at->second & kFlagCut) != 0;
 }
 
 // The shared node is told at once that this host's copy is behind everywhere, not only by the next Acquire: whatever

@@ -265,8 +265,13 @@ Task<void> Engine::stage_whole(Image& im) {
 // ---- the operator's word --------------------------------------------------------------------------
 
 void Engine::takeover(std::string request, Callback<Result<std::string>> done) {
+  tasks_.spawn(do_takeover(std::move(request), std::move(done)));
+}
+
+Task<void> Engine::do_takeover(std::string request, Callback<Result<std::string>> done) {
+  if (co_await accept_cut_copies(request, done)) co_return;
   if (!mirror_->up()) {
-    return done(Status(Code::kUnavailable, "the shared node is not connected: " + mirror_->last_error().message()));
+    co_return done(Status(Code::kUnavailable, "the shared node is not connected: " + mirror_->last_error().message()));
   }
   mirror_->request<wire::TakeoverAnswer>(wire::Type::kTakeover, wire::Takeover{std::move(request)},
                                          [done = std::move(done)](Result<wire::TakeoverAnswer> answer) mutable {

@@ -68,6 +68,9 @@ void Engine::apply(Image& im, MirrorEvent event) {
     for (Op* op : flushes) start_flush(op);
     unpark(im);
   }
+  // The shared copy has all of it again, and this one was found cut short while it had not.
+  if (im.held && im.local() && was_cut(im.id) && shared_whole(im))
+    own_copy_failed(im, Status(Code::kCorruption, "its data object was cut short"));
   remember(im);
 }
 

@@ -2,7 +2,11 @@
 // before a crash, whose brick is not mounted, was emptied or replaced. Nothing else may stand in for it: every
 // request of such an image gets EIO, `status` shows it as `failed` and says what to do, until the copy is back (looked
 // for again and again), an operator gives it up, or the image is removed or restored from the replica.
+//
+// So is a copy that was cut short while the shared one lacked something, also once it is long again. An operator may
+// take it for what it holds (`image takeover --accept-loss` on this host), or give it up (the same on another).
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "fs/engine.h"
 #include "shared/base/log.h"
@@ -38,8 +42,10 @@ void Engine::note_missing(Image& im, const Status& why) {
   const std::string path = names_->path_of(im.inode);
   std::string text = none ? "its only copy, this host's, is not there" : "writes that only this host has are not there";
   text += " (" + why.message() + "): bring it back; or ";
-  text += none ? "restore the image: tidemark replica restore " + path + " --at latest --force"
-               : "give these writes up: tidemark brick replace DIRECTORY --accept-loss";
+  if (was_cut(im.id))
+    text += "take it as it is, once it is long again: tidemark image takeover " + path + " --accept-loss; or ";
+  text += none || was_cut(im.id) ? "restore the image: tidemark replica restore " + path + " --at latest --force"
+                                 : "give these writes up: tidemark brick replace DIRECTORY --accept-loss";
   if (im.missing == text) return;
   im.elsewhere = false;
   kLog.warning("only_copy_missing", {{"image", im.id}, {"path", path}, {"effect", "EIO"}, {"reason", text}});
@@ -56,15 +62,22 @@ void Engine::look_for_missing(Image& im, const Status& opened) {
   if (im.local() || im.behind) return;
   // Of one that the shared node alone calls this host's, the tenure's map will say whether it has anything of it: it
   // may have been granted it just before a crash, and not have given it back.
-  if (only_here(im) || alone_before_crash(im.id)) note_missing(im, opened);
+  const bool missing = only_here(im) || alone_before_crash(im.id);
+  if (missing && opened.code() == Code::kCorruption) note_cut(im.id);
+  if (missing) return note_missing(im, opened);
+  if (!was_cut(im.id)) return;
+  Status behind = set_flag(im, kFlagBehind, true);   // the shared copy has all of it
+  if (!behind) kLog.error("behind_not_kept", {{"image", im.id}, {"error", behind}});
+  im.behind = behind.is_ok();
 }
 
 // True: it is there (again).
 bool Engine::find_missing(Image& im) {
   if (im.local()) return true;
   if (im.copy != nullptr && !im.copy->idle()) return false;
-  if (!group_->look_at_bricks()) return false;
+  if (was_cut(im.id) || !group_->look_at_bricks()) return false;
   auto opened = group_->open_image(im.id);
+  if (opened.status().code() == Code::kCorruption) note_cut(im.id);
   if (!opened) return false;
   im.copy = std::move(*opened);
   im.broken = im.hung = false;
@@ -90,7 +103,7 @@ Status Engine::give_up_missing(bool accept_loss) {
   std::vector<Image*> lost;
   std::string names;
   for (auto& [id, image] : images_) {
-    if (image->missing.empty() || !image->broken || image->doomed) continue;
+    if (image->missing.empty() || !image->broken || image->doomed || was_cut(id)) continue;
     lost.push_back(image.get());
     names += (names.empty() ? "" : ", ") + names_->path_of(image->inode);
   }
@@ -109,6 +122,79 @@ Status Engine::give_up_missing(bool accept_loss) {
     im->missing.clear();
   }
   return Status::ok();
+}
+
+// What only a copy that was cut short had.
+void Engine::give_up_cut(Image& im) {
+  kLog.warning("writes_given_up", {{"image", im.id}, {"path", names_->path_of(im.inode)}, {"by", "a takeover"}});
+  ++counts_.lost;
+  if (Status s = set_flag(im, kFlagBehind, true); !s) {
+    kLog.error("behind_not_kept", {{"image", im.id}, {"error", s}});
+    return;
+  }
+  im.behind = true;
+  im.missing.clear();
+}
+
+// True: the word was for copies here that were cut short, and is answered.
+Task<bool> Engine::accept_cut_copies(std::string request, Callback<Result<std::string>>& done) {
+  using nlohmann::json;
+  const json wish = json::parse(request, nullptr, false);
+  auto says = [&](const char* key) { return wish.is_object() && wish.contains(key) && wish[key] == true; };
+  if (!says("accept_loss") || !wish.contains("images") || !wish["images"].is_array()) co_return false;
+  std::vector<Image*> cut;
+  json report = {{"dry_run", says("dry_run")}, {"taken", false}, {"images", json::array()}};
+  for (auto& [id, image] : images_) {
+    const std::string path = "/" + names_->path_of(image->inode);
+    auto names = [&](const json& name) { return name == path || name == path.substr(1) || name == id.to_string(); };
+    if (std::ranges::none_of(wish["images"], names) || image->missing.empty() || !was_cut(id)) continue;
+    cut.push_back(image.get());
+    report["images"].push_back({{"path", path}, {"uuid", id.to_string()}, {"holder", options_.config.node.name},
+                                {"epoch", image->attr.epoch.value}, {"connected", true}, {"away_s", nullptr},
+                                {"level", false}, {"copy", image->missing}, {"tail", ""}, {"action", "accept"}});
+  }
+  if (cut.empty()) co_return false;
+  Status status;
+  if (cut.size() != wish["images"].size())
+    status = Status(Code::kInvalidArgument, "name the images whose copy on this host was cut short by themselves");
+  for (Image* im : cut) {
+    Status whole = group_->look_at(im->id);
+    if (!whole && status)
+      status = Status(Code::kBusy, "nothing was taken: " + whole.message() + ": bring the file back first");
+  }
+  for (Image* im : cut)
+    if (status && !says("dry_run")) status = co_await accept_cut_copy(*im);
+  report["taken"] = !says("dry_run");
+  if (status) done(report.dump(-1, ' ', false, json::error_handler_t::replace));
+  else done(status);
+  co_return true;
+}
+
+// All of it is dirty, and is shipped again, before it counts: what it holds by now no record tells.
+Task<Status> Engine::accept_cut_copy(Image& im) {
+  Pin pin(im);
+  auto opened = group_->open_image(im.id);
+  if (!opened) co_return opened.status();
+  const uint64_t size = (*opened)->size();
+  im.slot = journal_->attach(im.id, size);
+  im.attached = true;
+  const Extent whole{0, size};
+  Status marked =
+      co_await async<Status>([&](Callback<Status> done) { journal_->mark_dirty(im.slot, whole, std::move(done)); });
+  if (marked && !was_cut(im.id)) marked = Status(Code::kBusy, "it was given up meanwhile");
+  if (marked) marked = set_flag(im, kFlagCut, false);
+  if (!marked) co_return marked;
+  if (size != 0) {
+    const journal::Ticket all = journal_->begin(im.slot, journal::RecordKind::kWrite, whole);
+    journal_->finish(all, CoordinatorSequence(0), 0);
+  }
+  kLog.warning("cut_copy_accepted", {{"image", im.id}, {"path", names_->path_of(im.inode)}, {"by", "an operator"}});
+  im.copy = std::move(*opened);
+  im.broken = im.hung = false;
+  im.accepted = true;
+  im.missing.clear();
+  if (!im.recovering) unpark(im);
+  co_return Status::ok();
 }
 
 }  // namespace tidemark::fs

@@ -34,7 +34,9 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   image->recovering = unreconciled_.count(attr.image) != 0;
   auto flags = flags_.find(attr.image);
   if (flags != flags_.end()) image->behind = (flags->second & kFlagBehind) != 0;
-  auto copy = group_->open_image(attr.image);
+  using Opened = Result<std::unique_ptr<image::ImageCopy>>;
+  const Status cut(Code::kCorruption, "its data object was cut short, whatever its length is now");
+  Opened copy = was_cut(attr.image) ? Opened(cut) : group_->open_image(attr.image);
   if (copy) {
     image->copy = std::move(*copy);
   } else if (copy.status().code() != Code::kNotFound) {
@@ -217,7 +219,7 @@ void Engine::reap() {
     journal_->forget(id);
     bool had = im.copy != nullptr;
     names_->erase(im.inode);
-    Status off = set_flag(im, kFlagDoomed | kFlagBehind | kFlagHostOnly | kFlagStandIn | kFlagPartial, false);
+    Status off = set_flag(im, 0xff, false);
     at = images_.erase(at);
     Status removed = had ? group_->remove(id) : Status::ok();
     if (!removed) kLog.warning("blocks_not_freed", {{"image", id}, {"error", removed}});

@@ -90,7 +90,7 @@ wire::ReportEntry Engine::report_of(const wire::DirEntry& known, const image::Im
   out.host_only = (bits & kFlagHostOnly) != 0 && known.attr.mirror == 0 ? 1 : 0;
   const Image* im = find(known.attr.image);
   const bool there = copy != nullptr && (im == nullptr || im->local());
-  if (there) out.copy = (bits & (kFlagBehind | kFlagPartial)) != 0 ? 1 : 2;
+  if (there) out.copy = (bits & (kFlagBehind | kFlagPartial | kFlagCut)) != 0 ? 1 : 2;
   if (there && copy->size_generation >= out.attr.size_generation) {
     out.attr.size = copy->size;
     out.attr.size_generation = copy->size_generation;

@@ -26,8 +26,6 @@ void reach(journal::DirtyImage& dirty, uint64_t size) {
 Task<void> Engine::recover_all() {
   std::vector<journal::DirtyImage> dirty = journal_->dirty_after_crash();
   recovering_ = static_cast<uint32_t>(dirty.size());
-  // Gates first: no request may slip in before an image's own reconciliation.
-  for (const journal::DirtyImage& d : dirty) unreconciled_.insert(d.image);
   for (const journal::DirtyImage& d : dirty) {
     auto attr = names_->by_image(d.image);
     auto image = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, "not in the name cache"));
@@ -135,13 +133,15 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (!im.local() && (dirty.alone || only_here(im)) && !im.behind && !find_missing(im)) {
     const Status missing(Code::kIoError, "its copy here has writes that the shared one lacks, and cannot be opened");
     if (im.missing.empty()) note_missing(im, missing);
-    if (!im.missing_told && mirror_->up()) {   // no takeover without a word for what is lost
+    if ((!im.missing_told || was_cut(im.id)) && mirror_->up()) {   // no takeover without a word for what is lost
       using Answer = Result<wire::Resumed>;
       wire::Resume tell{im.id, dirty.epoch, 0, Generation(0), 2};
       auto told = co_await async<Answer>([&](Callback<Answer> done) {
         mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
       });
       im.missing_told = told.is_ok() || told.status().code() == Code::kFenced;
+      // Taken by force meanwhile, by an operator's word: that line goes on.
+      if (told.status().code() == Code::kFenced && was_cut(im.id)) give_up_cut(im);
     }
     co_return missing;
   }
@@ -201,7 +201,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   bool host_kept = dirty.host_loss_id == host_loss();
   bool host_wins = dirty.alone || host_kept;
   reach(dirty, im.size);
-  if (host_only(im)) {  // its policy was `none`: all of it is compared
+  if (host_only(im) || im.accepted) {  // its policy was `none`, or nothing is known of it: all of it is compared
     Status apart = co_await all_apart(im);
     if (!apart) co_return apart;
     dirty.regions = journal_->dirty_regions(im.slot);
@@ -233,7 +233,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   });
   if (!noted) co_return noted;
   if (Status s = set_flag(im, kFlagHostOnly, false); !s) co_return s;
-  im.facts.alone = false;
+  im.facts.alone = im.accepted = false;
   if (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) journal_->set_level(im.slot, true);
   counts_.resynced_bytes += repaired;
   kLog.info("reconciled", {{"image", im.id}, {"copied_bytes", repaired}, {"from", host_wins ? "host" : "shared"}});

@@ -113,6 +113,7 @@ struct Image {
   bool broken = false;                 // the own copy failed; all goes to the shared one
   std::string missing;                 // what only the own copy has is not there: how, and what to do. All gets EIO
   bool elsewhere = false;              // `missing`: another host has the image, whenever it holds it
+  bool accepted = false;               // the own copy was cut short, and an operator takes it as it is: all is compared
   bool missing_told = false;           // to the shared node, whose copy lacks something then; or the tenure is over
   bool refilling = false;              // it failed in this tenure: where it is stale, it lacks this host's own writes
   bool behind = false;  // durable flag: the own copy is not filled yet, whatever the shared node's map says

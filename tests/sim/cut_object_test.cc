@@ -68,6 +68,28 @@ class CutObjectTest : public testing::TestWithParam<uint64_t> {
     }
     expect_level_everywhere();
   }
+  // host1 is alone, has written there, and knows of the cut; its daemon ends.
+  void alone_cut_and_long_again() {
+    begin();
+    lab_.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c').is_ok());
+    cut("host1");
+    EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+    lab_.world.run_for(std::chrono::milliseconds(10));
+    lab_.crash("host1", GetParam() % 2 == 0 ? Crash::kKill : Crash::kPowerLoss);
+    lengthen();
+  }
+  void host1_in(Duration time) {
+    lab_.start("host1");
+    lab_.world.heal_all();
+    lab_.world.run_for(time);
+    auto opened = lab_.open("host1");
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    handle_ = *opened;
+  }
+  Result<std::string> take_at_host(const std::string& request) {
+    return lab_.wait<Result<std::string>>([&](auto done) { lab_.engine("host1").takeover(request, std::move(done)); });
+  }
   // Its holder, which is level, has given it back; then the shared copy is found cut short.
   void given_back_and_cut() {
     begin();
@@ -153,6 +175,59 @@ TEST_P(CutObjectTest, OfAHostThatIsAloneItIsAnErrorAndNothingIsWrittenBeyond) {
     EXPECT_TRUE(!got.is_ok() || *got == byte) << offset;
   }
   EXPECT_FALSE(lab_.engine("host1").healthy());
+}
+
+// Its length says nothing of what is in it: it does not count before an operator says so.
+TEST_P(CutObjectTest, OfAHostThatIsAloneOneThatIsLongAgainDoesNotCountAfterAStart) {
+  alone_cut_and_long_again();
+  host1_in(seconds(10));
+  EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+  EXPECT_FALSE(lab_.write("host1", handle_, 0, 'd').is_ok());
+  EXPECT_NE(lab_.engine("host1").status_json().find("was cut short"), std::string::npos) << lab_.engine("host1").status_json();
+  other_reads();
+  lab_.crash("host1", Crash::kKill);
+  host1_in(seconds(10));
+  EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+  other_reads();
+  auto taken = take_at_host(R"({"images":["/disk.img"],"accept_loss":true})");
+  ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+  ASSERT_TRUE(lab_.healthy("host1", seconds(30))) << lab_.engine("host1").status_json();
+  expect_byte(0, 'c');
+  expect_byte(kGone, 0);
+  EXPECT_EQ(lab_.verify("host1"), "");
+  lab_.crash("host1", Crash::kPowerLoss);   // and so it stays
+  host1_again();
+  expect_byte(kGone, 0);
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'd').is_ok());
+  ASSERT_TRUE(lab_.healthy("host1", seconds(30)));
+  EXPECT_EQ(lab_.verify("host1"), "");
+}
+
+TEST_P(CutObjectTest, OneThatAStartHasFoundShortDoesNotCountEither) {
+  begin();
+  lab_.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c').is_ok());
+  lab_.crash("host1", Crash::kPowerLoss);
+  cut("host1");
+  host1_in(seconds(3));
+  auto taken = take_at_host(R"({"images":["/disk.img"],"accept_loss":true})");
+  ASSERT_FALSE(taken.is_ok()) << "it is short";
+  EXPECT_NE(taken.status().message().find("cut short"), std::string::npos) << taken.status().to_string();
+  lengthen();
+  lab_.world.run_for(seconds(10));
+  EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+  other_reads();
+}
+
+// The other word: the shared copy goes on, without what the host wrote alone.
+TEST_P(CutObjectTest, OfAHostThatIsAloneItIsFilledAnewOnceItsTenureWasTaken) {
+  alone_cut_and_long_again();
+  host1_in(seconds(10));
+  auto taken = lab_.take_at_shared(R"({"images":["/disk.img"],"force":true,"accept_loss":true})");
+  ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+  lab_.world.run_for(seconds(10));
+  ASSERT_TRUE(lab_.write("host1", handle_, kLast, 'd').is_ok());
+  expect_level();
 }
 
 // What a write beyond the cut makes of it looks like a hole.
