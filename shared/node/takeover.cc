@@ -180,6 +180,9 @@ void Core::take_as_is(TakeoverRun& run) {
     close_copy(*image);   // it may know where it was cut
     image->record.cut = image->record.outdated = 0;
     image->holder_ahead = Image::Ahead::kNo;
+    // As of a tenure taken by force: the next one's first batch holds all of it, whatever of it the replica has.
+    image->record.tenure.parent.taken = true;
+    image->record.tenure.parent.clean = false;
     note_copy(*image, Status::ok());
     mark_all_behind(*image, batch);
     put_image(batch, image->id, image->record);

@@ -232,5 +232,37 @@ TEST(Rules, AnImageThatCannotBeReadHoldsUpNoOthersShipping) {
   }
 }
 
+// A shared copy that was cut short and is taken for what it holds: so it is at the replica, whose older points have the rest.
+TEST(Rules, WhatAnOperatorAcceptsOfACutCopyIsWhatTheReplicaShows) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.world.run_for(seconds(10));
+    lab.engine("host1").release(*first);
+    auto stopped = lab.wait<Status>([&](auto done) { lab.engine("host1").stop(seconds(20), std::move(done)); });
+    ASSERT_TRUE(stopped.is_ok()) << stopped.to_string();
+    lab.crash("host1", Crash::kKill);
+    for (const std::string& object : lab.objects("shared1")) {
+      const uint64_t whole = lab.world.files("shared1", "/").at(object).size();
+      ASSERT_TRUE(lab.world.cut_short("shared1", object, 8192).is_ok());
+      auto reader = lab.open("host2");
+      ASSERT_TRUE(reader.is_ok()) << reader.status().to_string();
+      EXPECT_FALSE(lab.read("host2", *reader, 0, Lab::kImageBytes).is_ok());
+      ASSERT_TRUE(lab.world.cut_short("shared1", object, whole).is_ok());
+    }
+    lab.world.run_for(seconds(3));
+    auto taken = lab.take_at_shared(R"({"images":["/disk.img"],"force":true,"accept_loss":true})");
+    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+    lab.world.run_for(seconds(6));
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'c').is_ok());
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    EXPECT_EQ(site.verify("host2"), "") << "seed " << seed << ": the replica has what nobody else has";
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim
