@@ -16,6 +16,18 @@ bool is_refused_punch(const Status& status) {
   return status.code() == Code::kUnsupported || status.sys_errno() == EOPNOTSUPP;
 }
 
+// Whether the bytes of an object, from `offset` on, may hold a hole: a granule of them ends in zeros.
+bool may_hold_hole(ByteSpan bytes, uint64_t offset) {
+  for (uint64_t at = 0; at < bytes.size();) {
+    const uint64_t part = std::min<uint64_t>(bytes.size() - at, kGranule - (offset + at) % kGranule);
+    const uint64_t tail = std::min<uint64_t>(part, sizeof(uint64_t));
+    at += part;
+    const ByteSpan last = bytes.subspan(at - tail, tail);
+    if (std::all_of(last.begin(), last.end(), [](uint8_t b) { return b == 0; })) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 // A piece whose offset, length or memory O_DIRECT does not take. A read covers it with whole granules;
@@ -39,9 +51,11 @@ struct CopyState::Bounce {
   MutableByteSpan cover() { return buffer.span().first(end() - start()); }
 
   void begin_read() {
-    object().file->read(start(), cover(), mode, [this](Status status) {
-      if (status) std::memcpy(out, buffer.data() + head(), piece.length);
-      finish(std::move(status));
+    object().file->read(start(), cover(), mode, [this](Status read) {
+      copy->check_read(piece.stripe, start(), cover(), mode, std::move(read), [this](Status sure) {
+        if (sure) std::memcpy(out, buffer.data() + head(), piece.length);
+        finish(std::move(sure));
+      });
     });
   }
 
@@ -57,8 +71,11 @@ struct CopyState::Bounce {
 
   void read_edge(uint64_t granule) {
     ++edges_pending;
-    object().file->read(granule, buffer.span().subspan(granule - start(), kGranule), mode,
-                        [this](Status status) { finish_edge(std::move(status)); });
+    const MutableByteSpan edge = buffer.span().subspan(granule - start(), kGranule);
+    object().file->read(granule, edge, mode, [this, granule, edge](Status read) {
+      copy->check_read(piece.stripe, granule, edge, mode, std::move(read),
+                       [this](Status sure) { finish_edge(std::move(sure)); });
+    });
   }
 
   void finish_edge(Status edge) {
@@ -252,12 +269,32 @@ void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode m
   if (beyond_use(piece)) return finish_piece(op, damaged(piece.stripe));
   Object& object = objects_[piece.stripe];
   if (fits_direct(object, piece.object_offset, piece.length, out.data())) {
-    object.file->read(piece.object_offset, out, mode, [this, op](Status s) { finish_piece(op, std::move(s)); });
+    auto done = [this, op, out, stripe = piece.stripe, offset = piece.object_offset, mode](Status s) {
+      check_read(stripe, offset, out, mode, std::move(s),
+                 [this, op](Status sure) { finish_piece(op, std::move(sure)); });
+    };
+    object.file->read(piece.object_offset, out, mode, std::move(done));
     return;
   }
   Bounce* bounce = take_bounce(piece, mode, op);
   bounce->out = out.data();
   bounce->begin_read();
+}
+
+// What an object was cut off of, and then written beyond, is a hole, and its length is still not what it must be: that
+// was looked at before anything was written to its end. So zeros are believed once the length was asked for; nothing
+// else costs that. Resizes may come between: the least size is what it must have.
+template <class Then>
+void CopyState::check_read(uint32_t stripe, uint64_t offset, ByteSpan bytes, io::IoMode mode, Status status,
+                           Then then) {
+  if (!status || !may_hold_hole(bytes, offset)) return then(std::move(status));
+  if (looks_in_flight_++ == 0) size_least_ = metadata_.size;
+  objects_[stripe].file->ask_stat(mode, [this, stripe, then = std::move(then)](Result<io::FileStat> found) mutable {
+    --looks_in_flight_;
+    ImageMetadata wanted = metadata_;
+    wanted.size = size_least_;
+    then(check_object(wanted, stripe, objects_[stripe].path, found));
+  });
 }
 
 void CopyState::write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op) {
@@ -418,7 +455,8 @@ Result<Extent> CopyState::next_data(uint64_t offset) {
     if (begin >= object_end) continue;
     auto found = objects_[i].file->next_data(begin);
     if (!found) return found.status().with_context(objects_[i].path);
-    if (found->length == 0 && found->offset < object_end) look_for_damage();
+    const bool hole = found->length == 0 ? found->offset < object_end : found->offset > begin;
+    if (hole) look_for_damage();
     if (object_end > objects_[i].usable) return damaged(i);
     if (found->length == 0) continue;
     uint64_t at = std::max(begin, round_down(found->offset));

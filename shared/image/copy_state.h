@@ -77,6 +77,9 @@ class CopyState {
   Status check_range(uint64_t offset, uint64_t length) const;
   bool fits_direct(const Object& object, uint64_t offset, uint64_t length, const void* memory) const;
   void read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op);
+  // Calls `then` with the outcome of a read of these bytes of an object.
+  template <class Then>
+  void check_read(uint32_t stripe, uint64_t offset, ByteSpan bytes, io::IoMode mode, Status status, Then then);
   void write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op);
   void put_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op* op);
   // Calls `then` if its object is whole, else ends the piece.

@@ -105,8 +105,8 @@ class CutObjectTest : public testing::TestWithParam<uint64_t> {
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     handle_ = *opened;
   }
-  void expect_byte(uint64_t offset, uint8_t byte) {
-    auto got = lab_.read("host1", handle_, offset);
+  void expect_byte(uint64_t offset, uint8_t byte, uint64_t length = 4096) {
+    auto got = lab_.read("host1", handle_, offset, length);
     ASSERT_TRUE(got.is_ok()) << got.status().to_string();
     EXPECT_EQ(*got, byte) << offset;
   }
@@ -244,6 +244,31 @@ TEST_P(CutObjectTest, OfAHostThatIsAloneNothingBeforeAWriteBeyondItIsReadAsZeros
     lab_.world.run_for(seconds(2));
   }
   EXPECT_FALSE(lab_.engine("host1").healthy());
+}
+
+// Nor before any flush; and a write of less than a block there does not make zeros of the rest.
+TEST_P(CutObjectTest, WhatLiesBeforeAWriteBeyondItIsNotReadAsZeros) {
+  begin();
+  cut("host1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 2 * Lab::kRegion, 'b').is_ok());
+  ASSERT_TRUE(lab_.write("host1", handle_, Lab::kRegion + 512, 'd', 1024).is_ok());
+  expect_byte(kGone, 'a');
+  expect_byte(Lab::kRegion, 'a', 512);
+  expect_byte(2 * Lab::kRegion, 'b');
+  expect_level();
+}
+
+TEST_P(CutObjectTest, OfAHostThatIsAloneItIsAnError) {
+  begin();
+  lab_.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c').is_ok());
+  cut("host1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 2 * Lab::kRegion, 'b').is_ok());
+  if (GetParam() % 2 == 0) {
+    EXPECT_FALSE(lab_.write("host1", handle_, Lab::kRegion + 512, 'd', 1024).is_ok());
+  }
+  EXPECT_FALSE(lab_.read("host1", handle_, kGone).is_ok());
+  EXPECT_FALSE(lab_.read("host1", handle_, 2 * Lab::kRegion - 4096).is_ok());
 }
 
 // Afterwards nothing would show that it had been cut.
