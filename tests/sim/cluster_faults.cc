@@ -65,7 +65,8 @@ void Cluster::note_half_filled(Host& host, bool host_dies) {
     // Apart from the shared copy, what is dirty counts as stale, too.
     const uint64_t stale = image["stale_bytes"], dirty = image["dirty_bytes"];
     const bool apart = image["mirror"] != "filling" && image["mirror"] != "mirrored";
-    if (stale <= (apart ? dirty : 0)) {        // the own copy is whole
+    // Filled to the last region, it counts once the shared node knows: until then the state is `filling`.
+    if (image["mirror"] != "filling" && stale <= (apart ? dirty : 0)) {   // the own copy is whole
       half_filled_died_.erase(model);
       half_filled_lost_.erase(model);
     } else if (host_dies) {

@@ -207,6 +207,7 @@ INSTANTIATE_TEST_SUITE_P(Seeds, SwarmRegression,
                                          Found{"the_main_line_is_durable_when_it_is_taken", 16, true},
                                          Found{"what_the_shared_copy_alone_has_is_shipped_from_there", 40816},
                                          Found{"a_host_dies_while_it_fills_and_the_shared_node_loses_power", 40921},
+                                         Found{"a_filled_copy_counts_once_the_shared_node_knows", 900063},
                                          Found{"what_a_taken_image_shows_stays", 5229, true}),
                          [](const auto& info) { return std::string(info.param.name); });
 
