@@ -1,0 +1,87 @@
+// The replica beside a Lab whose daemons ship to it.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "replica/replica.h"
+#include "tests/sim/lab.h"
+
+namespace tidemark::sim {
+
+// replica1, which remembers what was sent to it.
+class Site {
+ public:
+  explicit Site(Lab& lab) : lab_(lab) {
+    SimEnv& env = lab.world.start("replica1");
+    auto opened = replica::Replica::open(env, {.directory = "/state", .cluster = lab.cluster(), .node = "replica1"});
+    if (!opened) {
+      ADD_FAILURE() << opened.status().to_string();
+      return;
+    }
+    replica_ = std::move(*opened);
+    net::HttpServerOptions options;
+    options.tls = net::TlsFiles{};
+    options.roles_accepted = {net::Role::kHost, net::Role::kShared};
+    options.address = {"replica1", kReplicaPort};
+    auto handle = [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {
+      if (request.method == "PUT" && request.target.starts_with("/v1/batches/host1/")) batches.push_back(request);
+      replica_->handle(std::move(request), std::move(reply));
+    };
+    auto server = env.network().serve_http(options, std::move(handle));
+    if (!server) ADD_FAILURE() << server.status().to_string();
+    else server_ = std::move(*server);
+  }
+  ~Site() {
+    lab_.world.crash("replica1", Crash::kKill);
+    server_.reset();
+    replica_.reset();
+  }
+
+  // A request that the network held back until now.
+  int deliver(const net::HttpRequest& request) {
+    auto answer = lab_.wait<Result<net::HttpResponse>>([&](auto done) {
+      replica_->handle(request, [done = std::move(done)](net::HttpResponse r) mutable { done(std::move(r)); });
+    });
+    return answer ? answer->status : 0;
+  }
+  // All three copies, once the replica has what was on its way. Empty: equal.
+  std::string verify(const std::string& host) {
+    nlohmann::json said;
+    for (int tries = 0; tries < 60; ++tries, lab_.world.run_for(std::chrono::seconds(1))) {
+      auto r = lab_.wait<Result<std::string>>(
+          [&](auto done) { lab_.engine(host).verify({}, [](uint64_t, uint64_t) {}, std::move(done)); });
+      if (!r) return r.status().to_string();
+      said = nlohmann::json::parse(*r);
+      if (said["equal"] != true || said["images"].size() != 1) return *r;
+      const auto& copies = said["images"][0]["copies"];
+      if (copies["host"] == "level" && copies["shared"] == "level" && copies["replica"] == "level") return "";
+    }
+    return said.dump();
+  }
+
+  std::string ask(const std::string& target) {
+    auto answer = lab_.wait<Result<net::HttpResponse>>([&](auto done) {
+      net::HttpRequest request;
+      request.method = "GET";
+      request.target = target;
+      request.peer = {.cluster = lab_.cluster(), .role = net::Role::kOperator, .node = "operator"};
+      replica_->handle(std::move(request), [done = std::move(done)](net::HttpResponse r) mutable { done(std::move(r)); });
+    });
+    return answer ? std::string(answer->body.begin(), answer->body.end()) : answer.status().to_string();
+  }
+
+  // What the replica has kept aside.
+  size_t branches() { return nlohmann::json::parse(ask("/v1/status"))["branches"].size(); }
+
+  std::vector<net::HttpRequest> batches;   // of host1, in the order in which they came
+
+ private:
+  Lab& lab_;
+  std::unique_ptr<replica::Replica> replica_;
+  std::unique_ptr<net::HttpServer> server_;
+};
+
+}  // namespace tidemark::sim
