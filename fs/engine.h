@@ -349,6 +349,9 @@ class Engine final : public journal::BlockSource {
   Task<void> recover_all();
   Task<void> recover(journal::DirtyImage dirty);
   Task<Status> reconcile(Image& image, journal::DirtyImage dirty);
+  Task<Status> level_after_crash(Image& image, journal::DirtyImage dirty);
+  Task<Status> say_resumed(Image& image, uint8_t alone);
+  Task<Status> recover_alone(Image& image, const journal::DirtyImage& dirty, bool decides, Status why);
   Task<Status> keep_tail(Image& image, journal::DirtyImage dirty);
   // ---- engine_succession.cc
   void remember(Image& image);

@@ -3,7 +3,13 @@
 // Direction, per image: regions that the shared node says are stale here take its bytes; else, if writes were
 // acknowledged without the shared copy, the host's copy wins; else the copy whose loss id is unchanged (the host's
 // first, if both are); else the shared copy. Idempotent: nothing is forgotten before both copies are equal and durable.
+//
+// Where the shared node refuses what must be written or synced there, a host whose own copy is whole and decides goes
+// on alone. What must be read there first, it waits for.
 #include "fs/engine.h"
+
+#include <algorithm>
+
 #include "fs/survivor.h"
 
 #include "shared/base/limits.h"
@@ -123,6 +129,45 @@ Task<Status> Engine::keep_tail(Image& im, journal::DirtyImage dirty) {
   co_return Status::ok();
 }
 
+// The tenure stands, with this size; `alone` as wire::Resume has it.
+Task<Status> Engine::say_resumed(Image& im, uint8_t alone) {
+  using Answer = Result<wire::Resumed>;
+  wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, alone};
+  auto told = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+  });
+  co_return told.status();
+}
+
+// The shared node refuses to have its copy made equal. Where the own copy is whole and `decides`, it goes on alone, as
+// after a refused write: what may differ stays dirty, for the resync that follows once it is refused no more. That is
+// durable here, and the shared copy outdated there, before anything is answered. Else it is tried again.
+Task<Status> Engine::recover_alone(Image& im, const journal::DirtyImage& dirty, bool decides, Status why) {
+  const bool refusal = why.code() != Code::kUnavailable && why.code() != Code::kFenced;
+  // A damaged copy is none: this one, which has at least what was flushed, decides, whoever must be asked meanwhile.
+  const bool damaged = why.code() == Code::kCorruption;
+  const MirrorStep alone = step(im.facts, MirrorState::kMirrored, MirrorEvent::kRefused);
+  const bool may = damaged || (decides && alone.next == MirrorState::kLocalOnly);
+  if (!refusal || !im.facts.copy_whole || !may) co_return why;
+  // What the run before had acknowledged and not flushed: from now on no other copy makes it good.
+  if (Status s = co_await sync_copy(im); !s) co_return s;
+  if (damaged || dirty.whole) {   // the dirty-region log does not have all of it
+    if (Status s = co_await all_apart(im); !s) co_return s;
+  }
+  if (damaged) shared_damaged(im, why);
+  refused(im, why);
+  note_alone(im);
+  while (im.noting_alone)   // how it ended, it logs
+    static_cast<void>(co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); }));
+  if (!im.facts.alone) co_return why;
+  // Where it refuses the size that comes with it, the word is noted there just the same.
+  Status told = co_await say_resumed(im, 2);
+  const Code not_noted[] = {Code::kUnavailable, Code::kFenced, Code::kNotFound};
+  if (std::ranges::count(not_noted, told.code()) != 0) co_return told;
+  kLog.warning("recovered_alone", {{"image", im.id}, {"reason", why}});
+  co_return Status::ok();
+}
+
 Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (im.doomed) co_return Status::ok();   // whatever it lacks, nobody reads it any more
   if (im.attr.mirror == 0) {
@@ -197,6 +242,11 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     co_return s;
   }
   if (im.attr.mirror == 0) co_return co_await sync_copy(im);   // since the crash: the shared copy was given up
+  co_return co_await level_after_crash(im, std::move(dirty));
+}
+
+// The tenure is held, both copies are there: they are made equal, or this host's goes on alone.
+Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   journal_->set_level(im.slot, false);
   bool host_kept = dirty.host_loss_id == host_loss();
   bool host_wins = dirty.alone || host_kept;
@@ -209,25 +259,20 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     host_wins = true;
   }
   uint64_t repaired = 0;
+  const LossId own_loss = host_loss();
   im.own_failed = false;
   if (TM_PLANTED("serve dirty regions unreconciled")) dirty.regions.clear();
-  Status equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
+  Status equal;
+  if (im.size_untold) equal = (co_await say_resumed(im, 1)).with_context("the shared node did not take the size");
+  if (equal.is_ok()) im.size_untold = false;
+  if (equal.is_ok()) equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
   if (!equal && im.own_failed && own_copy_failed(im, equal)) co_return Status::ok();  // the shared copy has it all
-  // The shared copy is damaged: this one, which has at least what was flushed, decides, as of a host that was alone.
-  if (equal.code() == Code::kCorruption && !im.own_failed && im.facts.copy_whole) {
-    if (Status s = co_await all_apart(im); !s) co_return s;
-    Status noted = co_await async<Status>([&](Callback<Status> done) {
-      journal_->note_copies(im.slot, host_loss(), im.shared_loss, true, std::move(done));
-    });
-    if (!noted) co_return noted;
-    im.facts.alone = true;
-    shared_damaged(im, equal);
-    refused(im, equal);
-    co_return Status::ok();
-  }
+  const bool decides = host_wins || equal.is_ok();   // the own copy, for all of it
+  if (equal.is_ok()) equal = co_await flush_both(im);
+  // A failed sync of the own copy is no word of the shared node's: what it cost is found out by the next try.
+  const bool own_well = !im.own_failed && host_loss() == own_loss;
+  if (!equal && own_well) co_return co_await recover_alone(im, dirty, decides, equal);
   if (!equal) co_return equal;
-  Status flushed = co_await flush_both(im);
-  if (!flushed) co_return flushed;
   Status noted = co_await async<Status>([&](Callback<Status> done) {
     journal_->note_copies(im.slot, host_loss(), im.shared_loss, false, std::move(done));
   });

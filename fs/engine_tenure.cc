@@ -244,9 +244,10 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.epoch = grant.epoch;
   im.terms = Generation(0);
   im.facts.witnessed = false;
-  if (own_newer || im.facts.alone) {  // told before anything is written there
+  im.size_untold = own_newer && im.recovering;   // told by the recovery
+  if (!im.recovering && (own_newer || im.facts.alone)) {  // told before anything is written there
     using Answer = Result<wire::Resumed>;
-    const uint8_t ahead = im.facts.alone ? 2 : unreconciled_.contains(im.id) ? 1 : 0;   // as in resume()
+    const uint8_t ahead = im.facts.alone ? 2 : 0;   // as in resume()
     wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, ahead};
     auto told = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));

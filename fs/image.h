@@ -101,6 +101,7 @@ struct Image {
   std::string fence_error;             // why what only this host has could not be put aside yet
   io::BootTime try_again;              // no opportunistic Acquire before this
   bool recovering = false;             // dirty after a crash; nothing is served until reconciled
+  bool size_untold = false;            // recovering: the shared node has an older one, and hears it first
 
   // ---- copies
   MirrorState state = MirrorState::kReadingShared;
