@@ -219,7 +219,13 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       im.diverged = settled.is_ok();
       co_return settled;
     }
-    if (!grant && grant.status().code() == Code::kBusy) {
+    bool given_back = grant.status().code() == Code::kBusy;
+    // It was cut short there, and this copy cannot mend that: a host that holds it would have been granted it anew.
+    if (grant.status().code() == Code::kCorruption) {
+      auto now = co_await attr_now(im.id);
+      given_back = now && now->holder != options_.config.node.name;
+    }
+    if (given_back) {
       // The tenure had been given back, flushed on both copies, before the crash. What the other host wrote since is in
       // the shared node's stale map.
       if (!dirty.alone && !only_here(im)) co_return Status::ok();

@@ -18,6 +18,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -309,9 +310,12 @@ class Core {
   void apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, UniqueFunction<void(bool accepted)> answer);
   wire::Mark tenure_mark(Image& image, const fence::Action& action);
   void carry_out(Image& image, const fence::Action& action);
+  std::optional<Waiting> take_waiting(fence::Ticket ticket);
   void grant(fence::Ticket ticket, const fence::Action& action);
   void refuse_busy(fence::Ticket ticket, const fence::Action& action);
   void refuse_fenced(const fence::Action& action);
+  Status refuse_tenure_if_cut(Image& image, const std::string& host);
+  void refuse_waiters_if_cut(Image& image);
   void recall(Image& image, const fence::Action& action);
   wire::Grant make_grant(Image& image, const std::string& host, bool copy_known);
   // Gives the host a map of its own if it has none; true if it had been given one before.

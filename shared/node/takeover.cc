@@ -275,6 +275,7 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
       mark_all_behind(image, batch);
     }
     image.holder_ahead = Image::Ahead::kNo;
+    refuse_waiters_if_cut(image);
     apply(image, fence::step(image.record.tenure, fence::Event::preempt(image.last_applied)), std::move(batch),
           [&image, then = std::move(then)](bool) mutable {
             --image.ops;

@@ -31,11 +31,9 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   kv::WriteBatch batch;
   bool known = register_host(*image, session.host, m.copy_absent != 0, batch);
   bool held_before = image->record.tenure.holder == session.host;
-  // A host without a whole copy must not hold one that was cut short: nobody could make it level, and whoever has a
-  // whole copy would be locked out.
-  if (!held_before && image->record.has_copy != 0 && !has_whole_copy(*image, session.host)) {
-    if (Status found = group_->look_at(image->id); found.code() == Code::kCorruption) note_copy(*image, found);
-    if (Status cut = refuse_if_cut(*image, session.host); !cut) {
+  const fence::State& tenure = image->record.tenure;
+  if (tenure.holder.empty() && !tenure.fenced.contains(session.host)) {   // else it has other news, or waits
+    if (Status cut = refuse_tenure_if_cut(*image, session.host); !cut) {
       commit(std::move(batch), [] {});
       return peer->link->respond_failure(request.type, request.id, cut);
     }
@@ -173,6 +171,7 @@ void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire:
     image.record.outdated = 0;
     image.refused_writes = false;
   }
+  if (holds) refuse_waiters_if_cut(image);
   apply(image, fence::step(image.record.tenure, Event::yield(peer->session->host, m.epoch, m.last)), {},
         [this, peer, id, im](bool accepted) {
           if (accepted) return peer->link->respond(wire::Type::kYield, id, wire::Yielded{im->attr->event});
@@ -263,14 +262,22 @@ void Core::carry_out(Image& image, const Action& action) {
   }
 }
 
-void Core::grant(fence::Ticket ticket, const Action& action) {
+// The request that waits under this ticket, no longer there. None: its session ended, and the host asks again.
+std::optional<Core::Waiting> Core::take_waiting(fence::Ticket ticket) {
   auto it = waiting_.find(ticket);
-  if (it == waiting_.end()) return;   // its session ended; the host asks again
+  if (it == waiting_.end()) return std::nullopt;
   Waiting waiting = std::move(it->second);
   waiting_.erase(it);
   env_.cancel(waiting.timer);
+  --waiting.image->ops;
+  return waiting;
+}
+
+void Core::grant(fence::Ticket ticket, const Action& action) {
+  auto found = take_waiting(ticket);
+  if (!found) return;
+  Waiting& waiting = *found;
   Image& image = *waiting.image;
-  --image.ops;
   wire::Grant answer = make_grant(image, action.host, waiting.copy_known);
   answer.epoch = action.epoch;
   answer.parent = {action.parent.epoch, action.parent.source, action.parent.last,
@@ -282,39 +289,51 @@ void Core::grant(fence::Ticket ticket, const Action& action) {
 }
 
 void Core::refuse_busy(fence::Ticket ticket, const Action& action) {
-  auto it = waiting_.find(ticket);
-  if (it == waiting_.end()) return;
-  Waiting waiting = std::move(it->second);
-  waiting_.erase(it);
-  env_.cancel(waiting.timer);
-  Image& image = *waiting.image;
-  --image.ops;
+  auto waiting = take_waiting(ticket);
+  if (!waiting) return;
+  Image& image = *waiting->image;
   busy_total_.add();
   bool connected = session_of(action.host) != nullptr;
   kLog.warning("tenure_busy", {{"image", image.id},
                                {"path", names_->path(image.record.inode)},
-                               {"wanted_by", waiting.session->host},
+                               {"wanted_by", waiting->session->host},
                                {"holder", action.host},
                                {"holder_connected", connected ? "yes" : "no"},
                                {"epoch", action.epoch}});
-  waiting.peer->link->respond_failure(wire::Type::kAcquire, waiting.request,
-                                      Status(Code::kBusy, label(image) + " is held by " + action.host + " (" +
-                                                              (connected ? "connected" : "not connected") +
-                                                              "), epoch " + std::to_string(action.epoch.value)));
+  waiting->peer->link->respond_failure(wire::Type::kAcquire, waiting->request,
+                                       Status(Code::kBusy, label(image) + " is held by " + action.host + " (" +
+                                                               (connected ? "connected" : "not connected") +
+                                                               "), epoch " + std::to_string(action.epoch.value)));
 }
 
 // An acquire of a host that has not said yet that it knows of the end of its last tenure.
 void Core::refuse_fenced(const Action& action) {
-  auto it = waiting_.find(action.ticket);
-  if (it == waiting_.end()) return;
-  Waiting waiting = std::move(it->second);
-  waiting_.erase(it);
-  env_.cancel(waiting.timer);
-  --waiting.image->ops;
+  auto waiting = take_waiting(action.ticket);
+  if (!waiting) return;
   fenced_total_.add();
-  waiting.peer->link->respond_failure(wire::Type::kAcquire, waiting.request,
-                                      Status(Code::kFenced, label(*waiting.image) + " was taken from " +
-                                                                waiting.session->host + " by force"));
+  waiting->peer->link->respond_failure(wire::Type::kAcquire, waiting->request,
+                                       Status(Code::kFenced, label(*waiting->image) + " was taken from " +
+                                                                 waiting->session->host + " by force"));
+}
+
+// A host without a whole copy must not hold one that was cut short: nobody could make it level, and whoever has a
+// whole copy would be locked out.
+Status Core::refuse_tenure_if_cut(Image& image, const std::string& host) {
+  if (image.record.has_copy == 0 || has_whole_copy(image, host)) return Status::ok();
+  if (Status found = group_->look_at(image.id); found.code() == Code::kCorruption) note_copy(image, found);
+  return refuse_if_cut(image, host);
+}
+
+// Before the first of those that wait is granted it.
+void Core::refuse_waiters_if_cut(Image& image) {
+  const std::vector<fence::Waiter> waiters = image.record.tenure.waiters;
+  for (const fence::Waiter& waiter : waiters) {
+    const Status cut = refuse_tenure_if_cut(image, waiter.host);
+    if (cut) continue;
+    image.record.tenure = fence::step(image.record.tenure, Event::host_gone(waiter.host)).state;
+    if (auto waiting = take_waiting(waiter.ticket))
+      waiting->peer->link->respond_failure(wire::Type::kAcquire, waiting->request, cut);
+  }
 }
 
 // The holder's copy holds nothing that this one lacks. Lost in a crash, it is said once more.

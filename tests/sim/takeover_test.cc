@@ -153,6 +153,45 @@ TEST(Takeover, WhatACutOffHostWroteAloneBecomesABranch) {
   }
 }
 
+// What it has is kept at once, and its other images move: the shared copy is not its to mend.
+TEST(Takeover, ATailIsKeptWhereTheSharedCopyWasCutShortMeanwhile) {
+  for (uint64_t seed = 1; seed <= seeds_of(8); ++seed) {
+    Lab lab(seed);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    const auto objects = lab.objects("shared1");
+    auto other = lab.open("host1", true, "other.img");
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *other, 0, 'o').is_ok());
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    ASSERT_TRUE(take(lab, "host2").is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 4096, 'b').is_ok()) << "seed " << seed;
+    if (seed % 4 == 1) {   // given back, that is
+      ASSERT_TRUE(lab.healthy("host2"));
+      auto stopped = lab.wait<Status>([&](auto done) { lab.engine("host2").stop(seconds(20), std::move(done)); });
+      ASSERT_TRUE(stopped.is_ok()) << stopped.to_string();
+      lab.crash("host2", Crash::kKill);
+    }
+    lab.crash("host1", seed % 2 == 0 ? Crash::kPowerLoss : Crash::kKill);
+    for (const std::string& object : objects) ASSERT_TRUE(lab.world.cut_short("shared1", object, 8192).is_ok());
+    if (seed % 4 == 1) lab.start("host2");
+    lab.world.heal_all();
+    lab.start("host1");
+    EXPECT_TRUE(lab.world.run_until([&] { return lab.engine("host1").branches().size() == 1; }, seconds(60)))
+        << "seed " << seed;
+    auto kept = branch_byte(lab, "host1", 0);
+    EXPECT_TRUE(kept.is_ok() && *kept == 't') << "seed " << seed << ": " << kept.status().to_string();
+    auto wanted = lab.open("host2", false, "other.img");
+    ASSERT_TRUE(wanted.is_ok()) << wanted.status().to_string();
+    Status moved = lab.write("host2", *wanted, 4096, 'p');
+    EXPECT_TRUE(moved.is_ok()) << "seed " << seed << ": " << moved.to_string();
+  }
+}
+
 // The branch stands beside the journal: it waits for room rather than take what the journal needs.
 TEST(Takeover, ABranchWaitsForRoomAndSaysSo) {
   Lab lab(1);

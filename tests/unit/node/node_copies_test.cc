@@ -113,6 +113,53 @@ TEST_F(CutCopyTest, OfNobodyIsTakenAsItIsByAnOperatorsWord) {
   EXPECT_EQ(read_code(*b_), Code::kOk);
 }
 
+// It has a tail to keep as a branch, and hears so before it hears of a copy that is not its to mend.
+TEST_F(CutCopyTest, DoesNotHideFromAHostThatItWasFencedOrThatAnotherHoldsIt) {
+  a_ = host("host1");
+  b_ = host("host2");
+  auto c = host("host3");
+  held_ = held_image(*a_, "disk.img", kSize);
+  ASSERT_TRUE(a_->write(held_.image, held_.epoch, 0, Bytes(kSize, 7)));
+  ASSERT_TRUE(flush());
+  std::optional<Result<std::string>> taken;
+  node_->takeover(R"({"images":["/disk.img"],"force":true})",
+                  [&](Result<std::string> r) { taken.emplace(std::move(r)); });
+  b_->run([&] { return taken.has_value(); });
+  ASSERT_TRUE(*taken) << taken->status().message();
+  Result<wire::Grant> grant = b_->acquire(held_.image);
+  ASSERT_TRUE(grant) << grant.status().message();
+  ASSERT_TRUE(b_->write(held_.image, grant->epoch, 0, Bytes(4096, 8)));
+  cut(4096);
+  ASSERT_EQ(read_code(*c), Code::kCorruption);
+
+  ASSERT_TRUE(a_->connect(port_, cluster_));
+  EXPECT_EQ(a_->acquire(held_.image).status().code(), Code::kFenced);
+  ASSERT_TRUE(a_->tell(Type::kFenceSeen, wire::encode(wire::FenceSeen{held_.image, Epoch(UINT64_MAX)})));
+  EXPECT_EQ(a_->acquire(held_.image, 0).status().code(), Code::kBusy);
+  ASSERT_TRUE(b_->yield(held_.image, grant->epoch));
+  EXPECT_EQ(a_->acquire(held_.image).status().code(), Code::kCorruption);
+}
+
+// Who waits for it was not asked about its copy when it came.
+TEST_F(CutCopyTest, IsNotGrantedToAWaiterWithoutAWholeCopy) {
+  begin();
+  auto c = host("host3");
+  std::vector<Code> refused;
+  std::vector<HostClient*> waiters{b_.get(), c.get(), b_.get()};
+  for (HostClient* waiter : waiters) {
+    waiter->link->request<wire::Grant>(Type::kAcquire, wire::Acquire{held_.image, 5000},
+                                       [&](Result<wire::Grant> g) { refused.push_back(g.status().code()); });
+  }
+  a_->run([&] { return !a_->recalls.empty(); });
+  EXPECT_TRUE(refused.empty());
+  ASSERT_TRUE(a_->yield(held_.image, held_.epoch));
+  a_->run([&] { return refused.size() == waiters.size(); });
+  EXPECT_EQ(refused, std::vector<Code>(waiters.size(), Code::kCorruption));
+  Result<wire::Grant> again = a_->acquire(held_.image, 0);
+  ASSERT_TRUE(again) << again.status().message();
+  EXPECT_EQ(again->epoch, held_.epoch.next()) << "nobody had it in between";
+}
+
 // A takeover's sync that hangs is no request: its copy is closed, with the image or with its policy, when it has ended.
 TEST_F(NodeTest, ACopyIsNotClosedWhileTheSyncOfATakeoverHangs) {
   auto a = host("host1"), b = host("host2");
