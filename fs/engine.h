@@ -206,7 +206,7 @@ class Engine final : public journal::BlockSource {
   bool was_cut(const ImageId& id) const;
   void note_cut(const ImageId& id);
   void shared_damaged(Image& image, const Status& why);
-  Task<void> mark_to_compare(Image& image);
+  Task<bool> mark_to_compare(Image& image);
   // ---- engine_hang.cc
   void copy_overdue(ImageId id);
   void give_up_local(Image& image, const Status& why);

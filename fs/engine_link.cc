@@ -90,21 +90,22 @@ Task<void> Engine::resume(Image& im) {
     policy_seen(im, attr->mirror);
     if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
   }
+  bool marked = false;   // anew each time: what was found equal before may have been damaged since, and nobody told
   for (bool other = false;;) {
     while (im.noting_alone)   // how it ended, it logs
       static_cast<void>(co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); }));
     if (!im.held || im.epoch != epoch || sends_mirror(im.state)) co_return;
     // Where the shared copy may lack something it must not be read by others before the resync that follows.
     const bool kept = mirror_->hello().loss_id == im.shared_loss || TM_PLANTED("ignore the loss id");
-    if (im.compare == Image::Compare::kAll && im.facts.copy_whole) {
-      co_await mark_to_compare(im);
+    if (im.compare && im.facts.copy_whole && !marked) {
+      marked = co_await mark_to_compare(im);
       if (!im.held || im.epoch != epoch || sends_mirror(im.state)) co_return;
     }
-    other = other || im.compare != Image::Compare::kNo;
+    other = other || im.compare;
     other = other || im.apart || im.facts.alone || only_here(im) || (!kept && (im.unsynced.any() || im.active != 0));
     // Where a resync follows, that says when it has ended. Of `mirror = none` it does once the policy is another one.
-    const bool compares = (mirror_->hello().features & wire::kFeatureCompare) != 0 && im.facts.alone &&
-                          im.compare == Image::Compare::kMarked && !im.facts.policy_none;
+    const bool compares = (mirror_->hello().features & wire::kFeatureCompare) != 0 && im.facts.alone && marked &&
+                          !im.facts.policy_none;
     uint8_t ahead = other || im.facts.policy_none ? 2 : unreconciled_.contains(im.id) ? 1 : 0;
     if (compares) ahead = 3;
     wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
@@ -229,19 +230,17 @@ void Engine::refused(Image& im, const Status& why) {
 // it was compared with the own copy.
 void Engine::shared_damaged(Image& im, const Status& why) {
   im.shared_fault = why.message();
-  im.compare = Image::Compare::kAll;
+  im.compare = true;
 }
 
 // All of it is dirty, and the note that the copies differ durable: a crash does not forget it.
-Task<void> Engine::mark_to_compare(Image& im) {
+Task<bool> Engine::mark_to_compare(Image& im) {
   if (!im.facts.alone) note_alone(im);
   while (im.noting_alone)   // how it ended, it logs
     static_cast<void>(co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); }));
-  im.compare = Image::Compare::kMarked;   // damage that is found from here on is a new one
   Status apart = co_await all_apart(im);
-  if (apart.is_ok()) co_return;
-  im.compare = Image::Compare::kAll;
-  kLog.warning("compare_waits", {{"image", im.id}, {"error", apart}});
+  if (!apart) kLog.warning("compare_waits", {{"image", im.id}, {"error", apart}});
+  co_return apart.is_ok();
 }
 
 void Engine::when_linked(io::Duration limit, UniqueFunction<void()> fn) {

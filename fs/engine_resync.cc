@@ -284,7 +284,7 @@ Task<void> Engine::resync(Image& im) {
   if (status.is_ok() && run.stands(im)) {
     kLog.info("resync_done", {{"image", im.id}, {"epoch", run.epoch}, {"copied_bytes", repaired}});
     im.apart = false;
-    im.compare = Image::Compare::kNo;
+    im.compare = false;
     im.shared_fault.clear();
     im.shared_loss = run.loss;
     im.unsynced.cover(unsynced);

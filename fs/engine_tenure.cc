@@ -232,7 +232,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.facts.handshaken = true;
   im.shared_loss = im.resync_loss = grant.loss_id;
   im.unsynced.clear();
-  im.compare = Image::Compare::kNo;   // told again
+  im.compare = false;   // told again
   im.told_apart = 0;
   // During a recovery the note from before the crash decides the direction and stays until all is equal.
   if (!im.recovering) {

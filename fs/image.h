@@ -124,8 +124,7 @@ struct Image {
   uint64_t failures = 0;               // requests that failed after a copy may have changed
   bool apart = false;                  // such a one: no level before a resync
   uint64_t told_apart = 0;             // session in which the shared node heard so, and of no level since
-  // The shared copy was found damaged: no level before all of it was compared. kMarked: all is dirty, durably.
-  enum class Compare : uint8_t { kNo, kAll, kMarked } compare = Compare::kNo;
+  bool compare = false;                // the shared copy was found damaged: no level before all of it was compared
   bool lost_writes = false;            // acknowledged ones, by the only copy that had them: the next flush says so
   uint64_t map_cut = 0, map_region_bytes = limits::kRegionBytesMin;   // of the map that came with the grant
   StaleMap stale;

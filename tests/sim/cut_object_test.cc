@@ -42,6 +42,14 @@ class CutObjectTest : public testing::TestWithParam<uint64_t> {
     auto got = lab_.read("host2", reader_, offset);
     EXPECT_TRUE(!got.is_ok() || *got == 'a') << int{*got} << " at " << offset;
   }
+  // At a region a second.
+  void begin_slow() {
+    lab_.resync_rate = Lab::kRegion;
+    lab_.crash("host1", Crash::kKill);
+    lab_.start("host1");
+    begin();
+  }
+  bool resyncing() { return lab_.engine("host1").status_json().find("\"resync\":{") != std::string::npos; }
   void expect_level_everywhere() {
     lab_.world.run_for(seconds(1));   // the holder has heard of it
     expect_level();
@@ -339,6 +347,24 @@ TEST_P(CutObjectTest, SoItDoesAfterAPowerCutOfTheSharedNode) { found_then_crash(
 TEST_P(CutObjectTest, SoItDoesAfterAKillOfTheSharedNode) { found_then_crash("shared1", Crash::kKill); }
 TEST_P(CutObjectTest, SoItDoesAfterAPowerCutOfTheHolder) { found_then_crash("host1", Crash::kPowerLoss); }
 TEST_P(CutObjectTest, SoItDoesAfterAKillOfTheHolder) { found_then_crash("host1", Crash::kKill); }
+
+// Found again while its holder is away: what that had compared by then counts no more.
+TEST_P(CutObjectTest, OneThatIsCutOnceMoreIsComparedFromTheBeginning) {
+  begin_slow();
+  cut("shared1");
+  other_reads();
+  lengthen();
+  ASSERT_TRUE(lab_.world.run_until([&] { return resyncing(); }, seconds(20)));
+  lab_.world.run_for(std::chrono::milliseconds(2500));
+  ASSERT_TRUE(resyncing()) << lab_.engine("host1").status_json();
+  lab_.world.partition("host1", "shared1");
+  cut("shared1");
+  lab_.crash("shared1", GetParam() % 2 == 0 ? Crash::kKill : Crash::kPowerLoss);
+  lab_.start("shared1");
+  lengthen();
+  lab_.world.heal_all();
+  expect_level_everywhere();
+}
 
 // Nobody has a copy that is whole: an operator's word, as for all that is known to be lacking.
 TEST_P(CutObjectTest, AnOperatorMayTakeItAsItIs) {
