@@ -181,7 +181,8 @@ Task<Status> Engine::sync_equal(Image& im, const ResyncRun& run) {
     Status synced = co_await sync_copy(im);
     // The copy that the other is made equal to: what it lost, nobody has.
     if (!synced) {
-      writes_lost(im, "a sync of the own copy failed before the shared one was level");
+      im.own_failed = true;
+      if (!im.lost_writes) writes_lost(im, "a sync of the own copy failed before the shared one was level");
       co_return synced;
     }
   }

@@ -18,10 +18,10 @@ class CutObjectTest : public testing::TestWithParam<uint64_t> {
     handle_ = *opened;
     lab_.world.run_for(seconds(5));   // staged: only the guest reads
   }
-  void cut(const std::string& node) {
+  void cut(const std::string& node, uint64_t left = kLeft) {
     for (const std::string& object : lab_.objects(node)) {
       whole_[{node, object}] = lab_.world.files(node, "/").at(object).size();
-      Status s = lab_.world.cut_short(node, object, kLeft);
+      Status s = lab_.world.cut_short(node, object, left);
       ASSERT_TRUE(s.is_ok()) << s.to_string();
     }
   }
@@ -364,6 +364,22 @@ TEST_P(CutObjectTest, OneThatIsCutOnceMoreIsComparedFromTheBeginning) {
   lengthen();
   lab_.world.heal_all();
   expect_level_everywhere();
+}
+
+// The host's own: it is not the shared one that its status names.
+TEST_P(CutObjectTest, AResyncThatMeetsItsSourceCutShortBlamesNotTheOtherCopy) {
+  begin_slow();
+  lab_.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab_.write("host1", handle_, 0, 'c', Lab::kImageBytes).is_ok());
+  lab_.world.heal_all();
+  ASSERT_TRUE(lab_.world.run_until([&] { return resyncing(); }, seconds(20)));
+  cut("host1", Lab::kImageBytes - 4096);   // a sync meets it, long before a read
+  for (int i = 0; i < 40; ++i) {
+    lab_.world.run_for(std::chrono::milliseconds(500));
+    const std::string status = lab_.engine("host1").status_json();
+    ASSERT_EQ(status.find("the shared copy is damaged"), std::string::npos) << status;
+    ASSERT_FALSE(lab_.engine("host1").healthy());
+  }
 }
 
 // Nobody has a copy that is whole: an operator's word, as for all that is known to be lacking.
