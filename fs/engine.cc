@@ -237,8 +237,7 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
     const bool kept = host_only(*im) || journal_->withheld(im->id);
     if (mirror_->up() && im->held && !im->yielding && !kept) co_await yield(*im);
     else if (im->held && im->local()) {
-      auto synced =
-          co_await sync_copy(*im);
+      auto synced = co_await sync_copy(*im);
       if (!synced) kLog.warning("sync_at_stop", {{"image", im->id}, {"error", synced}});
       if (synced && im->state == MirrorState::kNone) journal_->note_durable(im->slot, journal_->last_finished());
     }

@@ -213,7 +213,16 @@ class Engine final : public journal::BlockSource {
   void give_up(Op* op, const Status& why);
   bool landed(Op* op, uint32_t number);
   Task<Status> on_copy(Image& image, UniqueFunction<void(Callback<Status>)>& start);
+  // ---- engine_sync.cc
   Task<Status> sync_copy(Image& image);
+  void own_sync_failed(Image& image);
+  void note_shared_doubt(Image& image, LossId level, LossId now);
+  LossId own_loss(const Image& image) const;
+  LossId shared_loss(const Image& image) const;
+  Task<Status> write_own_again(Image& image);
+  Task<Status> write_own_unit(Image& image, Extent unit);
+  Task<void> mend_then_flush(Image& image);
+  Task<Status> write_shared_again(Image& image, Extent unit, bool host_wins, uint64_t* repaired);
   void read_own_block(Image& image, Extent extent, MutableByteSpan out, Callback<Status> done);
   void read_shared_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done);
   io::AlignedBuffer take_stage_buffer(size_t size);
@@ -344,6 +353,7 @@ class Engine final : public journal::BlockSource {
                               uint64_t* repaired);
   Task<Status> make_unit_equal(Image& image, Extent unit, bool host_wins, uint64_t* repaired);
   Task<Status> copy_to_shared(Image& image, Extent piece, ByteSpan bytes);
+  Task<Status> send_repair(Image& image, Extent piece, ByteSpan bytes);
   Task<Status> copy_to_host(Image& image, Extent piece);
   // ---- engine_recovery.cc
   Task<void> recover_all();

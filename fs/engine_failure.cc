@@ -22,7 +22,10 @@ bool Engine::shared_whole(const Image& im) const {
 // True: the own copy is behind from now on, durably, and the shared one serves. False: it cannot; the own copy stays
 // in use, whatever failed.
 bool Engine::own_copy_failed(Image& im, const Status& why) {
-  if (!im.local()) return true;
+  if (!im.local()) {
+    im.syncs_mended = im.syncs_failed;   // all of it is written anew
+    return true;
+  }
   ++counts_.local_failures;
   if (!shared_whole(im)) return false;
   kLog.warning("local_copy_behind", {{"image", im.id}, {"error", why}, {"now", "served by the shared copy"}});
@@ -33,6 +36,7 @@ bool Engine::own_copy_failed(Image& im, const Status& why) {
   im.broken = true;
   im.behind = true;
   im.refilling = true;
+  im.syncs_mended = im.syncs_failed;
   im.reopen_at = env_.now();
   if (why.code() != Code::kCorruption) im.reopen_at = im.reopen_at + kReopenInterval;   // else its brick is well
   im.facts.copy_whole = false;

@@ -31,6 +31,11 @@ void Engine::start_flush(Op* op) {
   if (!im.held || !im.unsynced.any()) return leave(op, size_t(0));
   bool resyncing_unknown = im.state == MirrorState::kResyncing && !im.facts.alone;
   if (im.state == MirrorState::kWaiting || resyncing_unknown) return im.flushes.push_back(op);
+  if (im.local() && im.own_in_doubt()) {
+    im.flushes.push_back(op);
+    if (!im.mending_own) tasks_.spawn(mend_then_flush(im));
+    return;
+  }
   op->counter = journal_->last_finished();
   op->unsynced = im.unsynced.mark();
   op->local = op->remote = Status::ok();
@@ -63,6 +68,7 @@ void Engine::start_flush(Op* op) {
 void Engine::settle_flush(Op* op) {
   Image& im = *op->image;
   if (op->local_asked && !op->local) {
+    own_sync_failed(im);
     kLog.warning("local_sync_failed", {{"image", im.id}, {"error", op->local}});
     // What the own copy held since its last sync may be gone: it is behind, durably, before the answer.
     bool lost_there = op->loss != im.shared_loss;
@@ -75,6 +81,8 @@ void Engine::settle_flush(Op* op) {
       return;
     }
   }
+  // Another flush of it failed meanwhile, and only that one heard so.
+  if (op->local_asked && op->local && im.local() && im.own_in_doubt()) return start_flush(op);
   if (op->remote_asked && !op->remote) {
     if (op->remote.code() == Code::kFenced) {
       fence(im);

@@ -98,13 +98,6 @@ Task<Status> Engine::on_copy(Image& im, UniqueFunction<void(Callback<Status>)>& 
   });
 }
 
-Task<Status> Engine::sync_copy(Image& im) {
-  UniqueFunction<void(Callback<Status>)> start = [&im](Callback<Status> done) {
-    im.copy->sync(io::IoMode::kQueued, std::move(done));
-  };
-  co_return co_await on_copy(im, start);
-}
-
 // For staging, whose memory is its own: read into some that outlives a hang.
 void Engine::read_own_block(Image& im, Extent extent, MutableByteSpan out, Callback<Status> done) {
   std::erase_if(im.local_waits, [](const auto& wait) { return !wait->done; });

@@ -167,7 +167,7 @@ Task<void> Engine::not_resumed(Image& im, Status why) {
 void Engine::note_alone(Image& im) {
   if (im.noting_alone || im.resuming != 0) return;   // resume() or its answer goes on with those that wait
   im.noting_alone = true;
-  journal_->note_copies(im.slot, host_loss(), im.shared_loss, true, [this, &im](Status s) {
+  journal_->note_copies(im.slot, own_loss(im), shared_loss(im), true, [this, &im](Status s) {
     im.noting_alone = false;
     std::vector<Op*> unknown, flushes;
     unknown.swap(im.unknown);

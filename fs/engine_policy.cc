@@ -78,7 +78,7 @@ Task<Status> Engine::all_apart(Image& im) {
     if (!marked) co_return marked;
   }
   co_return co_await async<Status>([&](Callback<Status> done) {
-    journal_->note_copies(im.slot, host_loss(), im.shared_loss, true, std::move(done));
+    journal_->note_copies(im.slot, own_loss(im), shared_loss(im), true, std::move(done));
   });
 }
 

@@ -143,12 +143,11 @@ Task<Status> Engine::say_resumed(Image& im, uint8_t alone) {
 // after a refused write: what may differ stays dirty, for the resync that follows once it is refused no more. That is
 // durable here, and the shared copy outdated there, before anything is answered. Else it is tried again.
 Task<Status> Engine::recover_alone(Image& im, const journal::DirtyImage& dirty, bool decides, Status why) {
-  const bool refusal = why.code() != Code::kUnavailable && why.code() != Code::kFenced;
   // A damaged copy is none: this one, which has at least what was flushed, decides, whoever must be asked meanwhile.
   const bool damaged = why.code() == Code::kCorruption;
   const MirrorStep alone = step(im.facts, MirrorState::kMirrored, MirrorEvent::kRefused);
   const bool may = damaged || (decides && alone.next == MirrorState::kLocalOnly);
-  if (!refusal || !im.facts.copy_whole || !may) co_return why;
+  if (!is_refusal(why) || !im.facts.copy_whole || !may) co_return why;
   // What the run before had acknowledged and not flushed: from now on no other copy makes it good.
   if (Status s = co_await sync_copy(im); !s) co_return s;
   if (damaged || dirty.whole) {   // the dirty-region log does not have all of it
@@ -170,6 +169,7 @@ Task<Status> Engine::recover_alone(Image& im, const journal::DirtyImage& dirty, 
 
 Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (im.doomed) co_return Status::ok();   // whatever it lacks, nobody reads it any more
+  if (im.local() && image::sync_failed_between(dirty.host_loss_id, host_loss())) ++im.syncs_failed;
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();
     co_return co_await sync_copy(im);
@@ -264,8 +264,9 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
     dirty.region_bytes = journal_->region_bytes(im.slot);
     host_wins = true;
   }
+  note_shared_doubt(im, dirty.shared_loss_id, im.shared_loss);
   uint64_t repaired = 0;
-  const LossId own_loss = host_loss();
+  const LossId loss_before = host_loss();
   im.own_failed = false;
   if (TM_PLANTED("serve dirty regions unreconciled")) dirty.regions.clear();
   Status equal;
@@ -276,11 +277,12 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   const bool decides = host_wins || equal.is_ok();   // the own copy, for all of it
   if (equal.is_ok()) equal = co_await flush_both(im);
   // A failed sync of the own copy is no word of the shared node's: what it cost is found out by the next try.
-  const bool own_well = !im.own_failed && host_loss() == own_loss;
+  const bool own_well = !im.own_failed && host_loss() == loss_before;
   if (!equal && own_well) co_return co_await recover_alone(im, dirty, decides, equal);
   if (!equal) co_return equal;
+  im.shared_in_doubt = false;
   Status noted = co_await async<Status>([&](Callback<Status> done) {
-    journal_->note_copies(im.slot, host_loss(), im.shared_loss, false, std::move(done));
+    journal_->note_copies(im.slot, own_loss(im), shared_loss(im), false, std::move(done));
   });
   if (!noted) co_return noted;
   if (Status s = set_flag(im, kFlagHostOnly, false); !s) co_return s;

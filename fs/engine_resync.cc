@@ -73,10 +73,14 @@ struct ResyncRun {
 };
 
 Task<Status> Engine::copy_to_shared(Image& im, Extent piece, ByteSpan bytes) {
-  bool hole = all_zero(bytes);
-  wire::Repair repair{im.id, im.epoch, piece, static_cast<uint8_t>(hole ? 1 : 0)};
+  co_return co_await send_repair(im, piece, all_zero(bytes) ? ByteSpan() : bytes);
+}
+
+// No bytes: a hole.
+Task<Status> Engine::send_repair(Image& im, Extent piece, ByteSpan bytes) {
+  wire::Repair repair{im.id, im.epoch, piece, static_cast<uint8_t>(bytes.empty() ? 1 : 0)};
   co_return co_await async<Status>([&](Callback<Status> done) {
-    mirror_->send(wire::Type::kRepair, wire::encode(repair), hole ? ByteSpan() : bytes,
+    mirror_->send(wire::Type::kRepair, wire::encode(repair), bytes,
                   [this, done = std::move(done)](Result<wire::Answer> answer) mutable {
                     if (!answer) mirror_->note_failure();
                     done(answer ? Status::ok() : answer.status());
@@ -104,7 +108,8 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
   uint64_t end = im.local() ? std::min({unit.end(), im.size, im.copy->size()}) : 0;
   Status status;
   bool mended = false;
-  if (unit.offset < end) {
+  if (im.shared_in_doubt) status = co_await write_shared_again(im, unit, host_wins, repaired);
+  if (status.is_ok() && unit.offset < end) {
     Extent range{unit.offset, end - unit.offset};
     auto buffer = std::make_shared<io::AlignedBuffer>(range.length);  // shared with the operation, should this frame go
     wire::Hash ask{im.id, range, kHashUnit, {}};
@@ -265,7 +270,9 @@ Task<void> Engine::resync(Image& im) {
   if (run.stands(im)) status = co_await tell_apart(im, run);
   if (!im.local() && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
   if (TM_PLANTED("call copies level without a resync")) regions.clear();
-  if (status.is_ok() && im.local()) status = co_await resync_regions(im, run, regions, &repaired);
+  note_shared_doubt(im, im.shared_loss, run.loss);
+  const bool levels = im.local() || im.shared_in_doubt;
+  if (status.is_ok() && levels) status = co_await resync_regions(im, run, regions, &repaired);
   if (status.is_ok() && !run.stands(im)) status = Status(Code::kUnavailable, "the link or the tenure changed");
   // Durable on both before the mark that they may differ goes.
   Counter counter = journal_->last_finished();
@@ -274,10 +281,11 @@ Task<void> Engine::resync(Image& im) {
   if (status.is_ok() && run.stands(im)) status = set_flag(im, kFlagHostOnly, false);
   if (status.is_ok() && run.stands(im)) status = co_await tell_equal(im, run);
   if (status.is_ok() && run.stands(im)) {
+    im.shared_in_doubt = false;
     // Should the link die from here on, the next to go on alone notes it anew, behind this note.
     im.facts.alone = false;
     status = co_await async<Status>([&](Callback<Status> done) {
-      journal_->note_copies(im.slot, host_loss(), run.loss, false, std::move(done));
+      journal_->note_copies(im.slot, own_loss(im), run.loss, false, std::move(done));
     });
   }
   im.resync_running = false;

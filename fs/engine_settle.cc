@@ -95,6 +95,8 @@ Task<Result<bool>> Engine::settle_unreadable(ScrubRun& run, Image& im, ScrubBloc
 Task<Status> Engine::before_repair(ScrubRun& run, Image& im, Extent range) {
   if (!run.repairing.empty() && run.repairing.back() == range) co_return Status::ok();
   if (run.repairing.size() >= kRepairingMax) {
+    // Writing again takes the places that a scrub holds.
+    if (im.own_in_doubt()) co_return Status(Code::kUnavailable, "a sync of the own copy has failed");
     if (Status s = co_await flush_both(im); !s) co_return s;
     run.repairing.clear();
   }

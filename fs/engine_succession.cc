@@ -28,7 +28,7 @@ void Engine::remember(Image& im) {
                       im.state == MirrorState::kResyncing || im.state == MirrorState::kWaiting);
   if (!whole || (!with_mirror && im.state != MirrorState::kNone)) return options_.survivor->let_go(im.id);
   options_.survivor->hold(
-      {im.id, im.inode, im.epoch, im.parent, host_loss(), im.shared_loss, im.state == MirrorState::kNone, im.terms,
+      {im.id, im.inode, im.epoch, im.parent, own_loss(im), shared_loss(im), im.state == MirrorState::kNone, im.terms,
        im.facts.witnessed});
 }
 
@@ -109,7 +109,7 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
     noted = co_await all_apart(im);   // the dirty-region log does not have all of it
   } else {
     noted = co_await async<Status>([&](Callback<Status> done) {
-      journal_->note_copies(im.slot, host_loss(), im.shared_loss, dirty != nullptr, std::move(done));
+      journal_->note_copies(im.slot, own_loss(im), shared_loss(im), dirty != nullptr, std::move(done));
     });
   }
   if (!noted) {

@@ -232,12 +232,13 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.facts.handshaken = true;
   im.shared_loss = im.resync_loss = grant.loss_id;
   im.unsynced.clear();
+  im.shared_in_doubt = false;
   im.compare = false;   // told again
   im.told_apart = 0;
   // During a recovery the note from before the crash decides the direction and stays until all is equal.
   if (!im.recovering) {
     auto noted = co_await async<Status>([&](Callback<Status> done) {
-      journal_->note_copies(im.slot, host_loss(), grant.loss_id, im.facts.alone, std::move(done));
+      journal_->note_copies(im.slot, own_loss(im), grant.loss_id, im.facts.alone, std::move(done));
     });
     if (!noted) co_return noted;
   }

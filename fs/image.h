@@ -121,7 +121,9 @@ struct Image {
   LossId shared_loss;                  // under which the writes since the last full flush were applied
   LossId resync_loss;                  // of the copy being resynced
   uint64_t outages = 0;                // times that writes stopped going to the shared copy
-  uint64_t failures = 0;               // requests that failed after a copy may have changed
+  uint64_t failures = 0;               // requests that failed after a copy may have changed, and own syncs
+  uint64_t syncs_failed = 0, syncs_mended = 0;   // of the own copy; mended: what they were to cover is written again
+  bool shared_in_doubt = false;        // a resync or recovery has seen that a sync failed there since all was level
   bool apart = false;                  // such a one: no level before a resync
   uint64_t told_apart = 0;             // session in which the shared node heard so, and of no level since
   bool compare = false;                // the shared copy was found damaged: no level before all of it was compared
@@ -143,7 +145,7 @@ struct Image {
   std::deque<Op*> filling;             // writes that wait for their regions to be filled, in order of arrival
   bool filling_runs = false;
   std::vector<Op*> untold;             // their own copy failed: wait until the shared node has noted that
-  bool telling = false, reopening = false;
+  bool telling = false, reopening = false, mending_own = false;
   bool hung = false;                   // an operation on the own copy was overdue since it was opened
   std::vector<std::shared_ptr<LocalWait>> local_waits;   // shared with the operations
   io::BootTime reopen_at;              // a failed copy is not tried again before
@@ -163,6 +165,7 @@ struct Image {
   uint64_t size_now() const { return held ? size : attr.size; }
   uint32_t pins = 0;                   // coroutines that refer to it
   bool local() const { return copy != nullptr && !broken; }
+  bool own_in_doubt() const { return syncs_failed != syncs_mended; }
 };
 
 // Keeps an image in memory while a coroutine refers to it.

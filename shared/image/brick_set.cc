@@ -414,13 +414,27 @@ void join_run(io::FileSystem& files, Brick& brick, std::vector<KnownRun>& runs, 
   if (Status saved = save(runs); !saved) warn_not_recorded(brick, saved);   // both are allowed
 }
 
+namespace {
+constexpr unsigned kFailedSyncBits = 24;
+constexpr uint64_t kFailedSyncMask = (uint64_t{1} << kFailedSyncBits) - 1;
+}  // namespace
+
 LossId compute_loss_id(const Uuid& boot, const std::vector<Brick>& bricks, uint64_t failed_syncs) {
   Bytes out;
   Writer w(out);
-  w.uuid(boot).u64(failed_syncs);
+  w.uuid(boot);
   for (const Brick& brick : bricks) w.uuid(brick.marker.brick).u64(brick.mount_identity);
-  uint64_t value = digest64(out);
-  return LossId(value == 0 ? 1 : value);
+  const uint64_t span = std::max<uint64_t>(digest64(out) >> kFailedSyncBits, 1);
+  return LossId(span << kFailedSyncBits | (failed_syncs & kFailedSyncMask));
 }
 
 }  // namespace tidemark::image::detail
+
+namespace tidemark::image {
+
+bool sync_failed_between(LossId before, LossId now) {
+  const bool unknown = before.value == 0 || now.value == 0;
+  return unknown || ((before.value ^ now.value) & detail::kFailedSyncMask) != 0;
+}
+
+}  // namespace tidemark::image

@@ -80,6 +80,11 @@ struct StorageGroupOptions {
   std::chrono::milliseconds io_deadline{0};
 };
 
+// Whether a sync failed between two loss ids of one group. What it was to make durable reads as it was written for as
+// long as the machine has it in memory, and no later sync brings it to the disk: it must be written again. Where only a
+// boot or a mount came between, what is read is on the disk, or old. An id of 0 is unknown: true.
+bool sync_failed_between(LossId before, LossId now);
+
 class ImageCopy;
 
 class StorageGroup {
@@ -149,8 +154,8 @@ class StorageGroup {
 
   const std::string& name() const;
   Uuid group_id() const;
-  // Names the span in which this group cannot have lost unsynced writes: a hash of the boot id, the
-  // bricks' mount identities and the durable failed-sync counter. Never 0.
+  // Names the span in which this group cannot have lost unsynced writes: a hash of the boot id and the
+  // bricks' mount identities, and the durable failed-sync counter. Never 0.
   LossId loss_id() const;
   // Makes loss_id() another one at once, and durably so. ImageCopy::sync calls it before it reports a
   // failure. An error: no brick could record it, so a restart would not know; the group must then not

@@ -42,6 +42,7 @@ struct Scenario {
   uint32_t shared_kills = 0, shared_power_losses = 0;
   uint32_t host_kills = 0, host_power_losses = 0;
   uint32_t host_isolations = 0;     // a host sees nobody for a while
+  uint32_t shared_sync_failures = 0;   // one sync fails on the shared node; seconds later its machine loses its power
   uint32_t brick_failures = 0;      // a host's brick answers EIO from some operation on, for a while or for good
   uint32_t clock_jumps = 0;
   uint32_t http_faults_per_million = 0, reset_per_million = 0;

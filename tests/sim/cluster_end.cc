@@ -22,6 +22,7 @@ bool Cluster::wait(const std::string& what, UniqueFunction<bool()> done, Duratio
 bool Cluster::settle() {
   world_.heal_all();
   world_.set_network_faults(0, 0, 0);
+  world_.clear_faults("shared1");
   for (Host& host : hosts_) {
     world_.clear_faults(host.name);
     // A copy that failed serves again after the next start.

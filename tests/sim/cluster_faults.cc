@@ -173,6 +173,16 @@ void Cluster::plan() {
     });
   });
   schedule(scenario_.brick_failures, [](Cluster& c) { c.fail_brick(c.any_host()); });
+  // Long enough after it for the copies to be called level again.
+  schedule(scenario_.shared_sync_failures, [shared_down, end = world_.elapsed() + scenario_.length](Cluster& c) {
+    FileFault fault{.nth = 1 + c.world_.random().below(3), .operations = static_cast<uint16_t>(FileOp::kSync)};
+    fault.path_contains = ".data";
+    c.world_.inject("shared1", fault);
+    auto cut = [&c, end, down = shared_down(Crash::kPowerLoss)] {
+      if (c.failure_.empty() && c.world_.elapsed() < end) down(c);
+    };
+    c.world_.at(c.world_.random().in({seconds(6), seconds(15)}), std::move(cut));
+  });
   schedule(scenario_.clock_jumps, [](Cluster& c) {
     const char* nodes[] = {"host1", "host2", "shared1", "replica1"};
     int64_t jump = static_cast<int64_t>(c.world_.random().below(200'000'000)) - 100'000'000;

@@ -125,11 +125,15 @@ TEST_F(BrickTest, LossIdChangesWithBootAndFailedSyncAndSurvivesARestart) {
   EXPECT_TRUE(group->note_failed_sync().is_ok());
   LossId second = group->loss_id();
   EXPECT_NE(second, first);
+  EXPECT_TRUE(sync_failed_between(first, second));
   group = open_group(options(2));
   EXPECT_EQ(group->loss_id(), second);
   env_.boot = Uuid::from_random({1, 2, 3});
   group = open_group(options(2));
   EXPECT_NE(group->loss_id(), second);
+  EXPECT_FALSE(sync_failed_between(second, group->loss_id())) << "a mere boot";
+  EXPECT_TRUE(sync_failed_between(first, group->loss_id()));
+  EXPECT_TRUE(sync_failed_between(LossId(), group->loss_id())) << "who knows";
 }
 
 TEST_F(BrickTest, AFailedSyncThatCannotBeRecordedIsTold) {
