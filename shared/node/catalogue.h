@@ -18,7 +18,8 @@
 // `store`. Of a host's runs the newest counts; it takes the older ones' place.
 // "loss_id" (u64, absent before the first start that wrote it) is that of the copies when the records'
 // `outdated` was last brought up to it.
-// The byte of `outdated` has bit 0 `outdated`, bit 1 `cut`; a version that does not know bit 1 takes it for `outdated`.
+// The byte of `outdated` has bit 0 `outdated`, bit 1 `cut`, bit 2 `in_doubt`; a version that does not know bit 1 takes
+// it for `outdated`, one that knows 1 and not 2 forgets that.
 //
 // Keys are big-endian, values little-endian. Valid if and only if every value decodes to its last byte,
 // every node but the root has its place in a directory, and no number is above its counter. Anything
@@ -57,6 +58,9 @@ struct ImageRecord {
   // An object of the copy was found shorter than it must be. Whatever length it has since, what it holds counts only
   // once all of it was compared with its holder's copy, or by an operator's word.
   uint8_t cut = 0;
+  // A sync failed while this copy had writes of a holder that none had covered: they may be on no disk, though they are
+  // read. The holder writes them again; once the image was taken from it this node does, before the next tenure.
+  uint8_t in_doubt = 0;
   Generation generation;             // of the copies' condition in this epoch: what the witness is asked under
   template <class A> void fields(A& a) {
     a(inode, has_copy, nameless, reserved, region_bytes, tenure.epoch, tenure.holder, tenure.last_holder);
@@ -67,10 +71,11 @@ struct ImageRecord {
     tenure.parent.clean = clean != 0 && !tenure.parent.taken;
     if (version < 2) return;
     std::vector<std::pair<std::string, Epoch>> fenced(tenure.fenced.begin(), tenure.fenced.end());
-    uint8_t lacks = static_cast<uint8_t>(outdated | cut << 1);
+    uint8_t lacks = static_cast<uint8_t>(outdated | cut << 1 | in_doubt << 2);
     a(fenced, lacks, generation);
     outdated = lacks & 1;
     cut = lacks >> 1 & 1;
+    in_doubt = lacks >> 2 & 1;
     tenure.fenced = {fenced.begin(), fenced.end()};
   }
   uint8_t version = 2;               // of the bytes that it is read from

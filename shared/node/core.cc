@@ -161,7 +161,10 @@ Status Core::note_loss() {
   kv::WriteBatch batch;
   size_t held = 0;
   for (auto& [id, image] : images_) {
-    if (image->record.tenure.holder.empty() || std::exchange(image->record.outdated, 1) != 0) continue;
+    if (image->record.tenure.holder.empty()) continue;
+    const bool doubt = before && image::sync_failed_between(*before, now) && image->record.in_doubt == 0;
+    if (doubt) image->record.in_doubt = 1;
+    if (std::exchange(image->record.outdated, 1) != 0 && !doubt) continue;
     put_image(batch, id, image->record);
     ++held;
   }
@@ -189,7 +192,9 @@ void Core::note_failed_syncs() {
     }
     image->refused_writes = true;
     image->holder_ahead = Image::Ahead::kUntilResume;
-    if (std::exchange(image->record.outdated, 1) == 0) put_image(batch, id, image->record);
+    const bool known = image->record.outdated != 0 && image->record.in_doubt != 0;
+    image->record.outdated = image->record.in_doubt = 1;
+    if (!known) put_image(batch, id, image->record);
     if (image->begun != 1) continue;
     // Nothing but what an earlier run had begun, and may have synced: its holder may have no reason to ask anything.
     image->synced = 1;

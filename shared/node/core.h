@@ -100,6 +100,7 @@ struct Image {
   // Requests that change blocks: begun, ended, and those that had ended when the last sync that succeeded, or the
   // tenure, was begun. The first stands for all of this node's earlier run.
   uint64_t begun = 1, ended = 1, synced = 1;
+  std::vector<UniqueFunction<void(const Status&)>> when_sure;   // run when the copy was written again
   uint32_t hung = 0;                          // operations on the copy that were given up and have not ended
   uint64_t used_at = 0;
 };
@@ -311,7 +312,7 @@ class Core {
   wire::Mark tenure_mark(Image& image, const fence::Action& action);
   void carry_out(Image& image, const fence::Action& action);
   std::optional<Waiting> take_waiting(fence::Ticket ticket);
-  void grant(fence::Ticket ticket, const fence::Action& action);
+  void grant(fence::Ticket ticket, const fence::Action& action, const Status& sure);
   void refuse_busy(fence::Ticket ticket, const fence::Action& action);
   void refuse_fenced(const fence::Action& action);
   Status refuse_tenure_if_cut(Image& image, const std::string& host);
@@ -327,6 +328,7 @@ class Core {
 
   // ---- takeover.cc ----------------------------------------------------------------------------
   struct TakeoverRun;
+  struct Rewrite;
   Image* image_named(const std::string& name);
   std::string describe_takeover(Image& image, const std::string& by, bool accept_loss, TakeoverRun& run);
   void take_as_is(TakeoverRun& run);
@@ -334,6 +336,11 @@ class Core {
   void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
   void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);
   void preempt(Image& image, UniqueFunction<void()> then);
+  void note_in_doubt(Image& image);
+  bool begins_upon_lost(const Image& image) const;
+  void write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then);
+  void rewrite_next(std::shared_ptr<Rewrite> run);
+  void main_line_written(Image& image, const Status& status);
   void sync_main_line(Image& image, UniqueFunction<void()> then);
   void takeover_request(const PeerPtr& peer, wire::Request& request);
   void fence_seen_request(const PeerPtr& peer, wire::Request& request);

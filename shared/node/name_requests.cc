@@ -166,7 +166,7 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
       close_copy(image);
       image.record.has_copy = 0;
       image.copy_fault = Status::ok();
-      image.record.cut = 0;
+      image.record.cut = image.record.in_doubt = 0;
       // Where the next copy, of holes, equals its writer's, nothing will be sent that marks what others have of it.
       mark_behind(image, {0, image.attr->size}, batch);
       given_up = image.id;

@@ -18,6 +18,7 @@ using nlohmann::json;
 
 namespace {
 const log::Logger kLog("node.takeover");
+constexpr size_t kRewriteBytes = 1u << 20;
 constexpr io::Duration kSyncMax = std::chrono::seconds(5);   // a brick that hangs does not keep its images
 
 struct Wish {
@@ -309,10 +310,96 @@ void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
     if (*self != nullptr) over(Status(Code::kIoError, "the sync has not ended in time"));
   });
   ++scans_;
-  image.copy->sync(io::IoMode::kQueued, [this, self = self_, over](Status status) {
+  image.copy->sync(io::IoMode::kQueued, [this, self = self_, id = image.id, over](Status status) {
     if (*self == nullptr) return;
     --scans_;
+    auto it = images_.find(id);
+    if (!status && it != images_.end()) note_in_doubt(*it->second);   // however late it ends
     over(status);
+    maybe_stopped();
+  });
+}
+
+// Durable with the fence or, where the next tenure's first sync finds it, before that begins anew.
+void Core::note_in_doubt(Image& image) {
+  if (std::exchange(image.record.in_doubt, 1) != 0) return;
+  kv::WriteBatch batch;
+  put_image(batch, image.id, image.record);
+  commit(std::move(batch), [] {});
+}
+
+// The main line, block by block as it is read, where a sync failed over what a lost holder had written. Which blocks
+// those are only that holder knows: it is all that is allocated. (A hole is not a block: where a file system could not
+// keep one it does not go on.)
+struct Core::Rewrite {
+  Image& image;
+  LossId loss;
+  uint64_t at = 0;
+  Extent piece;
+  io::AlignedBuffer buffer{kRewriteBytes};
+};
+
+// What no sync covers here yet is a lost holder's. (Of its own writes a holder keeps account itself.)
+bool Core::begins_upon_lost(const Image& image) const {
+  return image.record.tenure.parent.taken && !image.record.tenure.written;
+}
+
+void Core::write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then) {
+  const bool due = image.record.in_doubt != 0 && begins_upon_lost(image);
+  const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
+  if (!due || none || TM_PLANTED("begin a tenure upon what a failed sync left")) return then(Status::ok());
+  image.when_sure.push_back(std::move(then));
+  if (image.when_sure.size() > 1) return;   // under way
+  ++scans_;
+  ++image.ops;
+  kLog.warning("main_line_written_again", {{"image", image.id}, {"path", names_->path(image.record.inode)},
+                                           {"reason", "a sync of it has failed"}});
+  if (Status s = ensure_copy(image, {}); !s) return main_line_written(image, s);
+  rewrite_next(std::make_shared<Rewrite>(Rewrite{image, group_->loss_id(), 0, {}}));   // shared by its steps
+}
+
+void Core::rewrite_next(std::shared_ptr<Rewrite> run) {
+  Image& image = run->image;
+  // Taken once more it may be given up meanwhile.
+  Result<Extent> next = Status(Code::kCancelled, "its copy is not to be written any more");
+  if (!stopping_ && image.copy) next = image.copy->next_data(run->at);
+  if (!next) return main_line_written(image, next.status());
+  if (next->length == 0) {
+    image.copy->sync(io::IoMode::kQueued, [this, self = self_, run](Status status) {
+      if (*self == nullptr) return;
+      if (status && group_->loss_id() != run->loss) status = Status(Code::kUnavailable, "a sync has failed meanwhile");
+      main_line_written(run->image, status);
+    });
+    return;
+  }
+  run->piece = {next->offset, std::min<uint64_t>(next->length, kRewriteBytes)};
+  run->at = run->piece.end();
+  MutableByteSpan bytes = run->buffer.span().first(run->piece.length);
+  image.copy->read(run->piece.offset, bytes, io::IoMode::kQueued, [this, self = self_, run, bytes](Status read) {
+    if (*self == nullptr) return;
+    if (!read) return main_line_written(run->image, read);
+    run->image.copy->write(run->piece.offset, bytes, io::IoMode::kQueued, [this, self, run](Status written) {
+      if (*self == nullptr) return;
+      if (!written) return main_line_written(run->image, written);
+      env_.post([this, self, run] {   // the stack is left between pieces
+        if (*self != nullptr) rewrite_next(run);
+      });
+    });
+  });
+}
+
+void Core::main_line_written(Image& image, const Status& status) {
+  if (!status) kLog.warning("main_line_not_written_again", {{"image", image.id}, {"error", status}});
+  note_failed_syncs();
+  --scans_;
+  kv::WriteBatch batch;
+  if (status.is_ok()) {
+    image.record.in_doubt = 0;
+    put_image(batch, image.id, image.record);
+  }
+  commit(std::move(batch), [this, &image, status] {
+    --image.ops;
+    for (auto& then : std::exchange(image.when_sure, {})) then(status);
     maybe_stopped();
   });
 }

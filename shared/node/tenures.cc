@@ -96,6 +96,7 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
     if (wrote.durable) put_image(batch, image->id, image->record);
   } else if (image->attr->mirror != 0 && stands && std::exchange(image->record.outdated, 0) != 0) {
     image->mending = false;
+    image->record.in_doubt = 0;
     if (std::exchange(image->record.cut, 0) != 0) note_copy(*image, Status::ok());   // all of it is equal
     put_image(batch, image->id, image->record);   // whatever vote it got: nothing was acknowledged alone
   }
@@ -168,7 +169,7 @@ void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire:
                                        Status(Code::kBusy, label(image) + " has `mirror = none`: its holder keeps it"));
   }
   if (holds && image.record.cut == 0) {   // else nobody is served here before a host with a whole copy has compared it
-    image.record.outdated = 0;
+    image.record.outdated = image.record.in_doubt = 0;
     image.refused_writes = false;
   }
   if (holds) refuse_waiters_if_cut(image);
@@ -249,9 +250,12 @@ void Core::carry_out(Image& image, const Action& action) {
   switch (action.kind) {
     case Action::Kind::kGrant: {
       // Whatever earlier epochs had begun is on the copy before the new holder hears of its grant.
-      if (image.write_ops == 0) return grant(action.ticket, action);
-      image.when_written.push_back([this, self = self_, action] {
-        if (*self != nullptr) grant(action.ticket, action);
+      auto begin = [this, &image, action] {
+        write_main_line_again(image, [this, action](const Status& sure) { grant(action.ticket, action, sure); });
+      };
+      if (image.write_ops == 0) return begin();
+      image.when_written.push_back([self = self_, begin] {
+        if (*self != nullptr) begin();
       });
       return;
     }
@@ -273,11 +277,14 @@ std::optional<Core::Waiting> Core::take_waiting(fence::Ticket ticket) {
   return waiting;
 }
 
-void Core::grant(fence::Ticket ticket, const Action& action) {
+// `sure`: that the copy is such that a tenure may begin upon it. If not, the host asks again.
+void Core::grant(fence::Ticket ticket, const Action& action, const Status& sure) {
   auto found = take_waiting(ticket);
   if (!found) return;
   Waiting& waiting = *found;
   Image& image = *waiting.image;
+  if (!sure)
+    return waiting.peer->link->respond_failure(wire::Type::kAcquire, waiting.request, sure.with_context(label(image)));
   wire::Grant answer = make_grant(image, action.host, waiting.copy_known);
   answer.epoch = action.epoch;
   answer.parent = {action.parent.epoch, action.parent.source, action.parent.last,
@@ -342,6 +349,7 @@ void Core::level_again(Image& image) {
   if (waits || image.attr->mirror == 0) return;
   image.holder_ahead = Image::Ahead::kNo;
   if (std::exchange(image.record.outdated, 0) == 0) return;
+  image.record.in_doubt = 0;
   kv::WriteBatch batch;
   put_image(batch, image.id, image.record);
   commit(std::move(batch), [] {});

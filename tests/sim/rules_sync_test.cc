@@ -1,5 +1,6 @@
 // What a failed sync was to make durable reads as it was written, and may be on no disk; the next sync does not bring it
 // there (SimCrash.FailedSyncIsNotHealedByTheNext). Nothing counts as durable before it was written again.
+#include "shared/base/log.h"
 #include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
@@ -145,6 +146,58 @@ TEST_F(FailedSync, OfTheOwnCopyAloneIsMadeGoodBeforeTheCopiesCountAsEqual) {
     expect_b(lab, "host1", *image_, seed);
     ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
     EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed << (killed ? " killed" : "");
+  }
+}
+
+// The sync of a taking fails: what the lost holder had not flushed is written again before the next tenure begins.
+TEST_F(FailedSync, OfATakingIsMadeGoodBeforeTheNextTenureBegins) {
+  for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    lab.crash("host1", Crash::kKill);
+    fail_next_sync(lab, "shared1", seed % 3 == 1 ? 3 : 1);   // so does writing it again, at first
+    std::string log;
+    log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) { log += std::string(line) + "\n"; });
+    auto taken = lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}");
+    log::set_sink_for_testing(nullptr);
+    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+    ASSERT_NE(log.find("taken_unsynced"), std::string::npos) << log;
+    if (seed % 3 == 0) {   // what it has in memory is still all there
+      lab.crash("shared1", Crash::kKill);
+      lab.start("shared1");
+      lab.world.run_for(seconds(8));
+    }
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    const auto wrote = [&] { return lab.write("host2", *second, kStride / 2, 'c').is_ok(); };
+    ASSERT_TRUE(wrote() || wrote() || wrote()) << "seed " << seed;   // an error while it cannot be made good
+    lose_power(lab, "shared1");
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    expect_b(lab, "host2", *second, seed);
+    EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
+  }
+}
+
+// The taking could not try, and the sync with which the next tenure begins fails.
+TEST_F(FailedSync, OfTheTenureAfterATakingIsMadeGoodBeforeItBegins) {
+  for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    lab.crash("host1", Crash::kKill);
+    lab.crash("shared1", Crash::kKill);      // nobody has the copy open
+    lab.start("shared1");
+    lab.world.run_for(seconds(8));           // until host 2 has noticed, and is back
+    lab.world.inject("shared1", FileFault{1, 1, static_cast<uint16_t>(FileOp::kRead), ".meta", 5});
+    ASSERT_TRUE(lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}").is_ok());
+    fail_next_sync(lab, "shared1");
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    const auto wrote = [&] { return lab.write("host2", *second, kStride / 2, 'c').is_ok(); };
+    ASSERT_TRUE(wrote() || wrote()) << "seed " << seed;
+    lose_power(lab, "shared1");
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    expect_b(lab, "host2", *second, seed);
+    EXPECT_EQ(lab.verify("host2"), "") << "seed " << seed;
   }
 }
 
