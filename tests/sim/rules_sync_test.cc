@@ -149,6 +149,39 @@ TEST_F(FailedSync, OfTheOwnCopyAloneIsMadeGoodBeforeTheCopiesCountAsEqual) {
   }
 }
 
+// Of an image that is on its host alone, which is killed in between or not.
+TEST_F(FailedSync, OfTheOnlyCopyIsMadeGoodBeforeAFlushIsAcknowledged) {
+  for (uint64_t seed = 1; seed <= seeds_of(12); ++seed) {
+    Lab lab(seed);
+    begin(lab);
+    auto attr = lab.wait<Result<wire::Attr>>(
+        [&](auto done) { lab.engine("host1").lookup(InodeNumber(1), "disk.img", std::move(done)); });
+    ASSERT_TRUE(attr.is_ok()) << attr.status().to_string();
+    wire::SetXattr none;
+    none.inode = attr->inode;
+    none.name = "user.tidemark.mirror";
+    none.value = {'n', 'o', 'n', 'e'};
+    Status set = lab.wait<Status>([&](auto done) { lab.engine("host1").set_xattr(none, std::move(done)); });
+    ASSERT_TRUE(set.is_ok()) << set.to_string();
+    lab.world.run_for(seconds(2));
+    for (uint64_t b = 0; b < kBlocks; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kStride, 'b').is_ok());
+    fail_next_sync(lab, "host1");
+    EXPECT_FALSE(lab.flush("host1", *image_).is_ok()) << "seed " << seed;
+    if (seed % 2 == 0) {
+      lab.crash("host1", Crash::kKill);
+      lab.start("host1");
+      lab.world.run_for(seconds(8));
+      image_ = lab.open("host1");
+      ASSERT_TRUE(image_.is_ok()) << image_.status().to_string();
+    }
+    ASSERT_TRUE(lab.flush("host1", *image_).is_ok()) << "seed " << seed;
+    lose_power(lab, "host1");
+    image_ = lab.open("host1");
+    ASSERT_TRUE(image_.is_ok()) << image_.status().to_string();
+    expect_b(lab, "host1", *image_, seed);
+  }
+}
+
 // The sync of a taking fails: what the lost holder had not flushed is written again before the next tenure begins.
 TEST_F(FailedSync, OfATakingIsMadeGoodBeforeTheNextTenureBegins) {
   for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
