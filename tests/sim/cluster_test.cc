@@ -63,8 +63,9 @@ Scenario scenario(const std::string& name) {
   } else if (name == "local_bricks_fail") {
     s.relay_images = 1, s.brick_failures = 3;
   } else if (name == "shared_syncs_fail") {
-    s.relay_images = 1, s.shared_sync_failures = 3, s.length = std::chrono::seconds(40);
-    s.guest.think_max = std::chrono::milliseconds(300);
+    // Guests at rest: what they do not write again nobody looks at when the power is back.
+    s.relay_images = 1, s.shared_sync_failures = 6, s.length = std::chrono::seconds(120);
+    s.guest.depth = 1, s.guest.flush_percent = 40, s.guest.think_max = std::chrono::seconds(3);
   }
   return s;
 }
