@@ -176,6 +176,7 @@ Status GroupState::note_failed_sync() {
   if (!status) lost_ = true;
   record_owed_ = stuck_;
   kLog.warning("failed_sync", {{"group", options_.name}, {"loss_id", loss_id_}, {"durable", status ? "yes" : "no"}});
+  if (on_failed_sync_) on_failed_sync_();
   return status;
 }
 
@@ -452,6 +453,7 @@ Result<uint64_t> StorageGroup::sweep_orphans() { return state_->sweep_orphans();
 Result<io::FileSystem::Space> StorageGroup::space() { return state_->space(); }
 void StorageGroup::on_overdue(UniqueFunction<void(ImageId)> fn) { state_->on_overdue(std::move(fn)); }
 void StorageGroup::on_damaged(UniqueFunction<void(ImageId, Status)> fn) { state_->on_damaged(std::move(fn)); }
+void StorageGroup::on_failed_sync(UniqueFunction<void()> fn) { state_->on_failed_sync(std::move(fn)); }
 std::vector<StorageGroup::BrickState> StorageGroup::bricks() const { return state_->bricks(); }
 Status StorageGroup::look_at_bricks() { return state_->look_at_bricks(); }
 Status StorageGroup::replace_brick(const std::string& directory) { return state_->replace_brick(directory); }

@@ -149,6 +149,9 @@ class StorageGroup {
   // From then on the copy is not synced any more, nor anything beyond the cut read or written (kCorruption: a write
   // would make a hole of what is missing); open_image() will refuse it.
   void on_damaged(UniqueFunction<void(ImageId, Status)> fn);
+  // `fn()` runs whenever a failed sync has made loss_id() another one, before anything else can happen: on the stack of
+  // that sync, whose `done` may be far off. It must not begin anything on a copy, nor close one.
+  void on_failed_sync(UniqueFunction<void()> fn);
   // An operation is overdue. What blocks (names, sizes, side files, markers) is refused meanwhile: kIoError.
   bool stuck() const;
 

@@ -126,6 +126,7 @@ Status Core::open_group(const Identity& identity) {
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, std::move(group)));
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   group_->on_damaged([this](ImageId id, const Status& why) { copy_damaged(id, why); });
+  group_->on_failed_sync([this] { note_failed_sync(); });
   return Status::ok();
 }
 
@@ -155,7 +156,7 @@ void Core::load_images() {
 // Under another loss id the copies here may lack writes that were acknowledged and not flushed. Their holders say when
 // they resume whether they have any such; until then no copy of a held image is taken for level.
 Status Core::note_loss() {
-  const LossId now = loss_ = group_->loss_id();
+  const LossId now = group_->loss_id();
   TM_ASSIGN_OR_RETURN(std::optional<LossId> before, read_loss_id(*store_));
   if (before == now) return Status::ok();
   kv::WriteBatch batch;
@@ -177,9 +178,7 @@ Status Core::note_loss() {
 
 // A sync has failed, of whatever image: what holders have written since the last good one of theirs may be gone here.
 // They hear of it by the next answer that they get; what follows from it must not wait for that, nor for them to live.
-void Core::note_failed_syncs() {
-  if (loss_ == group_->loss_id()) return;
-  loss_ = group_->loss_id();
+void Core::note_failed_sync() {
   if (TM_PLANTED("leave a copy level that a failed sync may have spoilt")) return;
   kv::WriteBatch batch;
   std::vector<SessionPtr> unaware;
@@ -290,7 +289,6 @@ void Core::settle_marks() {
 void Core::tick() {
   tick_timer_ = env_.after(kTickInterval, [this] { tick(); });
   if (!failed_) return;
-  note_failed_syncs();
   settle_marks();
   close_idle_copies();
   io::BootTime now = env_.now();

@@ -97,8 +97,8 @@ struct Image {
   bool syncing = false;
   std::vector<Op*> sync_joined;               // of the sync under way; empty if it hangs
   std::vector<Op*> sync_waiting;              // joined by the next sync
-  // Requests that change blocks: begun, ended, and those that had ended when the last sync that succeeded, or the
-  // tenure, was begun. The first stands for all of this node's earlier run.
+  // Requests that change blocks: begun, ended, and those that had ended when the last sync that succeeded, or the first
+  // tenure in a row of the present holder's, was begun. The first stands for all of this node's earlier run.
   uint64_t begun = 1, ended = 1, synced = 1;
   std::vector<UniqueFunction<void(const Status&)>> when_sure;   // run when the copy was written again
   uint32_t hung = 0;                          // operations on the copy that were given up and have not ended
@@ -169,7 +169,7 @@ class Core {
   Status open_group(const Identity& identity);
   void load_images();
   Status note_loss();
-  void note_failed_syncs();
+  void note_failed_sync();
   // Runs `then` once the batch, and all before it, is durable. An empty batch waits for those before.
   void commit(kv::WriteBatch batch, UniqueFunction<void()> then);
   void fatal(const Status& status);
@@ -429,7 +429,6 @@ class Core {
   io::TimerId tick_timer_;
   io::TimerId pump_timer_;
   Status failed_;                             // the catalogue is lost: nothing is answered any more
-  LossId loss_;                               // as the images were last marked for it
   bool stopping_ = false;
   UniqueFunction<void()> stopped_;
   io::BootTime started_at_;

@@ -361,7 +361,6 @@ void Core::synced(Image& im, SyncMark covered, const Status& status) {
 // ---- the end ------------------------------------------------------------------------------------
 
 void Core::fail(Op* op, const Status& status) {
-  note_failed_syncs();
   if (status.code() == Code::kIoError || status.code() == Code::kCorruption || status.code() == Code::kOutOfSpace) {
     kLog.warning("request_failed",
                  {{"type", wire::type_name(op->type)}, {"host", op->session->host}, {"error", status}});

@@ -299,10 +299,9 @@ void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
   const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
   if (none || TM_PLANTED("take an image without a sync")) return then();
   auto once = std::make_shared<UniqueFunction<void()>>(std::move(then));   // shared by the sync and the limit for it
-  auto over = [this, &image, once](const Status& status) {
+  auto over = [&image, once](const Status& status) {
     if (!*once) return;
     if (!status) kLog.warning("taken_unsynced", {{"image", image.id}, {"error", status}});
-    note_failed_syncs();
     std::exchange(*once, nullptr)();
   };
   if (Status s = ensure_copy(image, {}); !s) return over(s);
@@ -390,7 +389,6 @@ void Core::rewrite_next(std::shared_ptr<Rewrite> run) {
 
 void Core::main_line_written(Image& image, const Status& status) {
   if (!status) kLog.warning("main_line_not_written_again", {{"image", image.id}, {"error", status}});
-  note_failed_syncs();
   --scans_;
   kv::WriteBatch batch;
   if (status.is_ok()) {

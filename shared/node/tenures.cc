@@ -186,6 +186,7 @@ void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire:
 // yield or resume was taken.
 void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, UniqueFunction<void(bool)> answer) {
   std::vector<wire::Mark> marks;
+  const std::string holder_before = image.record.tenure.holder;
   image.record.tenure = std::move(outcome.state);
   for (const Action& action : outcome.actions) {
     if (action.kind != Action::Kind::kEnded && action.kind != Action::Kind::kStarted) continue;
@@ -195,8 +196,8 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
     make_cold(image);
     if (action.kind == Action::Kind::kStarted) {
       image.last_applied = {};
-      image.refused_writes = false;                // of the tenure before, as what was not synced
-      image.synced = image.begun;
+      // Another's tenure ended with a sync. What the same host had written before a crash is as unsynced as it was.
+      if (action.host != holder_before) image.synced = image.begun;
       image.record.generation = Generation(0);   // its holder has no terms yet
     }
     kLog.info(action.kind == Action::Kind::kStarted ? "tenure_started" : "tenure_ended",
@@ -291,6 +292,7 @@ void Core::grant(fence::Ticket ticket, const Action& action, const Status& sure)
                    parent_clean(action.parent)};
   grants_total_.add();
   image.holder_session = waiting.session->number;
+  image.refused_writes = false;   // of the tenure before; and a sync that failed since is told, by the loss id
   image.holder_ahead = waiting.held_before ? Image::Ahead::kUntilWrite : Image::Ahead::kNo;
   waiting.peer->link->respond(wire::Type::kAcquire, waiting.request, answer);
 }

@@ -119,13 +119,15 @@ TEST_F(BrickTest, AnInterruptedFirstStartIsFinishedByTheNext) {
 
 TEST_F(BrickTest, LossIdChangesWithBootAndFailedSyncAndSurvivesARestart) {
   auto group = open_group(options(2));
-  LossId first = group->loss_id();
+  LossId first = group->loss_id(), told;
   group = open_group(options(2));
   EXPECT_EQ(group->loss_id(), first) << "a mere restart loses nothing";
+  group->on_failed_sync([&] { told = group->loss_id(); });
   EXPECT_TRUE(group->note_failed_sync().is_ok());
   LossId second = group->loss_id();
   EXPECT_NE(second, first);
   EXPECT_TRUE(sync_failed_between(first, second));
+  EXPECT_EQ(told, second);
   group = open_group(options(2));
   EXPECT_EQ(group->loss_id(), second);
   env_.boot = Uuid::from_random({1, 2, 3});

@@ -1,4 +1,4 @@
-#include "tests/unit/node/fixture.h"
+#include "tests/unit/node/refused_writes.h"
 
 namespace tidemark::node {
 namespace {
@@ -234,30 +234,6 @@ TEST_F(NodeTest, StaleRegionsOfAnOutgrownSizeMakeTheWholeMapStale) {
 }
 
 // ---- writes that the brick refuses --------------------------------------------------------------
-
-class RefusedWrites : public NodeTest {
- protected:
-  bool outdated() { return node_->status_json().find("\"outdated\":true") != std::string::npos; }
-  void refuse_next_write() {
-    world_.inject("shared", sim::FileFault{.operations = static_cast<uint16_t>(sim::FileOp::kWrite),
-                                           .path_contains = "objects"});
-  }
-  void fail_next_sync() {
-    world_.inject("shared", sim::FileFault{.operations = static_cast<uint16_t>(sim::FileOp::kSync),
-                                           .path_contains = "objects"});
-  }
-  Status resume(HostClient& h, const Held& held, uint8_t alone) {
-    return h.ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, kRegion, Generation(1), alone})
-        .status();
-  }
-  // It says so, and is believed.
-  bool made_equal(HostClient& h, const Held& held) {
-    return resume(h, held, 2).is_ok() && resume(h, held, 0).is_ok() && !outdated();
-  }
-  Status flush(HostClient& h, const Held& held) {
-    return h.ask<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}).status();
-  }
-};
 
 // Of a host that is back after a crash: that its next write is applied says nothing of one that was refused.
 TEST_F(RefusedWrites, OfAHolderThatIsBackAreNotForgottenByTheNextThatIsApplied) {

@@ -1,0 +1,135 @@
+// Another loss id: every image that had writes which no sync of its own had covered is level no more, from that moment.
+#include "tests/unit/node/refused_writes.h"
+
+namespace tidemark::node {
+namespace {
+
+using wire::Type;
+
+constexpr auto kSync = static_cast<uint16_t>(sim::FileOp::kSync);
+
+// Two images with writes that no sync covers, of one host; and how the sync of the first one fails.
+class FailedSyncs : public RefusedWrites {
+ protected:
+  void TearDown() override {
+    world_.clear_faults("shared");
+    world_.release_hung("shared");
+    world_.run_for(std::chrono::seconds(1));
+  }
+  void begin() {
+    a_ = host("host1");
+    b_ = host("host2");
+    failing_ = held_image(*a_, "failing.img", kImageBytes);
+    held_ = held_image(*a_, "held.img", kImageBytes);
+    // Over both stripes.
+    for (const Held& h : {failing_, held_}) ASSERT_TRUE(a_->write(h.image, h.epoch, 0, Bytes(256u << 10, 1)));
+  }
+  void begin_flush(HostClient& h, const Held& held) {
+    h.link->request<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}, [](Result<wire::Flushed>) {});
+  }
+  // The other one was flushed at once, and its holder is gone before it has said a word.
+  void expect_outdated() {
+    EXPECT_FALSE(b_->read(held_.image, 0, 4096));
+    a_->link.reset();
+    world_.run_for(std::chrono::seconds(6));
+    EXPECT_EQ(take("/held.img"), Code::kBusy);
+  }
+
+  std::unique_ptr<HostClient> a_, b_;
+  Held failing_, held_;
+};
+
+TEST_F(FailedSyncs, AreNotedWhenTheFlushHadBeenGivenUp) {
+  begin();
+  world_.inject("shared", sim::FileFault{.operations = kSync, .path_contains = "objects", .hangs = true});
+  begin_flush(*a_, failing_);
+  world_.run_for(std::chrono::seconds(8));
+  ASSERT_EQ(world_.hung("shared"), 1u);
+  EXPECT_TRUE(b_->read(held_.image, 0, 4096)) << "nothing is lost yet";
+  const LossId before = group_loss();
+  world_.release_hung("shared", EIO);
+  ASSERT_TRUE(world_.run_until([&] { return group_loss() != before; }, std::chrono::seconds(1)));
+  ASSERT_TRUE(flush(*a_, held_));
+  expect_outdated();
+}
+
+TEST_F(FailedSyncs, AreNotedWhileAnotherStripeIsStillBeingSynced) {
+  begin();
+  world_.inject("shared", sim::FileFault{.operations = kSync, .path_contains = "objects"});
+  world_.inject("shared", sim::FileFault{.operations = kSync, .path_contains = "objects", .hangs = true});
+  const LossId before = group_loss();
+  begin_flush(*a_, failing_);
+  ASSERT_TRUE(world_.run_until([&] { return group_loss() != before; }, std::chrono::seconds(1)));
+  ASSERT_EQ(world_.hung("shared"), 1u);
+  ASSERT_TRUE(flush(*a_, held_));
+  expect_outdated();
+}
+
+TEST_F(FailedSyncs, AreNotedWhenATakeoverHadGivenThatSyncUp) {
+  begin();
+  Held third = held_image(*b_, "third.img", kImageBytes);
+  ASSERT_TRUE(b_->write(third.image, third.epoch, 0, Bytes(4096, 1)));
+  world_.inject("shared", sim::FileFault{.operations = kSync, .path_contains = "objects", .hangs = true});
+  EXPECT_EQ(take("/third.img"), Code::kOk);
+  ASSERT_EQ(world_.hung("shared"), 1u);
+  ASSERT_TRUE(b_->connect(port_, cluster_));   // its sessions were ended
+  const LossId before = group_loss();
+  world_.release_hung("shared", EIO);
+  ASSERT_TRUE(world_.run_until([&] { return group_loss() != before; }, std::chrono::seconds(1)));
+  ASSERT_TRUE(flush(*a_, held_));
+  expect_outdated();
+}
+
+// Its writes of before the crash are as unsynced as they were: the flush that ends its recovery does not make it good.
+TEST_F(FailedSyncs, AreNotedForAHolderThatIsBackAfterACrash) {
+  begin();
+  ASSERT_TRUE(flush(*a_, failing_));
+  world_.crash("host1", sim::Crash::kKill);
+  a_ = std::make_unique<HostClient>(world_, "host1");
+  a_->hello.incarnation = Incarnation(2);
+  a_->hello.nonce.bytes[0] = 2;
+  ASSERT_TRUE(a_->connect(port_, cluster_));
+  Result<wire::Grant> grant = a_->acquire(held_.image);
+  ASSERT_TRUE(grant) << grant.status().message();
+  held_.epoch = grant->epoch;
+  Held third = held_image(*b_, "third.img", kImageBytes);
+  ASSERT_TRUE(b_->write(third.image, third.epoch, 0, Bytes(4096, 1)));
+  fail_next_sync();
+  EXPECT_FALSE(flush(*b_, third));
+  ASSERT_TRUE(b_->connect(port_, cluster_));
+  ASSERT_TRUE(resume(*b_, third, 0));
+  ASSERT_TRUE(flush(*a_, held_));
+  EXPECT_TRUE(outdated());
+  EXPECT_TRUE(made_equal(*a_, held_));
+}
+
+// It is told the new loss id with its grant, and has nothing to say of it.
+TEST_F(FailedSyncs, OfBeforeAGrantAreOverWithTheRecoveryThatFollowsIt) {
+  begin();
+  ASSERT_TRUE(flush(*a_, failing_));
+  Held third = held_image(*b_, "third.img", kImageBytes);
+  ASSERT_TRUE(b_->write(third.image, third.epoch, 0, Bytes(4096, 1)));
+  sim::StoreFault slow;
+  slow.delay = std::chrono::milliseconds(300);
+  world_.set_store_fault("shared", slow);
+  std::optional<Result<wire::Grant>> grant;
+  a_->link->request<wire::Grant>(Type::kAcquire, wire::Acquire{held_.image, 0, 0},
+                                 [&](Result<wire::Grant> g) { grant.emplace(std::move(g)); });
+  world_.run_for(std::chrono::milliseconds(50));
+  const LossId before = group_loss();
+  fail_next_sync();
+  begin_flush(*b_, third);
+  ASSERT_TRUE(world_.run_until([&] { return group_loss() != before; }, std::chrono::milliseconds(100)));
+  ASSERT_FALSE(grant) << "the failure is to come first";
+  a_->run([&] { return grant.has_value(); });
+  ASSERT_TRUE(*grant) << grant->status().message();
+  EXPECT_EQ((*grant)->loss_id, group_loss());
+  world_.set_store_fault("shared", {});
+  held_.epoch = (*grant)->epoch;
+  EXPECT_FALSE(b_->read(held_.image, 0, 4096));
+  ASSERT_TRUE(flush(*a_, held_));
+  EXPECT_TRUE(b_->read(held_.image, 0, 4096));
+}
+
+}  // namespace
+}  // namespace tidemark::node
