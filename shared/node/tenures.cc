@@ -78,16 +78,17 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
   // A holder that has not heard that this copy was cut, or not compared all of it.
   if (Status cut = refuse_if_cut(*image, host); stands && m.alone == 0 && !cut)
     return peer->link->respond_failure(request.type, request.id, cut);
+  const bool refused = stands && m.alone == 0 && image->refused_writes;
+  // It began its session when nothing had been lost yet, and would say so again: a new one's Hello says what was.
+  if (refused && peer->session->loss != group_->loss_id())
+    return end_session(peer->session, Status(Code::kUnavailable, "a sync has failed since its Hello"));
   // The refusal of a write may have crossed it, and the host have acknowledged that alone. Once is enough: what it says
   // after this answer it says after that refusal, too (its resync waits for the write), or with `alone`.
-  if (stands && m.alone == 0 && image->holder_session == peer->session->number &&
-      std::exchange(image->refused_writes, false)) {
+  if (refused && image->holder_session == peer->session->number) {
+    image->refused_writes = false;
     return peer->link->respond_failure(
         request.type, request.id, Status(Code::kUnavailable, label(*image) + ": a write was refused meanwhile"));
   }
-  // It began its session when nothing had been lost yet: a new one's Hello says what was.
-  if (stands && m.alone == 0 && image->refused_writes && peer->session->loss != group_->loss_id())
-    return end_session(peer->session, Status(Code::kUnavailable, "a sync has failed since its Hello"));
   if (stands) note_resumed(*image, *peer->session, m.alone);
   if (m.alone != 0) {
     if (stands && std::exchange(image->record.outdated, 1) == 0) put_image(batch, image->id, image->record);

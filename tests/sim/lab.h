@@ -173,13 +173,14 @@ class Lab final : public fs::MemoryKeeper {
 
   uint32_t hung = 0, landed_late = 0;
   uint64_t resync_rate = 0;            // of hosts started from now on
+  bool pause = false;                  // of hosts started from now on: they do not go on alone
   std::vector<std::string> rebuild_from;   // an operator's order to a shared node that is started without a catalogue
   World world;
 
  private:
   void start_run(SimEnv& env, const std::string& node, bool successor) {
     auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_, .witness = with_witness_,
-                                   .resync_rate = resync_rate, .reckless = plant_ == Plant::kHostDoesNotAsk,
+                                   .resync_rate = resync_rate, .pause = pause, .reckless = plant_ == Plant::kHostDoesNotAsk,
                                    .survivor = &mounts_.at(node)->attach(), .successor = successor});
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     engines_[node] = std::move(*opened);

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "shared/base/digest.h"
+#include "shared/base/log.h"
 #include "shared/wire/connection.h"
 #include "tests/repeat.h"
 #include "tests/sim/lab.h"
@@ -144,6 +145,36 @@ TEST(Rules, WhatAFailedSyncOfAnotherImageMayHaveLostIsNotTakenForLevel) {
     EXPECT_EQ(lab.shared_status().find("\"outdated\":true"), std::string::npos) << lab.shared_status();
     got = lab.read("host2", *there, 0, kStride);
     EXPECT_TRUE(got.is_ok() && *got == 'b') << "seed " << seed;
+    EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed;
+  }
+}
+
+// The flush that failed is of a host that waits rather than go on alone, and asks again and again whether it may go on: the
+// loss id that it would have to know is told in a new session alone. Its copy there is level once it has made it so.
+TEST(Rules, AHolderThatHasNotHeardOfAFailedSyncIsNotBelievedHoweverOftenItAsks) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    Lab lab(seed);
+    lab.pause = true;
+    lab.crash("host1", Crash::kKill);
+    lab.start("host1");
+    auto image = lab.open_filled("host1");
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 0, 'b').is_ok());
+    lab.world.inject("shared1", FileFault{.operations = static_cast<uint16_t>(FileOp::kSync), .path_contains = "/brick"});
+    bool made_equal = false;
+    log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) {
+      made_equal = made_equal || line.find("resync_begun") != std::string_view::npos;
+    });
+    std::optional<Status> flushed;
+    lab.engine("host1").flush(*image, io::IoMode::kQueued, [&](Status s) { flushed = s; });
+    auto outdated = [&] { return lab.shared_status().find("\"outdated\":true") != std::string::npos; };
+    EXPECT_TRUE(lab.world.run_until(outdated, seconds(10))) << "seed " << seed;
+    EXPECT_TRUE(lab.world.run_until([&] { return !outdated(); }, seconds(30))) << "seed " << seed;
+    log::set_sink_for_testing(nullptr);
+    EXPECT_TRUE(made_equal) << "seed " << seed << ": it is level by a word alone";
+    EXPECT_TRUE(lab.world.run_until([&] { return flushed.has_value(); }, seconds(30))) << "seed " << seed;
+    EXPECT_TRUE(flushed && flushed->is_ok());
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
     EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed;
   }
 }

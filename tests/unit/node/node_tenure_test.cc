@@ -368,6 +368,9 @@ TEST_F(RefusedWrites, ASyncThatFailsLeavesNoImageLevelThatItMayHaveSpoilt) {
   EXPECT_FALSE(b->read(held.image, 0, 4096));
   EXPECT_EQ(resume(*a, held, 0).code(), Code::kUnavailable) << "it may have been said before";
   EXPECT_FALSE(b->read(held.image, 0, 4096));
+  EXPECT_FALSE(resume(*a, held, 0)) << "nothing in that session has told what was lost";
+  EXPECT_FALSE(b->read(held.image, 0, 4096));
+  ASSERT_TRUE(a->connect(port_, cluster_));
   ASSERT_TRUE(resume(*a, failing, 2));
   ASSERT_TRUE(resume(*a, failing, 0));
   EXPECT_TRUE(made_equal(*a, held));
