@@ -103,6 +103,7 @@ Task<void> Engine::resume(Image& im) {
     }
     other = other || im.compare;
     other = other || im.apart || im.facts.alone || only_here(im) || (!kept && (im.unsynced.any() || im.active != 0));
+    other = other || im.resync_loss != im.shared_loss;   // a resync under another loss id has not ended
     // Where a resync follows, that says when it has ended. Of `mirror = none` it does once the policy is another one.
     const bool compares = (mirror_->hello().features & wire::kFeatureCompare) != 0 && im.facts.alone && marked &&
                           !im.facts.policy_none;

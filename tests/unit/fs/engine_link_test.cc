@@ -329,6 +329,26 @@ TEST_F(LinkTest, AResyncWhoseCopyingIsRefusedOnceEndsLevel) {
   EXPECT_EQ(verify(f), "");
 }
 
+// A sync fails there in the midst of a resync that follows upon another loss id: the resume knows that the copies differ,
+// though its session began under the first one. The link need not be lost for that.
+TEST_F(LinkTest, AResyncUnderAnotherLossIdThatIsRefusedIsResumedAsOne) {
+  File f = start_written(), other = create(1, "b.img", kMiB);
+  ASSERT_TRUE(write_now(other, 0, 0x11, kMiB));
+  const sim::FileFault failing{.operations = bit(sim::FileOp::kSync), .path_contains = "objects"};
+  world_->inject("shared1", failing);
+  ASSERT_TRUE(wait(flush(other)));
+  world_->inject("shared1", failing);
+  ASSERT_TRUE(write_now(f, 0, 0x22, 4096));    // its answer tells the loss id
+  log_.clear();
+  ASSERT_TRUE(until([&] { return logged("shared_copy_refuses"); }));
+  ASSERT_EQ(mirror(f), "local only");
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_FALSE(logged("session_ended")) << log_;
+  EXPECT_EQ(shared_->status_json().find("\"outdated\":true"), std::string::npos);
+  EXPECT_EQ(byte_at(open(2, "a.img"), 0, 4096), 0x22);
+  EXPECT_EQ(verify(f), "");
+}
+
 // Its read is under way when its time is over, and only then the link dies: it ends all the same.
 TEST_F(LinkTest, APeekEndsWhereverItIsWhenItsTimeIsOver) {
   start();
