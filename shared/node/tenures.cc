@@ -41,7 +41,6 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   fence::Ticket ticket = ++next_ticket_;
   // It may hold acknowledged writes of its own, from before a crash, until it has flushed or written here.
   if (held_before) image->record.outdated = 1;
-  image->mending = false;
   waiting_[ticket] = {peer, peer->session, request.id, image, known, held_before, {}};
   ++image->ops;   // keeps the image while the request waits
   fence::Outcome outcome =
@@ -197,6 +196,7 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
     make_cold(image);
     if (action.kind == Action::Kind::kStarted) {
       image.last_applied = {};
+      image.mending = false;
       // Another's tenure ended with a sync. What the same host had written before a crash is as unsynced as it was.
       if (action.host != holder_before) image.synced = image.begun;
       image.record.generation = Generation(0);   // its holder has no terms yet

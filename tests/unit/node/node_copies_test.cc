@@ -21,7 +21,7 @@ class CutCopyTest : public NodeTest {
     cut(4096);
     ASSERT_EQ(read_code(*b_), Code::kCorruption);
     cut(kSize / 2);   // there are two
-    world_.run_for(std::chrono::seconds(3));
+    world_.run_for(std::chrono::seconds(6));   // until what was open is closed
   }
   void cut(uint64_t bytes) {
     for (const auto& [path, contents] : world_.files("shared", "/")) {
@@ -84,6 +84,20 @@ TEST_F(CutCopyTest, IsNotMendedByAHolderThatLacksSomethingItself) {
   ASSERT_TRUE(a_->tell(Type::kLevel, wire::encode(level)));
   ASSERT_EQ(resume(3), Code::kOk);
   EXPECT_EQ(hash(), Code::kCorruption);
+}
+
+// Another host, whose copy is whole on record, reads and asks for the tenure once a second: it is refused, and no more.
+TEST_F(CutCopyTest, IsMendedWhileAnotherHostAsksForTheTenure) {
+  begin();
+  Result<wire::Grant> map = b_->ask<wire::Grant>(Type::kStaleMap, wire::StaleMap{held_.image});
+  ASSERT_TRUE(map) << map.status().message();
+  ASSERT_TRUE(b_->tell(Type::kLevel, wire::encode(wire::Level{held_.image, map->map_cut, map->stale_regions})));
+  ASSERT_EQ(resume(3), Code::kOk);
+  EXPECT_EQ(b_->acquire(held_.image, 0).status().code(), Code::kBusy);
+  EXPECT_EQ(hash(), Code::kOk);
+  EXPECT_TRUE(repair());
+  ASSERT_EQ(resume(0), Code::kOk);
+  EXPECT_EQ(read_code(*b_), Code::kOk);
 }
 
 TEST_F(CutCopyTest, OfNobodyIsTakenAsItIsByAnOperatorsWord) {
