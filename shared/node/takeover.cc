@@ -108,7 +108,7 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   if (!whole) {
     refused = whole.message() + ": bring the file back first";
   } else if (holder.empty() && cut && accept_loss) {
-    if (image.copy && !image.copy->idle()) refused = "its copy here is in use: say it again";
+    if (in_use(image)) refused = "its copy here is in use: say it again";
     else run.as_is.push_back(&image);
     entry["action"] = "accept";
   } else if (holder.empty() && cut) {
