@@ -185,7 +185,8 @@ INSTANTIATE_TEST_SUITE_P(Scenarios, ScenarioTest,
                          testing::Values("calm", "delays_and_disconnects", "shared_node_dies", "hosts_die", "replica_dies",
                                          "clocks_jump", "handovers", "handovers_and_disconnects", "handovers_and_dying_hosts",
                                          "handovers_and_a_dying_shared_node", "journal_limit", "journal_limit_and_dying_hosts",
-                                         "journal_limit_and_handovers", "replica_replaced", "local_bricks_fail", "shared_syncs_fail", "swarm", "rivals"),
+                                         "journal_limit_and_handovers", "replica_replaced", "local_bricks_fail", "shared_syncs_fail",
+                                         "swarm", "rivals"),
                          [](const auto& info) { return std::string(info.param); });
 
 // Seeds that once failed, each by the name of what it found; of the swarm, or of `rivals`.
