@@ -17,12 +17,12 @@ Status unreachable() { return Status::from_errno(EHOSTUNREACH, "the shared node 
 bool is_unreachable(const Status& s) { return s.code() == Code::kUnavailable || s.sys_errno() == EHOSTUNREACH; }
 
 // The shared node keeps an image that lost its name for the hosts that it knows to use it: those that read or write it.
-// One that is open here, of which neither was asked yet, is made known by a read behind every end: no device is asked.
-// Whatever comes back, the host is noted.
+// One that is open here, of which neither was asked yet, is made known by a read of nothing: no copy is asked, and no
+// holder waited for. Whatever comes back, the host is noted.
 Task<void> make_use_known(Mirror& mirror, Image* im) {
   if (im == nullptr || im->handles == 0 || im->held || !mirror.up()) co_return;
   Pin pin(*im);
-  const Bytes read = wire::encode(wire::Read{im->id, limits::kImageBytesMax, 512});
+  const Bytes read = wire::encode(wire::Read{im->id, 0, 0});
   using Answer = Result<wire::Answer>;
   auto answer = co_await async<Answer>([&](Callback<Answer> done) {
     mirror.send(wire::Type::kRead, read, {}, std::move(done));

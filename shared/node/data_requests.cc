@@ -148,6 +148,7 @@ void Core::read_request(const PeerPtr& peer, wire::Request& request) {
   Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
   note_user(*image, *peer->session);
+  if (m.length == 0) return peer->link->respond(request.type, request.id, ByteSpan{});   // that was all it is for
   Op* op = new_op(peer, request, *image);
   op->offset = m.offset;
   op->length = m.length;

@@ -71,6 +71,26 @@ TEST_F(EngineTest, TheAttributesOfAnOpenImageAreBelievedOnlyWhereItIsHeld) {
   engine(1).on_giving_up(nullptr);
 }
 
+// Of what is open here and was neither read nor written: the shared node hears that it is used, and that is all.
+TEST_F(EngineTest, AnUnlinkWaitsForNoHolder) {
+  File a = start_written();
+  File b = open(2, "a.img");
+  close(a);
+  auto unlink = [&](const std::string& name) {
+    auto answer = std::make_shared<std::optional<Status>>();   // shared with one that comes too late
+    engine(2).unlink(InodeNumber(1), name, false, [answer](Status s) { answer->emplace(std::move(s)); });
+    return until([answer] { return answer->has_value(); }, seconds(1)) && (*answer)->is_ok();
+  };
+  EXPECT_TRUE(unlink("a.img"));
+  world_->run_for(std::chrono::minutes(30));
+  EXPECT_EQ(byte_at(b, 0, kMiB), 0x11) << "it is open";
+  File d = create(1, "d.img", kMiB);
+  ASSERT_TRUE(write_now(d, 0, 0x11, 4096));
+  open(2, "d.img");
+  lose_link(1);
+  EXPECT_TRUE(unlink("d.img")) << "its holder is away";
+}
+
 TEST_F(EngineTest, VerifyOfAVastSparseImagePassesOverItsHoles) {
   start();
   constexpr uint64_t kSize = 1ull << 42;
