@@ -385,6 +385,7 @@ class Engine final : public journal::BlockSource {
   void changed(const wire::Changed& change);
   void take_mark(const wire::Mark& mark);
   void invalidated(const wire::InvalidateNotify& message);
+  Task<Result<wire::Attr>> renew_attr(Image& image);
   Task<void> check_attr(Image& image);
   Task<void> learn_size(Op* op);
   Task<void> end_if_shorter(Op* op);

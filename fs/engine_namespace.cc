@@ -372,18 +372,24 @@ void Engine::invalidated(const wire::InvalidateNotify& message) {
   if (invalidate_ && cached) invalidate_(message);
 }
 
+// What the shared node says of it now, believed where it is not held.
+Task<Result<wire::Attr>> Engine::renew_attr(Image& im) {
+  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  if (!answer) co_return answer;
+  names_->put(*answer);
+  if (!im.held) take_attr(im, *answer);
+  co_return answer;
+}
+
 // The attributes anew; an image that has lost its name is dropped here at its last close.
 Task<void> Engine::check_attr(Image& im) {
   Pin pin(im);
-  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  auto answer = co_await renew_attr(im);
   if (answer) {
     if (im.held) {
       im.attr.mirror = answer->mirror;
       im.attr.mode = answer->mode;
-    } else {
-      take_attr(im, *answer);
     }
-    names_->put(*answer);
     policy_seen(im, answer->mirror);
     if (answer->nlink == 0) lost_name(im.id);
   } else if (answer.status().code() == Code::kNotFound) {
@@ -399,11 +405,9 @@ Task<Status> Engine::ask_size(Image& im, uint64_t offset) {
   const Extent first{offset, 1};
   Status read = co_await read_shared(im, first, byte);
   if (!read && read.code() != Code::kUnsupported) co_return read;
-  auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  auto answer = co_await renew_attr(im);
   if (!answer && is_unreachable(answer.status())) co_return Status(Code::kUnavailable, answer.status().message());
   if (!answer) co_return Status::ok();   // it has lost its name: as far as is known here
-  names_->put(*answer);
-  if (!im.held) take_attr(im, *answer);
   // Of `mirror = none` nothing is read there, and the size is its holder's to say; without one it is as it was left.
   if (!read && !answer->holder.empty()) co_return read;
   co_return Status::ok();
@@ -427,14 +431,12 @@ Task<void> Engine::learn_size(Op* op) {
 // just made shorter. As far as it reaches by now.
 Task<void> Engine::end_if_shorter(Op* op) {
   Image& im = *op->image;
-  auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  auto now = co_await renew_attr(im);
   if (!now) {
     step_back(op);
     if (mirror_->up()) unpark_later(im);
     co_return;
   }
-  names_->put(*now);
-  if (!im.held) take_attr(im, *now);
   const uint64_t size = im.size_now();
   op->extent.length = op->extent.offset >= size ? 0 : std::min(op->extent.length, size - op->extent.offset);
   finish_read(op, Status::ok());

@@ -307,7 +307,6 @@ void CopyState::write_piece(const Piece& piece, ByteSpan data, io::IoMode mode, 
 
 // Looked at before anything is written to the end: afterwards nothing would tell that the object had been cut short.
 void CopyState::if_whole(const Piece& piece, io::IoMode mode, Op* op, UniqueFunction<void()> then) {
-  if (!reaches_end(piece)) return then();
   objects_[piece.stripe].file->ask_stat(
       mode, [this, piece, op, then = std::move(then)](Result<io::FileStat> found) mutable {
         if (!found) return finish_piece(op, found.status().with_context(objects_[piece.stripe].path));
@@ -389,11 +388,13 @@ void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done
       continue;
     }
     objects_[i].written += end - begin;
-    if_whole(piece, io::IoMode::kQueued, op, [this, op, piece, begin, end] {
+    auto go = [this, op, piece, begin, end] {
       note_written(piece);
       objects_[piece.stripe].file->allocate(
           begin, end - begin, [this, op, i = piece.stripe](Status s) { finish_write(op, i, std::move(s)); });
-    });
+    };
+    if (reaches_end(piece)) if_whole(piece, io::IoMode::kQueued, op, go);
+    else go();
   }
   finish_piece(op, {});
 }

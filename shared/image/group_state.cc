@@ -342,7 +342,7 @@ Status check_object(const ImageMetadata& metadata, uint32_t stripe, const std::s
   if (found && found->size >= wanted) return Status::ok();
   const std::string object = "image " + metadata.id.to_string() + ": its object " + path;
   if (!found && found.status().code() == Code::kNotFound)
-    return Status(Code::kCorruption, object + " is missing: resync it from the other copy");
+    return Status(Code::kCorruption, object + " is missing");
   if (!found) return found.status();
   return Status(Code::kCorruption, object + " has " + std::to_string(found->size) + " bytes instead of " +
                                        std::to_string(wanted) + ": it was cut short");

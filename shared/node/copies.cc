@@ -21,8 +21,8 @@ Result<std::unique_ptr<image::ImageCopy>> Core::open_copy(Image& im) {
   }
   auto copy = group_->open_image(im.id);
   note_copy(im, copy.status());
-  if (copy || copy.status().code() != Code::kNotFound) return copy;
-  return im.copy_fault;
+  if (copy) return copy;
+  return im.copy_fault;   // it says what to do, too
 }
 
 // What is said of a copy whose blocks should be here: a warning when it changes, and a reason of the status.

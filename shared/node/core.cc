@@ -200,7 +200,8 @@ void Core::note_failed_sync() {
     auto session = sessions_.find(image->holder_session);
     if (session != sessions_.end()) unaware.push_back(session->second);
   }
-  commit(std::move(batch), [] {});   // should it be lost, the next start finds another loss id
+  // Should it be lost, the next start finds another loss id, if a brick could record one.
+  commit(std::move(batch), [] {});
   if (unaware.empty()) return;
   env_.post([this, self = self_, unaware = std::move(unaware)] {
     for (const SessionPtr& session : unaware)

@@ -236,7 +236,8 @@ void Core::issue_read(Op* op) {
   Image& im = *op->image;
   if (im.attr->mirror == 0) return fail(op, no_mirror(im));
   // Since it took its place in the order. The host asks again.
-  if (may_be_old(im, *op)) return fail(op, Status(Code::kUnavailable, label(im) + ": its holder was lost"));
+  if (may_be_old(im, *op))
+    return fail(op, Status(Code::kUnavailable, label(im) + ": its holder was lost meanwhile: ask again"));
   uint64_t inside = 0;
   if (im.record.has_copy != 0 || im.copy) {
     if (Status s = ensure_copy(im, op->session->host); !s) return fail(op, s);

@@ -17,7 +17,8 @@ const log::Logger kLog("node.data");
 
 Status Core::refuse_if_hung(const Image& im) const {
   if (im.hung == 0) return Status::ok();
-  return Status(Code::kIoError, label(im) + ": a brick of the shared node hangs");
+  return Status(Code::kIoError,
+                label(im) + ": a brick of the shared node hangs: see to its disk; what hangs there is waited for");
 }
 
 void Core::copy_answered(Op* op, Status status) {
