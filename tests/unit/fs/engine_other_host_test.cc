@@ -88,6 +88,7 @@ TEST_F(EngineTest, AnUnlinkWaitsForNoHolder) {
   ASSERT_TRUE(write_now(d, 0, 0x11, 4096));
   open(2, "d.img");
   lose_link(1);
+  world_->run_for(seconds(2));            // the shared node has noticed
   EXPECT_TRUE(unlink("d.img")) << "its holder is away";
 }
 
