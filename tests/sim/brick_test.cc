@@ -11,8 +11,6 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr auto kRead = static_cast<uint16_t>(FileOp::kRead), kWrite = static_cast<uint16_t>(FileOp::kWrite),
-               kSync = static_cast<uint16_t>(FileOp::kSync);
 
 struct Failure {
   const char* name;

@@ -8,8 +8,6 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr auto kRead = static_cast<uint16_t>(FileOp::kRead), kWrite = static_cast<uint16_t>(FileOp::kWrite),
-               kSync = static_cast<uint16_t>(FileOp::kSync);
 constexpr Duration kLongest = seconds(6);   // [storage] io_deadline and a second
 constexpr uint64_t kOffsets[] = {0, 8192, Lab::kRegion};
 

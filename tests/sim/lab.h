@@ -12,6 +12,10 @@
 
 namespace tidemark::sim {
 
+// FileFault::operations.
+inline constexpr auto kRead = static_cast<uint16_t>(FileOp::kRead), kWrite = static_cast<uint16_t>(FileOp::kWrite),
+               kSync = static_cast<uint16_t>(FileOp::kSync);
+
 enum class Plant { kNone, kWitnessForgets, kHostDoesNotAsk };
 enum class Ships : bool { kNo, kYes };   // yes: to replica1, which the test starts
 

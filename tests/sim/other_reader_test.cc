@@ -9,7 +9,6 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr auto kWrite = static_cast<uint16_t>(FileOp::kWrite);
 
 struct OtherReader : testing::Test {
   // host1 holds the image with 'a' in it, flushed, and has it open; host2 has it open for reading.

@@ -13,8 +13,6 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::seconds;
 
-constexpr auto kRead = static_cast<uint16_t>(FileOp::kRead), kWrite = static_cast<uint16_t>(FileOp::kWrite),
-               kSync = static_cast<uint16_t>(FileOp::kSync);
 constexpr Duration kLongest = seconds(7);   // the shared node's deadline for a brick, and what a start takes
 
 struct Refusal {

@@ -9,8 +9,7 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr uint64_t kBlocks = 16, kStride = Lab::kImageBytes / kBlocks;
-constexpr auto kSync = static_cast<uint16_t>(FileOp::kSync);
+constexpr uint64_t kPlaces = 16, kApart = Lab::kImageBytes / kPlaces;
 
 class FailedSync : public testing::Test {
  public:
@@ -19,7 +18,7 @@ class FailedSync : public testing::Test {
     image_ = lab.open_filled("host1");
     ASSERT_TRUE(image_.is_ok()) << image_.status().to_string();
     ASSERT_TRUE(lab.healthy("host1"));
-    for (uint64_t b = 0; b < kBlocks; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kStride, 'b').is_ok());
+    for (uint64_t b = 0; b < kPlaces; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kApart, 'b').is_ok());
   }
   void fail_next_sync(Lab& lab, const std::string& node, uint64_t times = 1) {
     lab.world.inject(node, FileFault{.times = times, .operations = kSync, .path_contains = ".data"});
@@ -30,8 +29,8 @@ class FailedSync : public testing::Test {
     lab.world.run_for(seconds(8));
   }
   void expect_b(Lab& lab, const std::string& host, fs::HandleId image, uint64_t seed) {
-    for (uint64_t b = 0; b < kBlocks; ++b) {
-      auto byte = lab.read(host, image, b * kStride);
+    for (uint64_t b = 0; b < kPlaces; ++b) {
+      auto byte = lab.read(host, image, b * kApart);
       EXPECT_TRUE(byte.is_ok() && *byte == 'b')
           << "seed " << seed << " block " << b << " reads "
           << (byte ? std::string(1, static_cast<char>(*byte)) : byte.status().to_string());
@@ -66,7 +65,7 @@ TEST_F(FailedSync, OfTheSharedCopyIsMadeGoodByWriting) {
     lab.engine("host1").release(*image_);
     auto there = lab.open("host2");
     ASSERT_TRUE(there.is_ok()) << there.status().to_string();
-    ASSERT_TRUE(lab.write("host2", *there, kStride / 2, 'c').is_ok()) << "seed " << seed;
+    ASSERT_TRUE(lab.write("host2", *there, kApart / 2, 'c').is_ok()) << "seed " << seed;
     expect_b(lab, "host2", *there, seed);
   }
 }
@@ -97,7 +96,7 @@ TEST_F(FailedSync, OfTheOwnCopyAloneIsMadeGoodBeforeAFlushIsAcknowledged) {
     Lab lab(seed);
     begin(lab);
     lab.world.partition("host1", "shared1");
-    for (uint64_t b = 0; b < kBlocks; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kStride, 'b').is_ok());
+    for (uint64_t b = 0; b < kPlaces; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kApart, 'b').is_ok());
     fail_next_sync(lab, "host1");
     EXPECT_FALSE(lab.flush("host1", *image_).is_ok()) << "seed " << seed;
     ASSERT_TRUE(lab.flush("host1", *image_).is_ok()) << "seed " << seed;
@@ -126,7 +125,7 @@ TEST_F(FailedSync, OfTheOwnCopyAloneIsMadeGoodBeforeTheCopiesCountAsEqual) {
     Lab lab(seed);
     begin(lab);
     lab.world.partition("host1", "shared1");
-    for (uint64_t b = 0; b < kBlocks; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kStride, 'b').is_ok());
+    for (uint64_t b = 0; b < kPlaces; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kApart, 'b').is_ok());
     fail_next_sync(lab, "host1");
     EXPECT_FALSE(lab.flush("host1", *image_).is_ok()) << "seed " << seed;
     const bool killed = seed % 2 == 0;
@@ -164,7 +163,7 @@ TEST_F(FailedSync, OfTheOnlyCopyIsMadeGoodBeforeAFlushIsAcknowledged) {
     Status set = lab.wait<Status>([&](auto done) { lab.engine("host1").set_xattr(none, std::move(done)); });
     ASSERT_TRUE(set.is_ok()) << set.to_string();
     lab.world.run_for(seconds(2));
-    for (uint64_t b = 0; b < kBlocks; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kStride, 'b').is_ok());
+    for (uint64_t b = 0; b < kPlaces; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kApart, 'b').is_ok());
     fail_next_sync(lab, "host1");
     EXPECT_FALSE(lab.flush("host1", *image_).is_ok()) << "seed " << seed;
     if (seed % 2 == 0) {
@@ -202,7 +201,7 @@ TEST_F(FailedSync, OfATakingIsMadeGoodBeforeTheNextTenureBegins) {
     }
     auto second = lab.open("host2");
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
-    const auto wrote = [&] { return lab.write("host2", *second, kStride / 2, 'c').is_ok(); };
+    const auto wrote = [&] { return lab.write("host2", *second, kApart / 2, 'c').is_ok(); };
     ASSERT_TRUE(wrote() || wrote() || wrote()) << "seed " << seed;   // an error while it cannot be made good
     lose_power(lab, "shared1");
     ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
@@ -225,7 +224,7 @@ TEST_F(FailedSync, OfTheTenureAfterATakingIsMadeGoodBeforeItBegins) {
     fail_next_sync(lab, "shared1");
     auto second = lab.open("host2");
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
-    const auto wrote = [&] { return lab.write("host2", *second, kStride / 2, 'c').is_ok(); };
+    const auto wrote = [&] { return lab.write("host2", *second, kApart / 2, 'c').is_ok(); };
     ASSERT_TRUE(wrote() || wrote()) << "seed " << seed;
     lose_power(lab, "shared1");
     ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;

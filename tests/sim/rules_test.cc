@@ -87,7 +87,6 @@ TEST(Rules, WhatTheSharedNodeRefusedAtTheEndOfAResyncIsNotTakenForLevel) {
     auto resyncs = [&] { return lab.engine("host1").status_json().find("resyncing") != std::string::npos; };
     ASSERT_TRUE(lab.world.run_until(resyncs, seconds(20))) << "cut " << cut;
     lab.world.run_for(milliseconds(cut) / 16);
-    constexpr auto kWrite = static_cast<uint16_t>(FileOp::kWrite);
     lab.world.inject("shared1", FileFault{.operations = kWrite, .path_contains = "/brick"});
     ASSERT_TRUE(lab.write("host1", *image, kStride, 'c', kStride).is_ok()) << "cut " << cut;
     if (cut % 8 == 0) {   // it lives on
