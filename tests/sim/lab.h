@@ -133,13 +133,18 @@ class Lab final : public fs::MemoryKeeper {
   Status flush(const std::string& host, fs::HandleId handle) {
     return wait<Status>([&](auto done) { engine(host).flush(handle, io::IoMode::kQueued, std::move(done)); });
   }
-  // The byte that fills the range, if one does.
-  Result<uint8_t> read(const std::string& host, fs::HandleId handle, uint64_t offset, uint64_t length = 4096) {
+  Result<Bytes> read_bytes(const std::string& host, fs::HandleId handle, uint64_t offset, uint64_t length) {
     auto data = std::make_shared<Bytes>(length);
     kept_.push_back(data);
     auto n = wait<Result<size_t>>([&](auto done) { engine(host).read(handle, offset, *data, io::IoMode::kQueued, std::move(done)); });
     if (auto moved = moved_.find(data->data()); moved != moved_.end()) data = moved->second;
     if (!n) return n.status();
+    return *data;
+  }
+  // The byte that fills the range, if one does.
+  Result<uint8_t> read(const std::string& host, fs::HandleId handle, uint64_t offset, uint64_t length = 4096) {
+    auto data = read_bytes(host, handle, offset, length);
+    if (!data) return data.status();
     for (uint8_t b : *data) if (b != data->front()) return Status(Code::kCorruption, "mixed bytes");
     return data->front();
   }
@@ -178,13 +183,15 @@ class Lab final : public fs::MemoryKeeper {
   uint32_t hung = 0, landed_late = 0;
   uint64_t resync_rate = 0;            // of hosts started from now on
   bool pause = false;                  // of hosts started from now on: they do not go on alone
+  Duration limit_age = std::chrono::hours(24);   // of their journals
   std::vector<std::string> rebuild_from;   // an operator's order to a shared node that is started without a catalogue
   World world;
 
  private:
   void start_run(SimEnv& env, const std::string& node, bool successor) {
-    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_, .witness = with_witness_,
-                                   .resync_rate = resync_rate, .pause = pause, .reckless = plant_ == Plant::kHostDoesNotAsk,
+    auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_, .limit_age = limit_age,
+                                   .witness = with_witness_, .resync_rate = resync_rate, .pause = pause,
+                                   .reckless = plant_ == Plant::kHostDoesNotAsk,
                                    .survivor = &mounts_.at(node)->attach(), .successor = successor});
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     engines_[node] = std::move(*opened);

@@ -400,10 +400,12 @@ class Mix {
     if (!lab_.write("host1", writer_, block * kStride, byte) || !lab_.flush("host1", writer_)) return;
     may_be_[block] = {byte};
   }
+  // Byte by byte: a power cut may have torn a sector that was not flushed.
   bool look(const std::string& host, uint64_t block) {
-    auto got = lab_.read(host, host == "host1" ? writer_ : reader_, block * kStride, 512);
+    auto got = lab_.read_bytes(host, host == "host1" ? writer_ : reader_, block * kStride, 512);
     if (!got) return false;
-    EXPECT_TRUE(may_be_[block].contains(*got)) << host << " reads " << int{*got} << " of block " << block;
+    for (uint8_t byte : std::set<uint8_t>(got->begin(), got->end()))
+      EXPECT_TRUE(may_be_[block].contains(byte)) << host << " reads " << int{byte} << " of block " << block;
     return true;
   }
 
