@@ -47,7 +47,9 @@ void Engine::apply(Image& im, MirrorEvent event) {
   if (sends_mirror(im.state) && !sends_mirror(next.next)) ++im.outages;
   im.state = next.next;
   if (im.attached && (next.actions & kUnlevel) != 0) journal_->set_level(im.slot, false);
-  if (im.attached && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
+  // What a crash left dirty no link makes equal: the recovery says itself when it has. Of `none` there is one copy.
+  const bool equal = im.facts.policy_none || !unreconciled_.contains(im.id);
+  if (im.attached && equal && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
   if (im.state == MirrorState::kWaiting && im.facts.asks_first && witness_) tasks_.spawn(ask_witness(im));
   if (im.state == MirrorState::kMirrored) want_terms();
   if ((next.actions & kStartResync) != 0 && !im.resync_running) tasks_.spawn(resync(im));
