@@ -266,7 +266,8 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   }
   note_shared_doubt(im, dirty.shared_loss_id, im.shared_loss);
   uint64_t repaired = 0;
-  const LossId loss_before = host_loss();
+  const LossId own_before = host_loss(), shared_before = im.resync_loss;
+  const uint64_t session = mirror_->hello().session;
   im.own_failed = false;
   if (TM_PLANTED("serve dirty regions unreconciled")) dirty.regions.clear();
   Status equal;
@@ -276,8 +277,11 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   if (!equal && im.own_failed && own_copy_failed(im, equal)) co_return Status::ok();  // the shared copy has it all
   const bool decides = host_wins || equal.is_ok();   // the own copy, for all of it
   if (equal.is_ok()) equal = co_await flush_both(im);
+  // What was written there before it lost its power no later sync covers, though none of the requests failed.
+  const bool stood = session == mirror_->hello().session && shared_before == im.resync_loss;
+  if (equal.is_ok() && !stood) equal = Status(Code::kUnavailable, "the link or the shared copy's loss id changed");
   // A failed sync of the own copy is no word of the shared node's: what it cost is found out by the next try.
-  const bool own_well = !im.own_failed && host_loss() == loss_before;
+  const bool own_well = !im.own_failed && host_loss() == own_before;
   if (!equal && own_well) co_return co_await recover_alone(im, dirty, decides, equal);
   if (!equal) co_return equal;
   im.shared_in_doubt = false;

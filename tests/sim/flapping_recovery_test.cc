@@ -1,5 +1,5 @@
-// A host crashes, and the link flaps while its recovery makes the copies equal. Should it crash again before that has
-// ended, what the first crash left dirty is still known, and the copies become equal.
+// A host crashes, and the link flaps, or the shared node loses its power, while its recovery makes the copies equal: they
+// become equal all the same. Should the host crash again before that, what the first crash left dirty is still known.
 #include <optional>
 
 #include "tests/repeat.h"
@@ -63,6 +63,44 @@ TEST_P(FlappingRecoveryTest, CutShortOrNotForgetsNoDirtyRegionBeforeItIsEqual) {
       EXPECT_EQ(site.verify("host1"), "");
       lab.world.run_for(seconds(30));
       EXPECT_NE(lab.engine("host1").status_json().find("\"dirty_bytes\":0,"), std::string::npos) << "it is not level";
+    }
+  }
+}
+
+// The shared node loses its power between what the recovery writes there, and has lost the first of that.
+TEST(RecoveryTest, KnowsThatTheSharedCopyLostWhatItHadMadeEqual) {
+  for (const bool alone : {false, true}) {
+    for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
+      SCOPED_TRACE("seed " + std::to_string(seed) + (alone ? ", alone" : ""));
+      Lab lab(seed, false, Plant::kNone, Ships::kYes);
+      Site site(lab);
+      auto handle = lab.open_filled("host1");
+      ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+      lab.world.partition("host1", "shared1");
+      for (uint64_t offset : {uint64_t{0}, Lab::kRegion}) {
+        auto data = std::make_shared<Bytes>(4096, 'b');   // shared with the write
+        lab.engine("host1").write(*handle, offset, *data, io::IoMode::kQueued, [data](Result<size_t>) {});
+      }
+      if (alone) ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+      else lab.world.run_for(std::chrono::milliseconds(100));
+      lab.crash("host1", Crash::kKill);
+      lab.world.heal_all();
+
+      lab.start("host1");
+      lab.world.inject("host1", FileFault{2, 1, static_cast<uint16_t>(FileOp::kRead), ".data", 0, true});
+      ASSERT_TRUE(lab.world.run_until([&] { return lab.world.hung("host1") != 0; }, seconds(10)));
+      lab.world.run_for(std::chrono::milliseconds(500));
+      lab.crash("shared1", Crash::kPowerLoss);
+      lab.start("shared1");
+      lab.world.run_for(seconds(3));
+      lab.world.release_hung("host1");
+
+      handle = lab.open("host1");
+      ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+      ASSERT_TRUE(lab.write("host1", *handle, 2 * Lab::kRegion, 'c').is_ok());   // it takes the tenure
+      ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+      ASSERT_TRUE(lab.healthy("host1")) << lab.engine("host1").status_json();
+      EXPECT_EQ(site.verify("host1"), "");
     }
   }
 }
