@@ -34,6 +34,7 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   image->recovering = unreconciled_.count(attr.image) != 0;
   auto flags = flags_.find(attr.image);
   if (flags != flags_.end()) image->behind = (flags->second & kFlagBehind) != 0;
+  image->refilling = image->behind;   // what the run before wrote without it may not be staged yet
   using Opened = Result<std::unique_ptr<image::ImageCopy>>;
   const Status cut(Code::kCorruption, "its data object was cut short, whatever its length is now");
   Opened copy = was_cut(attr.image) ? Opened(cut) : group_->open_image(attr.image);

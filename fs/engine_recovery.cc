@@ -169,6 +169,10 @@ Task<Status> Engine::recover_alone(Image& im, const journal::DirtyImage& dirty, 
 
 Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (im.doomed) co_return Status::ok();   // whatever it lacks, nobody reads it any more
+  // Behind since its tail was kept, not since it failed: what that tenure wrote is in it.
+  const auto kept = branches();
+  if (std::ranges::any_of(kept, [&](const Branch& b) { return b.image == im.id && b.epoch == dirty.epoch; }))
+    im.refilling = false;
   if (im.local() && image::sync_failed_between(dirty.host_loss_id, host_loss())) ++im.syncs_failed;
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();

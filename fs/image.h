@@ -116,7 +116,7 @@ struct Image {
   bool elsewhere = false;              // `missing`: another host has the image, whenever it holds it
   bool accepted = false;               // the own copy was cut short, and an operator takes it as it is: all is compared
   bool missing_told = false;           // to the shared node, whose copy lacks something then; or the tenure is over
-  bool refilling = false;              // it failed in this tenure: where it is stale, it lacks this host's own writes
+  bool refilling = false;              // it failed, in whichever run: where it is stale, it lacks own writes
   bool behind = false;  // durable flag: the own copy is not filled yet, whatever the shared node's map says
   LossId shared_loss;                  // under which the writes since the last full flush were applied
   LossId resync_loss;                  // of the copy being resynced

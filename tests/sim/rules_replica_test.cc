@@ -78,6 +78,64 @@ TEST(Rules, WhatOnlyTheSharedCopyHoldsIsShippedFromThere) {
   }
 }
 
+// The same of a host whose brick failed: its next run opens the old copy. The dirty-region log is clean, so that no
+// recovery compares what is to be shipped.
+TEST(Rules, WhatAFailedCopyLacksIsShippedFromTheSharedOneAfterARestart) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto image = lab.open_filled("host1");
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    lab.world.run_for(seconds(40));
+    lab.world.inject("host1", FileFault{.times = UINT64_MAX, .path_contains = "/brick1"});
+    lab.engine("host1").set_shipping_paused(true);
+    ASSERT_TRUE(lab.write("host1", *image, 3 * Lab::kRegion, 'b').is_ok()) << "seed " << seed;
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok()) << "seed " << seed;
+    auto clean = [&] { return lab.world.committed("host1", "/state/drl", "regions").empty(); };
+    ASSERT_TRUE(lab.world.run_until(clean, seconds(60))) << "seed " << seed;
+    lab.crash("host1", Crash::kKill);
+    lab.world.clear_faults("host1");
+    lab.resync_rate = 16 << 10;
+    lab.start("host1");
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *again, 0, 'c').is_ok()) << "seed " << seed;
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+    EXPECT_EQ(site.verify("host1"), "") << "seed " << seed << ": an old block was shipped";
+  }
+}
+
+// And where it has given the image away, and dies before its regions are noted to be clean: they are shipped once more,
+// whole, under its own tenure, which is not the newest any more.
+TEST(Rules, WhatAFailedCopyLacksIsShippedFromTheSharedOneAfterAHandover) {
+  size_t dirty = 0;
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.world.run_for(seconds(40));
+    lab.world.inject("host1", FileFault{.times = UINT64_MAX, .path_contains = "/brick1"});
+    ASSERT_TRUE(lab.write("host1", *first, 3 * Lab::kRegion, 'b').is_ok()) << "seed " << seed;
+    lab.engine("host1").release(*first);
+    lab.world.set_store_fault("host1", StoreFault{.path_contains = "/state/drl", .delay = seconds(60)});
+    lab.world.partition("host2", "replica1");
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'c').is_ok()) << "seed " << seed;
+    lab.crash("host1", Crash::kKill);
+    lab.world.set_store_fault("host1", std::nullopt);
+    lab.world.clear_faults("host1");
+    dirty += lab.world.committed("host1", "/state/drl", "regions").size();   // what was under way may have landed
+    lab.start("host1");
+    lab.world.run_for(seconds(10));
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.healthy("host2")) << "seed " << seed;
+    EXPECT_EQ(site.verify("host2"), "") << "seed " << seed << ": an old block was shipped";
+  }
+  EXPECT_GT(dirty, 0u) << "no crash came before the regions were clean";
+}
+
 // An image goes from one host to a third by way of a second, which had it for a while and wrote nothing. The first one's
 // batches are late: the third one's wait for them all the same, though what comes before theirs is the second's.
 TEST(Rules, ATenureInWhichNothingWasWrittenLetsNoOlderBatchBeOvertaken) {
