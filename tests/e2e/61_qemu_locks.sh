@@ -13,10 +13,11 @@ guest() { # FORMAT IMAGE QEMU-ARGUMENTS...: stopped before its first instruction
 }
 for format in raw vpc; do
   image=$mnt/vm.${format/vpc/vhd}
-  guest $format "$image" -pidfile "$D/pid.$format" > "$D/log/first.$format" 2>&1 &
+  guest $format "$image" > "$D/log/first.$format" 2>&1 &
   holder=$!
   AT_END+=("kill -KILL $holder 2> /dev/null")
-  wait_for 10 "the first guest of $format" test -s "$D/pid.$format"
+  locked() { grep -qs ^lock: /proc/$holder/fdinfo/*; }   # its PID file would be there before its disk is open
+  wait_for 10 "the first guest of $format" locked
   expect_exit 1 "a second start of $format" timeout 20 bash -c "$(declare -f guest); guest $format '$image'" 2> "$D/log/second"
   grep -q 'Failed to get "write" lock' "$D/log/second" || die "by another message: $(cat "$D/log/second")"
   grep -q 'Is another process using the image' "$D/log/second" || die "without QEMU's hint: $(cat "$D/log/second")"
