@@ -142,13 +142,13 @@ Task<bool> Engine::accept_cut_copies(std::string request, Callback<Result<std::s
   const json wish = json::parse(request, nullptr, false);
   auto says = [&](const char* key) { return wish.is_object() && wish.contains(key) && wish[key] == true; };
   if (!says("accept_loss") || !wish.contains("images") || !wish["images"].is_array()) co_return false;
-  std::vector<Image*> cut;
+  std::vector<ImageId> cut;
   json report = {{"dry_run", says("dry_run")}, {"taken", false}, {"images", json::array()}};
   for (auto& [id, image] : images_) {
     const std::string path = "/" + names_->path_of(image->inode);
     auto names = [&](const json& name) { return name == path || name == path.substr(1) || name == id.to_string(); };
     if (std::ranges::none_of(wish["images"], names) || image->missing.empty() || !was_cut(id)) continue;
-    cut.push_back(image.get());
+    cut.push_back(id);
     report["images"].push_back({{"path", path}, {"uuid", id.to_string()}, {"holder", options_.config.node.name},
                                 {"epoch", image->attr.epoch.value}, {"connected", true}, {"away_s", nullptr},
                                 {"level", false}, {"copy", image->missing}, {"tail", ""}, {"action", "accept"}});
@@ -157,13 +157,16 @@ Task<bool> Engine::accept_cut_copies(std::string request, Callback<Result<std::s
   Status status;
   if (cut.size() != wish["images"].size())
     status = Status(Code::kInvalidArgument, "name the images whose copy on this host was cut short by themselves");
-  for (Image* im : cut) {
-    Status whole = group_->look_at(im->id);
+  for (const ImageId& id : cut) {
+    Status whole = group_->look_at(id);
     if (!whole && status)
       status = Status(Code::kBusy, "nothing was taken: " + whole.message() + ": bring the file back first");
   }
-  for (Image* im : cut)
-    if (status && !says("dry_run")) status = co_await accept_cut_copy(*im);
+  for (const ImageId& id : cut) {
+    if (!status || says("dry_run")) break;
+    if (Image* im = find(id); im != nullptr) status = co_await accept_cut_copy(*im);
+    else status = Status(Code::kNotFound, "image " + id.to_string() + " was removed meanwhile");
+  }
   report["taken"] = !says("dry_run");
   if (status) done(report.dump(-1, ' ', false, json::error_handler_t::replace));
   else done(status);
