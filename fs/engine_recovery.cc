@@ -245,9 +245,16 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       co_return co_await keep_tail(im, dirty);
     }
     im.facts.alone = false;  // the direction is decided here, not by a resync of its own
+    const bool ahead = dirty.alone || host_only(im);
+    if (ahead && im.attr.mirror != 0) {   // so that no sync with which the tenure begins makes the shared copy count
+      im.epoch = grant->epoch;
+      im.size = grant->size;
+      im.size_generation = grant->size_generation;
+      if (Status s = co_await say_resumed(im, 2); !s) co_return s;
+    }
     Status taken = co_await take_grant(im, std::move(*grant));
     if (!taken) co_return taken;
-    im.facts.alone = im.attr.mirror != 0 && (dirty.alone || host_only(im));
+    im.facts.alone = im.attr.mirror != 0 && ahead;
   } else if (Status s = co_await ask_policy(im); !s) {
     co_return s;
   }
@@ -294,6 +301,9 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   });
   if (!noted) co_return noted;
   if (Status s = set_flag(im, kFlagHostOnly, false); !s) co_return s;
+  if (im.facts.alone) {   // as reconcile() said
+    if (Status s = co_await say_resumed(im, 0); !s) co_return s;
+  }
   im.facts.alone = im.accepted = false;
   if (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) journal_->set_level(im.slot, true);
   counts_.resynced_bytes += repaired;
