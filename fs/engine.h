@@ -237,6 +237,7 @@ class Engine final : public journal::BlockSource {
   bool find_missing(Image& image);
   void try_missing_copies();
   Status give_up_missing(bool accept_loss);
+  Task<void> tell_missing(Image& image, Epoch epoch);
   void give_up_cut(Image& image);
   Task<bool> accept_cut_copies(std::string request, Callback<Result<std::string>>& done);
   Task<Status> accept_cut_copy(Image& image);

@@ -124,6 +124,23 @@ Status Engine::give_up_missing(bool accept_loss) {
   return Status::ok();
 }
 
+// To the shared node, so that no takeover goes without a word for what is lost. `epoch`: in which it was written.
+Task<void> Engine::tell_missing(Image& im, Epoch epoch) {
+  auto now = co_await attr_now(im.id);
+  if (!now) co_return;
+  // Of this host still, maybe under a newer epoch: a recovery that was cut short had been granted it anew.
+  const bool held_here = now->holder == options_.config.node.name;
+  using Answer = Result<wire::Resumed>;
+  wire::Resume tell{im.id, held_here ? now->epoch : epoch, 0, Generation(0), 2};
+  auto told = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+  });
+  const bool over = told.status().code() == Code::kFenced && !held_here;
+  im.missing_told = told.is_ok() || over;
+  // Taken by force meanwhile, by an operator's word: that line goes on.
+  if (over && was_cut(im.id)) give_up_cut(im);
+}
+
 // What only a copy that was cut short had.
 void Engine::give_up_cut(Image& im) {
   kLog.warning("writes_given_up", {{"image", im.id}, {"path", names_->path_of(im.inode)}, {"by", "a takeover"}});

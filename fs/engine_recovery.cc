@@ -182,16 +182,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   if (!im.local() && (dirty.alone || only_here(im)) && !im.behind && !find_missing(im)) {
     const Status missing(Code::kIoError, "its copy here has writes that the shared one lacks, and cannot be opened");
     if (im.missing.empty()) note_missing(im, missing);
-    if ((!im.missing_told || was_cut(im.id)) && mirror_->up()) {   // no takeover without a word for what is lost
-      using Answer = Result<wire::Resumed>;
-      wire::Resume tell{im.id, dirty.epoch, 0, Generation(0), 2};
-      auto told = co_await async<Answer>([&](Callback<Answer> done) {
-        mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
-      });
-      im.missing_told = told.is_ok() || told.status().code() == Code::kFenced;
-      // Taken by force meanwhile, by an operator's word: that line goes on.
-      if (told.status().code() == Code::kFenced && was_cut(im.id)) give_up_cut(im);
-    }
+    if ((!im.missing_told || was_cut(im.id)) && mirror_->up()) co_await tell_missing(im, dirty.epoch);
     co_return missing;
   }
   if (!im.local()) {  // the shared copy serves; should the brick come back, its dirty regions are not known any more

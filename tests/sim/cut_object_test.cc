@@ -238,6 +238,37 @@ TEST_P(CutObjectTest, OfAHostThatIsAloneItIsFilledAnewOnceItsTenureWasTaken) {
   expect_level();
 }
 
+// Its recovery has been granted the image anew: the tenure in which it was alone is over, and nobody has taken it.
+TEST_P(CutObjectTest, OfAHostThatWasAloneItIsNotGivenUpWhereItsRecoveryWasCutShort) {
+  begin_slow();
+  lab_.world.partition("host1", "shared1");
+  for (uint64_t at = 0; at < Lab::kImageBytes; at += Lab::kRegion) ASSERT_TRUE(lab_.write("host1", handle_, at, 'c').is_ok());
+  lab_.crash("host1", Crash::kKill);
+  lab_.world.heal_all();
+  lab_.start("host1");
+  ASSERT_TRUE(lab_.world.run_until([&] { return resyncing(); }, seconds(20)));
+  const bool found_by_start = GetParam() % 2 == 0;
+  if (!found_by_start) {
+    cut("host1");
+    lab_.world.run_for(seconds(3));
+  }
+  lab_.crash("host1", Crash::kKill);
+  if (found_by_start) cut("host1");
+  else lengthen();
+  host1_in(seconds(10));
+  EXPECT_NE(lab_.engine("host1").status_json().find("was cut short"), std::string::npos) << lab_.engine("host1").status_json();
+  for (uint64_t at : {uint64_t{0}, kGone}) EXPECT_FALSE(lab_.read("host1", handle_, at).is_ok()) << at;
+  auto taken = lab_.take_at_shared(R"({"images":["/disk.img"],"force":true})");
+  EXPECT_EQ(taken.status().code(), Code::kBusy) << "without a word for what is lost";
+  if (found_by_start) lengthen();
+  taken = take_at_host(R"({"images":["/disk.img"],"accept_loss":true})");
+  ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+  ASSERT_TRUE(lab_.healthy("host1", seconds(30))) << lab_.engine("host1").status_json();
+  expect_byte(0, 'c');
+  expect_byte(kGone, 0);
+  EXPECT_EQ(lab_.verify("host1"), "");
+}
+
 // What a write beyond the cut makes of it looks like a hole.
 TEST_P(CutObjectTest, OfAHostThatIsAloneNothingBeforeAWriteBeyondItIsReadAsZeros) {
   begin();
