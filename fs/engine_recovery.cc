@@ -259,6 +259,7 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   bool host_kept = dirty.host_loss_id == host_loss();
   bool host_wins = dirty.alone || host_kept;
   reach(dirty, im.size);
+  note_shared_doubt(im, dirty.shared_loss_id, im.shared_loss);   // before it is in a note of the copies
   if (host_only(im) || im.accepted) {  // its policy was `none`, or nothing is known of it: all of it is compared
     Status apart = co_await all_apart(im);
     if (!apart) co_return apart;
@@ -266,7 +267,6 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
     dirty.region_bytes = journal_->region_bytes(im.slot);
     host_wins = true;
   }
-  note_shared_doubt(im, dirty.shared_loss_id, im.shared_loss);
   uint64_t repaired = 0;
   const LossId own_before = host_loss(), shared_before = im.resync_loss;
   const uint64_t session = mirror_->hello().session;
