@@ -46,8 +46,10 @@ LossId Engine::shared_loss(const Image& im) const { return im.shared_in_doubt ? 
 void Engine::note_shared_doubt(Image& im, LossId level, LossId now) {
   const bool failed =
       image::sync_failed_between(level, now) && !TM_PLANTED("compare where a failed sync asks for writing");
-  if (failed && !im.shared_in_doubt) kLog.warning("shared_copy_written_again", {{"image", im.id}, {"loss_id", now}});
-  im.shared_in_doubt = im.shared_in_doubt || failed;
+  if (!failed || im.shared_in_doubt) return;
+  kLog.warning("shared_copy_written_again", {{"image", im.id}, {"loss_id", now}});
+  im.shared_in_doubt = true;
+  remember(im);   // a recovery's tenure was, as it was granted: with the present loss id
 }
 
 void Engine::own_sync_failed(Image& im) {
