@@ -247,6 +247,7 @@ class Engine final : public journal::BlockSource {
   Status before_policy(const wire::SetXattr& request);
   void policy_seen(Image& image, uint8_t mirror);
   Task<Status> ask_policy(Image& image);
+  Task<Status> all_dirty(Image& image, uint64_t size);
   Task<Status> all_apart(Image& image);
   Task<void> mirror_again(Image& image);
   // ---- engine_flush.cc

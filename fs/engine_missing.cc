@@ -199,8 +199,7 @@ Task<Status> Engine::accept_cut_copy(Image& im) {
   im.slot = journal_->attach(im.id, size);
   im.attached = true;
   const Extent whole{0, size};
-  Status marked =
-      co_await async<Status>([&](Callback<Status> done) { journal_->mark_dirty(im.slot, whole, std::move(done)); });
+  Status marked = co_await all_dirty(im, size);
   if (marked && !was_cut(im.id)) marked = Status(Code::kBusy, "it was given up meanwhile");
   if (marked) marked = set_flag(im, kFlagCut, false);
   if (!marked) co_return marked;

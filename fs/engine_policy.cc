@@ -68,15 +68,20 @@ void Engine::policy_seen(Image& im, uint8_t mirror) {
   apply(im, MirrorEvent::kGranted);
 }
 
-// Every region is durably dirty, and that the shared copy lacks writes is durably noted.
+// Every region of an image of this size is durably dirty.
+Task<Status> Engine::all_dirty(Image& im, uint64_t size) {
+  if (!im.attached) im.slot = journal_->attach(im.id, size);
+  im.attached = true;
+  const Extent whole{0, size};
+  if (size == 0) co_return Status::ok();
+  co_return co_await async<Status>(
+      [&](Callback<Status> done) { journal_->mark_dirty(im.slot, whole, std::move(done)); });
+}
+
+// And that the shared copy lacks writes is durably noted.
 Task<Status> Engine::all_apart(Image& im) {
   journal_->set_level(im.slot, false);
-  Extent whole{0, im.size};
-  if (whole.length != 0) {
-    Status marked =
-        co_await async<Status>([&](Callback<Status> done) { journal_->mark_dirty(im.slot, whole, std::move(done)); });
-    if (!marked) co_return marked;
-  }
+  if (Status s = co_await all_dirty(im, im.size); !s) co_return s;
   co_return co_await async<Status>([&](Callback<Status> done) {
     journal_->note_copies(im.slot, own_loss(im), shared_loss(im), true, std::move(done));
   });

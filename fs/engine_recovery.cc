@@ -173,7 +173,13 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   const auto kept = branches();
   if (std::ranges::any_of(kept, [&](const Branch& b) { return b.image == im.id && b.epoch == dirty.epoch; }))
     im.refilling = false;
-  if (im.local() && image::sync_failed_between(dirty.host_loss_id, host_loss())) ++im.syncs_failed;
+  if (im.local() && image::sync_failed_between(dirty.host_loss_id, host_loss())) {
+    ++im.syncs_failed;
+    // What is written again for that is what the dirty-region log has.
+    if (dirty.whole) {
+      if (Status s = co_await all_dirty(im, im.copy->size()); !s) co_return s;
+    }
+  }
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();
     co_return co_await sync_copy(im);

@@ -184,6 +184,35 @@ TEST_F(FailedSync, OfTheOnlyCopyIsMadeGoodBeforeAFlushIsAcknowledged) {
   }
 }
 
+// The same while the host's journal takes nothing: what its dirty-region log does not have is written again, too.
+TEST_F(FailedSync, OfTheOnlyCopyIsMadeGoodWhereTheDirtyRegionLogDoesNotHaveAllOfIt) {
+  for (uint64_t seed = 1; seed <= seeds_of(12); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    set_mirror(lab, "none");
+    ASSERT_TRUE(lab.flush("host1", *image_).is_ok());
+    lab.world.run_for(seconds(60));   // nothing is dirty
+    lab.world.set_store_fault("host1", StoreFault{.path_contains = "/state/drl", .status = Status(Code::kOutOfSpace, "full")});
+    for (uint64_t b = 0; b < kPlaces; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kApart, 'c').is_ok());
+    fail_next_sync(lab, "host1");
+    ASSERT_FALSE(lab.flush("host1", *image_).is_ok());
+    lab.crash("host1", Crash::kKill);
+    lab.world.set_store_fault("host1", std::nullopt);
+    lab.start("host1");
+    for (uint64_t run = 0; run < 2; ++run) {
+      image_ = lab.open("host1");
+      ASSERT_TRUE(image_.is_ok()) << image_.status().to_string();
+      for (uint64_t b = 0; b < kPlaces; ++b) {
+        auto byte = lab.read("host1", *image_, b * kApart);
+        EXPECT_TRUE(byte.is_ok() && *byte == 'c') << "run " << run << " block " << b;
+      }
+      ASSERT_TRUE(lab.flush("host1", *image_).is_ok());
+      if (run == 0) lose_power(lab, "host1");
+    }
+  }
+}
+
 // One that was on its host alone is copied, the shared node's sync of that fails, and the host crashes, and once more in its
 // recovery, its mount gone or standing: that is known until all of it was written again.
 TEST_F(FailedSync, OfTheSharedCopyOfOneThatWasOnItsHostAloneIsMadeGoodByASecondRecovery) {
