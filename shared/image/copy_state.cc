@@ -399,53 +399,6 @@ void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done
   finish_piece(op, {});
 }
 
-void CopyState::sync(io::IoMode mode, Callback<Status> done) {
-  Op* op = take_op(std::move(done));
-  for (uint32_t i = 0; i < objects_.size(); ++i) {
-    Object& object = objects_[i];
-    if (object.usable != UINT64_MAX) {   // what was acknowledged is gone from it
-      ++op->pending;
-      finish_piece(op, damaged(i));
-      continue;
-    }
-    if (!object.dirty && object.syncs_in_flight == 0) continue;
-    object.dirty = false;
-    ++object.syncs_in_flight;
-    ++op->pending;
-    object.file->sync(mode, [this, op, i, mode](Status s) { synced(op, i, mode, std::move(s)); });
-  }
-  finish_piece(op, {});
-}
-
-void CopyState::synced(Op* op, uint32_t stripe, io::IoMode mode, Status status) {
-  Object& object = objects_[stripe];
-  --object.syncs_in_flight;
-  if (!status) {
-    object.dirty = true;
-    Status noted = group_.note_failed_sync();
-    status = status.with_context(object.path);
-    return finish_piece(op, noted ? status : status.with_context("and no brick could record it"));
-  }
-  // The moment to look whether it is still whole. Resizes may come between: the least size is what it must have.
-  // What is still being written may not be allocated yet: only if there is nothing does the answer hold all of it.
-  const bool settled = ops_in_flight_ == 1;
-  if (looks_in_flight_++ == 0) size_least_ = metadata_.size;
-  auto looked = [this, op, stripe, settled, written = object.written](Result<io::FileStat> found) {
-    Object& now = objects_[stripe];
-    --looks_in_flight_;
-    ImageMetadata wanted = metadata_;
-    wanted.size = size_least_;
-    Status whole = check_object(wanted, stripe, now.path, found);
-    if (whole && settled && now.written == written) now.reach = 0;   // nothing was written meanwhile either
-    if (found && settled) {
-      now.allocated = found->allocated;
-      now.written -= std::min(now.written, written);
-    }
-    finish_piece(op, std::move(whole));
-  };
-  object.file->ask_stat(mode, std::move(looked));
-}
-
 Result<Extent> CopyState::next_data(uint64_t offset) {
   TM_RETURN_IF_ERROR(group_.refuse_if_stuck());
   const Layout& layout = metadata_.layout;

@@ -48,6 +48,15 @@ class CopyState {
   void mark_removed() { removed_ = true; }
 
  private:
+  struct Op;
+  struct SyncOf {                  // a sync's piece: one object
+    Op* op = nullptr;
+    uint32_t stripe = 0;
+    io::IoMode mode = io::IoMode::kInline;
+    uint64_t number = 0;           // of this object's; once it has ended: of the last begun by then
+    uint64_t failed = 0;           // Object::syncs_failed when it began
+    uint64_t waits_for = 0;        // those under way when it ended, still to end
+  };
   struct Object {
     std::unique_ptr<io::File> file;
     std::string path;
@@ -55,6 +64,8 @@ class CopyState {
     uint64_t allocated = 0;        // when last looked at
     uint64_t written = 0;          // bytes written or allocated since, what was there before included
     uint32_t syncs_in_flight = 0;  // a sync asked for meanwhile must not overtake these
+    uint64_t syncs_begun = 0, syncs_failed = 0;
+    std::vector<SyncOf> syncs_ended;   // well, and not answered yet: others are under way
     uint64_t usable = UINT64_MAX;  // bytes: it was cut short there, while it was open
     uint64_t end = 0;              // bytes it must have: what is written there could hide that it has not
     uint64_t reach = 0;            // up to where it was written since it was last found whole with nothing under way
@@ -93,7 +104,8 @@ class CopyState {
   }
   void note_ends();
   Status set_object_sizes(uint64_t image_size);
-  void synced(Op* op, uint32_t stripe, io::IoMode mode, Status status);
+  void synced(const SyncOf& sync, Status status);
+  void answer_sync(const SyncOf& sync, Status status);
   void look_for_damage();
   Status damaged(uint32_t stripe);
   bool beyond_use(const Piece& piece) const {

@@ -46,6 +46,58 @@ TEST_F(StoreFaultTest, ASyncCoversOnlyWhatItMust) {
   EXPECT_FALSE(sync(*copy).is_ok()) << "what failed is not taken as durable";
 }
 
+// One of them is told of the error, which may be the last to answer.
+TEST_F(StoreFaultTest, NoneOfTheSyncsThatOverlapOneThatFailsIsReportedAsGood) {
+  auto group = open_group(options(1));
+  auto copy = *group->create(image_id(1), 65536);
+  for (size_t fails = 0; fails < 3; ++fails) {
+    for (size_t last = 0; last < 3; ++last) {
+      SCOPED_TRACE(std::to_string(fails) + " fails, " + std::to_string(last) + " is the last to answer");
+      ASSERT_TRUE(write(*copy, 0, Bytes(512, 1)).is_ok());
+      env_.faults.hold_syncs = true;
+      std::optional<Status> synced[3];
+      for (auto& s : synced) copy->sync(io::IoMode::kQueued, [&s](Status status) { s = std::move(status); });
+      auto held = std::exchange(env_.faults.held_syncs, {});
+      env_.faults.hold_syncs = false;
+      ASSERT_EQ(held.size(), 3u);
+      const LossId before = group->loss_id();
+      for (size_t i = 1; i <= 3; ++i) {
+        const size_t now = (last + i) % 3;
+        held[now](now == fails ? injected("sync") : Status::ok());
+      }
+      ASSERT_TRUE(real_.run_until([&] { return copy->idle(); }, std::chrono::seconds(60)));
+      EXPECT_TRUE(sync_failed_between(before, group->loss_id()));
+      for (const auto& s : synced) EXPECT_EQ(s->code(), Code::kIoError);
+      EXPECT_TRUE(sync(*copy).is_ok()) << "begun after the error was known";
+    }
+  }
+}
+
+// A sync waits for those that were under way when it ended, not for later ones.
+TEST_F(StoreFaultTest, SyncsThatOverlapWithoutEndAreAllAnswered) {
+  auto group = open_group(options(1));
+  auto copy = *group->create(image_id(1), 65536);
+  ASSERT_TRUE(write(*copy, 0, Bytes(512, 1)).is_ok());
+  env_.faults.hold_syncs = true;
+  std::optional<Status> synced[6];
+  auto begin = [&](size_t i) {
+    copy->sync(io::IoMode::kQueued, [&s = synced[i]](Status status) { s = std::move(status); });
+  };
+  auto& held = env_.faults.held_syncs;
+  begin(0);
+  for (size_t i = 1; i < 6; ++i) {
+    begin(i);
+    held[i - 1](Status::ok());
+    if (i < 2) continue;
+    ASSERT_TRUE(real_.run_until([&] { return synced[i - 2].has_value(); }, std::chrono::seconds(60))) << i;
+    EXPECT_TRUE(synced[i - 2]->is_ok());
+    EXPECT_FALSE(synced[i - 1].has_value()) << i;
+  }
+  held[5](Status::ok());
+  ASSERT_TRUE(real_.run_until([&] { return copy->idle(); }, std::chrono::seconds(60)));
+  held.clear();
+}
+
 TEST_F(StoreFaultTest, AnImageJustOpenedIsNotTakenAsDurable) {
   auto group = open_group(options(1));
   ASSERT_TRUE(group->create(image_id(1), 65536).is_ok());

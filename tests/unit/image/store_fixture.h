@@ -31,6 +31,8 @@ struct Faults {
   };
   bool hold_stat = false;        // the next ask_stat is `held`: the test answers it
   std::optional<HeldStat> held;
+  bool hold_syncs = false;       // they are `held_syncs`: the test answers them
+  std::vector<Callback<Status>> held_syncs;
   bool change_fails() { return fail_after_changes >= 0 && fail_after_changes-- <= 0 && (fail_after_changes = 0, true); }
 };
 
@@ -46,6 +48,7 @@ class FaultyFile final : public io::File {
     inner_->write(offset, data, mode, std::move(done));
   }
   void sync(io::IoMode mode, Callback<Status> done) override {
+    if (faults_.hold_syncs) return faults_.held_syncs.push_back(std::move(done));
     if (faults_.fail_sync) return done(injected("sync"));
     inner_->sync(mode, std::move(done));
   }
