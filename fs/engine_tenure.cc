@@ -187,7 +187,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   if (whole) {   // durable before the first write: until it is staged
     if (Status s = set_flag(im, kFlagStandIn, true); !s) co_return s;
     // What the lost holder had not flushed is durable before it is read or filled from: no map here names it. The
-    // takeover tried that (shared/node/takeover.cc says why both), and went on if it failed.
+    // takeover tried that (shared/node/takeover.cc says why both), and went on if it failed. What a sync that failed
+    // after the grant may have cost this one does not cover: asked again, the shared node writes it first.
     using Answer = Result<wire::Flushed>;
     Answer flushed = wire::Flushed{grant.loss_id, {}};
     if (!TM_PLANTED("begin a taken tenure without a sync")) {
@@ -196,7 +197,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
       });
     }
     if (!flushed) co_return flushed.status().with_context("the shared copy was not synced after a takeover");
-    grant.loss_id = flushed->loss_id;
+    if (flushed->loss_id != grant.loss_id)
+      co_return Status(Code::kUnavailable, "a sync of the shared copy has failed since it was granted");
     auto extents = co_await shared_extents(im, grant.size);
     if (!extents) co_return extents.status();
     allocated = std::move(*extents);

@@ -100,7 +100,8 @@ struct Image {
   // Requests that change blocks: begun, ended, and those that had ended when the last sync that succeeded, or the first
   // tenure in a row of the present holder's, was begun. The first stands for all of this node's earlier run.
   uint64_t begun = 1, ended = 1, synced = 1;
-  std::vector<UniqueFunction<void(const Status&)>> when_sure;   // run when the copy was written again
+  bool written_again = false;                 // just being
+  std::vector<UniqueFunction<void(const Status&)>> when_sure;   // run when it was, or when that hangs
   uint32_t hung = 0;                          // operations on the copy that were given up and have not ended
   uint64_t used_at = 0;
 };
@@ -336,7 +337,7 @@ class Core {
   void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
   void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);
   void preempt(Image& image, UniqueFunction<void()> then);
-  void note_in_doubt(Image& image);
+  void note_in_doubt(Image& image, bool doubt);
   bool begins_upon_lost(const Image& image) const;
   void write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then);
   void rewrite_next(std::shared_ptr<Rewrite> run);

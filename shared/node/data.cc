@@ -344,7 +344,7 @@ void Core::synced(Image& im, SyncMark covered, const Status& status) {
   syncs_total_.add();
   if (status.is_ok()) im.synced = std::max(im.synced, covered.ended);
   if (!status) {
-    if (begins_upon_lost(im)) note_in_doubt(im);
+    if (begins_upon_lost(im)) note_in_doubt(im, true);
     sync_failures_total_.add();
     kLog.warning("sync_failed", {{"image", im.id}, {"error", status}, {"loss_id", group_->loss_id()}});
   }

@@ -41,6 +41,7 @@ void Core::copy_overdue(ImageId id) {
   Image& im = *it->second;
   const Status why(Code::kIoError, "a brick has not answered within " +
                                        std::to_string(options_.storage.io_deadline.count()) + " ms");
+  for (auto& then : std::exchange(im.when_sure, {})) then(why);   // they ask again
   std::vector<Op*> ops;
   for (const auto& op : all_ops_)
     if (op->image == &im && op->at_copy) ops.push_back(op.get());

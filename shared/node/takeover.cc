@@ -294,7 +294,9 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
 // nobody's map would say so if it were lost here. A copy that cannot do it is taken as it is: nobody has a better one.
 // The next tenure syncs once more (fs/engine_tenure.cc), and neither is enough: between the fence and that tenure other
 // hosts read here, and the parent that the fence names says what this copy holds; but this one may fail or run out of
-// time, and then the next holder must not begin upon what a loss of power could still take.
+// time, and then the next holder must not begin upon what a loss of power could still take. Out of time it counts as
+// failed until it has ended well: its failure may come when that tenure has begun, or when this run is over, and no
+// sync after it would say so.
 void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
   const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
   if (none || TM_PLANTED("take an image without a sync")) return then();
@@ -305,31 +307,41 @@ void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
     std::exchange(*once, nullptr)();
   };
   if (Status s = ensure_copy(image, {}); !s) return over(s);
-  env_.after(kSyncMax, [self = self_, over] {
-    if (*self != nullptr) over(Status(Code::kIoError, "the sync has not ended in time"));
+  auto late = std::make_shared<bool>(false);   // shared by the same two: the image is in doubt for that alone
+  env_.after(kSyncMax, [this, self = self_, &image, once, late, over] {
+    if (*self == nullptr || !*once) return;
+    *late = image.record.in_doubt == 0;
+    note_in_doubt(image, true);
+    over(Status(Code::kIoError, "the sync has not ended in time"));
   });
   ++scans_;
-  image.copy->sync(io::IoMode::kQueued, [this, self = self_, id = image.id, over](Status status) {
+  const LossId loss = group_->loss_id();
+  const uint64_t begun = image.begun;
+  image.copy->sync(io::IoMode::kQueued, [this, self = self_, id = image.id, loss, begun, late, over](Status status) {
     if (*self == nullptr) return;
     --scans_;
-    auto it = images_.find(id);
-    if (!status && it != images_.end()) note_in_doubt(*it->second);   // however late it ends
+    if (auto it = images_.find(id); it != images_.end()) {   // however late it ends
+      Image& im = *it->second;
+      const bool covers_all = *late && im.begun == begun && group_->loss_id() == loss;
+      if (!status || covers_all) note_in_doubt(im, !status);
+    }
     over(status);
     maybe_stopped();
   });
 }
 
 // Durable with the fence or, where the next tenure's first sync finds it, before that begins anew.
-void Core::note_in_doubt(Image& image) {
-  if (std::exchange(image.record.in_doubt, 1) != 0) return;
+void Core::note_in_doubt(Image& image, bool doubt) {
+  const uint8_t now = doubt ? 1 : 0;
+  if (std::exchange(image.record.in_doubt, now) == now) return;
   kv::WriteBatch batch;
   put_image(batch, image.id, image.record);
   commit(std::move(batch), [] {});
 }
 
-// The main line, block by block as it is read, where a sync failed over what a lost holder had written. Which blocks
-// those are only that holder knows: it is all that is allocated. (A hole is not a block: where a file system could not
-// keep one it does not go on.)
+// The main line, block by block as it is read, where a sync failed, or hangs, over what a lost holder had written.
+// Which blocks those are only that holder knows: it is all that is allocated. (A hole is not a block: where a file
+// system could not keep one it does not go on.)
 struct Core::Rewrite {
   Image& image;
   LossId loss;
@@ -348,11 +360,11 @@ void Core::write_main_line_again(Image& image, UniqueFunction<void(const Status&
   const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
   if (!due || none || TM_PLANTED("begin a tenure upon what a failed sync left")) return then(Status::ok());
   image.when_sure.push_back(std::move(then));
-  if (image.when_sure.size() > 1) return;   // under way
+  if (std::exchange(image.written_again, true)) return;
   ++scans_;
   ++image.ops;
   kLog.warning("main_line_written_again", {{"image", image.id}, {"path", names_->path(image.record.inode)},
-                                           {"reason", "a sync of it has failed"}});
+                                           {"reason", "a sync of it has failed, or has not ended"}});
   if (Status s = ensure_copy(image, {}); !s) return main_line_written(image, s);
   rewrite_next(std::make_shared<Rewrite>(Rewrite{image, group_->loss_id(), 0, {}}));   // shared by its steps
 }
@@ -397,6 +409,7 @@ void Core::main_line_written(Image& image, const Status& status) {
   }
   commit(std::move(batch), [this, &image, status] {
     --image.ops;
+    image.written_again = false;
     for (auto& then : std::exchange(image.when_sure, {})) then(status);
     maybe_stopped();
   });

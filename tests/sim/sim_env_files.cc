@@ -64,8 +64,8 @@ class SimFile final : public io::File {
     if (op.dead()) return;
     auto point = inode_->begin_sync();
     Status status = op.fault().value_or(Status::ok());
-    complete(op, mode, world().options.sync_latency, 1, [this, point = std::move(point), status] {
-      inode_->end_sync(*point, status.is_ok());
+    complete(op, mode, world().options.sync_latency, 1, [this, point = std::move(point), status](bool fails = false) {
+      inode_->end_sync(*point, status.is_ok() && !fails);
       return status;
     }, std::move(done));
   }
@@ -133,7 +133,10 @@ class SimFile final : public io::File {
       ++in_flight_;
       machine().hung.push_back({&env_, [this, work = std::move(work), done = std::move(done)](int error) mutable {
         --in_flight_;
-        Status status = work();
+        Status status;
+        // Other operations land before they fail; of a sync that failed nothing is known to be durable.
+        if constexpr (std::is_invocable_v<Work&, bool>) status = work(error != 0);
+        else status = work();
         done(error != 0 ? Status::from_errno(error, path_ + ": it hung, then failed") : std::move(status));
       }});
       return;

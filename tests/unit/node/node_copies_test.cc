@@ -199,6 +199,7 @@ TEST_F(NodeTest, ACopyIsNotClosedWhileTheSyncOfATakeoverHangs) {
   b->run([&] { return taken.has_value(); });
   ASSERT_TRUE(*taken) << taken->status().message();
   ASSERT_GT(world_.hung("shared"), 0u);
+  world_.clear_faults("shared");
   grant = b->acquire(image);
   ASSERT_TRUE(grant) << grant.status().message();
   node_->set_policy("/disk.img", "none", [&](Result<std::string> r) { changed.emplace(std::move(r)); });
@@ -219,7 +220,6 @@ TEST_F(NodeTest, ACopyIsNotClosedWhileTheSyncOfATakeoverHangs) {
   };
   world_.run_for(std::chrono::seconds(3));
   EXPECT_GT(objects(), 0u);
-  world_.clear_faults("shared");
   world_.release_hung("shared");
   EXPECT_TRUE(world_.run_until([&] { return objects() == 0; }, std::chrono::minutes(5))) << "it is never removed";
 }

@@ -131,5 +131,70 @@ TEST_F(FailedSyncs, OfBeforeAGrantAreOverWithTheRecoveryThatFollowsIt) {
   EXPECT_TRUE(b_->read(held_.image, 0, 4096));
 }
 
+// A taking does not wait for a sync that hangs. Whether that one fails in the end may be heard by nobody, or only once
+// the next tenure has begun: what it was to cover is written again before that.
+class HungTaking : public FailedSyncs {
+ protected:
+  void SetUp() override {
+    begin();
+    world_.inject("shared", sim::FileFault{.operations = kSync, .path_contains = "objects", .hangs = true});
+    ASSERT_EQ(take("/held.img"), Code::kOk);
+    ASSERT_EQ(world_.hung("shared"), 1u);
+  }
+  void expect_written_again_for_the_next() {
+    const Result<wire::Grant> next = b_->acquire(held_.image);
+    ASSERT_TRUE(next) << next.status().message();
+    EXPECT_NE(warnings_.find("main_line_written_again"), std::string::npos);
+  }
+};
+
+TEST_F(HungTaking, IsInDoubtWhileItHangs) { expect_written_again_for_the_next(); }
+
+TEST_F(HungTaking, IsInDoubtAfterTheNodeWasKilledMeanwhile) {
+  restart_node(sim::Crash::kKill);
+  ASSERT_TRUE(b_->connect(port_, cluster_));
+  expect_written_again_for_the_next();
+}
+
+TEST_F(HungTaking, IsInDoubtNoMoreOnceItHasEndedWell) {
+  world_.release_hung("shared");
+  world_.run_for(std::chrono::seconds(1));
+  const Result<wire::Grant> next = b_->acquire(held_.image);
+  ASSERT_TRUE(next) << next.status().message();
+  EXPECT_EQ(warnings_.find("main_line_written_again"), std::string::npos);
+}
+
+// Whoever asks is told so meanwhile, each time.
+TEST_F(HungTaking, KeepsNobodyWaitingWhileAllThatIsWrittenAgainHangs) {
+  const sim::FileFault all{.times = UINT64_MAX, .operations = kSync, .path_contains = "objects", .hangs = true};
+  world_.inject("shared", all);
+  for (int i = 0; i < 2; ++i) {
+    const sim::Duration before = world_.elapsed();
+    const Result<wire::Grant> next = b_->acquire(held_.image);
+    EXPECT_EQ(next.status().code(), Code::kIoError) << next.status().message();
+    EXPECT_LT(world_.elapsed() - before, std::chrono::seconds(12));
+  }
+  world_.clear_faults("shared");
+  world_.release_hung("shared");
+  world_.run_for(std::chrono::seconds(3));
+  const Result<wire::Grant> next = b_->acquire(held_.image);
+  EXPECT_TRUE(next) << next.status().message();
+}
+
+TEST_F(HungTaking, ThatEndsWellSaysNothingOfWhatWasWrittenSince) {
+  Result<wire::Grant> next = b_->acquire(held_.image);
+  ASSERT_TRUE(next) << next.status().message();
+  ASSERT_TRUE(b_->write(held_.image, next->epoch, 0, Bytes(4096, 2)));
+  fail_next_sync();
+  ASSERT_EQ(take("/held.img"), Code::kOk);
+  world_.release_hung("shared");
+  world_.run_for(std::chrono::seconds(1));
+  warnings_.clear();
+  auto c = host("host3");
+  next = c->acquire(held_.image);
+  ASSERT_TRUE(next) << next.status().message();
+  EXPECT_NE(warnings_.find("main_line_written_again"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace tidemark::node
