@@ -70,6 +70,7 @@ Status Engine::open_all() {
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, group));
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   group_->on_damaged([this](ImageId id, const Status& why) { copy_damaged(id, why); });
+  group_->on_failed_sync([this](ImageId id) { own_sync_failed(id); });
   if (!known) {
     kv::WriteBatch batch;
     Uuid id = group_->group_id();

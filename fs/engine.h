@@ -215,7 +215,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> on_copy(Image& image, UniqueFunction<void(Callback<Status>)>& start);
   // ---- engine_sync.cc
   Task<Status> sync_copy(Image& image);
-  void own_sync_failed(Image& image);
+  void own_sync_failed(const ImageId& id);
   void note_shared_doubt(Image& image, LossId level, LossId now);
   LossId own_loss(const Image& image) const;
   LossId shared_loss(const Image& image) const;

@@ -68,7 +68,6 @@ void Engine::start_flush(Op* op) {
 void Engine::settle_flush(Op* op) {
   Image& im = *op->image;
   if (op->local_asked && !op->local) {
-    own_sync_failed(im);
     kLog.warning("local_sync_failed", {{"image", im.id}, {"error", op->local}});
     // What the own copy held since its last sync may be gone: it is behind, durably, before the answer.
     bool lost_there = op->loss != im.shared_loss;

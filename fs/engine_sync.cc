@@ -52,9 +52,12 @@ void Engine::note_shared_doubt(Image& im, LossId level, LossId now) {
   remember(im);   // a recovery's tenure was, as it was granted: with the present loss id
 }
 
-void Engine::own_sync_failed(Image& im) {
-  ++im.syncs_failed;
-  ++im.failures;   // what a resync under way has called equal
+// Whoever asked for that sync, a resize too.
+void Engine::own_sync_failed(const ImageId& id) {
+  Image* im = find(id);
+  if (im == nullptr) return;
+  ++im->syncs_failed;
+  ++im->failures;   // what a resync under way has called equal
 }
 
 Task<Status> Engine::sync_copy(Image& im) {
@@ -67,8 +70,7 @@ Task<Status> Engine::sync_copy(Image& im) {
     im.copy->sync(io::IoMode::kQueued, std::move(done));
   };
   Status synced = co_await on_copy(im, start);
-  if (!synced) own_sync_failed(im);
-  else if (failed != im.syncs_failed) synced = Status(Code::kIoError, "another sync of it failed meanwhile");
+  if (synced && failed != im.syncs_failed) synced = Status(Code::kIoError, "another sync of it failed meanwhile");
   co_return synced;
 }
 

@@ -33,7 +33,7 @@ void CopyState::synced(const SyncOf& sync, Status status) {
   if (!status) {
     object.dirty = true;
     ++object.syncs_failed;
-    Status noted = group_.note_failed_sync();
+    Status noted = group_.note_failed_sync(metadata_.id);
     status = status.with_context(object.path);
     if (!noted) status = status.with_context("and no brick could record it");
   }

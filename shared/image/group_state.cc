@@ -169,14 +169,14 @@ std::vector<KnownRun> GroupState::runs() const {
   return out;
 }
 
-Status GroupState::note_failed_sync() {
+Status GroupState::note_failed_sync(ImageId image) {
   ++failed_syncs_;
   loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
   Status status = stuck_ ? refuse_if_stuck() : record_failed_syncs(files(), bricks_, failed_syncs_);
   if (!status) lost_ = true;
   record_owed_ = stuck_;
   kLog.warning("failed_sync", {{"group", options_.name}, {"loss_id", loss_id_}, {"durable", status ? "yes" : "no"}});
-  if (on_failed_sync_) on_failed_sync_();
+  if (on_failed_sync_) on_failed_sync_(image);
   return status;
 }
 
@@ -453,7 +453,7 @@ Result<uint64_t> StorageGroup::sweep_orphans() { return state_->sweep_orphans();
 Result<io::FileSystem::Space> StorageGroup::space() { return state_->space(); }
 void StorageGroup::on_overdue(UniqueFunction<void(ImageId)> fn) { state_->on_overdue(std::move(fn)); }
 void StorageGroup::on_damaged(UniqueFunction<void(ImageId, Status)> fn) { state_->on_damaged(std::move(fn)); }
-void StorageGroup::on_failed_sync(UniqueFunction<void()> fn) { state_->on_failed_sync(std::move(fn)); }
+void StorageGroup::on_failed_sync(UniqueFunction<void(ImageId)> fn) { state_->on_failed_sync(std::move(fn)); }
 std::vector<StorageGroup::BrickState> StorageGroup::bricks() const { return state_->bricks(); }
 Status StorageGroup::look_at_bricks() { return state_->look_at_bricks(); }
 Status StorageGroup::replace_brick(const std::string& directory) { return state_->replace_brick(directory); }
@@ -465,7 +465,7 @@ bool StorageGroup::stuck() const { return state_->stuck(); }
 const std::string& StorageGroup::name() const { return state_->options().name; }
 Uuid StorageGroup::group_id() const { return state_->group_id(); }
 LossId StorageGroup::loss_id() const { return state_->loss_id(); }
-Status StorageGroup::note_failed_sync() { return state_->note_failed_sync(); }
+Status StorageGroup::note_failed_sync(ImageId image) { return state_->note_failed_sync(image); }
 bool StorageGroup::lost() const { return state_->lost(); }
 
 }  // namespace tidemark::image

@@ -48,11 +48,11 @@ class GroupState {
 
   void on_overdue(UniqueFunction<void(ImageId)> fn) { on_overdue_ = std::move(fn); }
   void on_damaged(UniqueFunction<void(ImageId, Status)> fn) { on_damaged_ = std::move(fn); }
-  void on_failed_sync(UniqueFunction<void()> fn) { on_failed_sync_ = std::move(fn); }
+  void on_failed_sync(UniqueFunction<void(ImageId)> fn) { on_failed_sync_ = std::move(fn); }
   bool stuck() const { return stuck_; }
   Status refuse_if_stuck() const;
 
-  Status note_failed_sync();
+  Status note_failed_sync(ImageId image);
   LossId loss_id() const { return loss_id_; }
   bool lost() const { return lost_; }
   Uuid group_id() const { return bricks_.front().marker.group; }
@@ -121,7 +121,7 @@ class GroupState {
   bool stuck_ = false;
   UniqueFunction<void(ImageId)> on_overdue_;
   UniqueFunction<void(ImageId, Status)> on_damaged_;
-  UniqueFunction<void()> on_failed_sync_;
+  UniqueFunction<void(ImageId)> on_failed_sync_;
   std::map<ImageId, Status> damaged_;        // to be told
   io::TimerId damaged_timer_;
   BouncePool bounce_;

@@ -149,9 +149,10 @@ class StorageGroup {
   // From then on the copy is not synced any more, nor anything beyond the cut read or written (kCorruption: a write
   // would make a hole of what is missing); open_image() will refuse it.
   void on_damaged(UniqueFunction<void(ImageId, Status)> fn);
-  // `fn()` runs whenever a failed sync has made loss_id() another one, before anything else can happen: on the stack of
-  // that sync, whose `done` may be far off. It must not begin anything on a copy, nor close one.
-  void on_failed_sync(UniqueFunction<void()> fn);
+  // `fn(image)` runs whenever a failed sync of that image's copy, whoever asked for it, has made loss_id() another one,
+  // before anything else can happen: on the stack of that sync, whose `done` may be far off. It must not begin anything
+  // on a copy, nor close one.
+  void on_failed_sync(UniqueFunction<void(ImageId)> fn);
   // An operation is overdue. What blocks (names, sizes, side files, markers) is refused meanwhile: kIoError.
   bool stuck() const;
 
@@ -160,10 +161,10 @@ class StorageGroup {
   // Names the span in which this group cannot have lost unsynced writes: a hash of the boot id and the
   // bricks' mount identities, and the durable failed-sync counter. Never 0.
   LossId loss_id() const;
-  // Makes loss_id() another one at once, and durably so. ImageCopy::sync calls it before it reports a
+  // Makes loss_id() another one at once, and durably so. ImageCopy::sync calls it, for its image, before it reports a
   // failure. An error: no brick could record it, so a restart would not know; the group must then not
   // count as in sync until an operator has looked (lost() is true).
-  Status note_failed_sync();
+  Status note_failed_sync(ImageId image);
   bool lost() const;
 
  private:

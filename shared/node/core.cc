@@ -126,7 +126,7 @@ Status Core::open_group(const Identity& identity) {
   TM_ASSIGN_OR_RETURN(group_, image::StorageGroup::open(env_, std::move(group)));
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   group_->on_damaged([this](ImageId id, const Status& why) { copy_damaged(id, why); });
-  group_->on_failed_sync([this] { note_failed_sync(); });
+  group_->on_failed_sync([this](ImageId) { note_failed_sync(); });
   return Status::ok();
 }
 

@@ -122,8 +122,8 @@ TEST_F(BrickTest, LossIdChangesWithBootAndFailedSyncAndSurvivesARestart) {
   LossId first = group->loss_id(), told;
   group = open_group(options(2));
   EXPECT_EQ(group->loss_id(), first) << "a mere restart loses nothing";
-  group->on_failed_sync([&] { told = group->loss_id(); });
-  EXPECT_TRUE(group->note_failed_sync().is_ok());
+  group->on_failed_sync([&](ImageId) { told = group->loss_id(); });
+  EXPECT_TRUE(group->note_failed_sync(ImageId()).is_ok());
   LossId second = group->loss_id();
   EXPECT_NE(second, first);
   EXPECT_TRUE(sync_failed_between(first, second));
@@ -142,7 +142,7 @@ TEST_F(BrickTest, AFailedSyncThatCannotBeRecordedIsTold) {
   auto group = open_group(options(2));
   LossId first = group->loss_id();
   env_.faults.fail_atomic_writes = true;
-  EXPECT_FALSE(group->note_failed_sync().is_ok());
+  EXPECT_FALSE(group->note_failed_sync(ImageId()).is_ok());
   EXPECT_TRUE(group->lost());
   EXPECT_NE(group->loss_id(), first);
 }
@@ -248,7 +248,7 @@ TEST_F(RunTest, TheFirstOpeningAfterAnUpgradeLeavesTheMarkersAsTheOlderVersionKn
     runs_.clear();
     auto group = begin(host);
     EXPECT_EQ(version(0), 1u);
-    EXPECT_TRUE(group->note_failed_sync());
+    EXPECT_TRUE(group->note_failed_sync(ImageId()));
     EXPECT_EQ(version(1), 1u);
     ASSERT_EQ(runs_.size(), 2u);
     EXPECT_EQ(runs_[0].last, BrickRun());
@@ -281,7 +281,7 @@ TEST_F(RunTest, ABrickThatWasSwappedBackIsTheOneThatItWas) {
   begin().reset();
   copy(marker(1), root_ + "/old");
   auto group = begin();
-  EXPECT_TRUE(group->note_failed_sync());
+  EXPECT_TRUE(group->note_failed_sync(ImageId()));
   group.reset();
   copy(marker(1), root_ + "/new");
   copy(root_ + "/old", marker(1));
@@ -290,7 +290,7 @@ TEST_F(RunTest, ABrickThatWasSwappedBackIsTheOneThatItWas) {
   copy(root_ + "/new", marker(1));
   ASSERT_TRUE(group->look_at_bricks());
   EXPECT_TRUE(all_there(*group));
-  EXPECT_TRUE(group->note_failed_sync());
+  EXPECT_TRUE(group->note_failed_sync(ImageId()));
   group.reset();
   EXPECT_TRUE(all_there(*begin()));
   EXPECT_EQ(open_error(known_runs_only()), "");

@@ -35,6 +35,21 @@ TEST_F(StoreFaultTest, AFailedSyncChangesTheLossIdDurablyBeforeItIsReported) {
   EXPECT_EQ(open_group(options(2, 2))->loss_id(), seen);
 }
 
+TEST_F(StoreFaultTest, AFailedSyncIsToldOfItsImageWhoeverAskedForIt) {
+  auto group = open_group(options(2, 2));
+  std::vector<ImageId> told;
+  group->on_failed_sync([&](ImageId id) { told.push_back(id); });
+  auto copy = *group->create(image_id(1), 65536), other = *group->create(image_id(2), 65536);
+  ASSERT_TRUE(sync(*copy).is_ok() && sync(*other).is_ok());
+  ASSERT_TRUE(write(*other, 0, Bytes(512, 1)).is_ok());
+  env_.faults.fail_sync = true;
+  EXPECT_FALSE(sync(*other).is_ok());
+  Status grown = wait([&](Callback<Status> done) { copy->resize(1u << 20, Generation(2), std::move(done)); });
+  EXPECT_FALSE(grown.is_ok());
+  EXPECT_THAT(told, testing::Each(testing::AnyOf(image_id(1), image_id(2))));
+  EXPECT_THAT(told, testing::IsSupersetOf({image_id(1), image_id(2)}));
+}
+
 TEST_F(StoreFaultTest, ASyncCoversOnlyWhatItMust) {
   auto group = open_group(options(1));
   auto copy = *group->create(image_id(1), 65536);
