@@ -296,8 +296,9 @@ class Engine final : public journal::BlockSource {
   void recalled(const wire::RecallNotify& message);
   void try_yield(Image& image);
   void yield_later(Image& image);
-  struct HandoverCut { Counter counter; bool staged = false; };
+  struct HandoverCut { Counter counter; bool staged = false; std::vector<ImageId> without; };   // withheld ones
   Task<HandoverCut> handover_cut();
+  bool has_all(const HandoverCut& cut, const ImageId& image) const;
   Task<void> yield(Image& image);
   void tenure_ended(Image& image);
   Task<void> give_back(ImageId id);

@@ -1,4 +1,6 @@
 // Giving a tenure back: when another host asks for it, whatever this run knows of it.
+#include <algorithm>
+
 #include "fs/engine.h"
 #include "shared/base/log.h"
 
@@ -86,15 +88,22 @@ Task<Engine::HandoverCut> Engine::handover_cut() {
     journal::Point point = journal_->cut(journal::Journal::CutReason::kHandover);
     Status staged = co_await async<Status>(
         [&](Callback<Status> done) { journal_->when_staged(point.batch, std::move(done)); });
-    if (staged.is_ok()) co_return HandoverCut{point.counter, true};
+    if (staged.is_ok()) co_return HandoverCut{point.counter, true, std::move(point.without)};
     if (staged.code() != Code::kCancelled || env_.now() >= until) {
       kLog.warning("handover_unstaged",
                    {{"batch", point.batch}, {"reason", staged},
                     {"effect", "should this host crash before it ships, these writes are a branch at the replica"}});
-      co_return HandoverCut{point.counter, false};
+      co_return HandoverCut{point.counter, false, std::move(point.without)};
     }
     co_await sleep(kYieldRetry);   // given up: its blocks are in the open batch
   }
+}
+
+// Whether all that was written to the image is in the cut, or, where that could not be staged, in the next one. Not of
+// one that is withheld, or may be with the next cut: the replica takes a cut that leaves it out for all of this host's.
+bool Engine::has_all(const HandoverCut& cut, const ImageId& image) const {
+  const bool left_out = std::find(cut.without.begin(), cut.without.end(), image) != cut.without.end();
+  return !left_out && (cut.staged || !journal_->unreadable(image));
 }
 
 Task<void> Engine::yield(Image& im) {
@@ -116,6 +125,7 @@ Task<void> Engine::yield(Image& im) {
     journal_->mark(mark_of(im, wire::MarkKind::kTenureEnd));
     cut = co_await handover_cut();
     level = mirror_->up() && (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling);
+    if (!has_all(cut, im.id)) status = Status(Code::kUnavailable, "what was written to it cannot be read and shipped");
   }
   if (status.is_ok() && level) status = set_flag(im, kFlagHostOnly, false);   // nothing is here alone any more
   if (status.is_ok() && level) {

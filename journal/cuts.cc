@@ -97,23 +97,26 @@ void JournalImpl::count_preserving() {
 
 Point JournalImpl::cut(CutReason reason, std::string name) {
   bool named = reason == CutReason::kNamed || reason == CutReason::kHandover || reason == CutReason::kStop;
+  std::vector<ImageId> without;
+  for (const auto& [image, w] : withheld_) without.push_back(image);
   if (shipping_ != Shipping::kNormal) {
     // No point is made before the replica is level. The name, if any, is lost: said here and in status.
     if (!name.empty()) count_given_up(open_batch().number, BatchKind::kNormal, env_.wall(), name);
-    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), std::move(name)};
+    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), std::move(name), std::move(without)};
   }
   if (reconciling()) {
     // The first batch of an incarnation is cut when all is reconciled, and carries the name then: one, the first.
     if (held_name_.empty()) held_name_ = name;
     else if (!name.empty() && name != held_name_) kLog.warning("point_refused", {{"name", name}, {"held", held_name_}});
-    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), held_name_};
+    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), held_name_, std::move(without)};
   }
   if (!named && (coalescing() || open_batch().empty)) {
-    return {newest_closed_, Counter(open_batch().first.value - 1), label_, {}};
+    return {newest_closed_, Counter(open_batch().first.value - 1), label_, {}, std::move(without)};
   }
   if (closed_count() >= limits::kClosedBatchesMax) give_up_from(0, "too many closed batches");
   close_open_batch(std::move(name));
-  return point_of(*batches_[batches_.size() - 2]);
+  const Batch& batch = *batches_[batches_.size() - 2];
+  return {batch.number, batch.last, batch.label, batch.name, std::move(without)};
 }
 
 void JournalImpl::give_up_from(size_t index, const char* why, bool everything) {

@@ -98,6 +98,7 @@ struct Point {                         // a cut
   Counter counter;                     // holds every write up to it
   WallTime label;
   std::string name;                    // may be empty
+  std::vector<ImageId> without = {};   // images that are withheld, and so not in it, whatever of them was written
 };
 
 struct ImageCounters {                 // for status
@@ -162,6 +163,8 @@ class Journal {
   // (withheld.cc). Ended by reconciled(), else once a block of it can be read.
   virtual void withhold(const ImageId& image, const Status& why) = 0;
   virtual bool withheld(const ImageId& image) const = 0;
+  // Or staging's last read of it failed: with the next one it may be.
+  virtual bool unreadable(const ImageId& image) const = 0;
 
   // ---- images ---------------------------------------------------------------------------------
   virtual Slot attach(const ImageId& image, uint64_t size) = 0;      // the same slot when attached already

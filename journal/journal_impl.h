@@ -53,6 +53,7 @@ class JournalImpl final : public Journal {
   void reconciled(const ImageId& image) override;
   void withhold(const ImageId& image, const Status& why) override;
   bool withheld(const ImageId& image) const override { return withheld_.contains(image); }
+  bool unreadable(const ImageId& image) const override { return withheld_.contains(image) || failed_once_ == image; }
 
   Slot attach(const ImageId& image, uint64_t size) override;
   void detach(Slot slot) override;
@@ -171,7 +172,6 @@ class JournalImpl final : public Journal {
   void cut_if_due();
   void new_open_batch(BatchNumber number);
   size_t closed_count() const { return batches_.size() - 1; }
-  Point point_of(const Batch& batch) const { return {batch.number, batch.last, batch.label, batch.name}; }
   void give_up_from(size_t index, const char* why, bool everything = false);
   void merge_given_up(Batch& from);
   void compact_if_needed();
@@ -291,7 +291,7 @@ class JournalImpl final : public Journal {
   std::set<ImageId> unreconciled_;
   std::map<ImageId, WithheldImage> withheld_;
   std::optional<Unreadable> unreadable_;         // what the batch that is staged failed over
-  ImageId unreadable_before_;                    // the one before it
+  ImageId failed_once_;                          // its device failed as it was last staged; nil: none's did
   std::set<ImageId> sizes_unknown_;              // of images that are dirty whole, until they are attached or reconciled
   std::map<ImageId, TenureRow> known_tenures_;   // as stored, until the image has a slot
   std::string held_name_;                        // of a named cut asked for before all was reconciled

@@ -212,7 +212,7 @@ Task<void> JournalImpl::stage_loop() {
     if (status) {
       retry = kRetryMin;
       stage_error_.clear();
-      unreadable_before_ = {};
+      failed_once_ = {};
       continue;
     }
     kLog.warning("staging_failed", {{"batch", batch->number}, {"status", status}});

@@ -46,7 +46,7 @@ bool JournalImpl::leave_out_unreadable() {
   if (!unreadable_) return false;
   const ImageId image = slots_[unreadable_->slot].image;
   const Code code = unreadable_->why.code();
-  const bool again = std::exchange(unreadable_before_, image) == image;
+  const bool again = std::exchange(failed_once_, code == Code::kIoError ? image : ImageId()) == image;
   if (code != Code::kCorruption && (code != Code::kIoError || !again)) return false;
   if (!begin_withholding(unreadable_->slot, unreadable_->extent, unreadable_->why)) return false;
   for (size_t i = 0; i + 1 < batches_.size(); ++i)

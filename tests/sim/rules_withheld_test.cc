@@ -1,0 +1,114 @@
+// What an image whose blocks cannot be read means for its tenure: nobody follows upon what the replica lacks of it.
+#include "tests/repeat.h"
+#include "tests/sim/site.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr auto kForEver = UINT64_MAX;
+constexpr const char* kOdd = ".1.data";      // the shared node's object with the image's odd regions
+
+class RulesOfWithheld {
+ public:
+  explicit RulesOfWithheld(uint64_t seed) : lab(seed, false, Plant::kNone, Ships::kYes), site(lab) {
+    auto opened = lab.open_filled("host1");
+    if (!opened) ADD_FAILURE() << opened.status().to_string();
+    else first = *opened;
+    lab.world.run_for(seconds(40));          // shipped, and the dirty-region log is clean
+  }
+  // host1 has written 'b', which is not staged yet: its own brick fails, and the shared one has bad sectors there.
+  void begin_unreadable(bool slow = false) {
+    lab.world.inject("host1", FileFault{.times = kForEver, .path_contains = "/brick1"});
+    lab.engine("host1").set_shipping_paused(true);
+    ASSERT_TRUE(lab.write("host1", first, 3 * Lab::kRegion, 'b').is_ok());
+    ASSERT_TRUE(lab.flush("host1", first).is_ok());
+    lab.world.inject("shared1", FileFault{.times = kForEver, .operations = kRead, .path_contains = kOdd, .hangs = slow});
+  }
+  void mended() {
+    lab.world.clear_faults("host1");
+    lab.world.clear_faults("shared1");
+    lab.engine("host1").set_shipping_paused(false);
+  }
+  Status second_writes() {
+    auto opened = lab.open("host2");
+    if (!opened) return opened.status();
+    Status wrote = lab.write("host2", *opened, 0, 'c');
+    lab.engine("host2").release(*opened);
+    return wrote;
+  }
+  // host2 goes on, and the replica has all of it.
+  void expect_moved() {
+    lab.world.run_for(seconds(10));
+    Status wrote = second_writes();
+    EXPECT_TRUE(wrote.is_ok()) << wrote.to_string();
+    EXPECT_TRUE(lab.healthy("host2"));
+    EXPECT_EQ(site.verify("host2"), "") << "the replica lacks what was acknowledged";
+    EXPECT_EQ(site.branches(), 0u) << "the main line was kept aside";
+  }
+
+  Lab lab;
+  Site site;
+  fs::HandleId first;
+};
+
+TEST(Rules, AnImageThatCannotBeReadAnyMoreAsItIsHandedOverStaysWhereItIs) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE(seed);
+    RulesOfWithheld t(seed);
+    t.begin_unreadable();
+    t.lab.engine("host1").release(t.first);
+    EXPECT_EQ(t.second_writes().code(), Code::kBusy) << "it follows upon what the replica lacks";
+    t.mended();
+    t.expect_moved();
+  }
+}
+
+// A disk tries for seconds before it says so.
+TEST(Rules, NorIsOneHandedOverOfWhichTheFirstReadHasFailed) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE(seed);
+    RulesOfWithheld t(seed);
+    t.begin_unreadable(true);
+    t.lab.engine("host1").release(t.first);
+    auto second = t.lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    const Bytes data(4096, 'c');
+    std::optional<Code> wrote;
+    t.lab.engine("host2").write(*second, 0, data, io::IoMode::kQueued, [&](const auto& n) { wrote = n.status().code(); });
+    t.lab.world.run_for(milliseconds(3500));
+    ASSERT_GT(t.lab.world.hung("shared1"), 0u);
+    t.lab.engine("host1").set_shipping_paused(false);
+    t.lab.world.clear_faults("shared1");
+    t.lab.world.inject("shared1", FileFault{.times = kForEver, .operations = kRead, .path_contains = kOdd});
+    t.lab.world.release_hung("shared1", 5);
+    ASSERT_TRUE(t.lab.world.run_until([&] { return wrote.has_value(); }, seconds(120)));
+    EXPECT_EQ(*wrote, Code::kBusy) << "it follows upon what the replica lacks";
+    t.lab.engine("host2").release(*second);
+    t.lab.world.run_for(seconds(5));
+    t.mended();
+    t.expect_moved();
+  }
+}
+
+TEST(Rules, AHostThatStopsGivesNoImageAwayThatItCannotReadAnyMore) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE(seed);
+    RulesOfWithheld t(seed);
+    t.begin_unreadable();
+    auto stopped = t.lab.wait<Status>([&](auto done) { t.lab.engine("host1").stop(seconds(20), std::move(done)); });
+    EXPECT_TRUE(stopped.is_ok()) << stopped.to_string();
+    t.lab.crash("host1", Crash::kKill);
+    EXPECT_EQ(t.second_writes().code(), Code::kBusy) << "it follows upon what the replica lacks";
+    t.lab.world.clear_faults("host1");
+    t.lab.world.clear_faults("shared1");
+    t.lab.start("host1");
+    t.lab.world.run_for(seconds(20));
+    t.expect_moved();
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::sim
