@@ -248,15 +248,19 @@ void Engine::record_whole(Image& im, const std::vector<Extent>& extents, const w
   kLog.info("whole_image_recorded", {{"image", im.id}, {"epoch", im.epoch}, {"extents", extents.size()}});
 }
 
-// Until what was recorded is in immutable segments: then a crash cannot take it any more.
+// Until what was recorded is in immutable segments: then a crash cannot take it any more. Of an image that is withheld
+// nothing is.
 Task<void> Engine::stage_whole(Image& im) {
   Pin pin(im);
   const Epoch epoch = im.epoch;
   for (;;) {
     HandoverCut cut = co_await handover_cut();
     if (stopping_ || im.epoch != epoch) co_return;
-    if (cut.staged) break;
+    if (cut.staged && has_all(cut, im.id)) break;
     co_await sleep(kRetry);
+    while (!stopping_ && im.epoch == epoch && journal_->withheld(im.id))
+      co_await sleep(kRetry);   // each cut would make a point
+    if (stopping_ || im.epoch != epoch) co_return;
   }
   Status s = set_flag(im, kFlagStandIn, false);
   if (!s) kLog.warning("flag_not_cleared", {{"image", im.id}, {"error", s}});

@@ -79,6 +79,7 @@ void JournalImpl::close_open_batch(std::string name) {
   pending_.put(kBatchesTable, batch_prefix(batch.number), encode_batch_row(row_of(batch, BatchState::kClosed)));
   arm_commit();
   new_open_batch(batch.number.next());
+  keep_back_wholes(batch);
   count_preserving();
   kick_stager();
 }

@@ -272,6 +272,8 @@ class JournalImpl final : public Journal {
   void try_withheld();
   void tried(const ImageId& image, const Status& status);
   void leave_out(Batch& batch);
+  void keep_back_wholes(Batch& from);
+  void forget_whole(const ImageId& image);
   void count_left_out(uint32_t slot, uint64_t bytes);
   void carry_over(const Batch& batch, const std::vector<ImageExtents>& extents);
   void record_lacked(Batch& batch, const std::vector<ImageExtent>& regions);

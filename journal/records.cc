@@ -133,6 +133,10 @@ void put_mark(kv::WriteBatch& out, BatchNumber batch, Counter counter, const wir
   }
 }
 
+void drop_mark(kv::WriteBatch& out, BatchNumber batch, Counter counter) {
+  out.erase_range(kMarksTable, mark_key(batch, counter, 0), mark_key(batch, counter.next(), 0));
+}
+
 Result<std::vector<StoredMark>> read_marks(kv::Snapshot& snapshot) {
   std::vector<StoredMark> out;
   Bytes bytes;

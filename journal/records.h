@@ -64,6 +64,7 @@ Result<UnpackedRecords> unpack_records(ByteSpan value);
 // Keys of records and marks: the batch's number first, so that a staged batch's go as one range.
 Bytes record_key(BatchNumber batch, uint32_t serial);
 Bytes mark_key(BatchNumber batch, Counter counter, uint32_t piece);
+void drop_mark(kv::WriteBatch& out, BatchNumber batch, Counter counter);
 Bytes batch_prefix(BatchNumber batch);
 void put_mark(kv::WriteBatch& out, BatchNumber batch, Counter counter, const wire::Mark& mark);
 struct StoredMark {

@@ -64,11 +64,13 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   // A batch holds one epoch of an image: what was written under the old one ends here.
   const BatchImage* image = open_batch().image(slot.index);
   if (image != nullptr && image->epoch != epoch && image->epoch.value != 0 && !reconciling()) cut(CutReason::kHandover, {});
+  const bool another = s.epoch != epoch;
   s.epoch = epoch;
   drl_->begin_tenure(slot.index, epoch);
   // After an own tenure (a crash in between) the replica must still wait for what came before that one: its batches,
   // which said so, may be part of the resync batch. Own batches are in order anyhow.
   bool own = parent.source == options_.source && parent.source != s.parent.source && !s.parent.source.empty();
+  if (!own && another) forget_whole(s.image);
   if (!own) s.parent = parent;
   if (shipping_ != Shipping::kNormal) lack_if_followed(slot.index);
   put_tenure(slot.index);

@@ -6,7 +6,8 @@
 // Withheld, nothing of it is staged: what the batches have of it becomes regions in `lacks_`, in the transaction in which a
 // batch without them is durable. Each batch says so with a mark, so that the replica's point does, too; there the image stays
 // as it was at the last cut that has it. Once it can be read the regions join the open batch, and count as lacked until that is
-// staged. While shipping is normal only withheld images lack anything; by that a start knows them.
+// staged. While shipping is normal only withheld images lack anything; by that a start knows them. The mark that a batch holds all
+// of an image (kWhole) goes from one open batch to the next until then.
 #include <algorithm>
 
 #include "journal/journal_impl.h"
@@ -49,8 +50,11 @@ bool JournalImpl::leave_out_unreadable() {
   const bool again = std::exchange(failed_once_, code == Code::kIoError ? image : ImageId()) == image;
   if (code != Code::kCorruption && (code != Code::kIoError || !again)) return false;
   if (!begin_withholding(unreadable_->slot, unreadable_->extent, unreadable_->why)) return false;
-  for (size_t i = 0; i + 1 < batches_.size(); ++i)
-    if (batches_[i]->kind == BatchKind::kPiece) leave_out(*batches_[i]);   // any other was given up
+  for (size_t i = 0; i + 1 < batches_.size(); ++i) {
+    if (batches_[i]->kind != BatchKind::kPiece) continue;   // it was given up
+    leave_out(*batches_[i]);
+    keep_back_wholes(*batches_[i]);
+  }
   return true;
 }
 
@@ -113,6 +117,35 @@ void JournalImpl::tried(const ImageId& image, const Status& status) {
   lacks_.forget(image);            // it was removed
   forget_withheld(image);
   arm_commit();
+}
+
+// A mark that an image is whole waits for it: the replica would take what comes later for a part of it.
+void JournalImpl::keep_back_wholes(Batch& from) {
+  Batch& open = open_batch();
+  auto goes = [this](const SegmentMark& m) {
+    return m.mark.kind != wire::MarkKind::kWhole || !withheld_.contains(m.mark.node.image);
+  };
+  auto first = std::stable_partition(from.marks.begin(), from.marks.end(), goes);
+  for (auto kept = first; kept != from.marks.end(); ++kept) {
+    drop_mark(pending_, from.number, kept->counter);
+    const Counter counter(next_counter_++);
+    tracker_.begin(counter.value);
+    tracker_.finish(counter.value);
+    put_mark(pending_, open.number, counter, kept->mark);   // as durable as it was: no cut is made for it
+    open.marks.push_back({counter, std::move(kept->mark)});
+  }
+  from.marks.erase(first, from.marks.end());
+}
+
+// Another tenure: how the image was as an earlier one began is not asked for any more.
+void JournalImpl::forget_whole(const ImageId& image) {
+  if (!withheld_.contains(image)) return;   // it went with the image
+  Batch& open = open_batch();
+  std::erase_if(open.marks, [&](const SegmentMark& m) {
+    if (m.mark.kind != wire::MarkKind::kWhole || m.mark.node.image != image) return false;
+    drop_mark(pending_, open.number, m.counter);
+    return true;
+  });
 }
 
 // At a cut, or when a piece could not be read.

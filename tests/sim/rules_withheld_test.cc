@@ -9,7 +9,9 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr auto kForEver = UINT64_MAX;
-constexpr const char* kOdd = ".1.data";      // the shared node's object with the image's odd regions
+// The shared node's objects with the image's even and odd regions.
+constexpr const char* kEven = ".0.data";
+constexpr const char* kOdd = ".1.data";
 
 class RulesOfWithheld {
  public:
@@ -107,6 +109,30 @@ TEST(Rules, AHostThatStopsGivesNoImageAwayThatItCannotReadAnyMore) {
     t.lab.start("host1");
     t.lab.world.run_for(seconds(20));
     t.expect_moved();
+  }
+}
+
+// host1 has died with what it had not shipped, and host2 takes the image by force: its first batch, which holds all of it,
+// stands in. Where the shared copy cannot be read just then, the batch comes later, and stands in all the same.
+TEST(Rules, AnImageTakenByForceStandsInForTheLostHostHoweverLateItCanBeRead) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE(seed);
+    RulesOfWithheld t(seed);
+    t.lab.world.partition("host1", "replica1");
+    ASSERT_TRUE(t.lab.write("host1", t.first, Lab::kRegion, 'b').is_ok());
+    ASSERT_TRUE(t.lab.flush("host1", t.first).is_ok());
+    t.lab.crash("host1", Crash::kKill);
+    auto taken = t.lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
+    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+    auto second = t.lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    t.lab.world.inject("shared1", FileFault{.times = kForEver, .operations = kRead, .path_contains = kEven});
+    ASSERT_TRUE(t.lab.write("host2", *second, Lab::kRegion, 'c').is_ok());   // on the other brick
+    t.lab.world.run_for(seconds(10));
+    EXPECT_NE(t.lab.engine("host2").status_json().find("cannot be read"), std::string::npos);
+    t.lab.world.clear_faults("shared1");
+    ASSERT_TRUE(t.lab.healthy("host2"));
+    EXPECT_EQ(t.site.verify("host2"), "") << "host2's batches wait for what never comes";
   }
 }
 

@@ -111,6 +111,7 @@ bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
   if (parts.size() < parts_count) return false;
   std::vector<Sha256> digests;
   AtPoint point;
+  std::vector<wire::Mark> said;
   for (auto& [index, stored] : parts) {
     digests.push_back(stored.first);
     known[number][index] = stored.first;
@@ -132,12 +133,14 @@ bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
       std::copy_n(data.begin(), std::min<uint64_t>(e.extent.length, bytes.size() - e.extent.offset),
                   bytes.begin() + static_cast<ptrdiff_t>(e.extent.offset));
     }
-    for (const SegmentMark& m : head.marks) marks.push_back(m.mark);
+    for (const SegmentMark& m : head.marks) said.push_back(m.mark);
     if (index + 1 == parts_count) {
       for (const SegmentImage& image : head.images) images[image.image].resize(image.size);
-      point = {head.batch.number, head.batch.point_name, head.batch.last, head.batch.incarnation, head.batch.kind, images};
+      point = {head.batch.number, head.batch.point_name, head.batch.last, head.batch.incarnation, head.batch.kind, images, said};
+      for (const SegmentImage& image : head.images) point.changed.insert(image.image);
     }
   }
+  marks.insert(marks.end(), said.begin(), said.end());
   // A piece of a resync is laid over at once: what is held here in between is never looked at as a point.
   if (point.kind == BatchKind::kPiece) ++pieces;
   else points.push_back(std::move(point));

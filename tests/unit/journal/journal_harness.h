@@ -28,7 +28,16 @@ using Images = std::map<ImageId, Bytes>;
 // Keeps what a real replica would have to: order, digests, history.
 class FakeReplica {
  public:
-  struct AtPoint { BatchNumber number; std::string name; Counter last; Incarnation incarnation; BatchKind kind; Images images; };
+  struct AtPoint {
+    BatchNumber number;
+    std::string name;
+    Counter last;
+    Incarnation incarnation;
+    BatchKind kind;
+    Images images;
+    std::vector<wire::Mark> marks = {};                      // of this batch
+    std::set<ImageId> changed = {};                          // by it
+  };
   FakeReplica(sim::SimEnv& env, uint16_t port);
 
   void handle(net::HttpRequest request, Callback<net::HttpResponse> done);

@@ -116,6 +116,57 @@ TEST_F(WithheldTest, AResyncEndsWithoutIt) {
   mended();
 }
 
+// A tenure taken by force begins with all of the image, and with a mark that says so: the replica waits for the host that
+// lost it where it finds the one without the other.
+TEST_F(WithheldTest, TheMarkThatItIsWholeComesWithIt) {
+  for (bool crashes : {false, true}) {
+    if (journal_ == nullptr) begin();
+    before_ = replica_->images[cut_];
+    const size_t points = replica_->points.size();
+    cut();
+    wire::Mark whole;
+    whole.kind = wire::MarkKind::kWhole;
+    whole.origin = options_.source;
+    whole.node.image = cut_;
+    Bytes all = copy_.images[cut_];
+    submit({cut_, RecordKind::kWrite, {0, all.size()}, 0, all}, [&] { journal_->mark(whole); });
+    others_go_on();
+    if (crashes) {
+      crash(sim::Crash::kPowerLoss);
+      open_journal();
+      reconcile_all();
+      others_go_on();
+    }
+    mended();
+    size_t told = 0;
+    for (size_t i = points; i < replica_->points.size(); ++i) {
+      const auto& point = replica_->points[i];
+      const bool says = std::ranges::any_of(point.marks, [](const auto& m) { return m.kind == wire::MarkKind::kWhole; });
+      EXPECT_TRUE(!says || point.changed.contains(cut_)) << "the mark came without the image";
+      EXPECT_TRUE(says || told != 0 || !point.changed.contains(cut_)) << "the image came without the mark";
+      told += says ? 1 : 0;
+    }
+    EXPECT_EQ(told, 1u);
+  }
+}
+
+// Another tenure, which follows another host's: all of the image is not asked for any more, and was not recorded.
+TEST_F(WithheldTest, TheMarkOfAnOlderTenureDoesNotComeWithANewerOne) {
+  begin();
+  const size_t marks = replica_->marks.size();
+  cut();
+  wire::Mark whole;
+  whole.kind = wire::MarkKind::kWhole;
+  whole.origin = options_.source;
+  whole.node.image = cut_;
+  submit({cut_, RecordKind::kWrite, {0, kG}, 0, Bytes(kG, 0x55)}, [&] { journal_->mark(whole); });
+  others_go_on();
+  journal_->set_tenure(slot(cut_), Epoch(9), {Epoch(8), "host3", {Incarnation(1), Counter(7)}, 1});
+  mended();
+  EXPECT_TRUE(std::none_of(replica_->marks.begin() + static_cast<ptrdiff_t>(marks), replica_->marks.end(),
+                           [](const auto& m) { return m.kind == wire::MarkKind::kWhole; }));
+}
+
 TEST_F(WithheldTest, NothingIsRememberedOfOneThatIsRemoved) {
   begin();
   write(cut_, 0x55);
