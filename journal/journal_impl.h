@@ -260,6 +260,7 @@ class JournalImpl final : public Journal {
     uint64_t bytes = 0;                          // of its writes that were left out of batches
     io::BootTime try_at;
     bool trying = false;
+    bool over = false;                           // it was read, or is reconciled: once no closed batch leaves it out
   };
   struct Unreadable { uint32_t slot; Extent extent; Status why; };
   bool reconciling() const;
@@ -268,6 +269,8 @@ class JournalImpl final : public Journal {
   bool leave_out_unreadable();
   bool begin_withholding(uint32_t slot, Extent unread, const Status& why);
   void end_withholding(const ImageId& image);
+  void end_readable();
+  bool left_out(const ImageId& image) const;
   void forget_withheld(const ImageId& image);
   void try_withheld();
   void tried(const ImageId& image, const Status& status);

@@ -484,6 +484,7 @@ Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> pa
   }
   staged_bytes_[batch->number] = std::move(bytes);
   batches_.pop_front();
+  end_readable();
   answer_staged(BatchNumber(0), batch->number, staged);
   // The resync batch that took over what a crash left is safe now.
   if (condition_) hold_regions_ = false;

@@ -74,12 +74,31 @@ bool JournalImpl::begin_withholding(uint32_t slot, Extent unread, const Status& 
 }
 
 void JournalImpl::end_withholding(const ImageId& image) {
+  // What a closed batch leaves out is lacked once that is staged. A cut before then would have the rest without it.
+  withheld_.at(image).over = true;
+  if (left_out(image)) return;
   const uint64_t bytes = withheld_.at(image).bytes;
   forget_withheld(image);
   kLog.info("image_no_longer_withheld", {{"image", image}, {"lacked_bytes", lacks_.bytes(image)}});
   if (shipping_ != Shipping::kNormal) return kick_stager();
   record_lacked(open_batch(), lacks_.take_all(image));
   if (BatchImage* in_open = open_batch().image(slot_of(image))) in_open->bytes += bytes;
+}
+
+bool JournalImpl::left_out(const ImageId& image) const {
+  auto slot = slot_by_image_.find(image);
+  return slot != slot_by_image_.end() && std::any_of(batches_.begin(), batches_.end(), [&](const BatchPtr& batch) {
+    const BatchImage* of_it = batch->image(slot->second);
+    return of_it != nullptr && of_it->left_out;
+  });
+}
+
+// A batch was staged.
+void JournalImpl::end_readable() {
+  std::vector<ImageId> over;
+  for (const auto& [image, w] : withheld_)
+    if (w.over) over.push_back(image);
+  for (const ImageId& image : over) end_withholding(image);
 }
 
 void JournalImpl::forget_withheld(const ImageId& image) {
@@ -111,9 +130,10 @@ void JournalImpl::tried(const ImageId& image, const Status& status) {
   it->second.try_at = env_.now() + kTryInterval;
   if (unreconciled_.contains(image)) return;
   if (status) return end_withholding(image);
+  it->second.over = false;
   auto slot = slot_by_image_.find(image);
   const bool attached = slot != slot_by_image_.end() && slots_[slot->second].attached;
-  if (status.code() != Code::kNotFound || attached) return;
+  if (status.code() != Code::kNotFound || attached || left_out(image)) return;
   lacks_.forget(image);            // it was removed
   forget_withheld(image);
   arm_commit();
@@ -178,8 +198,6 @@ void JournalImpl::carry_over(const Batch& batch, const std::vector<ImageExtents>
     auto known = slot_by_image_.find(image);         // else it was removed meanwhile
     if (!batch.image(e.slot)->left_out || known == slot_by_image_.end() || known->second != e.slot) continue;
     for (const PlainExtent& p : e.extents) note_lack(e.slot, RecordKind::kWrite, p.extent);
-    const bool ended = !withheld_.contains(image) && shipping_ == Shipping::kNormal;
-    if (ended) record_lacked(open_batch(), lacks_.take_all(image));
   }
 }
 
@@ -187,7 +205,6 @@ void JournalImpl::carry_over(const Batch& batch, const std::vector<ImageExtents>
 void JournalImpl::count_left_out(uint32_t slot, uint64_t bytes) {
   auto it = withheld_.find(slots_[slot].image);
   if (it != withheld_.end()) it->second.bytes += bytes;
-  else if (slots_[slot].attached) touch(open_batch(), slot, Counter(next_counter_ - 1)).bytes += bytes;
 }
 
 // Lacked regions into a batch: they are taken, and lacked no longer once it is staged.

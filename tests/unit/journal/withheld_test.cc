@@ -167,6 +167,32 @@ TEST_F(WithheldTest, TheMarkOfAnOlderTenureDoesNotComeWithANewerOne) {
                            [](const auto& m) { return m.kind == wire::MarkKind::kWhole; }));
 }
 
+// It can be read again while a batch that leaves it out still waits for a write under way.
+TEST_F(WithheldTest, APointHasAllOfItOrSaysThatItHasNot) {
+  begin();
+  write(cut_, 0x55);
+  cut();
+  others_go_on();
+  bool dirty = false;
+  journal_->mark_dirty(slot(other_), {0, kG}, [&](const Status&) { dirty = true; });
+  ASSERT_TRUE(settle([&] { return dirty; }));
+  Ticket under_way = journal_->begin(slot(other_), RecordKind::kWrite, {0, kG});
+  bool done = false;
+  submit({cut_, RecordKind::kWrite, {100 * kG, kG}, 0, Bytes(kG, 0x77)}, [&] { done = true; });
+  ASSERT_TRUE(settle([&] { return done; }));
+  journal_->cut(Journal::CutReason::kNamed, "waits");
+  copy_.cut.clear();
+  world_.run_for(std::chrono::seconds(15));
+  journal_->cut(Journal::CutReason::kNamed, "after");
+  const Bytes at_the_cut = copy_.images[cut_];
+  journal_->finish(under_way, CoordinatorSequence(0), 0);
+  auto after = [&] { return std::ranges::find(replica_->points, "after", &FakeReplica::AtPoint::name); };
+  ASSERT_TRUE(settle([&] { return after() != replica_->points.end(); }));
+  const bool says_so = std::ranges::any_of(after()->marks, [](const auto& m) { return m.kind == wire::MarkKind::kWithheld; });
+  EXPECT_TRUE(says_so || after()->images.at(cut_) == at_the_cut) << "neither the old state nor the new one";
+  mended();
+}
+
 TEST_F(WithheldTest, NothingIsRememberedOfOneThatIsRemoved) {
   begin();
   write(cut_, 0x55);
