@@ -82,6 +82,14 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
   }
   journal::Usage usage = journal_->usage();
   for (std::string& reason : journal::usage_reasons(usage)) why.push_back(std::move(reason));
+  for (const journal::Withheld& w : usage.withheld) {
+    const Image* im = find(w.image);
+    if (im == nullptr || im->doomed || !im->held || !im->recall_wanted) continue;
+    why.push_back(names_->path_of(im->inode) + ": " + (im->recall_by.empty() ? "another host" : im->recall_by) +
+                  " wants to write it and gets EBUSY: it stays here while the replica lacks what this host cannot "
+                  "read of it (" + w.why + "). Mend the disk, or write those blocks anew here; tidemark image takeover "
+                  "IMAGE --force moves it all the same");
+  }
   bool ok = why.empty();
   if (reasons != nullptr) *reasons = std::move(why);
   return ok;

@@ -41,7 +41,13 @@ void Engine::try_yield(Image& im) {
   }
   // Not while it asks for `none`: until the answer is there this copy may be the only one.
   bool level = (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) && !host_only(im);
-  level = level && !journal_->withheld(im.id);   // whoever is next follows upon all of it
+  const bool withheld = journal_->withheld(im.id);   // whoever is next follows upon all of it
+  if (withheld && !im.kept_told) {
+    kLog.warning("yield_waits", {{"image", im.id}, {"wanted_by", im.recall_by}, {"reason", "it is withheld"},
+                                 {"effect", "it stays here until what was written to it can be read and shipped"}});
+  }
+  im.kept_told = withheld;
+  level = level && !withheld;
   // While other images recover nothing can be cut, so nothing could be handed over whole.
   if (!level || im.resync_running || im.recovering || recovering_ != 0) {
     yield_later(im);
@@ -168,7 +174,7 @@ void Engine::tenure_ended(Image& im) {
   kLog.info("tenure_ended", {{"image", im.id}, {"epoch", im.epoch}, {"for", im.recall_by}});
   im.held = false;
   im.yield_unknown = false;
-  im.recall_wanted = false;
+  im.recall_wanted = im.kept_told = false;
   im.taken_from.clear();
   im.attr.holder.clear();
   im.attr.size = im.size;

@@ -92,6 +92,7 @@ struct Image {
   bool recall_wanted = false;
   bool yield_unknown = false;          // a yield was sent and not answered: the tenure may be another host's already
   std::string recall_by;
+  bool kept_told = false;              // it is wanted elsewhere, and withheld: said once
   std::string taken_from;              // of this tenure, if it was taken by force: the host that lost it
   Generation terms;                    // under which the witness may be asked; 0: not known, it may not
   bool asking_terms = false, asking_witness = false;

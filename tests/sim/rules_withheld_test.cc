@@ -1,4 +1,5 @@
 // What an image whose blocks cannot be read means for its tenure: nobody follows upon what the replica lacks of it.
+#include "shared/base/log.h"
 #include "tests/repeat.h"
 #include "tests/sim/site.h"
 
@@ -66,6 +67,26 @@ TEST(Rules, AnImageThatCannotBeReadAnyMoreAsItIsHandedOverStaysWhereItIs) {
     t.mended();
     t.expect_moved();
   }
+}
+
+TEST(Rules, AHostThatKeepsAnImageBecauseItCannotBeReadSaysSoOnce) {
+  RulesOfWithheld t(1);
+  t.begin_unreadable();
+  t.lab.engine("host1").release(t.first);
+  size_t told = 0;
+  log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) {
+    if (line.find("yield_waits") != std::string_view::npos) ++told;
+  });
+  EXPECT_EQ(t.second_writes().code(), Code::kBusy);
+  log::set_sink_for_testing({});
+  EXPECT_EQ(told, 1u);
+  std::vector<std::string> reasons;
+  EXPECT_FALSE(t.lab.engine("host1").healthy(&reasons));
+  EXPECT_EQ(std::ranges::count_if(reasons, [](const auto& r) { return r.starts_with("disk.img: host2 wants"); }), 1);
+  t.mended();
+  t.expect_moved();
+  t.lab.engine("host1").healthy(&reasons);
+  EXPECT_EQ(std::ranges::count_if(reasons, [](const auto& r) { return r.find(" wants ") != std::string::npos; }), 0);
 }
 
 // A disk tries for seconds before it says so.
