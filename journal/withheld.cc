@@ -50,11 +50,8 @@ bool JournalImpl::leave_out_unreadable() {
   const bool again = std::exchange(failed_once_, code == Code::kIoError ? image : ImageId()) == image;
   if (code != Code::kCorruption && (code != Code::kIoError || !again)) return false;
   if (!begin_withholding(unreadable_->slot, unreadable_->extent, unreadable_->why)) return false;
-  for (size_t i = 0; i + 1 < batches_.size(); ++i) {
-    if (batches_[i]->kind != BatchKind::kPiece) continue;   // it was given up
-    leave_out(*batches_[i]);
-    keep_back_wholes(*batches_[i]);
-  }
+  for (size_t i = 0; i + 1 < batches_.size(); ++i)
+    if (batches_[i]->kind == BatchKind::kPiece) leave_out(*batches_[i]);   // any other was given up
   return true;
 }
 
@@ -139,11 +136,13 @@ void JournalImpl::tried(const ImageId& image, const Status& status) {
   arm_commit();
 }
 
-// A mark that an image is whole waits for it: the replica would take what comes later for a part of it.
+// A mark that an image is whole waits for it: the replica would take what comes later for a part of it. Of a resync its last
+// batch names the image, if that is not withheld by then.
 void JournalImpl::keep_back_wholes(Batch& from) {
   Batch& open = open_batch();
-  auto goes = [this](const SegmentMark& m) {
-    return m.mark.kind != wire::MarkKind::kWhole || !withheld_.contains(m.mark.node.image);
+  auto goes = [&](const SegmentMark& m) {
+    const bool waits = from.kind == BatchKind::kPiece || withheld_.contains(m.mark.node.image);
+    return m.mark.kind != wire::MarkKind::kWhole || !waits;
   };
   auto first = std::stable_partition(from.marks.begin(), from.marks.end(), goes);
   for (auto kept = first; kept != from.marks.end(); ++kept) {

@@ -150,6 +150,29 @@ TEST_F(WithheldTest, TheMarkThatItIsWholeComesWithIt) {
   }
 }
 
+// In a resync the replica asks for it with the last batch, which is without an image that is withheld meanwhile.
+TEST_F(WithheldTest, TheMarkThatItIsWholeComesWithItAfterAResync) {
+  options_.settings.limit_bytes = 1u << 20;
+  begin();
+  empty_replica();
+  wire::Mark whole;
+  whole.kind = wire::MarkKind::kWhole;
+  whole.origin = options_.source;
+  whole.node.image = cut_;
+  journal_->mark(whole);
+  resync_all();
+  ASSERT_TRUE(settle([&] { return replica_->pieces > 0; }));
+  cut();
+  write(cut_, 0x55);
+  ASSERT_TRUE(settle([&] { return withheld() && journal_->usage().shipping == Shipping::kNormal; }, 600));
+  const size_t points = replica_->points.size();
+  mended();
+  const auto first = std::find_if(replica_->points.begin() + static_cast<ptrdiff_t>(points), replica_->points.end(),
+                                  [&](const auto& point) { return point.changed.contains(cut_); });
+  ASSERT_NE(first, replica_->points.end());
+  EXPECT_TRUE(std::ranges::any_of(first->marks, [](const auto& m) { return m.kind == wire::MarkKind::kWhole; }));
+}
+
 // Another tenure, which follows another host's: all of the image is not asked for any more, and was not recorded.
 TEST_F(WithheldTest, TheMarkOfAnOlderTenureDoesNotComeWithANewerOne) {
   begin();
