@@ -308,6 +308,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> flush_both(Image& image);
   // ---- engine_fence.cc
   Task<Status> save_branch(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
+  Task<Status> read_around(Image& image, Extent piece, MutableByteSpan out, std::vector<Extent>& unreadable);
   Task<Status> write_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes,
                             std::string path);
   Task<Status> set_aside(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);

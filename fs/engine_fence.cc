@@ -7,6 +7,9 @@
 //
 //   fenced -> requests under way have ended -> branch durable -> behind, durable -> told -> reading shared
 //
+// Blocks that cannot be read are left out of the branch, and named in its list: nothing brings them back, and all else
+// would wait for them. For a brick that is not there at all it waits.
+//
 // Until then no tenure of the image is asked for.
 //
 // The host that took it: the replica may never get what the old one had not shipped, so that the first batch of the
@@ -32,6 +35,27 @@ constexpr std::string_view kSuffix = ".branch";
 std::string branch_name(const ImageId& image, Epoch epoch) {
   return image.to_string() + "-epoch" + std::to_string(epoch.value) + std::string(kSuffix);
 }
+
+// Lines of a branch's list: "extent OFFSET LENGTH", "unreadable OFFSET LENGTH".
+constexpr std::string_view kUnreadable = "unreadable ";
+
+std::string list_line(std::string_view word, Extent e) {
+  return std::string(word) + std::to_string(e.offset) + " " + std::to_string(e.length) + "\n";
+}
+
+uint64_t unreadable_in(ByteSpan list) {
+  const std::string_view text(reinterpret_cast<const char*>(list.data()), list.size());
+  const std::string line = "\n" + std::string(kUnreadable);
+  uint64_t sum = 0;
+  for (size_t at = text.find(line); at != text.npos; at = text.find(line, at + 1)) {
+    const std::string_view numbers = text.substr(at + line.size());
+    const size_t length_at = std::min(numbers.find(' '), numbers.size() - 1) + 1;
+    uint64_t length = 0;
+    std::from_chars(numbers.data() + length_at, numbers.data() + numbers.size(), length);
+    sum += length;
+  }
+  return sum;
+}
 }  // namespace
 
 std::string Engine::branch_directory() const { return options_.config.node.state_dir + "/branches"; }
@@ -52,6 +76,8 @@ std::vector<Branch> Engine::branches() {
     std::from_chars(name.data() + epoch_at + 6, name.data() + name.size(), epoch);
     branch.epoch = Epoch(epoch);
     if (auto stat = env_.files().stat(branch.file)) branch.bytes = stat->allocated;
+    auto listed = env_.files().read_file(branch.file + ".extents");
+    if (listed) branch.unreadable_bytes = unreadable_in(*listed);
     out.push_back(std::move(branch));
   }
   return out;
@@ -81,6 +107,31 @@ Task<Status> Engine::save_branch(Image& im, Epoch epoch, std::vector<RegionIndex
   co_return written;
 }
 
+// A piece of the own copy block by block, where it could not be read as a whole; what cannot be read is zeros, and in
+// `unreadable`.
+Task<Status> Engine::read_around(Image& im, Extent piece, MutableByteSpan out, std::vector<Extent>& unreadable) {
+  for (uint64_t at = 0; at < piece.length; at += limits::kOrderGranule) {
+    const Extent block{piece.offset + at, std::min<uint64_t>(limits::kOrderGranule, piece.length - at)};
+    auto buffer = std::make_shared<io::AlignedBuffer>(block.length);   // shared with the operation
+    Status s = co_await read_copy(im, block, buffer);
+    const auto into = out.begin() + static_cast<ptrdiff_t>(at);
+    if (s) {
+      std::copy_n(buffer->data(), block.length, into);
+      continue;
+    }
+    if (s.code() != Code::kIoError && s.code() != Code::kCorruption) co_return s;
+    // A brick that is not there may come back, and all of this with it.
+    if (s.code() == Code::kIoError) {
+      if (Status there = group_->look_at_bricks(); !there) co_return there;
+      if (Status there = group_->look_at(im.id); there.code() == Code::kIoError) co_return there;
+    }
+    std::fill_n(into, block.length, 0);
+    if (!unreadable.empty() && unreadable.back().end() == block.offset) unreadable.back().length += block.length;
+    else unreadable.push_back(block);
+  }
+  co_return Status::ok();
+}
+
 Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes,
                                   std::string path) {
   const std::string directory = branch_directory();
@@ -93,14 +144,16 @@ Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionInde
   if (Status s = file->truncate(size); !s) co_return s;
   std::string list = "image " + im.id.to_string() + "\npath " + names_->path_of(im.inode) + "\nepoch " +
                      std::to_string(epoch.value) + "\nsize " + std::to_string(size) + "\n";
+  std::vector<Extent> unreadable;
   for (RegionIndex region : regions) {
     const uint64_t begin = region.value * region_bytes, end = std::min(size, begin + region_bytes);
     if (begin >= end) continue;
-    list += "extent " + std::to_string(begin) + " " + std::to_string(end - begin) + "\n";
+    list += list_line("extent ", {begin, end - begin});
     for (uint64_t at = begin; at < end; at += kPiece) {
       Extent piece{at, std::min(kPiece, end - at)};
       auto buffer = std::make_shared<io::AlignedBuffer>(piece.length);   // shared with the operation, as above
       Status s = co_await read_copy(im, piece, buffer);
+      if (!s) s = co_await read_around(im, piece, buffer->span().first(piece.length), unreadable);
       if (!s) co_return s;
       ByteSpan bytes = ByteSpan(buffer->span()).first(piece.length);
       if (std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; })) continue;
@@ -115,10 +168,16 @@ Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionInde
     file->sync(io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
   });
   if (!synced) co_return synced;
+  for (const Extent& e : unreadable) list += list_line(kUnreadable, e);
   if (Status s = env_.files().write_file_atomically(path + ".extents", as_bytes(list)); !s) co_return s;
   if (Status s = env_.files().rename(partial, path); !s) co_return s;
   if (Status s = env_.files().sync_directory(directory); !s) co_return s;
   kLog.warning("branch_kept", {{"image", im.id}, {"epoch", epoch}, {"regions", regions.size()}, {"file", path}});
+  if (const uint64_t bytes = unreadable_in(as_bytes(list)); bytes != 0) {
+    kLog.error("branch_incomplete", {{"image", im.id}, {"epoch", epoch}, {"unreadable_bytes", bytes},
+                                     {"list", path + ".extents"}, {"effect", "what only this host had there is lost"}});
+    ++counts_.lost;
+  }
   co_return Status::ok();
 }
 

@@ -117,7 +117,10 @@ std::vector<std::string> Engine::notes() {
   for (const Branch& b : branches()) {
     auto attr = names_->by_image(b.image);
     out.push_back((attr ? names_->path_of(attr->inode) : b.image.to_string()) + ": a branch of epoch " +
-                  std::to_string(b.epoch.value) + " is kept: " + b.file);
+                  std::to_string(b.epoch.value) + " is kept: " + b.file +
+                  (b.unreadable_bytes == 0 ? ""
+                                           : ", without " + std::to_string(b.unreadable_bytes) +
+                                                 " bytes that could not be read: FILE.extents names them"));
   }
   return out;
 }
@@ -163,7 +166,8 @@ std::string Engine::status_json() {
   for (const Branch& b : branches()) {
     auto attr = names_->by_image(b.image);
     out["branches"].push_back({{"uuid", b.image.to_string()}, {"path", attr ? names_->path_of(attr->inode) : ""},
-                               {"epoch", b.epoch.value}, {"bytes", b.bytes}, {"file", b.file}});
+                               {"epoch", b.epoch.value}, {"bytes", b.bytes}, {"file", b.file},
+                               {"unreadable_bytes", b.unreadable_bytes}});
   }
   out["notes"] = notes();
   out["scrub"] = {{"running", scrub_->running},

@@ -46,7 +46,13 @@ struct SetAttr {
 };
 
 // A file on this host.
-struct Branch { ImageId image; Epoch epoch; std::string file; uint64_t bytes = 0; };
+struct Branch {
+  ImageId image;
+  Epoch epoch;
+  std::string file;
+  uint64_t bytes = 0;
+  uint64_t unreadable_bytes = 0;         // left out: its list of extents names them
+};
 
 constexpr std::chrono::seconds kRetry{1};              // between attempts of what runs until it succeeds
 constexpr std::chrono::seconds kOpportunityInterval{1};  // between attempts made as guests ask

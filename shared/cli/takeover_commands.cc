@@ -88,12 +88,12 @@ Outcome image_abort(Context& context, const std::string& name) {
 Outcome image_branches(Context& context) {
   TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
   const Json& branches = at(status, "branches");
-  Table table({"IMAGE", "EPOCH", "SIZE", "UUID", "FILE"});
-  table.right({1, 2});
+  Table table({"IMAGE", "EPOCH", "SIZE", "UNREADABLE", "UUID", "FILE"});
+  table.right({1, 2, 3});
   Json list = Json::array();
   for (const Json& b : branches) {
-    table.row({text(b, "path", "-"), text(b, "epoch"), config::format_size(number(b, "bytes")), text(b, "uuid"),
-               text(b, "file")});
+    table.row({text(b, "path", "-"), text(b, "epoch"), config::format_size(number(b, "bytes")),
+               config::format_size(number(b, "unreadable_bytes")), text(b, "uuid"), text(b, "file")});
     list.push_back(b);
   }
   context.result(Json{{"branches", list}}, table.empty() ? "no branches on this host" : table.text());

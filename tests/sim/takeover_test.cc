@@ -228,6 +228,75 @@ TEST(Takeover, ABranchWaitsForRoomAndSaysSo) {
   EXPECT_EQ(*kept, 't');
 }
 
+// What a bad block held is lost, and known to be; all else is kept, and neither this image nor the host's others wait for it.
+TEST(Takeover, ABlockThatCannotBeReadIsLeftOutOfTheTailAndNamed) {
+  for (uint64_t seed = 1; seed <= seeds_of(12); ++seed) {
+    Lab lab(seed);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    const auto objects = lab.objects("host1");
+    ASSERT_EQ(objects.size(), 1u);
+    auto other = lab.open("host1", true, "other.img");
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *other, 0, 'o').is_ok());
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *first, 0, 't', 16384).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    ASSERT_TRUE(take(lab, "host2").is_ok());
+    const bool crashed = seed % 3 != 0;
+    if (crashed) lab.crash("host1", seed % 3 == 1 ? Crash::kKill : Crash::kPowerLoss);
+    ASSERT_TRUE(lab.world.spoil("host1", objects[0], {8192, 4096}).is_ok());
+    lab.world.heal_all();
+    if (crashed) lab.start("host1");
+    ASSERT_TRUE(lab.world.run_until([&] { return lab.engine("host1").branches().size() == 1; }, seconds(60)))
+        << "seed " << seed;
+    const fs::Branch branch = lab.engine("host1").branches()[0];
+    EXPECT_EQ(branch.unreadable_bytes, 4096u) << "seed " << seed;
+    for (auto [offset, byte] : {std::pair<uint64_t, uint8_t>{4096, 't'}, {8192, 0}, {12288, 't'}, {16384, 'a'}}) {
+      auto kept = branch_byte(lab, "host1", offset);
+      EXPECT_TRUE(kept.is_ok() && *kept == byte) << "seed " << seed << " at " << offset;
+    }
+    auto list = lab.world.process("host1")->files().read_file(branch.file + ".extents");
+    ASSERT_TRUE(list.is_ok()) << list.status().to_string();
+    EXPECT_NE(std::string(list->begin(), list->end()).find("\nunreadable 8192 4096\n"), std::string::npos);
+    EXPECT_NE(lab.engine("host1").status_json().find("without 4096 bytes"), std::string::npos);
+    if (!crashed) {
+      lab.engine("host1").release(*first);
+      lab.engine("host1").release(*other);
+    }
+    auto wanted = lab.open("host2", false, "other.img");
+    ASSERT_TRUE(wanted.is_ok()) << wanted.status().to_string();
+    Status moved = lab.write("host2", *wanted, 4096, 'p');
+    EXPECT_TRUE(moved.is_ok()) << "seed " << seed << ": " << moved.to_string();
+    auto again = lab.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    auto byte = lab.read("host1", *again, 8192);
+    EXPECT_TRUE(byte.is_ok() && *byte == 'a') << "seed " << seed << ": " << byte.status().to_string();
+    EXPECT_TRUE(lab.write("host1", *again, 0, 'c').is_ok()) << "seed " << seed;
+    EXPECT_TRUE(lab.healthy("host1")) << "seed " << seed << lab.engine("host1").status_json();
+    EXPECT_EQ(lab.verify("host1"), "") << "seed " << seed;
+  }
+}
+
+// A brick that answers nothing may be well again: nothing of the tail is given up for it.
+TEST(Takeover, ATailWaitsForABrickOfWhichNothingCanBeRead) {
+  Lab lab(1);
+  auto first = lab.open_filled("host1");
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  lab.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab.write("host1", *first, 0, 't', 16384).is_ok());
+  ASSERT_TRUE(take(lab, "host2").is_ok());
+  lab.world.inject("host1", FileFault{.times = UINT64_MAX, .operations = kRead, .path_contains = "/brick1/"});
+  lab.world.heal_all();
+  lab.world.run_for(seconds(20));
+  EXPECT_TRUE(lab.engine("host1").branches().empty());
+  lab.world.clear_faults("host1");
+  ASSERT_TRUE(lab.world.run_until([&] { return lab.engine("host1").branches().size() == 1; }, seconds(60)));
+  EXPECT_EQ(lab.engine("host1").branches()[0].unreadable_bytes, 0u);
+  auto kept = branch_byte(lab, "host1", 8192);
+  EXPECT_TRUE(kept.is_ok() && *kept == 't') << kept.status().to_string();
+}
+
 // Back, but not level yet, the old holder is known to have more than the shared copy: that takes a second word.
 TEST(Takeover, AnOutdatedSharedCopyIsNotTakenWithoutASecondWord) {
   Lab lab(1);
