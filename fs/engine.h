@@ -223,6 +223,8 @@ class Engine final : public journal::BlockSource {
   Task<Status> write_own_unit(Image& image, Extent unit);
   Task<void> mend_then_flush(Image& image);
   Task<Status> write_shared_again(Image& image, Extent unit, bool host_wins, uint64_t* repaired);
+  Task<Status> write_shared_around(Image& image, Extent range, uint64_t* repaired);
+  Task<Status> write_shared_bytes(Image& image, Extent range, ByteSpan bytes, uint64_t* repaired);
   void read_own_block(Image& image, Extent extent, MutableByteSpan out, Callback<Status> done);
   void read_shared_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done);
   io::AlignedBuffer take_stage_buffer(size_t size);

@@ -155,19 +155,49 @@ Task<Status> Engine::write_shared_again(Image& im, Extent unit, bool host_wins, 
   if (from_here) status = co_await read_copy(im, range, buffer);
   else status = co_await read_shared(im, range, buffer);
   if (!status && from_here) im.own_failed = true;
+  if (status.code() == Code::kIoError && !im.local()) co_return co_await write_shared_around(im, range, repaired);
   if (!status) co_return status;
+  co_return co_await write_shared_bytes(im, range, ByteSpan(buffer->span()).first(range.length), repaired);
+}
+
+// No other copy has what cannot be read there. It stays an error of whoever reads it; what lies around it is made good.
+Task<Status> Engine::write_shared_around(Image& im, Extent range, uint64_t* repaired) {
+  // A brick that hangs, or is gone, is waited for: lost is what one that serves cannot read.
+  using Answer = Result<wire::Flushed>;
+  auto serves = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Flushed>(wire::Type::kFlush, wire::Flush{im.id, im.epoch}, std::move(done));
+  });
+  if (!serves) co_return serves.status();
+  uint64_t lost = 0;
+  for (uint64_t at = range.offset; at < range.end(); at += limits::kOrderGranule) {
+    const Extent block{at, std::min<uint64_t>(limits::kOrderGranule, range.end() - at)};
+    auto buffer = std::make_shared<io::AlignedBuffer>(block.length);  // shared with the operation, should this frame go
+    Status status = co_await read_shared(im, block, buffer);
+    if (status.code() == Code::kIoError) {
+      lost += block.length;
+      continue;
+    }
+    if (status.is_ok())
+      status = co_await write_shared_bytes(im, block, ByteSpan(buffer->span()).first(block.length), repaired);
+    if (!status) co_return status;
+  }
+  if (lost == 0) co_return Status::ok();
+  kLog.warning("shared_copy_unreadable", {{"image", im.id}, {"offset", range.offset}, {"bytes", lost}});
+  if (!im.lost_writes) writes_lost(im, "the shared copy was the only one, and not all of it can be read");
+  co_return Status::ok();
+}
+
+Task<Status> Engine::write_shared_bytes(Image& im, Extent range, ByteSpan bytes, uint64_t* repaired) {
   std::vector<std::pair<Extent, bool>> runs;
-  for_runs(range, ByteSpan(buffer->span()).first(range.length),
-           [&](Extent piece, bool hole) { runs.emplace_back(piece, hole); });
+  for_runs(range, bytes, [&](Extent piece, bool hole) { runs.emplace_back(piece, hole); });
   for (const auto& [piece, hole] : runs) {
-    ByteSpan bytes = ByteSpan(buffer->span()).subspan(piece.offset - range.offset, piece.length);
-    status = co_await send_repair(im, piece, bytes);
+    Status status = co_await send_repair(im, piece, bytes.subspan(piece.offset - range.offset, piece.length));
     // In doubt as well, and what is one already would not be made anew.
     if (status.is_ok() && hole) status = co_await send_repair(im, piece, {});
     if (!status) co_return status;
     *repaired += piece.length;
   }
-  co_return status;
+  co_return Status::ok();
 }
 
 }  // namespace tidemark::fs
