@@ -56,6 +56,8 @@ void Engine::copy_damaged(ImageId id, const Status& why) {
   if (own_copy_failed(*im, why)) return;
   kLog.warning("local_copy_damaged", {{"image", im->id}, {"error", why}, {"effect", "what it lacks gives EIO"}});
   note_cut(id);
+  // In a resync the shared copy lacks what it lost, though nothing was written alone: on record as if it were.
+  if (im->state == MirrorState::kResyncing && !im->facts.alone) note_alone(*im);
 }
 
 // No other copy has what this one may lack, and once its object is long again nothing shows that. So it is on record: a

@@ -218,12 +218,12 @@ void Engine::reap() {
     ImageId id = im.id;
     if (im.attached) journal_->detach(im.slot);
     journal_->forget(id);
-    bool had = im.copy != nullptr;
     names_->erase(im.inode);
     Status off = set_flag(im, 0xff, false);
     at = images_.erase(at);
-    Status removed = had ? group_->remove(id) : Status::ok();
-    if (!removed) kLog.warning("blocks_not_freed", {{"image", id}, {"error", removed}});
+    Status removed = group_->remove(id);   // a copy that was not opened lies there, too
+    if (!removed && removed.code() != Code::kNotFound)
+      kLog.warning("blocks_not_freed", {{"image", id}, {"error", removed}});
     if (!off) kLog.warning("flag_not_cleared", {{"image", id}, {"error", off}});
     kLog.info("image_removed", {{"image", id}});
   }
