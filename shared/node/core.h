@@ -101,6 +101,8 @@ struct Image {
   // tenure in a row of the present holder's, was begun. The first stands for all of this node's earlier run.
   uint64_t begun = 1, ended = 1, synced = 1;
   bool written_again = false;                 // just being
+  uint64_t again_done = 0, again_total = 0;   // bytes of that
+  Status again_failed;                        // why the last try did not end well
   std::vector<UniqueFunction<void(const Status&)>> when_sure;   // run when it was, or when that hangs
   uint32_t hung = 0;                          // operations on the copy that were given up and have not ended
   uint64_t used_at = 0;
@@ -339,6 +341,7 @@ class Core {
   void preempt(Image& image, UniqueFunction<void()> then);
   void note_in_doubt(Image& image, bool doubt);
   bool begins_upon_lost(const Image& image) const;
+  std::string in_doubt_text(const Image& image) const;
   void write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then);
   void rewrite_next(std::shared_ptr<Rewrite> run);
   void main_line_written(Image& image, const Status& status);

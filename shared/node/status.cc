@@ -58,6 +58,9 @@ std::vector<std::string> Core::unhealthy_reasons() const {
   }
   if (lacking > kDamagedListed)
     out.push_back(std::to_string(lacking - kDamagedListed) + " more images whose copies here lack writes");
+  for (const auto& [id, image] : images_) {
+    if (std::string why = in_doubt_text(*image); !why.empty() && !image->again_failed) out.push_back(std::move(why));
+  }
   if (rebuild_) {
     std::string hosts;
     for (const std::string& host : rebuild_->awaited()) hosts += (hosts.empty() ? "" : ", ") + host;
@@ -117,6 +120,7 @@ json StatusWriter::image(Image& image) const {
 std::vector<std::string> Core::notes() const {
   std::vector<std::string> out;
   for (const auto& [id, image] : images_) {
+    if (std::string what = in_doubt_text(*image); !what.empty() && image->again_failed) out.push_back(std::move(what));
     for (const auto& [host, epoch] : image->record.tenure.fenced) {
       out.push_back(names_->path(image->record.inode) + ": taken by force from " + host + " (epoch " +
                     std::to_string(epoch.value) +

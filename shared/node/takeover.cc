@@ -355,6 +355,20 @@ bool Core::begins_upon_lost(const Image& image) const {
   return image.record.tenure.parent.taken && !image.record.tenure.written;
 }
 
+// Nothing, or what an operator should know of it: no host gets the image before.
+std::string Core::in_doubt_text(const Image& image) const {
+  if (image.record.in_doubt == 0 || !begins_upon_lost(image)) return "";
+  std::string out = names_->path(image.record.inode) +
+                    ": a sync of it had failed, or not ended, when it was taken by force: all of it is written again "
+                    "before the next tenure begins";
+  if (image.written_again)
+    out += ", " + std::to_string(image.again_done) + " of " + std::to_string(image.again_total) + " bytes so far";
+  if (!image.again_failed)
+    out += "; the last try failed: " + image.again_failed.message() +
+           " (mend the brick, or restore the image from the replica)";
+  return out;
+}
+
 void Core::write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then) {
   const bool due = image.record.in_doubt != 0 && begins_upon_lost(image);
   const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
@@ -365,7 +379,9 @@ void Core::write_main_line_again(Image& image, UniqueFunction<void(const Status&
   ++image.ops;
   kLog.warning("main_line_written_again", {{"image", image.id}, {"path", names_->path(image.record.inode)},
                                            {"reason", "a sync of it has failed, or has not ended"}});
+  image.again_done = image.again_total = 0;
   if (Status s = ensure_copy(image, {}); !s) return main_line_written(image, s);
+  if (auto bytes = image.copy->allocated_bytes()) image.again_total = *bytes;
   rewrite_next(std::make_shared<Rewrite>(Rewrite{image, group_->loss_id(), 0, {}}));   // shared by its steps
 }
 
@@ -392,6 +408,7 @@ void Core::rewrite_next(std::shared_ptr<Rewrite> run) {
     run->image.copy->write(run->piece.offset, bytes, io::IoMode::kQueued, [this, self, run](Status written) {
       if (*self == nullptr) return;
       if (!written) return main_line_written(run->image, written);
+      run->image.again_done += run->piece.length;
       env_.post([this, self, run] {   // the stack is left between pieces
         if (*self != nullptr) rewrite_next(run);
       });
@@ -401,6 +418,7 @@ void Core::rewrite_next(std::shared_ptr<Rewrite> run) {
 
 void Core::main_line_written(Image& image, const Status& status) {
   if (!status) kLog.warning("main_line_not_written_again", {{"image", image.id}, {"error", status}});
+  image.again_failed = status;
   --scans_;
   kv::WriteBatch batch;
   if (status.is_ok()) {

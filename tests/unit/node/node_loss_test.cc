@@ -131,6 +131,29 @@ TEST_F(FailedSyncs, OfBeforeAGrantAreOverWithTheRecoveryThatFollowsIt) {
   EXPECT_TRUE(b_->read(held_.image, 0, 4096));
 }
 
+// It keeps every host from the image, for as long as that takes, or for good.
+TEST_F(FailedSyncs, OfATakingShowWhatIsWrittenAgainForThemAndWhyItIsNot) {
+  begin();
+  auto shows = [&](const std::string& what) { return node_->status_json().find(what) != std::string::npos; };
+  const std::string name = "\"/held.img: a sync of it had failed";
+  EXPECT_FALSE(shows(name));
+  fail_next_sync();
+  ASSERT_EQ(take("/held.img"), Code::kOk);
+  world_.inject("shared", sim::FileFault{.times = UINT64_MAX, .operations = 1, .path_contains = "objects"});
+  EXPECT_FALSE(b_->acquire(held_.image));
+  EXPECT_TRUE(shows("the last try failed: ")) << node_->status_json();
+  world_.clear_faults("shared");
+  world_.slow_reads("shared", "objects", std::chrono::milliseconds(200));
+  std::optional<Result<wire::Grant>> grant;
+  b_->link->request<wire::Grant>(Type::kAcquire, wire::Acquire{held_.image, 5000, 0},
+                                 [&](Result<wire::Grant> g) { grant.emplace(std::move(g)); });
+  world_.run_for(std::chrono::milliseconds(100));
+  EXPECT_TRUE(shows("0 of 262144 bytes so far")) << node_->status_json();
+  b_->run([&] { return grant.has_value(); });
+  ASSERT_TRUE(*grant) << grant->status().message();
+  EXPECT_FALSE(shows(name)) << node_->status_json();
+}
+
 // A taking does not wait for a sync that hangs. Whether that one fails in the end may be heard by nobody, or only once
 // the next tenure has begun: what it was to cover is written again before that.
 class HungTaking : public FailedSyncs {
