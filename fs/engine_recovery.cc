@@ -191,11 +191,14 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     if ((!im.missing_told || was_cut(im.id)) && mirror_->up()) co_await tell_missing(im, dirty.epoch);
     co_return missing;
   }
-  if (!im.local()) {  // the shared copy serves; should the brick come back, its dirty regions are not known any more
-    Status behind = set_flag(im, kFlagBehind, true);
-    im.behind = behind.is_ok() || im.behind;
-    co_return behind;
+  // The shared copy serves, once what only it has is durable there. Should the brick come back, its dirty regions are
+  // not known any more.
+  if (!im.local()) {
+    if (Status s = set_flag(im, kFlagBehind, true); !s) co_return s;
+    im.behind = true;
   }
+  const bool own_tail = im.local() && (dirty.alone || only_here(im));
+  const bool ahead = im.local() && (dirty.alone || host_only(im));
   bool linked = co_await wait_link(std::chrono::seconds(5));
   if (!linked) co_return Status(Code::kUnavailable, "waiting for the shared node");
   if (!im.held) {
@@ -229,7 +232,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     if (given_back) {
       // The tenure had been given back, flushed on both copies, before the crash. What the other host wrote since is in
       // the shared node's stale map.
-      if (!dirty.alone && !only_here(im)) co_return Status::ok();
+      if (!own_tail) co_return Status::ok();
       co_return co_await keep_tail(im, dirty);
     }
     if (!grant) co_return grant.status();
@@ -238,11 +241,10 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     if (moved && dirty.epoch.value != 0) {
       if (Status s = co_await yield_unused(im.id, grant->epoch); !s) co_return s;
       // As above: if it had not gone on alone, it had given the tenure back, with all flushed on both copies.
-      if (!dirty.alone && !only_here(im)) co_return Status::ok();
+      if (!own_tail) co_return Status::ok();
       co_return co_await keep_tail(im, dirty);
     }
     im.facts.alone = false;  // the direction is decided here, not by a resync of its own
-    const bool ahead = dirty.alone || host_only(im);
     if (ahead && im.attr.mirror != 0) {   // so that no sync with which the tenure begins makes the shared copy count
       im.epoch = grant->epoch;
       im.size = grant->size;
@@ -255,11 +257,15 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   } else if (Status s = co_await ask_policy(im); !s) {
     co_return s;
   }
-  if (im.attr.mirror == 0) co_return co_await sync_copy(im);   // since the crash: the shared copy was given up
+  if (im.attr.mirror == 0) {   // since the crash: the shared copy was given up
+    if (!im.local()) co_return Status::ok();
+    co_return co_await sync_copy(im);
+  }
   co_return co_await level_after_crash(im, std::move(dirty));
 }
 
-// The tenure is held, both copies are there: they are made equal, or this host's goes on alone.
+// The tenure is held: the copies are made equal, or this host's goes on alone. Where it has none, what is dirty becomes
+// durable on the shared one.
 Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   journal_->set_level(im.slot, false);
   bool host_kept = dirty.host_loss_id == host_loss();
@@ -282,7 +288,10 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   if (im.size_untold) equal = (co_await say_resumed(im, 1)).with_context("the shared node did not take the size");
   if (equal.is_ok()) im.size_untold = false;
   if (equal.is_ok()) equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
-  if (!equal && im.own_failed && own_copy_failed(im, equal)) co_return Status::ok();  // the shared copy has it all
+  if (!equal && im.own_failed && own_copy_failed(im, equal)) {   // the shared copy has it all
+    im.own_failed = false;
+    equal = co_await make_equal(im, false, dirty.regions, dirty.region_bytes, &repaired);
+  }
   const bool decides = host_wins || equal.is_ok();   // the own copy, for all of it
   if (equal.is_ok()) equal = co_await flush_both(im);
   // What was written there before it lost its power no later sync covers, though none of the requests failed.

@@ -287,6 +287,70 @@ TEST_F(FailedSync, OfAGrowIsMadeGoodBeforeAFlushIsAcknowledged) {
   }
 }
 
+// The own copy has failed, and the host crashes, its mount gone or standing, with a sync of the shared copy failed or not: what
+// that one alone has is durable there once a flush was acknowledged.
+TEST_F(FailedSync, OfTheSharedCopyThatIsTheOnlyOneIsMadeGoodByTheRecovery) {
+  for (const bool fails : {true, false}) {
+    for (const bool stands : {false, true}) {
+      for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+        SCOPED_TRACE("seed " + std::to_string(seed) + (fails ? ", the sync fails" : "") + (stands ? ", the mount stands" : ""));
+        Lab lab(seed);
+        begin(lab);
+        lab.world.inject("host1", FileFault{1, UINT64_MAX, kWrite, "/brick1"});
+        for (uint64_t b = 0; b < kPlaces; ++b) ASSERT_TRUE(lab.write("host1", *image_, b * kApart, 'b').is_ok());
+        if (fails) {
+          std::string log;
+          log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) { log += std::string(line) + "\n"; });
+          fail_next_sync(lab, "shared1");
+          lab.engine("host1").flush(*image_, io::IoMode::kQueued, [](Status) {});
+          const bool failed = lab.world.run_until([&] { return log.find("sync_failed") != std::string::npos; }, seconds(30));
+          log::set_sink_for_testing(nullptr);
+          ASSERT_TRUE(failed) << log;
+        }
+        lab.crash("host1", Crash::kKill);
+        lab.world.inject("host1", FileFault{1, UINT64_MAX, kRead, ".meta"});
+        if (stands) {
+          lab.succeed("host1");
+        } else {
+          lab.start("host1");
+          image_ = lab.open("host1");
+          ASSERT_TRUE(image_.is_ok()) << image_.status().to_string();
+          ASSERT_TRUE(lab.write("host1", *image_, kApart / 2, 'c').is_ok());
+        }
+        expect_b(lab, "host1", *image_, seed);
+        ASSERT_TRUE(lab.flush("host1", *image_).is_ok());
+        lose_power(lab, "shared1");
+        expect_b(lab, "host1", *image_, seed);
+      }
+    }
+  }
+}
+
+// The own copy fails while the recovery makes the two equal.
+TEST_F(FailedSync, OfTheSharedCopyIsMadeGoodWhereTheOwnOneFailsInTheRecovery) {
+  for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    std::string log;
+    log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) { log += std::string(line) + "\n"; });
+    fail_next_sync(lab, "shared1");
+    lab.engine("host1").flush(*image_, io::IoMode::kQueued, [](Status) {});
+    const bool failed = lab.world.run_until([&] { return log.find("sync_failed") != std::string::npos; }, seconds(30));
+    log::set_sink_for_testing(nullptr);
+    ASSERT_TRUE(failed) << log;
+    lab.crash("host1", Crash::kKill);
+    lab.world.inject("host1", FileFault{1, UINT64_MAX, kRead, ".data"});
+    lab.start("host1");
+    image_ = lab.open("host1");
+    ASSERT_TRUE(image_.is_ok()) << image_.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image_, kApart / 2, 'c').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image_).is_ok());
+    lose_power(lab, "shared1");
+    expect_b(lab, "host1", *image_, seed);
+  }
+}
+
 // The sync of a taking fails: what the lost holder had not flushed is written again before the next tenure begins.
 TEST_F(FailedSync, OfATakingIsMadeGoodBeforeTheNextTenureBegins) {
   for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
