@@ -307,7 +307,8 @@ class Engine final : public journal::BlockSource {
   Task<Status> take_and_yield(wire::Attr attr);
   Task<std::optional<wire::Attr>> attr_now(ImageId id);
   void take_to_give_back(const wire::Attr& attr, bool wait);
-  Task<Status> flush_both(Image& image);
+  // `stands`: looked at before the shared node is asked; if it does not, it is not asked.
+  Task<Status> flush_both(Image& image, UniqueFunction<bool()> stands = {});
   // ---- engine_fence.cc
   Task<Status> save_branch(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<Status> read_around(Image& image, Extent piece, MutableByteSpan out, std::vector<Extent>& unreadable);

@@ -282,6 +282,7 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   uint64_t repaired = 0;
   const LossId own_before = host_loss(), shared_before = im.resync_loss;
   const uint64_t session = mirror_->hello().session;
+  auto stood = [&] { return session == mirror_->hello().session && shared_before == im.resync_loss; };
   im.own_failed = false;
   if (TM_PLANTED("serve dirty regions unreconciled")) dirty.regions.clear();
   Status equal;
@@ -293,10 +294,10 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
     equal = co_await make_equal(im, false, dirty.regions, dirty.region_bytes, &repaired);
   }
   const bool decides = host_wins || equal.is_ok();   // the own copy, for all of it
-  if (equal.is_ok()) equal = co_await flush_both(im);
-  // What was written there before it lost its power no later sync covers, though none of the requests failed.
-  const bool stood = session == mirror_->hello().session && shared_before == im.resync_loss;
-  if (equal.is_ok() && !stood) equal = Status(Code::kUnavailable, "the link or the shared copy's loss id changed");
+  // What was written there before it lost its power no later sync covers, though none of the requests failed: nor may
+  // one be asked for, which would make that copy count as level.
+  if (equal.is_ok()) equal = co_await flush_both(im, stood);
+  if (equal.is_ok() && !stood()) equal = Status(Code::kUnavailable, "the link or the shared copy's loss id changed");
   // A failed sync of the own copy is no word of the shared node's: what it cost is found out by the next try.
   const bool own_well = !im.own_failed && host_loss() == own_before;
   if (!equal && own_well) co_return co_await recover_alone(im, dirty, decides, equal);

@@ -56,7 +56,7 @@ void Engine::try_yield(Image& im) {
   tasks_.spawn(yield(im));
 }
 
-Task<Status> Engine::flush_both(Image& im) {
+Task<Status> Engine::flush_both(Image& im, UniqueFunction<bool()> stands) {
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced.mark();
   if (im.local()) {
@@ -64,6 +64,7 @@ Task<Status> Engine::flush_both(Image& im) {
     // Never simply tried again: what it was to cover may be gone.
     if (!synced && !own_copy_failed(im, synced)) co_return synced;
   }
+  if (stands && !stands()) co_return Status(Code::kUnavailable, "the link or the shared copy's loss id changed");
   using Answer = Result<wire::Flushed>;
   wire::Flush ask{im.id, im.epoch};
   auto flushed = co_await async<Answer>([&](Callback<Answer> done) {
