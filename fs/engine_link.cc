@@ -137,6 +137,7 @@ Task<void> Engine::resume(Image& im) {
     const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");
     other = other || im.apart || im.facts.alone || (differs && unflushed);
     if (ahead < 2 && (other || im.noting_alone)) continue;
+    if (ahead == 1 && !unreconciled_.contains(im.id)) continue;   // equal by now, and no flush need follow that says so
     if (says_level == 0) im.told_apart = session;
     im.facts.handshaken = true;
     im.yield_unknown = false;

@@ -308,7 +308,8 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   });
   if (!noted) co_return noted;
   if (Status s = set_flag(im, kFlagHostOnly, false); !s) co_return s;
-  if (im.facts.alone) {   // as reconcile() said
+  // As reconcile() said, or as a link said that came back since that flush: no other one follows.
+  if (im.facts.alone || !stood()) {
     if (Status s = co_await say_resumed(im, 0); !s) co_return s;
   }
   im.facts.alone = im.accepted = false;

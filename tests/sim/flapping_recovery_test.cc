@@ -144,6 +144,26 @@ TEST(RecoveryTest, DoesNotCallASharedCopyLevelThatLostWhatItHadMadeEqual) {
   }
 }
 
+// The link flaps after the last sync, while that the copies are equal is noted here: the host has nothing to flush later on.
+TEST(RecoveryTest, SaysThatTheSharedCopyIsLevelAlsoWhereTheLinkFlapsAtItsEnd) {
+  for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    hang_in_the_last_sync(lab);
+    if (testing::Test::HasFatalFailure()) return;
+    lab.world.set_store_fault("host1", StoreFault{.path_contains = "/state/drl", .delay = seconds(2)});
+    lab.world.release_hung("host1");
+    lab.world.run_for(std::chrono::milliseconds(400 + 80 * seed));
+    ASSERT_TRUE(recovers(lab));
+    lab.world.reset_connections("host1", "shared1");
+    ASSERT_TRUE(lab.world.run_until([&] { return !recovers(lab); }, seconds(30))) << lab.engine("host1").status_json();
+    lab.world.set_store_fault("host1", std::nullopt);
+    lab.world.run_for(seconds(20));
+    EXPECT_FALSE(outdated(lab)) << lab.shared_status();
+    EXPECT_TRUE(lab.engine("host1").healthy()) << lab.engine("host1").status_json();
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Journals, FlappingRecoveryTest, testing::Values(Journal::kShips, Journal::kDegraded),
                          [](const auto& info) { return info.param == Journal::kShips ? "ThatShips" : "ThatIsDegraded"; });
 
