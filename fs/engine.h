@@ -453,6 +453,7 @@ class Engine final : public journal::BlockSource {
   Task<Result<bool>> settle_unreadable(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_read,
                                        const DigestKey& key);
   Task<Status> before_repair(ScrubRun& run, Image& image, Extent range);
+  Task<Status> sync_repairs(ScrubRun& run, Image& image);
   Task<Result<bool>> repair_unit(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_good,
                                  const DigestKey& key);
   Task<Result<bool>> repair_mixed(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, Digest128 kept,

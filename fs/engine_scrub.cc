@@ -123,9 +123,7 @@ Task<Status> Engine::scrub_image(ScrubRun& run, Image& im) {
   if (!run.undecided.empty() && run.options.trust_replica && !scrub_->stop) co_await decide_by_replica(run, im);
   // What was repaired must not be lost with the power: it would only be found again.
   if (!im.held || im.state != MirrorState::kMirrored || run.repairing.empty()) co_return Status::ok();
-  Status flushed = co_await flush_both(im);
-  if (flushed.is_ok()) run.repairing.clear();
-  co_return flushed;
+  co_return co_await sync_repairs(run, im);
 }
 
 // Bytes from `at` on that are a hole on both copies; 0: not worth knowing.

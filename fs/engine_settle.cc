@@ -97,15 +97,25 @@ Task<Status> Engine::before_repair(ScrubRun& run, Image& im, Extent range) {
   if (run.repairing.size() >= kRepairingMax) {
     // Writing again takes the places that a scrub holds.
     if (im.own_in_doubt()) co_return Status(Code::kUnavailable, "a sync of the own copy has failed");
-    if (Status s = co_await flush_both(im); !s) co_return s;
-    run.repairing.clear();
+    if (Status s = co_await sync_repairs(run, im); !s) co_return s;
   }
+  if (run.repairing.empty()) run.shared_loss = im.shared_loss;
   run.repairing.push_back(range);
   run.repaired = true;
   std::vector<Extent> pieces = run.repairing;
   if (auto at = scrub_->undecided.find(im.id); at != scrub_->undecided.end())
     pieces.insert(pieces.end(), at->second.begin(), at->second.end());
   co_return record_undecided(im.id, pieces).with_context("what a scrub repairs is put on record");
+}
+
+// What was repaired is durable on both copies, or stays on record: the dirty-region log has none of it, so that no
+// resync meanwhile has copied again what the shared copy lost.
+Task<Status> Engine::sync_repairs(ScrubRun& run, Image& im) {
+  if (Status s = co_await flush_both(im); !s) co_return s;
+  if (im.state != MirrorState::kMirrored || im.shared_loss != run.shared_loss)
+    co_return Status(Code::kUnavailable, "a copy may have lost what was repaired");
+  run.repairing.clear();
+  co_return Status::ok();
 }
 
 // Copies what differs from the good copy, and looks again.

@@ -40,6 +40,7 @@ struct ScrubRun {
   uint64_t compared = 0, skipped = 0, kept = 0, unsure = 0;
   std::vector<Undecided> undecided;
   std::vector<Extent> repairing;         // on record as undecided, and not synced yet
+  LossId shared_loss;                    // of the shared copy when the first of those was put there
   bool repaired = false;                 // there is, or was, something on record
   uint64_t reached = 0;                  // what lies beyond it was not looked at
   std::vector<Extent> carried;           // undecided before, and not looked at now

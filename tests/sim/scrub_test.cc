@@ -147,6 +147,27 @@ TEST_P(ScrubTest, ARepairThatIsLostWithThePowerIsStillAnAlarm) {
   expect_byte(0, 'a');
 }
 
+// The shared node loses its power while the host's own copy is synced: what was repaired there was never synced.
+TEST_P(ScrubTest, ARepairThatTheSharedCopyLostBeforeTheFlushIsStillAnAlarm) {
+  begin();
+  scrub();
+  for (uint64_t at = 0; at < kBlocks / 4; ++at) rot("shared1", at * kBlock);
+  rot("host1", 3 * Lab::kRegion);        // so that there is something to sync
+  lab_.world.inject("host1", FileFault{1, 1, kSync, ".data", 0, true});
+  lab_.engine("host1").scrub({}, [](uint64_t, uint64_t) {}, [](Result<std::string>) {});
+  ASSERT_TRUE(lab_.world.run_until([&] { return lab_.world.hung("host1") != 0; }, seconds(60)));
+  lab_.crash("shared1", Crash::kPowerLoss);
+  lab_.start("shared1");
+  lab_.world.run_for(seconds(3));
+  lab_.world.release_hung("host1");
+  lab_.world.run_for(seconds(20));
+  EXPECT_TRUE(copy("host1") == copy("shared1") || !lab_.engine("host1").healthy()) << lab_.engine("host1").status_json();
+  json mended = scrub();
+  EXPECT_EQ(mended["clean"], true) << mended.dump();
+  EXPECT_TRUE(lab_.healthy("host1")) << lab_.engine("host1").status_json();
+  EXPECT_EQ(lab_.verify("host1"), "");
+}
+
 TEST_P(ScrubTest, DigestsOutliveRestarts) {
   begin();
   scrub();
