@@ -306,7 +306,7 @@ class Engine final : public journal::BlockSource {
   Task<void> give_back(ImageId id);
   Task<Status> take_and_yield(wire::Attr attr);
   Task<std::optional<wire::Attr>> attr_now(ImageId id);
-  void take_to_give_back(const wire::Attr& attr, bool wait);
+  void take_to_give_back(const wire::Attr& attr);
   // `stands`: looked at before the shared node is asked; if it does not, it is not asked.
   Task<Status> flush_both(Image& image, UniqueFunction<bool()> stands = {});
   // ---- engine_fence.cc

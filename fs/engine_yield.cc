@@ -197,10 +197,9 @@ Task<void> Engine::give_back(ImageId id) {
   if (!held) attr = co_await attr_now(id);
   if (held) {
     known->recall_wanted = true;
-  } else if (attr && (host_only || attr->mirror == 0)) {
-    giving_back_.erase(id);
+  } else if (attr && (host_only || attr->mirror == 0 || journal_->withheld(id))) {
     // `none` with a note: its data are here alone. Without one they are, or are another host's: seen as it is taken.
-    if (!host_only || attr->mirror != 0) take_to_give_back(*attr, host_only);
+    if (!host_only || attr->mirror != 0) take_to_give_back(*attr);
   } else if (attr) {
     Status status = co_await take_and_yield(*attr);
     kLog.info("gave_back", {{"image", id}, {"status", status}});
@@ -230,6 +229,10 @@ Task<Status> Engine::take_and_yield(wire::Attr attr) {
   mark.epoch = grant->epoch;
   journal_->mark(mark);
   HandoverCut cut = co_await handover_cut();
+  if (!has_all(cut, attr.image)) {
+    take_to_give_back(attr);
+    co_return Status(Code::kUnavailable, "what was written to it cannot be read and shipped");
+  }
   // Where another host wrote last, the next tenure follows that one's writes: nothing of this host's comes after them.
   if (grant->parent.source != options_.config.node.name) cut.counter = Counter(0);
   using Answer = Result<wire::Yielded>;
@@ -252,11 +255,14 @@ Task<std::optional<wire::Attr>> Engine::attr_now(ImageId id) {
   co_return std::move(*now);
 }
 
-// What is or was here alone is taken, copied, and then yielded, unless it still is.
-void Engine::take_to_give_back(const wire::Attr& attr, bool wait) {
+// What is or was here alone is taken, copied, and then yielded, unless it still is; what is withheld is taken, and
+// yielded once it is not. One of `mirror = none` is never yielded, and whether it is here at all is to be seen.
+void Engine::take_to_give_back(const wire::Attr& attr) {
+  giving_back_.erase(attr.image);
   names_->put(attr);
   auto im = image_of(attr);
   if (!im) return;
+  const bool wait = attr.mirror != 0;
   const bool busy = (*im)->held || (*im)->acquiring || (*im)->recovering;
   if (wait || busy) (*im)->recall_wanted = true;
   if (busy) return;

@@ -133,6 +133,37 @@ TEST(Rules, AHostThatStopsGivesNoImageAwayThatItCannotReadAnyMore) {
   }
 }
 
+// Started anew, it does not know the image that it is asked for. Whether it cannot be read is known already, or found out only
+// as it is given back.
+TEST(Rules, AHostThatIsBackAfterACrashGivesNoImageAwayThatItCannotRead) {
+  size_t known = 0, found_out = 0;
+  for (uint64_t seed = 1; seed <= seeds_of(16); ++seed) {
+    SCOPED_TRACE(seed);
+    RulesOfWithheld t(seed);
+    t.begin_unreadable();
+    ASSERT_TRUE(t.lab.world.run_until([&] { return t.lab.world.committed("host1", "/state/drl", "regions").empty(); }, seconds(60)));
+    const bool late = seed % 2 == 0;
+    if (!late) {
+      t.lab.engine("host1").set_shipping_paused(false);
+      t.lab.world.run_for(seconds(15));      // a batch without it is staged
+    }
+    t.lab.crash("host1", Crash::kKill);
+    t.lab.world.clear_faults("host1");
+    t.lab.start("host1");
+    t.lab.world.run_for(milliseconds(20 * seed));
+    log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) {
+      if (line.find("recall_unknown") != std::string_view::npos) ++(late ? found_out : known);
+    });
+    const Status wrote = t.second_writes();
+    log::set_sink_for_testing({});
+    EXPECT_EQ(wrote.code(), Code::kBusy) << "it follows upon what the replica lacks";
+    t.mended();
+    t.expect_moved();
+  }
+  EXPECT_GT(known, 0u) << "it was always taken up before";
+  EXPECT_GT(found_out, 0u) << "it was always taken up before";
+}
+
 // host1 has died with what it had not shipped, and host2 takes the image by force: its first batch, which holds all of it,
 // stands in. Where the shared copy cannot be read just then, the batch comes later, and stands in all the same.
 TEST(Rules, AnImageTakenByForceStandsInForTheLostHostHoweverLateItCanBeRead) {
