@@ -140,7 +140,7 @@ void Core::load_images() {
     // What lies between the last number given and the durable bound is skipped, never used again.
     image->coordinator = image->reserved_durable = image->record.reserved;
     image->behind = std::move(catalogue_->behind[id]);
-    if (!image->record.tenure.holder.empty()) image->synced = 0;
+    if (!image->record.tenure.holder.empty() || begins_upon_lost(*image)) image->synced = 0;
     // Hosts that have a nameless image open get time to come back.
     image->kept_until = kept_until;
     // Said at once, not when somebody asks for a block.
@@ -162,12 +162,13 @@ Status Core::note_loss() {
   kv::WriteBatch batch;
   size_t held = 0;
   for (auto& [id, image] : images_) {
-    if (image->record.tenure.holder.empty()) continue;
+    const bool free = image->record.tenure.holder.empty();
+    if (free && !begins_upon_lost(*image)) continue;
     const bool doubt = before && image::sync_failed_between(*before, now) && image->record.in_doubt == 0;
     if (doubt) image->record.in_doubt = 1;
-    if (std::exchange(image->record.outdated, 1) != 0 && !doubt) continue;
-    put_image(batch, id, image->record);
-    ++held;
+    const bool ahead = !free && std::exchange(image->record.outdated, 1) == 0;
+    if (ahead || doubt) put_image(batch, id, image->record);
+    if (ahead || (doubt && !free)) ++held;
   }
   if (before) {
     kLog.warning("unflushed_writes_may_be_lost", {{"loss_id", now}, {"before", *before}, {"images_held", held}});
@@ -183,8 +184,12 @@ void Core::note_failed_sync() {
   kv::WriteBatch batch;
   std::vector<SessionPtr> unaware;
   for (auto& [id, image] : images_) {
-    const bool counts = !image->record.tenure.holder.empty() && image->attr->mirror != 0;
-    if (!counts || image->begun == image->synced) continue;
+    if (image->attr->mirror == 0 || image->begun == image->synced) continue;
+    if (begins_upon_lost(*image)) {   // no holder has written anything since it was taken
+      note_in_doubt(*image, true);
+      continue;
+    }
+    if (image->record.tenure.holder.empty()) continue;
     if (!image->refused_writes) {
       kLog.warning("shared_copy_outdated", {{"image", id}, {"host", image->record.tenure.holder},
                                             {"reason", "a sync failed, and not all of it was synced before"}});

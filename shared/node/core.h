@@ -98,7 +98,8 @@ struct Image {
   std::vector<Op*> sync_joined;               // of the sync under way; empty if it hangs
   std::vector<Op*> sync_waiting;              // joined by the next sync
   // Requests that change blocks: begun, ended, and those that had ended when the last sync that succeeded, or the first
-  // tenure in a row of the present holder's, was begun. The first stands for all of this node's earlier run.
+  // tenure in a row of the present holder's, was begun (not one that follows upon a taking by force). The first stands
+  // for all of this node's earlier run.
   uint64_t begun = 1, ended = 1, synced = 1;
   bool written_again = false;                 // just being
   uint64_t again_done = 0, again_total = 0;   // bytes of that

@@ -5,6 +5,7 @@
 // synced, the fence is made durable, the word is answered. From then on no frame of that epoch is applied. A witness
 // that has let the holder go on, or does not answer, takes a second word: then only the operator knows that the holder
 // is off.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -316,12 +317,14 @@ void Core::sync_main_line(Image& image, UniqueFunction<void()> then) {
   });
   ++scans_;
   const LossId loss = group_->loss_id();
-  const uint64_t begun = image.begun;
-  image.copy->sync(io::IoMode::kQueued, [this, self = self_, id = image.id, loss, begun, late, over](Status status) {
+  const uint64_t begun = image.begun, ended = image.ended;
+  image.copy->sync(io::IoMode::kQueued, [this, self = self_, id = image.id, loss, begun, ended, late,
+                                         over](Status status) {
     if (*self == nullptr) return;
     --scans_;
     if (auto it = images_.find(id); it != images_.end()) {   // however late it ends
       Image& im = *it->second;
+      if (status) im.synced = std::max(im.synced, ended);
       const bool covers_all = *late && im.begun == begun && group_->loss_id() == loss;
       if (!status || covers_all) note_in_doubt(im, !status);
     }
@@ -352,7 +355,8 @@ struct Core::Rewrite {
 
 // What no sync covers here yet is a lost holder's. (Of its own writes a holder keeps account itself.)
 bool Core::begins_upon_lost(const Image& image) const {
-  return image.record.tenure.parent.taken && !image.record.tenure.written;
+  const fence::State& tenure = image.record.tenure;
+  return tenure.parent.taken && (tenure.holder.empty() || !tenure.written);   // free, `written` is of the tenure before
 }
 
 // Nothing, or what an operator should know of it: no host gets the image before.
@@ -422,6 +426,7 @@ void Core::main_line_written(Image& image, const Status& status) {
   --scans_;
   kv::WriteBatch batch;
   if (status.is_ok()) {
+    image.synced = image.ended;   // nobody writes it meanwhile
     image.record.in_doubt = 0;
     put_image(batch, image.id, image.record);
   }

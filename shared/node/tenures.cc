@@ -197,8 +197,9 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
     if (action.kind == Action::Kind::kStarted) {
       image.last_applied = {};
       image.mending = false;
-      // Another's tenure ended with a sync. What the same host had written before a crash is as unsynced as it was.
-      if (action.host != holder_before) image.synced = image.begun;
+      // Another's tenure ended with a sync, unless it was taken. What the same host had written before a crash is as
+      // unsynced as it was.
+      if (action.host != holder_before && !begins_upon_lost(image)) image.synced = image.begun;
       image.record.generation = Generation(0);   // its holder has no terms yet
     }
     kLog.info(action.kind == Action::Kind::kStarted ? "tenure_started" : "tenure_ended",

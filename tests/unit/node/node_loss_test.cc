@@ -6,7 +6,7 @@ namespace {
 
 using wire::Type;
 
-constexpr auto kSync = static_cast<uint16_t>(sim::FileOp::kSync);
+constexpr auto kSync = static_cast<uint16_t>(sim::FileOp::kSync), kRead = static_cast<uint16_t>(sim::FileOp::kRead);
 
 // Two images with writes that no sync covers, of one host; and how the sync of the first one fails.
 class FailedSyncs : public RefusedWrites {
@@ -216,6 +216,113 @@ TEST_F(HungTaking, ThatEndsWellDoesNotCountOnceAnotherSyncHasFailed) {
   world_.run_for(std::chrono::seconds(1));
   ASSERT_TRUE(b_->connect(port_, cluster_));
   expect_written_again_for_the_next();
+}
+
+// A taking that could not even try: nothing covers what the lost holder had not flushed.
+class UnsyncedTaking : public FailedSyncs {
+ protected:
+  void SetUp() override {
+    begin();
+    restart_node(sim::Crash::kKill);   // nobody has the copy open
+    ASSERT_TRUE(b_->connect(port_, cluster_));
+    c_ = host("host3");
+    other_ = held_image(*b_, "other.img", kImageBytes);
+    ASSERT_TRUE(b_->write(other_.image, other_.epoch, 0, Bytes(4096, 1)));
+    world_.inject("shared", sim::FileFault{.operations = kRead, .path_contains = ".meta"});
+    ASSERT_EQ(take("/held.img"), Code::kOk);
+    ASSERT_NE(warnings_.find("taken_unsynced"), std::string::npos);
+  }
+  void fail_a_sync_of_another() {
+    fail_next_sync();
+    const LossId before = group_loss();
+    EXPECT_FALSE(flush(*b_, other_));
+    EXPECT_NE(group_loss(), before);
+    ASSERT_TRUE(b_->connect(port_, cluster_));
+  }
+  void acquire(HostClient& h) {
+    warnings_.clear();
+    const Result<wire::Grant> next = h.acquire(held_.image);
+    ASSERT_TRUE(next) << next.status().message();
+    held_.epoch = next->epoch;
+  }
+  bool written_again() const { return warnings_.find("main_line_written_again") != std::string::npos; }
+  Status give_back_unused(HostClient& h) {
+    return h.ask<wire::Yielded>(Type::kYield, wire::Yield{held_.image, held_.epoch, {}}).status();
+  }
+
+  std::unique_ptr<HostClient> c_;
+  Held other_;
+};
+
+TEST_F(UnsyncedTaking, IsInDoubtOnceAnotherImagesSyncHasFailed) {
+  fail_a_sync_of_another();
+  acquire(*c_);
+  EXPECT_TRUE(written_again());
+}
+
+TEST_F(UnsyncedTaking, IsNotInDoubtBeforeThat) {
+  acquire(*c_);
+  EXPECT_FALSE(written_again());
+}
+
+TEST_F(UnsyncedTaking, IsInDoubtOnceASyncHasFailedBeforeTheNextTenuresFirst) {
+  acquire(*c_);
+  fail_a_sync_of_another();
+  ASSERT_EQ(take("/held.img"), Code::kOk) << "what is here is all that there is";
+  acquire(*b_);
+  EXPECT_TRUE(written_again());
+}
+
+TEST_F(UnsyncedTaking, IsNotInDoubtAfterTheNextTenuresFirstSync) {
+  acquire(*c_);
+  ASSERT_TRUE(flush(*c_, held_));
+  fail_a_sync_of_another();
+  ASSERT_TRUE(give_back_unused(*c_));
+  acquire(*c_);
+  EXPECT_FALSE(written_again());
+}
+
+TEST_F(UnsyncedTaking, IsInDoubtWhereTheNodeDiedBeforeItCouldNoteTheFailedSync) {
+  sim::StoreFault slow;
+  slow.delay = std::chrono::seconds(60);
+  world_.set_store_fault("shared", slow);
+  fail_next_sync();
+  const LossId before = group_loss();
+  begin_flush(*b_, other_);
+  ASSERT_TRUE(world_.run_until([&] { return group_loss() != before; }, std::chrono::seconds(1)));
+  world_.crash("shared", sim::Crash::kKill);
+  node_.reset();
+  world_.set_store_fault("shared", {});
+  start_node();
+  ASSERT_TRUE(c_->connect(port_, cluster_));
+  acquire(*c_);
+  EXPECT_TRUE(written_again());
+}
+
+TEST_F(UnsyncedTaking, IsWrittenAgainOnlyOnceHoweverOftenASyncOfAnotherFails) {
+  fail_a_sync_of_another();
+  acquire(*c_);
+  ASSERT_TRUE(written_again());
+  ASSERT_TRUE(resume(*b_, other_, 2));
+  ASSERT_TRUE(resume(*b_, other_, 0));
+  ASSERT_TRUE(b_->write(other_.image, other_.epoch, 0, Bytes(4096, 2)));
+  fail_a_sync_of_another();
+  acquire(*c_);
+  EXPECT_FALSE(written_again());
+}
+
+// Its own sync covered all.
+TEST_F(FailedSyncs, OfAnotherImageAreOfNoAccountToOneThatWasTakenAndSynced) {
+  begin();
+  Held third = held_image(*b_, "third.img", kImageBytes);
+  ASSERT_TRUE(b_->write(third.image, third.epoch, 0, Bytes(4096, 1)));
+  ASSERT_EQ(take("/held.img"), Code::kOk);
+  fail_next_sync();
+  EXPECT_FALSE(flush(*b_, third));
+  auto c = host("host3");
+  const Result<wire::Grant> next = c->acquire(held_.image);
+  ASSERT_TRUE(next) << next.status().message();
+  EXPECT_EQ(warnings_.find("main_line_written_again"), std::string::npos);
 }
 
 }  // namespace
