@@ -169,7 +169,8 @@ void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire:
                                        Status(Code::kBusy, label(image) + " has `mirror = none`: its holder keeps it"));
   }
   if (holds && image.record.cut == 0) {   // else nobody is served here before a host with a whole copy has compared it
-    image.record.outdated = image.record.in_doubt = 0;
+    image.record.outdated = 0;
+    if (m.last.counter.value != 0) image.record.in_doubt = 0;   // else it was not used, and no sync of it is known of
     image.refused_writes = false;
   }
   if (holds) refuse_waiters_if_cut(image);

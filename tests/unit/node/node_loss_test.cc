@@ -299,6 +299,17 @@ TEST_F(UnsyncedTaking, IsInDoubtWhereTheNodeDiedBeforeItCouldNoteTheFailedSync) 
   EXPECT_TRUE(written_again());
 }
 
+// Whoever is next follows upon the same as the one who gave it back.
+TEST_F(UnsyncedTaking, IsInDoubtAfterATenureThatWasGivenBackUnused) {
+  acquire(*c_);
+  fail_next_sync();
+  ASSERT_FALSE(flush(*c_, held_));
+  ASSERT_TRUE(c_->connect(port_, cluster_));
+  ASSERT_TRUE(give_back_unused(*c_));
+  acquire(*c_);
+  EXPECT_TRUE(written_again());
+}
+
 TEST_F(UnsyncedTaking, IsWrittenAgainOnlyOnceHoweverOftenASyncOfAnotherFails) {
   fail_a_sync_of_another();
   acquire(*c_);
