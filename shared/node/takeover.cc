@@ -374,7 +374,7 @@ std::string Core::in_doubt_text(const Image& image) const {
 }
 
 void Core::write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then) {
-  const bool due = image.record.in_doubt != 0 && begins_upon_lost(image);
+  const bool due = image.written_again || (image.record.in_doubt != 0 && begins_upon_lost(image));
   const bool none = image.attr->mirror == 0 || (image.record.has_copy == 0 && !image.copy);
   if (!due || none || TM_PLANTED("begin a tenure upon what a failed sync left")) return then(Status::ok());
   image.when_sure.push_back(std::move(then));

@@ -6,7 +6,8 @@ namespace {
 
 using wire::Type;
 
-constexpr auto kSync = static_cast<uint16_t>(sim::FileOp::kSync), kRead = static_cast<uint16_t>(sim::FileOp::kRead);
+constexpr auto kRead = static_cast<uint16_t>(sim::FileOp::kRead), kWrite = static_cast<uint16_t>(sim::FileOp::kWrite),
+               kSync = static_cast<uint16_t>(sim::FileOp::kSync);
 
 // Two images with writes that no sync covers, of one host; and how the sync of the first one fails.
 class FailedSyncs : public RefusedWrites {
@@ -188,6 +189,24 @@ TEST_F(HungTaking, IsInDoubtNoMoreOnceItHasEndedWell) {
   const Result<wire::Grant> next = b_->acquire(held_.image);
   ASSERT_TRUE(next) << next.status().message();
   EXPECT_EQ(warnings_.find("main_line_written_again"), std::string::npos);
+}
+
+// The old sync ends well, and the doubt with it, while a piece was read and not written yet.
+TEST_F(HungTaking, IsGrantedToNobodyWhileItIsStillBeingWrittenAgain) {
+  world_.inject("shared", sim::FileFault{.operations = kRead, .path_contains = ".data", .hangs = true});
+  EXPECT_EQ(b_->acquire(held_.image).status().code(), Code::kIoError);
+  world_.inject("shared", sim::FileFault{.operations = kWrite, .path_contains = "objects", .hangs = true});
+  world_.release_hung("shared");
+  world_.run_for(std::chrono::seconds(1));
+  EXPECT_FALSE(b_->acquire(held_.image)) << "what it writes would be written over with older bytes";
+  world_.release_hung("shared");
+  world_.run_for(std::chrono::seconds(1));
+  const Result<wire::Grant> next = b_->acquire(held_.image);
+  ASSERT_TRUE(next) << next.status().message();
+  ASSERT_TRUE(b_->write(held_.image, next->epoch, 0, Bytes(4096, 2)));
+  const auto read = b_->read(held_.image, 0, 4096);
+  ASSERT_TRUE(read) << read.status().message();
+  EXPECT_EQ(*read, Bytes(4096, 2));
 }
 
 // Whoever asks is told so meanwhile, each time.
