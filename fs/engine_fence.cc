@@ -308,18 +308,17 @@ void Engine::record_whole(Image& im, const std::vector<Extent>& extents, const w
 }
 
 // Until what was recorded is in immutable segments: then a crash cannot take it any more. Of an image that is withheld
-// nothing is.
+// nothing is; one that was removed is freed, with its flag, once this has ended.
 Task<void> Engine::stage_whole(Image& im) {
   Pin pin(im);
-  const Epoch epoch = im.epoch;
+  auto over = [this, &im, epoch = im.epoch] { return stopping_ || im.epoch != epoch || im.doomed; };
   for (;;) {
     HandoverCut cut = co_await handover_cut();
-    if (stopping_ || im.epoch != epoch) co_return;
+    if (over()) co_return;
     if (cut.staged && has_all(cut, im.id)) break;
     co_await sleep(kRetry);
-    while (!stopping_ && im.epoch == epoch && journal_->withheld(im.id))
-      co_await sleep(kRetry);   // each cut would make a point
-    if (stopping_ || im.epoch != epoch) co_return;
+    while (!over() && journal_->withheld(im.id)) co_await sleep(kRetry);   // each cut would make a point
+    if (over()) co_return;
   }
   Status s = set_flag(im, kFlagStandIn, false);
   if (!s) kLog.warning("flag_not_cleared", {{"image", im.id}, {"error", s}});

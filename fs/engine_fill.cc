@@ -139,9 +139,10 @@ Task<void> Engine::fill(Image& im) {
   if (!status && status.code() != Code::kCancelled && status.code() != Code::kUnavailable)
     kLog.warning("fill_failed", {{"image", im.id}, {"error", status}});
   if (im.facts.copy_whole) co_return apply(im, MirrorEvent::kFilled);
-  if (im.state == MirrorState::kFilling && !im.yielding && im.held && mirror_->up() && im.local()) {
+  auto again = [&im] { return im.state == MirrorState::kFilling && !im.yielding && im.held && !im.doomed; };
+  if (again() && mirror_->up() && im.local()) {
     co_await sleep(std::chrono::milliseconds(500));
-    if (im.state == MirrorState::kFilling && !im.fill_running && !im.yielding && im.held) tasks_.spawn(fill(im));
+    if (again() && !im.fill_running) tasks_.spawn(fill(im));
   }
 }
 

@@ -188,5 +188,32 @@ TEST(Rules, AnImageTakenByForceStandsInForTheLostHostHoweverLateItCanBeRead) {
   }
 }
 
+// Nobody waits for an image that is not there any more.
+TEST(Rules, AnImageTakenByForceThatCannotBeReadIsFreedWithItsName) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE(seed);
+    RulesOfWithheld t(seed);
+    t.lab.world.partition("host1", "replica1");
+    t.lab.crash("host1", Crash::kKill);
+    auto taken = t.lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
+    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+    auto second = t.lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    t.lab.world.inject("shared1", FileFault{.times = kForEver, .operations = kRead, .path_contains = kEven});
+    ASSERT_TRUE(t.lab.write("host2", *second, Lab::kRegion, 'c').is_ok());
+    auto says_so = [&] { return t.lab.engine("host2").status_json().find("cannot be read") != std::string::npos; };
+    ASSERT_TRUE(t.lab.world.run_until(says_so, seconds(60)));
+    t.lab.engine("host2").release(*second);
+    const Status gone = t.lab.wait<Status>(
+        [&](auto done) { t.lab.engine("host2").unlink(InodeNumber(1), "disk.img", false, std::move(done)); });
+    ASSERT_TRUE(gone.is_ok()) << gone.to_string();
+    ASSERT_TRUE(t.lab.open("host2", true, "other.img").is_ok());
+    auto objects = [&] { return t.lab.world.files("host2", "/brick1/objects").size(); };
+    const size_t both = objects();
+    EXPECT_TRUE(t.lab.world.run_until([&] { return objects() < both; }, seconds(60))) << "its blocks are not freed";
+    EXPECT_TRUE(t.lab.world.run_until([&] { return !says_so(); }, seconds(60))) << t.lab.engine("host2").status_json();
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim
