@@ -8,7 +8,7 @@
 //   fenced -> requests under way have ended -> branch durable -> behind, durable -> told -> reading shared
 //
 // Blocks that cannot be read are left out of the branch, and named in its list: nothing brings them back, and all else
-// would wait for them. For a brick that is not there at all it waits.
+// would wait for them. For a brick that is not there at all, or of which nothing can be read, it waits.
 //
 // Until then no tenure of the image is asked for.
 //
@@ -110,6 +110,7 @@ Task<Status> Engine::save_branch(Image& im, Epoch epoch, std::vector<RegionIndex
 // A piece of the own copy block by block, where it could not be read as a whole; what cannot be read is zeros, and in
 // `unreadable`.
 Task<Status> Engine::read_around(Image& im, Extent piece, MutableByteSpan out, std::vector<Extent>& unreadable) {
+  bool failed = false;
   for (uint64_t at = 0; at < piece.length; at += limits::kOrderGranule) {
     const Extent block{piece.offset + at, std::min<uint64_t>(limits::kOrderGranule, piece.length - at)};
     auto buffer = std::make_shared<io::AlignedBuffer>(block.length);   // shared with the operation
@@ -120,14 +121,15 @@ Task<Status> Engine::read_around(Image& im, Extent piece, MutableByteSpan out, s
       continue;
     }
     if (s.code() != Code::kIoError && s.code() != Code::kCorruption) co_return s;
-    // A brick that is not there may come back, and all of this with it.
-    if (s.code() == Code::kIoError) {
-      if (Status there = group_->look_at_bricks(); !there) co_return there;
-      if (Status there = group_->look_at(im.id); there.code() == Code::kIoError) co_return there;
-    }
+    failed = failed || s.code() == Code::kIoError;
     std::fill_n(into, block.length, 0);
     if (!unreadable.empty() && unreadable.back().end() == block.offset) unreadable.back().length += block.length;
     else unreadable.push_back(block);
+  }
+  // A brick that is not there may come back, and all of this with it.
+  if (failed) {
+    if (Status there = group_->look_at_bricks(); !there) co_return there;
+    if (Status there = group_->look_at(im.id); there.code() == Code::kIoError) co_return there;
   }
   co_return Status::ok();
 }
@@ -145,6 +147,8 @@ Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionInde
   std::string list = "image " + im.id.to_string() + "\npath " + names_->path_of(im.inode) + "\nepoch " +
                      std::to_string(epoch.value) + "\nsize " + std::to_string(size) + "\n";
   std::vector<Extent> unreadable;
+  Status failed;        // as the device last said
+  bool kept = false;    // anything but zeros: a hole is read without the device
   for (RegionIndex region : regions) {
     const uint64_t begin = region.value * region_bytes, end = std::min(size, begin + region_bytes);
     if (begin >= end) continue;
@@ -153,10 +157,12 @@ Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionInde
       Extent piece{at, std::min(kPiece, end - at)};
       auto buffer = std::make_shared<io::AlignedBuffer>(piece.length);   // shared with the operation, as above
       Status s = co_await read_copy(im, piece, buffer);
+      if (s.code() == Code::kIoError) failed = s;
       if (!s) s = co_await read_around(im, piece, buffer->span().first(piece.length), unreadable);
       if (!s) co_return s;
       ByteSpan bytes = ByteSpan(buffer->span()).first(piece.length);
       if (std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; })) continue;
+      kept = true;
       s = co_await async<Status>([&](Callback<Status> done) {
         file->write(piece.offset, bytes, io::IoMode::kQueued,
                     [file, buffer, done = std::move(done)](Status w) mutable { done(std::move(w)); });
@@ -164,6 +170,9 @@ Task<Status> Engine::write_branch(Image& im, Epoch epoch, std::vector<RegionInde
       if (!s) co_return s;
     }
   }
+  // More than bad blocks: a device that answers nothing, while its brick is looked up in memory. It may come back.
+  if (!kept && !unreadable.empty() && !failed)
+    co_return failed.with_context("nothing of what only this host has could be read");
   Status synced = co_await async<Status>([&](Callback<Status> done) {
     file->sync(io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
   });

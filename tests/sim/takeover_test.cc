@@ -297,6 +297,35 @@ TEST(Takeover, ATailWaitsForABrickOfWhichNothingCanBeRead) {
   EXPECT_TRUE(kept.is_ok() && *kept == 't') << kept.status().to_string();
 }
 
+// Nor is it given up for a disk that reads nothing any more while all that is asked of its brick comes from the cache. It may
+// have read a part that was never written.
+TEST(Takeover, ATailWaitsForADiskThatReadsNothing) {
+  for (bool sparse : {false, true}) {
+    SCOPED_TRACE(sparse);
+    Lab lab(1);
+    auto first = sparse ? lab.open("host1", true) : lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *first, 0, 't', 16384).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    ASSERT_TRUE(take(lab, "host2").is_ok());
+    const auto objects = lab.objects("host1");
+    ASSERT_EQ(objects.size(), 1u);
+    if (sparse) ASSERT_TRUE(lab.world.spoil("host1", objects[0], {0, 16384}).is_ok());
+    else lab.world.inject("host1", FileFault{.times = UINT64_MAX, .operations = kRead, .path_contains = ".data"});
+    lab.world.heal_all();
+    lab.world.run_for(seconds(20));
+    EXPECT_TRUE(lab.engine("host1").branches().empty()) << "what may come back was given up";
+    EXPECT_NE(lab.engine("host1").status_json().find("nothing of"), std::string::npos);
+    if (sparse) continue;   // what was spoilt stays so
+    lab.world.clear_faults("host1");
+    ASSERT_TRUE(lab.world.run_until([&] { return lab.engine("host1").branches().size() == 1; }, seconds(60)));
+    EXPECT_EQ(lab.engine("host1").branches()[0].unreadable_bytes, 0u);
+    auto kept = branch_byte(lab, "host1", 8192);
+    EXPECT_TRUE(kept.is_ok() && *kept == 't') << kept.status().to_string();
+  }
+}
+
 // Back, but not level yet, the old holder is known to have more than the shared copy: that takes a second word.
 TEST(Takeover, AnOutdatedSharedCopyIsNotTakenWithoutASecondWord) {
   Lab lab(1);
