@@ -167,6 +167,7 @@ Task<void> JournalImpl::degrade() {
   facts_.reset();
   resync_end_ = BatchNumber();
   resync_sent_ = 0;
+  failed_once_ = {};   // nothing is staged that would show that it was read: the resync meets it again
   lacks_.untake();
   give_up_from(0, degraded_.why.c_str(), true);
   absorb_open_batch();

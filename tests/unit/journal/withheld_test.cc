@@ -230,5 +230,21 @@ TEST_F(WithheldTest, NothingIsRememberedOfOneThatIsRemoved) {
   EXPECT_TRUE(usage_reasons(journal_->usage()).empty());
 }
 
+// Degraded, nothing is staged that would show that it can be read again.
+TEST_F(WithheldTest, ReadOnceInVainItIsNotTakenForUnreadableAfterTheLimit) {
+  begin();
+  replica_away();
+  write(cut_, 0x55);
+  copy_.fail_reads = 1;
+  journal_->cut(Journal::CutReason::kNamed, "fails");
+  ASSERT_TRUE(settle([&] { return journal_->unreadable(cut_); }));
+  resync_all();
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  EXPECT_FALSE(withheld());
+  EXPECT_FALSE(journal_->unreadable(cut_)) << "it cannot be handed over";
+  replica_back();
+  expect_level();
+}
+
 }  // namespace
 }  // namespace tidemark::journal
