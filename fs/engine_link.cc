@@ -109,10 +109,12 @@ Task<void> Engine::resume(Image& im) {
     // Where a resync follows, that says when it has ended. Of `mirror = none` it does once the policy is another one.
     const bool compares = (mirror_->hello().features & wire::kFeatureCompare) != 0 && im.facts.alone && marked &&
                           !im.facts.policy_none;
-    uint8_t ahead = other || im.facts.policy_none ? 2 : unreconciled_.contains(im.id) ? 1 : 0;
+    // A recovery flushes before the copies are equal, too.
+    const bool recovers = unreconciled_.contains(im.id);
+    uint8_t ahead = other || im.facts.policy_none || recovers ? 2 : 0;
     if (compares) ahead = 3;
     wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
-    const uint32_t says_level = ahead < 2 ? 1 : 0;
+    const uint32_t says_level = ahead == 0 ? 1 : 0;
     const uint64_t session = mirror_->hello().session;
     im.resuming += says_level;
     im.told_apart = 0;
@@ -136,8 +138,9 @@ Task<void> Engine::resume(Image& im) {
     const bool unflushed = im.unsynced.any() || im.active != 0;
     const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");
     other = other || im.apart || im.facts.alone || (differs && unflushed);
-    if (ahead < 2 && (other || im.noting_alone)) continue;
-    if (ahead == 1 && !unreconciled_.contains(im.id)) continue;   // equal by now, and no flush need follow that says so
+    if (ahead == 0 && (other || im.noting_alone)) continue;
+    const bool equal = !unreconciled_.contains(im.id);   // by now: nothing else may say so
+    if (recovers && !other && (equal || im.noting_alone)) continue;
     if (says_level == 0) im.told_apart = session;
     im.facts.handshaken = true;
     im.yield_unknown = false;

@@ -245,11 +245,11 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       co_return co_await keep_tail(im, dirty);
     }
     im.facts.alone = false;  // the direction is decided here, not by a resync of its own
-    if (ahead && im.attr.mirror != 0) {   // so that no sync with which the tenure begins makes the shared copy count
+    if (im.attr.mirror != 0) {   // so that no sync before the copies are equal makes the shared one count
       im.epoch = grant->epoch;
       im.size = grant->size;
       im.size_generation = grant->size_generation;
-      if (Status s = co_await say_resumed(im, 2); !s) co_return s;
+      if (Status s = co_await say_resumed(im, 4); !s) co_return s;
     }
     Status taken = co_await take_grant(im, std::move(*grant));
     if (!taken) co_return taken;
@@ -286,7 +286,7 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   im.own_failed = false;
   if (TM_PLANTED("serve dirty regions unreconciled")) dirty.regions.clear();
   Status equal;
-  if (im.size_untold) equal = (co_await say_resumed(im, 1)).with_context("the shared node did not take the size");
+  if (im.size_untold) equal = (co_await say_resumed(im, 2)).with_context("the shared node did not take the size");
   if (equal.is_ok()) im.size_untold = false;
   if (equal.is_ok()) equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
   if (!equal && im.own_failed && own_copy_failed(im, equal)) {   // the shared copy has it all
@@ -308,10 +308,9 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   });
   if (!noted) co_return noted;
   if (Status s = set_flag(im, kFlagHostOnly, false); !s) co_return s;
-  // As reconcile() said, or as a link said that came back since that flush: no other one follows.
-  if (im.facts.alone || !stood()) {
-    if (Status s = co_await say_resumed(im, 0); !s) co_return s;
-  }
+  // No flush says so: reconcile() told that they differ, or a link that came back did.
+  im.told_apart = 0;
+  if (Status s = co_await say_resumed(im, 0); !s) co_return s;
   im.facts.alone = im.accepted = false;
   if (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) journal_->set_level(im.slot, true);
   counts_.resynced_bytes += repaired;

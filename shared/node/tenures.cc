@@ -91,9 +91,11 @@ void Core::resume_request(const PeerPtr& peer, wire::Request& request) {
   if (stands) note_resumed(*image, *peer->session, m.alone);
   if (m.alone != 0) {
     if (stands && std::exchange(image->record.outdated, 1) == 0) put_image(batch, image->id, image->record);
-    fence::Outcome wrote = fence::step(image->record.tenure, Event::first_write(host, m.epoch));
-    image->record.tenure = std::move(wrote.state);
-    if (wrote.durable) put_image(batch, image->id, image->record);
+    if (m.alone != 4) {   // else it begins where the one before ended, still
+      fence::Outcome wrote = fence::step(image->record.tenure, Event::first_write(host, m.epoch));
+      image->record.tenure = std::move(wrote.state);
+      if (wrote.durable) put_image(batch, image->id, image->record);
+    }
   } else if (image->attr->mirror != 0 && stands && std::exchange(image->record.outdated, 0) != 0) {
     image->mending = false;
     image->record.in_doubt = 0;

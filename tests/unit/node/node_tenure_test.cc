@@ -100,6 +100,22 @@ TEST_F(NodeTest, TheSameHostGetsItBackAfterItsCrash) {
   EXPECT_TRUE(again->write(held.image, g->epoch, 0, Bytes(512, 1)));
 }
 
+// What its next tenure follows upon is what this one did: nothing of a lost host's is taken for the recovering one's.
+TEST_F(NodeTest, ARecoveryThatSaysThatTheCopiesDifferHasNotWrittenYet) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", kRegion);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 1)));
+  Result<wire::Grant> g = a->acquire(held.image);
+  ASSERT_TRUE(g);
+  for (uint8_t alone : {4, 2}) {
+    const Epoch said = g->epoch;
+    ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, said, kRegion, Generation(1), alone}));
+    g = a->acquire(held.image);
+    ASSERT_TRUE(g);
+    EXPECT_EQ(g->parent.epoch, alone == 4 ? held.epoch : said);
+  }
+}
+
 TEST_F(NodeTest, TenuresAndEpochsSurviveARestart) {
   auto a = host("host1"), b = host("host2");
   Held held = held_image(*a, "disk.img", kRegion);
