@@ -4,13 +4,14 @@
 // that overlap are ordered by its RangeLock; a callback may run before the call returns. Buffers stay the caller's and
 // must be valid until the callback ran.
 //
-// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_failure.cc (bricks
-// that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that are gone), engine_policy.cc
-// (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc, engine_yield.cc (giving a tenure
-// back), engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc, engine_rebuild.cc (another shared
-// node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc, engine_recovery.cc,
-// engine_succession.cc (a run that takes over from another on the same mount), engine_namespace.cc, engine_names.cc
-// (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc, engine_alarms.cc, engine_status.cc.
+// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_sync.cc (syncs that
+// fail), engine_failure.cc (bricks that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that
+// are gone), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
+// engine_yield.cc (giving a tenure back), engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
+// engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
+// engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
+// engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc,
+// engine_alarms.cc, engine_status.cc.
 #pragma once
 
 #include <map>
@@ -276,6 +277,7 @@ class Engine final : public journal::BlockSource {
   void link_up(const wire::HelloAnswer& hello);
   void link_down();
   void apply(Image& image, MirrorEvent event);
+  Task<Result<wire::Resumed>> say_resumed(Image& image, Epoch epoch, uint8_t alone);
   Task<void> resume(Image& image);
   Task<void> not_resumed(Image& image, Status why);
   void note_alone(Image& image);
@@ -367,7 +369,6 @@ class Engine final : public journal::BlockSource {
   Task<void> recover(journal::DirtyImage dirty);
   Task<Status> reconcile(Image& image, journal::DirtyImage dirty);
   Task<Status> level_after_crash(Image& image, journal::DirtyImage dirty);
-  Task<Status> say_resumed(Image& image, uint8_t alone);
   Task<Status> recover_alone(Image& image, const journal::DirtyImage& dirty, bool decides, Status why);
   Task<Status> keep_tail(Image& image, journal::DirtyImage dirty);
   // ---- engine_succession.cc
@@ -408,6 +409,7 @@ class Engine final : public journal::BlockSource {
   void lost_name(const ImageId& id);
   void doom(Image& image);
   void tell_dropped(Image& image);
+  void attach(Image& image, uint64_t size);
   void reap();
   Status set_flag(const ImageId& id, uint8_t flag, bool on);
   Status set_flag(const Image& image, uint8_t flag, bool on) { return set_flag(image.id, flag, on); }

@@ -76,11 +76,19 @@ void Engine::apply(Image& im, MirrorEvent event) {
   remember(im);
 }
 
+// That the tenure of this epoch stands, with this size; `alone` as wire::Resume has it.
+Task<Result<wire::Resumed>> Engine::say_resumed(Image& im, Epoch epoch, uint8_t alone) {
+  using Answer = Result<wire::Resumed>;
+  wire::Resume tell{im.id, epoch, im.size, im.size_generation, alone};
+  co_return co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
+  });
+}
+
 // After a reconnect, for a tenure held: does it stand, and can the shared copy have lost anything? While it is told
 // that nothing was acknowledged alone, nothing is; asked again if the answer shows that the copies may differ.
 Task<void> Engine::resume(Image& im) {
   Pin pin(im);
-  using Answer = Result<wire::Resumed>;
   const Epoch epoch = im.epoch;
   // The policy may be another one by now. Should this fail, so does what follows.
   wire::GetAttr which{im.inode};
@@ -113,14 +121,11 @@ Task<void> Engine::resume(Image& im) {
     const bool recovers = unreconciled_.contains(im.id);
     uint8_t ahead = other || im.facts.policy_none || recovers ? 2 : 0;
     if (compares) ahead = 3;
-    wire::Resume ask{im.id, epoch, im.size, im.size_generation, ahead};
     const uint32_t says_level = ahead == 0 ? 1 : 0;
     const uint64_t session = mirror_->hello().session;
     im.resuming += says_level;
     im.told_apart = 0;
-    auto answer = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Resumed>(wire::Type::kResume, ask, std::move(done));
-    });
+    auto answer = co_await say_resumed(im, epoch, ahead);
     const bool newer = answer && im.held && im.epoch == epoch && !sends_mirror(im.state) &&
                        answer->size_generation > im.size_generation;
     if (newer) {

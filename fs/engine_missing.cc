@@ -196,8 +196,6 @@ Task<Status> Engine::accept_cut_copy(Image& im) {
   auto opened = group_->open_image(im.id);
   if (!opened) co_return opened.status();
   const uint64_t size = (*opened)->size();
-  im.slot = journal_->attach(im.id, size);
-  im.attached = true;
   const Extent whole{0, size};
   Status marked = co_await all_dirty(im, size);
   if (marked && !was_cut(im.id)) marked = Status(Code::kBusy, "it was given up meanwhile");

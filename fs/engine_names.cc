@@ -201,6 +201,13 @@ void Engine::tell_dropped(Image& im) {
   });
 }
 
+// The journal keeps account of it from here on; of one that it has already nothing changes.
+void Engine::attach(Image& im, uint64_t size) {
+  if (im.attached) return;
+  im.slot = journal_->attach(im.id, size);
+  im.attached = true;
+}
+
 void Engine::reap() {
   journal::Usage usage = journal_->usage();
   for (auto at = images_.begin(); at != images_.end();) {

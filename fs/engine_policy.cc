@@ -70,8 +70,7 @@ void Engine::policy_seen(Image& im, uint8_t mirror) {
 
 // Every region of an image of this size is durably dirty.
 Task<Status> Engine::all_dirty(Image& im, uint64_t size) {
-  if (!im.attached) im.slot = journal_->attach(im.id, size);
-  im.attached = true;
+  attach(im, size);
   const Extent whole{0, size};
   if (size == 0) co_return Status::ok();
   co_return co_await async<Status>(

@@ -115,10 +115,7 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
 // What this host wrote and the shared copy's line lacks is kept: all of the image's dirty regions as a branch here, and
 // in the resync batch, under the epoch in which they were written, as a branch at the replica. The own copy is behind.
 Task<Status> Engine::keep_tail(Image& im, journal::DirtyImage dirty) {
-  if (im.copy != nullptr && !im.attached) {   // so that the journal hears how far it reaches
-    im.slot = journal_->attach(im.id, im.copy->size());
-    im.attached = true;
-  }
+  if (im.copy != nullptr) attach(im, im.copy->size());   // so that the journal hears how far it reaches
   reach(dirty, im.copy != nullptr ? im.copy->size() : im.size);
   if (Status s = co_await set_aside(im, dirty.epoch, dirty.regions, dirty.region_bytes); !s) co_return s;
   im.diverged = true;
@@ -127,16 +124,6 @@ Task<Status> Engine::keep_tail(Image& im, journal::DirtyImage dirty) {
                                {"acknowledged_alone", dirty.alone ? 1 : 0},
                                {"kept", "as a branch, here (tidemark image branches) and at the replica"}});
   co_return Status::ok();
-}
-
-// The tenure stands, with this size; `alone` as wire::Resume has it.
-Task<Status> Engine::say_resumed(Image& im, uint8_t alone) {
-  using Answer = Result<wire::Resumed>;
-  wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, alone};
-  auto told = co_await async<Answer>([&](Callback<Answer> done) {
-    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
-  });
-  co_return told.status();
 }
 
 // The shared node refuses to have its copy made equal. Where the own copy is whole and `decides`, it goes on alone, as
@@ -160,7 +147,7 @@ Task<Status> Engine::recover_alone(Image& im, const journal::DirtyImage& dirty, 
     static_cast<void>(co_await async<Status>([&](Callback<Status> done) { im.noted.push_back(std::move(done)); }));
   if (!im.facts.alone) co_return why;
   // Where it refuses the size that comes with it, the word is noted there just the same.
-  Status told = co_await say_resumed(im, 2);
+  const Status told = (co_await say_resumed(im, im.epoch, 2)).status();
   const Code not_noted[] = {Code::kUnavailable, Code::kFenced, Code::kNotFound};
   if (std::ranges::count(not_noted, told.code()) != 0) co_return told;
   kLog.warning("recovered_alone", {{"image", im.id}, {"reason", why}});
@@ -213,10 +200,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
     }
     if (!grant && grant.status().code() == Code::kFenced) {
       // Taken by force before this host came back. What it had shipped or journaled stays a branch at the replica.
-      if (im.copy != nullptr && !im.attached) {
-        im.slot = journal_->attach(im.id, im.copy->size());
-        im.attached = true;
-      }
+      if (im.copy != nullptr) attach(im, im.copy->size());
       im.facts.alone = dirty.alone;
       reach(dirty, im.copy != nullptr ? im.copy->size() : im.size);
       Status settled = co_await settle_fence(im, dirty.epoch, dirty.regions, dirty.region_bytes);
@@ -249,7 +233,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       im.epoch = grant->epoch;
       im.size = grant->size;
       im.size_generation = grant->size_generation;
-      if (Status s = co_await say_resumed(im, 4); !s) co_return s;
+      if (auto said = co_await say_resumed(im, im.epoch, 4); !said) co_return said.status();
     }
     Status taken = co_await take_grant(im, std::move(*grant));
     if (!taken) co_return taken;
@@ -286,7 +270,10 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   im.own_failed = false;
   if (TM_PLANTED("serve dirty regions unreconciled")) dirty.regions.clear();
   Status equal;
-  if (im.size_untold) equal = (co_await say_resumed(im, 2)).with_context("the shared node did not take the size");
+  if (im.size_untold) {
+    auto said = co_await say_resumed(im, im.epoch, 2);
+    equal = said.status().with_context("the shared node did not take the size");
+  }
   if (equal.is_ok()) im.size_untold = false;
   if (equal.is_ok()) equal = co_await make_equal(im, host_wins, dirty.regions, dirty.region_bytes, &repaired);
   if (!equal && im.own_failed && own_copy_failed(im, equal)) {   // the shared copy has it all
@@ -310,7 +297,7 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   if (Status s = set_flag(im, kFlagHostOnly, false); !s) co_return s;
   // No flush says so: reconcile() told that they differ, or a link that came back did.
   im.told_apart = 0;
-  if (Status s = co_await say_resumed(im, 0); !s) co_return s;
+  if (auto said = co_await say_resumed(im, im.epoch, 0); !said) co_return said.status();
   im.facts.alone = im.accepted = false;
   if (im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling) journal_->set_level(im.slot, true);
   counts_.resynced_bytes += repaired;

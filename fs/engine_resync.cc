@@ -208,13 +208,9 @@ Task<Status> Engine::sync_equal(Image& im, const ResyncRun& run) {
 
 // The copies may differ, on record there: other hosts' reads wait, and a takeover takes an operator's second word.
 Task<Status> Engine::tell_apart(Image& im, const ResyncRun& run) {
-  using Answer = Result<wire::Resumed>;
   const uint64_t session = mirror_->hello().session;
   if (im.told_apart == session) co_return Status::ok();   // as it resumed
-  wire::Resume tell{im.id, run.epoch, im.size, im.size_generation, 2};
-  auto told = co_await async<Answer>([&](Callback<Answer> done) {
-    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
-  });
+  auto told = co_await say_resumed(im, run.epoch, 2);
   if (told) im.told_apart = session;
   co_return told.status();
 }
@@ -222,11 +218,7 @@ Task<Status> Engine::tell_apart(Image& im, const ResyncRun& run) {
 // Other hosts' reads are answered from the shared copy again, and it is level for a takeover.
 Task<Status> Engine::tell_equal(Image& im, const ResyncRun& run) {
   im.told_apart = 0;
-  using Answer = Result<wire::Resumed>;
-  wire::Resume tell{im.id, run.epoch, im.size, im.size_generation, 0};
-  auto told = co_await async<Answer>([&](Callback<Answer> done) {
-    mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
-  });
+  auto told = co_await say_resumed(im, run.epoch, 0);
   if (!told) co_return told.status();
   if (told->loss_id == run.loss && run.stands(im)) co_return Status::ok();
   co_return Status(Code::kUnavailable, "the link, the tenure or the shared copy's loss id changed");

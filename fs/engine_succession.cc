@@ -88,8 +88,7 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   }
   im.size = im.copy->size();
   im.size_generation = im.copy->size_generation();
-  im.slot = journal_->attach(im.id, im.size);
-  im.attached = true;
+  attach(im, im.size);
   im.epoch = saved->epoch;
   im.parent = saved->parent;
   journal_->set_tenure(im.slot, im.epoch, im.parent);

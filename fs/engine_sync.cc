@@ -81,10 +81,7 @@ Task<Status> Engine::write_own_again(Image& im) {
     im.syncs_mended = im.syncs_failed;
     co_return Status::ok();
   }
-  if (!im.attached) {
-    im.slot = journal_->attach(im.id, im.copy->size());
-    im.attached = true;
-  }
+  attach(im, im.copy->size());
   const uint64_t failed = im.syncs_failed, bytes = journal_->region_bytes(im.slot);
   const std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
   kLog.warning("own_copy_written_again", {{"image", im.id}, {"regions", regions.size()},

@@ -172,10 +172,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     grant.size = im.copy->size();
     grant.size_generation = im.copy->size_generation();
   }
-  if (!im.attached) {
-    im.slot = journal_->attach(im.id, grant.size);
-    im.attached = true;
-  }
+  attach(im, grant.size);
   if (im.local() && im.copy->size() > grant.size)
     co_await preserve(im, {grant.size, im.copy->size() - grant.size});
   im.size = grant.size;
@@ -249,12 +246,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.facts.witnessed = false;
   im.size_untold = own_newer && im.recovering;   // told by the recovery
   if (!im.recovering && (own_newer || im.facts.alone)) {  // told before anything is written there
-    using Answer = Result<wire::Resumed>;
     const uint8_t ahead = im.facts.alone ? 2 : 0;   // as in resume()
-    wire::Resume tell{im.id, im.epoch, im.size, im.size_generation, ahead};
-    auto told = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Resumed>(wire::Type::kResume, tell, std::move(done));
-    });
+    auto told = co_await say_resumed(im, im.epoch, ahead);
     if (!told) co_return told.status().with_context("the shared node did not take the size");
   }
   if (!mirror_->up()) co_return Status(Code::kUnavailable, "the link was lost while a tenure began");
