@@ -67,7 +67,7 @@ void Engine::read_in_order(Op* op) {
   bool local = own_data && im.local() && level && op->extent.end() <= im.copy->size();
   if (!local) return read_remote(op);
   op->local_pending = true;
-  im.copy->read(op->extent.offset, op->out, op->mode, [this, op, number = op->local_number](Status s) {
+  im.copy->read_cached(op->extent.offset, op->out, op->mode, [this, op, number = op->local_number](Status s) {
     if (landed(op, number)) return;
     Image& image = *op->image;
     if (lost_to_another(op)) return;

@@ -12,6 +12,7 @@ inline constexpr uint32_t kFramePayloadBytesMax = 1u << 20;   // data of a mirro
 inline constexpr uint32_t kFrameRequestsMax = 4096;           // unanswered on one mirror connection, each way
 inline constexpr size_t kPayloadBytesKeptMax = 64u << 20;     // idle receive buffers of a wire::PayloadPool
 inline constexpr uint32_t kOrderGranule = 4096;               // overlap and preserve granule, bytes
+inline constexpr uint64_t kCachedReadBytesMax = 64u << 10;     // a longer read of a guest goes past the page cache
 inline constexpr uint32_t kRequestsInFlightMax = 1024;        // FUSE requests in flight (max_background)
 // A turn of the loop takes so many requests, and so many completions: few, so that what a deep queue asks for is on its way to
 // the disk while what it had asked for is answered, instead of all of it in turns.

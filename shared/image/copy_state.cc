@@ -37,6 +37,7 @@ struct CopyState::Bounce {
   Op* op = nullptr;
   Piece piece;
   io::IoMode mode = io::IoMode::kInline;
+  ReadFn how = nullptr;           // read
   io::AlignedBuffer buffer;
   uint8_t* out = nullptr;         // read: where to
   const uint8_t* data = nullptr;  // write: where from
@@ -51,7 +52,7 @@ struct CopyState::Bounce {
   MutableByteSpan cover() { return buffer.span().first(end() - start()); }
 
   void begin_read() {
-    object().file->read(start(), cover(), mode, [this](Status read) {
+    (object().file.get()->*how)(start(), cover(), mode, [this](Status read) {
       copy->check_read(piece.stripe, start(), cover(), mode, std::move(read), [this](Status sure) {
         if (sure) std::memcpy(out, buffer.data() + head(), piece.length);
         finish(std::move(sure));
@@ -264,7 +265,7 @@ CopyState::Bounce* CopyState::take_bounce(const Piece& piece, io::IoMode mode, O
   return bounce;
 }
 
-void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op) {
+void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, ReadFn how, Op* op) {
   ++op->pending;
   if (beyond_use(piece)) return finish_piece(op, damaged(piece.stripe));
   Object& object = objects_[piece.stripe];
@@ -273,10 +274,11 @@ void CopyState::read_piece(const Piece& piece, MutableByteSpan out, io::IoMode m
       check_read(stripe, offset, out, mode, std::move(s),
                  [this, op](Status sure) { finish_piece(op, std::move(sure)); });
     };
-    object.file->read(piece.object_offset, out, mode, std::move(done));
+    (object.file.get()->*how)(piece.object_offset, out, mode, std::move(done));
     return;
   }
   Bounce* bounce = take_bounce(piece, mode, op);
+  bounce->how = how;
   bounce->out = out.data();
   bounce->begin_read();
 }
@@ -331,12 +333,12 @@ void CopyState::put_piece(const Piece& piece, ByteSpan data, io::IoMode mode, Op
   bounce->begin_write();
 }
 
-void CopyState::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done) {
+void CopyState::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, ReadFn how, Callback<Status> done) {
   if (Status s = check_range(offset, out.size()); !s) return done(std::move(s));
   Op* op = take_op(std::move(done));
   for (uint64_t at = 0; at < out.size();) {
     Piece piece = metadata_.layout.first_piece({offset + at, out.size() - at});
-    read_piece(piece, out.subspan(at, piece.length), mode, op);
+    read_piece(piece, out.subspan(at, piece.length), mode, how, op);
     at += piece.length;
   }
   finish_piece(op, {});
@@ -450,7 +452,10 @@ uint64_t ImageCopy::size() const { return state_->metadata().size; }
 Generation ImageCopy::size_generation() const { return state_->metadata().size_generation; }
 const ImageMetadata& ImageCopy::metadata() const { return state_->metadata(); }
 void ImageCopy::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done) {
-  state_->read(offset, out, mode, std::move(done));
+  state_->read(offset, out, mode, &io::File::read, std::move(done));
+}
+void ImageCopy::read_cached(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done) {
+  state_->read(offset, out, mode, &io::File::read_cached, std::move(done));
 }
 void ImageCopy::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done) {
   state_->write(offset, data, mode, std::move(done));

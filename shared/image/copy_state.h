@@ -21,6 +21,9 @@ inline constexpr uint64_t kGranule = limits::kOrderGranule;
 inline uint64_t round_down(uint64_t v) { return v / kGranule * kGranule; }
 inline uint64_t round_up(uint64_t v) { return round_down(v + kGranule - 1); }
 
+// File::read or File::read_cached.
+using ReadFn = void (io::File::*)(uint64_t, MutableByteSpan, io::IoMode, Callback<Status>);
+
 class CopyState {
  public:
   CopyState(GroupState& group, ImageMetadata metadata);
@@ -30,7 +33,7 @@ class CopyState {
   // Opens all objects and brings them to the size that the metadata says.
   Status open_objects(bool direct);
 
-  void read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done);
+  void read(uint64_t offset, MutableByteSpan out, io::IoMode mode, ReadFn how, Callback<Status> done);
   void write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done);
   void zero(uint64_t offset, uint64_t length, Callback<Status> done);
   void allocate(uint64_t offset, uint64_t length, Callback<Status> done);
@@ -87,7 +90,7 @@ class CopyState {
   void finish_write(Op* op, uint32_t stripe, Status status);
   Status check_range(uint64_t offset, uint64_t length) const;
   bool fits_direct(const Object& object, uint64_t offset, uint64_t length, const void* memory) const;
-  void read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, Op* op);
+  void read_piece(const Piece& piece, MutableByteSpan out, io::IoMode mode, ReadFn how, Op* op);
   // Calls `then` with the outcome of a read of these bytes of an object.
   template <class Then>
   void check_read(uint32_t stripe, uint64_t offset, ByteSpan bytes, io::IoMode mode, Status status, Then then);

@@ -189,6 +189,8 @@ class ImageCopy {
   // valid until `done` ran. Holes, and what was never written, read as zeros. An empty range is OK. kCorruption:
   // on_damaged() says why.
   void read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done);
+  // For a guest: io::File::read_cached. Who compares, repairs or copies asks the bricks.
+  void read_cached(uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Status> done);
   void write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done);
   // The range reads as zeros afterwards; its storage is freed where the file system can.
   void zero(uint64_t offset, uint64_t length, Callback<Status> done);

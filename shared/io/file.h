@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "shared/base/bytes.h"
@@ -48,6 +49,11 @@ class File {
   virtual ~File() = default;
 
   virtual void read(uint64_t offset, MutableByteSpan out, IoMode mode, Callback<Status> done) = 0;
+  // As read, for whoever wants the bytes and not the storage's word on them: the operating system may answer from its
+  // memory, and keeps there what is read often. Any alignment that read takes.
+  virtual void read_cached(uint64_t offset, MutableByteSpan out, IoMode mode, Callback<Status> done) {
+    read(offset, out, mode, std::move(done));
+  }
   virtual void write(uint64_t offset, ByteSpan data, IoMode mode, Callback<Status> done) = 0;
   // fdatasync. When it reports OK, every write that completed before the call is durable. An error
   // means their fate is unknown: never simply retry (the loss id must change).

@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <utility>
 
 #include "shared/base/digest.h"
+#include "shared/base/limits.h"
 
 namespace tidemark::io {
 namespace {
@@ -25,7 +27,8 @@ constexpr uint64_t kReadFileBytesMax = 256ull << 20;
 class Descriptor {
  public:
   explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(const Descriptor&) = delete;
+  Descriptor(Descriptor&& other) noexcept : fd_(other.release()) {}
+  Descriptor& operator=(Descriptor other) noexcept { std::swap(fd_, other.fd_); return *this; }
   ~Descriptor() { if (fd_ >= 0) ::close(fd_); }
   int get() const { return fd_; }
   bool valid() const { return fd_ >= 0; }
@@ -59,11 +62,19 @@ bool may_block_submission(int fd) {
   return type == kFuse || type == kNfs || type == kCifs || type == kSmb2 || type == kCeph;
 }
 
+// Its page cache never holds what a direct write of this machine has replaced: what overlaps the write is thrown out
+// before it is sent and again before it is answered (ext4, XFS: iomap_dio_rw).
+bool cache_follows_direct_writes(int fd) {
+  constexpr long kExt4 = 0xef53, kXfs = 0x58465342;
+  struct statfs fs;
+  return ::fstatfs(fd, &fs) == 0 && (static_cast<long>(fs.f_type) == kExt4 || static_cast<long>(fs.f_type) == kXfs);
+}
+
 class RealFile final : public File {
  public:
   RealFile(RealFileSystem& files, std::string path, int fd, bool direct, const OpenOptions& options)
       : files_(files), path_(std::move(path)), fd_(fd), direct_(direct), background_(options.background),
-        whole_(options.whole), away_(may_block_submission(fd)) {}
+        whole_(options.whole), away_(may_block_submission(fd)), cached_(direct && cache_follows_direct_writes(fd)) {}
 
   ~RealFile() override {
     TM_CHECK(in_flight_ == 0 || files_.over(), "file destroyed with operations in flight");
@@ -71,6 +82,14 @@ class RealFile final : public File {
 
   void read(uint64_t offset, MutableByteSpan out, IoMode mode, Callback<Status> done) override {
     transfer(Ring::Kind::kRead, offset, out.data(), out.size(), mode, std::move(done));
+  }
+  // Long reads stay direct: they are faster, and would push out what is read again.
+  void read_cached(uint64_t offset, MutableByteSpan out, IoMode mode, Callback<Status> done) override {
+    if (out.empty() || out.size() > limits::kCachedReadBytesMax || !open_cached())
+      return read(offset, out, mode, std::move(done));
+    start({.kind = Ring::Kind::kRead, .fd = cached_fd_.get(), .offset = offset, .data = out.data(),
+           .length = out.size(), .whole = whole_, .path = &path_},
+          mode, std::move(done));
   }
   void write(uint64_t offset, ByteSpan data, IoMode mode, Callback<Status> done) override {
     transfer(Ring::Kind::kWrite, offset, const_cast<uint8_t*>(data.data()), data.size(), mode, std::move(done));
@@ -119,6 +138,14 @@ class RealFile final : public File {
   bool is_direct() const override { return direct_; }
 
  private:
+  // Opened when it is first wanted: most images of many are only open. Where it cannot be, reads are direct.
+  bool open_cached() {
+    if (!cached_ || cached_fd_.valid()) return cached_;
+    const std::string self = "/proc/self/fd/" + std::to_string(fd_.get());   // whatever has its name by now
+    cached_fd_ = Descriptor(open_retrying(self.c_str(), O_RDONLY | O_NOATIME));
+    return cached_ = cached_fd_.valid();
+  }
+
   void transfer(Ring::Kind kind, uint64_t offset, uint8_t* data, size_t length, IoMode mode, Callback<Status> done) {
     auto bits = offset | length | reinterpret_cast<uintptr_t>(data);
     if (length == 0 || (direct_ && bits % kAlignment != 0)) {
@@ -184,6 +211,8 @@ class RealFile final : public File {
   const bool background_;
   const bool whole_;
   const bool away_;
+  bool cached_;               // read_cached() is more than read()
+  Descriptor cached_fd_{-1};
   uint32_t in_flight_ = 0;
 };
 

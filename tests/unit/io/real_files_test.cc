@@ -1,12 +1,18 @@
 // What only files of the kernel have: full disks, buffered fallback, mount identities.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <cstring>
 #include <filesystem>
+#include <random>
 
+#include "shared/base/limits.h"
 #include "shared/io/file.h"
 #include "shared/io/real_env.h"
 
@@ -60,6 +66,77 @@ TEST_P(RealFiles, DirectFallsBackToBufferedWhereItIsRefused) {
   EXPECT_FALSE((*file)->is_direct());
   Bytes text(3);
   EXPECT_TRUE(wait([&](auto done) { (*file)->read(0, text, IoMode::kInline, std::move(done)); }).is_ok());
+}
+
+// Whether the page cache has this block of the file.
+bool is_cached(const std::string& path, off_t offset) {
+  int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  void* mapped = ::mmap(nullptr, File::kAlignment, PROT_READ, MAP_SHARED, fd, offset);
+  unsigned char resident = 0;
+  EXPECT_EQ(::mincore(mapped, File::kAlignment, &resident), 0);
+  const bool there = (resident & 1) != 0;
+  ::munmap(mapped, File::kAlignment);
+  ::close(fd);
+  return there;
+}
+
+void forget_cached(const std::string& path) {
+  int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  EXPECT_EQ(::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+  ::close(fd);
+}
+
+TEST_P(RealFiles, CachedReadsStayInThePageCacheAndLongOrDirectOnesDoNot) {
+  const std::string path = directory + "/f";
+  auto file = std::move(*env.files().open(path, {.create = true, .direct = true}));
+  ASSERT_TRUE(file->is_direct());
+  AlignedBuffer buffer(2 * limits::kCachedReadBytesMax);
+  ASSERT_TRUE(wait([&](auto done) { file->write(0, buffer.span(), IoMode::kQueued, std::move(done)); }));
+  const MutableByteSpan block = buffer.span().first(File::kAlignment);
+  ASSERT_TRUE(wait([&](auto done) { file->read(0, block, IoMode::kInline, std::move(done)); }));
+  EXPECT_FALSE(is_cached(path, 0));
+  ASSERT_TRUE(wait([&](auto done) { file->read_cached(0, buffer.span(), IoMode::kInline, std::move(done)); }));
+  EXPECT_FALSE(is_cached(path, 0));
+  ASSERT_TRUE(wait([&](auto done) { file->read_cached(0, block, IoMode::kInline, std::move(done)); }));
+  EXPECT_TRUE(is_cached(path, 0));
+  // What the disk has and what the file lost: nothing that was cut off stays readable.
+  ASSERT_TRUE(file->truncate(0));
+  ASSERT_TRUE(wait([&](auto done) { file->read_cached(0, block, IoMode::kQueued, std::move(done)); }));
+  EXPECT_THAT(Bytes(block.begin(), block.end()), ::testing::Each(0));
+  auto whole = std::move(*env.files().open(path, {.direct = true, .whole = true}));
+  EXPECT_EQ(wait([&](auto done) { whole->read_cached(0, block, IoMode::kQueued, std::move(done)); }).code(),
+            Code::kCorruption);
+}
+
+// Blocks are written while all around them is being read into the cache: what was answered is what is read from then on.
+TEST_P(RealFiles, ACachedReadAfterADirectWriteGetsWhatWasWritten) {
+  constexpr size_t kBlocks = 64, kRounds = 2000, kAtOnce = 8;
+  constexpr uint64_t kBlock = File::kAlignment;
+  auto file = std::move(*env.files().open(directory + "/f", {.create = true, .direct = true}));
+  AlignedBuffer all(kBlocks * kBlock), data(kBlock), found(kBlock), around(kAtOnce * kBlock);
+  ASSERT_TRUE(wait([&](auto done) { file->write(0, all.span(), IoMode::kQueued, std::move(done)); }));
+  std::mt19937 random(1);
+  std::vector<uint8_t> want(kBlocks);
+  for (size_t round = 0; round < kRounds; ++round) {
+    const size_t block = random() % kBlocks;
+    want[block] = static_cast<uint8_t>(random());
+    std::memset(data.data(), want[block], kBlock);
+    size_t left = kAtOnce + 1;
+    auto done = [&](Status s) { EXPECT_TRUE(s) << s.to_string(); --left; };
+    for (size_t i = 0; i < kAtOnce; ++i) {   // none of the block itself: who orders these is above
+      const size_t other = (block + 1 + random() % (kBlocks - 1)) % kBlocks;
+      file->read_cached(other * kBlock, around.span().subspan(i * kBlock, kBlock), IoMode::kQueued, done);
+      if (i == kAtOnce / 2) file->write(block * kBlock, data.span(), IoMode::kQueued, done);
+    }
+    ASSERT_TRUE(env.run_until([&] { return left == 0; }, kAtMost));
+    ASSERT_TRUE(wait([&](auto d) { file->read_cached(block * kBlock, found.span(), IoMode::kInline, std::move(d)); }));
+    ASSERT_EQ(std::memcmp(found.data(), data.data(), kBlock), 0) << "block " << block << " in round " << round;
+    if (round % 16 == 0) forget_cached(directory + "/f");
+  }
+  for (size_t block = 0; block < kBlocks; ++block) {
+    ASSERT_TRUE(wait([&](auto d) { file->read_cached(block * kBlock, found.span(), IoMode::kInline, std::move(d)); }));
+    EXPECT_THAT(Bytes(found.span().begin(), found.span().end()), ::testing::Each(want[block])) << block;
+  }
 }
 
 TEST_P(RealFiles, WriteBeyondTheLimitOfAFileFailsClearly) {
