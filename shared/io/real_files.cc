@@ -49,9 +49,7 @@ std::string parent_directory(const std::string& path) {
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
-FileStat to_file_stat(const struct stat& st) {
-  return {static_cast<uint64_t>(st.st_size), static_cast<uint64_t>(st.st_blocks) * 512, S_ISDIR(st.st_mode)};
-}
+FileStat to_file_stat(const struct statx& st) { return {st.stx_size, st.stx_blocks * 512, S_ISDIR(st.stx_mode)}; }
 
 // Such a file system asks somebody else for a size before it reads, even of a submission that must not wait.
 bool may_block_submission(int fd) {
@@ -123,17 +121,16 @@ class RealFile final : public File {
   }
 
   Result<FileStat> stat() override {
-    struct stat st;
-    if (::fstat(fd_.get(), &st) != 0) return Status::from_errno(errno, path_ + ": stat");
+    struct statx st;
+    TM_RETURN_IF_ERROR(run_blocking(stat_request(st)));
     return to_file_stat(st);
   }
   void ask_stat(IoMode mode, Callback<Result<FileStat>> done) override {
     auto out = std::make_shared<struct statx>();   // shared with the operation
-    start({.kind = Ring::Kind::kStat, .fd = fd_.get(), .data = reinterpret_cast<uint8_t*>(out.get()), .path = &path_},
-          mode, [out, done = std::move(done)](Status status) mutable {
-            if (!status) return done(std::move(status));
-            done(FileStat{out->stx_size, out->stx_blocks * 512, S_ISDIR(out->stx_mode)});
-          });
+    start(stat_request(*out), mode, [out, done = std::move(done)](Status status) mutable {
+      if (!status) return done(std::move(status));
+      done(to_file_stat(*out));
+    });
   }
   bool is_direct() const override { return direct_; }
 
@@ -144,6 +141,10 @@ class RealFile final : public File {
     const std::string self = "/proc/self/fd/" + std::to_string(fd_.get());   // whatever has its name by now
     cached_fd_ = Descriptor(open_retrying(self.c_str(), O_RDONLY | O_NOATIME));
     return cached_ = cached_fd_.valid();
+  }
+
+  Ring::Request stat_request(struct statx& out) {
+    return {.kind = Ring::Kind::kStat, .fd = fd_.get(), .data = reinterpret_cast<uint8_t*>(&out), .path = &path_};
   }
 
   void transfer(Ring::Kind kind, uint64_t offset, uint8_t* data, size_t length, IoMode mode, Callback<Status> done) {
@@ -256,7 +257,7 @@ Status run_blocking(const Ring::Request& request) {
       }
       return Status::ok();
     case Ring::Kind::kStat:
-      if (::statx(r.fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, reinterpret_cast<struct statx*>(r.data)) != 0)
+      if (::statx(r.fd, "", AT_EMPTY_PATH, Ring::kStatMask, reinterpret_cast<struct statx*>(r.data)) != 0)
         return failed("stat");
       return Status::ok();
   }
@@ -282,8 +283,9 @@ Result<std::unique_ptr<File>> RealFileSystem::open(const std::string& path, cons
 }
 
 Result<FileStat> RealFileSystem::stat(const std::string& path) {
-  struct stat st;
-  if (::stat(path.c_str(), &st) != 0) return Status::from_errno(errno, path + ": stat");
+  struct statx st;
+  if (::statx(AT_FDCWD, path.c_str(), 0, Ring::kStatMask, &st) != 0)
+    return Status::from_errno(errno, path + ": stat");
   return to_file_stat(st);
 }
 

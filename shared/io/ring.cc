@@ -90,7 +90,7 @@ struct Ring::State {
                                 static_cast<off_t>(r.length));
         break;
       case Kind::kStat:
-        io_uring_prep_statx(sqe, r.fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, reinterpret_cast<struct statx*>(r.data));
+        io_uring_prep_statx(sqe, r.fd, "", AT_EMPTY_PATH, Ring::kStatMask, reinterpret_cast<struct statx*>(r.data));
         break;
     }
     io_uring_sqe_set_data(sqe, op);
@@ -167,6 +167,8 @@ struct Ring::State {
     done(std::move(status));
   }
 };
+
+const unsigned Ring::kStatMask = STATX_TYPE | STATX_SIZE | STATX_BLOCKS;
 
 Ring::Ring(std::unique_ptr<State> state) : state_(std::move(state)) {}
 

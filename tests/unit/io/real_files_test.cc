@@ -5,11 +5,14 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
+#include <functional>
 #include <random>
 
 #include "shared/base/limits.h"
@@ -106,6 +109,43 @@ TEST_P(RealFiles, CachedReadsStayInThePageCacheAndLongOrDirectOnesDoNot) {
   auto whole = std::move(*env.files().open(path, {.direct = true, .whole = true}));
   EXPECT_EQ(wait([&](auto done) { whole->read_cached(0, block, IoMode::kQueued, std::move(done)); }).code(),
             Code::kCorruption);
+}
+
+// Whoever has asked for a file's times must see the next write in them: its inode would be written by each sync.
+TEST_P(RealFiles, AskingForAFilesSizeAsksNotForItsTimes) {
+  auto coarse = [] {
+    timespec now;
+    ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return std::pair(now.tv_sec, now.tv_nsec);
+  };
+  const std::string path = directory + "/f";
+  auto file = std::move(*env.files().open(path, {.create = true, .direct = true}));
+  AlignedBuffer block(File::kAlignment);
+  auto write = [&] { return wait([&](auto done) { file->write(0, block.span(), IoMode::kInline, std::move(done)); }); };
+  ASSERT_TRUE(write());
+  for (auto ask : std::vector<std::function<void()>>{
+           [&] { EXPECT_EQ(file->stat()->size, File::kAlignment); },
+           [&] { EXPECT_EQ(env.files().stat(path)->size, File::kAlignment); },
+           [&] {
+             EXPECT_TRUE(wait([&](auto done) {
+               file->ask_stat(IoMode::kQueued, [done = std::move(done)](auto found) mutable { done(found.status()); });
+             }));
+           }}) {
+    // Such a write has the time of the clock's last tick, unless anybody's file was given an exact time since.
+    bool coarse_time = false;
+    for (int tries = 0; !coarse_time && tries < 200; ++tries) {
+      ASSERT_TRUE(write());   // the times that this test asked for
+      for (const auto tick = coarse(); coarse() == tick;) {}
+      const auto before = coarse();
+      ASSERT_TRUE(write());
+      ask();
+      ASSERT_TRUE(write());
+      struct stat found;
+      ASSERT_EQ(::stat(path.c_str(), &found), 0);
+      coarse_time = std::pair(found.st_mtim.tv_sec, found.st_mtim.tv_nsec) == before;
+    }
+    EXPECT_TRUE(coarse_time);
+  }
 }
 
 // Blocks are written while all around them is being read into the cache: what was answered is what is read from then on.
