@@ -35,6 +35,7 @@ bool is_for_others(std::string_view o) {
                                                 "owner",
                                                 "group",
                                                 "defaults",
+                                                "dev",   // never: fuse_session.cc
                                                 "rw",
                                                 "comment",
                                                 "default_permissions",
@@ -43,7 +44,7 @@ bool is_for_others(std::string_view o) {
          o.rfind("X-", 0) == 0 || o.rfind("comment=", 0) == 0;
 }
 bool is_for_kernel(std::string_view o) {
-  static constexpr std::string_view kNames[] = {"dev", "nodev", "suid", "nosuid", "exec", "noexec", "atime", "noatime",
+  static constexpr std::string_view kNames[] = {"nodev", "suid", "nosuid", "exec", "noexec", "atime", "noatime",
                                                 "sync", "async", "dirsync", "nodiratime", "relatime", "norelatime"};
   return std::find(std::begin(kNames), std::end(kNames), o) != std::end(kNames);
 }

@@ -5,6 +5,7 @@
 #include "fs/engine.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/wire/features.h"
 
 namespace tidemark::fs {
 namespace {
@@ -257,6 +258,13 @@ void Engine::create(wire::Create request, AttrDone done) {
 }
 
 Task<void> Engine::do_create(wire::Create request, AttrDone done) {
+  if (wire::is_special(request.kind)) {
+    bool up = mirror_->up();
+    if (!up) up = co_await wait_link(kChangeWait);
+    if (!up) co_return done(unreachable());
+    const bool known = (mirror_->hello().features & wire::kFeatureSpecialFiles) != 0;
+    if (!known) co_return done(Status::from_errno(EPERM, "the shared node's version knows no such files: update it"));
+  }
   auto answer = co_await ask<wire::Changed>(wire::Type::kCreate, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
   changed(*answer);

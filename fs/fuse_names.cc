@@ -3,11 +3,13 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 
 #include "fs/fuse_internal.h"
 #include "shared/base/limits.h"
+#include "shared/wire/device.h"
 
 namespace tidemark::fs {
 namespace {
@@ -23,6 +25,26 @@ timespec timespec_of(WallTime t) {
 WallTime wall_of(const timespec& t) {
   constexpr int64_t kSecond = 1'000'000'000, kSecondsMax = INT64_MAX / kSecond - 1;
   return {std::clamp<int64_t>(t.tv_sec, -kSecondsMax, kSecondsMax) * kSecond + t.tv_nsec};
+}
+
+struct TypeOfKind {
+  wire::NodeKind kind;
+  mode_t type;
+};
+constexpr TypeOfKind kTypes[] = {
+    {wire::NodeKind::kImage, S_IFREG},     {wire::NodeKind::kDirectory, S_IFDIR},
+    {wire::NodeKind::kSymlink, S_IFLNK},   {wire::NodeKind::kFifo, S_IFIFO},
+    {wire::NodeKind::kSocket, S_IFSOCK},   {wire::NodeKind::kCharDevice, S_IFCHR},
+    {wire::NodeKind::kBlockDevice, S_IFBLK}};
+mode_t type_of(wire::NodeKind kind) {
+  for (const TypeOfKind& t : kTypes)
+    if (t.kind == kind) return t.type;
+  return S_IFREG;
+}
+std::optional<wire::NodeKind> kind_of(mode_t mode) {
+  for (const TypeOfKind& t : kTypes)
+    if (t.type == (mode & S_IFMT)) return t.kind;
+  return std::nullopt;
 }
 
 AttrDone reply_entry(fuse_req_t req) {
@@ -65,12 +87,13 @@ struct stat stat_of(const wire::Attr& a) {
   struct stat st;
   memset(&st, 0, sizeof st);
   st.st_ino = a.inode.value;
-  mode_t type = a.kind == wire::NodeKind::kDirectory ? S_IFDIR : a.kind == wire::NodeKind::kSymlink ? S_IFLNK : S_IFREG;
-  st.st_mode = type | (a.mode & 07777);
+  st.st_mode = type_of(a.kind) | (a.mode & 07777);
+  if (auto device = wire::is_device(a.kind) ? wire::parse_device(a.target) : std::nullopt)
+    st.st_rdev = makedev(device->major_number, device->minor_number);
   st.st_nlink = a.nlink;
   st.st_uid = a.uid;
   st.st_gid = a.gid;
-  st.st_size = static_cast<off_t>(a.kind == wire::NodeKind::kSymlink ? a.symlink_target.size() : a.size);
+  st.st_size = static_cast<off_t>(a.kind == wire::NodeKind::kSymlink ? a.target.size() : a.size);
   st.st_blocks = static_cast<blkcnt_t>((a.allocated + 511) / 512);
   st.st_blksize = 4096;
   st.st_atim = timespec_of(a.atime);
@@ -170,7 +193,7 @@ void FuseOps::readlink(fuse_req_t req, fuse_ino_t ino) {
   shell_of(req).engine_.getattr(InodeNumber(ino), [req](Result<wire::Attr> attr) {
     if (!attr) return reply_error(req, attr.status());
     if (attr->kind != wire::NodeKind::kSymlink) return reply_error(req, Status::from_errno(EINVAL, "readlink"));
-    fuse_reply_readlink(req, attr->symlink_target.c_str());
+    fuse_reply_readlink(req, attr->target.c_str());
   });
 }
 
@@ -210,13 +233,18 @@ void FuseOps::vacate(fuse_req_t req, InodeNumber parent, const char* name, Uniqu
   shell.engine_.lookup(parent, name, std::move(look));
 }
 
-void FuseOps::mknod(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, dev_t) {
-  if (!S_ISREG(mode)) {
+// The kernel has seen to it that only root makes devices. What is done with a FIFO or a socket it does itself, and it
+// opens no device here (`nodev`, fuse_session.cc).
+void FuseOps::mknod(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
+  const auto kind = kind_of(mode);
+  if (!kind || S_ISDIR(mode) || S_ISLNK(mode)) {
     fuse_reply_err(req, EPERM);
     return;
   }
   if (name_too_long(req, name)) return;
-  make(req, {InodeNumber(parent), name, wire::NodeKind::kImage, mode & 07777});
+  wire::Create request{InodeNumber(parent), name, *kind, mode & 07777};
+  if (wire::is_device(*kind)) request.target = wire::device_text({major(device), minor(device)});
+  make(req, std::move(request));
 }
 
 void FuseOps::mkdir(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode) {
@@ -227,7 +255,7 @@ void FuseOps::mkdir(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t 
 void FuseOps::symlink(fuse_req_t req, const char* target, fuse_ino_t parent, const char* name) {
   if (name_too_long(req, name)) return;
   wire::Create request{InodeNumber(parent), name, wire::NodeKind::kSymlink, 0777};
-  request.symlink_target = target;
+  request.target = target;
   make(req, std::move(request));
 }
 

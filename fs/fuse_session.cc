@@ -39,6 +39,7 @@ Status FuseShell::open_session() {
   if (options_.allow_other) mount += ",allow_other";
   if (options_.read_only) mount += ",ro";
   for (const std::string& o : options_.mount_options) mount += "," + o;
+  mount += ",nodev";   // last: a device's number means something else on each host, and anybody's disk may be it
   std::vector<std::string> words = {"tidemark-fs", "-o", mount};
   std::vector<char*> argv;
   for (std::string& w : words) argv.push_back(w.data());

@@ -102,7 +102,7 @@ Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
   link->start(std::move(handlers));
   wire::Hello hello = options_.hello;
   hello.session = session;
-  hello.features |= wire::kFeatureHelloMore | wire::kFeatureCompare;
+  hello.features |= wire::kFeatureHelloMore | wire::kFeatureCompare | wire::kFeatureSpecialFiles;
   if (session == 0 && events_.on_met) hello.features |= wire::kFeatureMeet;
   auto answer = co_await greet(*link, hello);
   if (!answer) co_return answer.status();

@@ -35,6 +35,10 @@ const char* node_kind_name(wire::NodeKind kind) {
     case wire::NodeKind::kImage: return "image";
     case wire::NodeKind::kDirectory: return "directory";
     case wire::NodeKind::kSymlink: return "symlink";
+    case wire::NodeKind::kFifo: return "fifo";
+    case wire::NodeKind::kSocket: return "socket";
+    case wire::NodeKind::kCharDevice: return "char_device";
+    case wire::NodeKind::kBlockDevice: return "block_device";
   }
   return "unknown";
 }
@@ -203,7 +207,7 @@ std::string tree_json(const std::vector<TreeEntry>& tree) {
                     {"mode", e.mode},
                     {"uid", e.uid},
                     {"gid", e.gid},
-                    {"target", e.kind == wire::NodeKind::kSymlink ? Json(e.target) : Json(nullptr)},
+                    {"target", e.target.empty() ? Json(nullptr) : Json(e.target)},
                     {"epoch", e.epoch.value}});
   }
   return text({{"entries", std::move(list)}});

@@ -278,7 +278,7 @@ class TreeWalk {
     entry.mode = attr.mode;
     entry.uid = attr.uid;
     entry.gid = attr.gid;
-    entry.target = attr.symlink_target;
+    entry.target = attr.target;
     if (attr.kind == wire::NodeKind::kImage) {
       entry.size = attr.size;
       named_.insert(attr.image);

@@ -65,11 +65,11 @@ class NameWriter {
 
 struct TreeEntry {
   std::optional<std::string> path;   // none: the image has no name at this point
-  ImageId image;                     // nil for directories and symlinks
+  ImageId image;                     // nil for other kinds
   wire::NodeKind kind = wire::NodeKind::kImage;
   uint64_t size = 0;
   uint32_t mode = 0, uid = 0, gid = 0;
-  std::string target;                // of a symlink
+  std::string target;                // of a symlink; of a device its number
   Epoch epoch;
 };
 // All names at `point` by path, then the images without one by UUID. May be long: run it on a worker.

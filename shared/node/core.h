@@ -55,6 +55,7 @@ struct Session {
   uint64_t number = 0;
   std::string host;
   HostRun run;
+  uint64_t features = 0;                      // that its host offered
   LossId loss;                                // as its Hello was answered
   std::vector<std::shared_ptr<Peer>> peers;   // shared with their unanswered requests
   bool ended = false;

@@ -8,6 +8,7 @@
 #include "shared/base/log.h"
 #include "shared/node/core.h"
 #include "shared/wire/codec.h"
+#include "shared/wire/features.h"
 
 namespace tidemark::node {
 
@@ -15,6 +16,15 @@ namespace {
 const log::Logger kLog("node.names");
 constexpr std::string_view kMirrorXattr = "user.tidemark.mirror";
 constexpr size_t kEntriesBytesMax = 512u << 10;   // of one answer's entries: well within a frame
+
+// An older host would show it as an empty image.
+bool is_hidden(const Peer& peer, const Node& node) {
+  return wire::is_special(node.attr.kind) && (peer.session->features & wire::kFeatureSpecialFiles) == 0;
+}
+Status hidden(const Node& node) {
+  return Status(Code::kUnsupported, node.name + " is a FIFO, a socket or a device, which the tidemark-fs of this host "
+                                                "is too old to know: update it");
+}
 }  // namespace
 
 void Core::name_request(const PeerPtr& peer, wire::Request& request) {
@@ -221,9 +231,8 @@ wire::Attr Core::attr_of(const Node& node, bool fresh) {
 }
 
 void Core::answer_attr(const PeerPtr& peer, wire::Type type, uint64_t id, const Result<const Node*>& node) {
-  if (!node) {
-    return commit({}, [peer, type, id, status = node.status()] { peer->link->respond_failure(type, id, status); });
-  }
+  const Status status = node && is_hidden(*peer, **node) ? hidden(**node) : node.status();
+  if (!status) return commit({}, [peer, type, id, status] { peer->link->respond_failure(type, id, status); });
   commit({}, [peer, type, id, attr = attr_of(**node, true)] { peer->link->respond(type, id, attr); });
 }
 
@@ -234,6 +243,7 @@ void Core::read_dir(const PeerPtr& peer, wire::Request& request) {
   size_t bytes = 0;
   answer.end = 1;
   Status status = names_->read_directory(m.inode, m.after, [&](const Node& node) {
+    if (is_hidden(*peer, node)) return true;
     if (answer.entries.size() >= std::min(m.count_max, limits::kDirEntriesMax) || bytes > kEntriesBytesMax) {
       answer.end = 0;
       return false;
@@ -255,6 +265,7 @@ void Core::dump(const PeerPtr& peer, wire::Request& request) {
   size_t bytes = 0;
   answer.end = 1;
   names_->walk(m.after, [&](const Node& node) {
+    if (is_hidden(*peer, node)) return true;
     if (answer.entries.size() >= std::min(m.count_max, limits::kDirEntriesMax) || bytes > kEntriesBytesMax) {
       answer.end = 0;
       return false;

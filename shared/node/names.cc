@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "shared/base/limits.h"
+#include "shared/wire/device.h"
 
 namespace tidemark::node {
 
@@ -165,9 +166,12 @@ Result<Change> NameSpace::create(const wire::Create& r, ImageId image, const Ori
   if (parent->children.count(r.name) != 0) return error(EEXIST, r.name);
   bool is_directory = r.kind == NodeKind::kDirectory;
   bool is_symlink = r.kind == NodeKind::kSymlink;
-  if (!is_directory && !is_symlink && r.kind != NodeKind::kImage) return error(EINVAL, "unknown kind of node");
-  if (is_symlink && r.symlink_target.empty()) return error(ENOENT, "empty symlink target");
-  if (r.symlink_target.size() > (is_symlink ? limits::kSymlinkBytesMax : 0)) return error(ENAMETOOLONG, r.name);
+  bool is_device = wire::is_device(r.kind);
+  bool is_known = is_directory || is_symlink || wire::is_special(r.kind) || r.kind == NodeKind::kImage;
+  if (!is_known) return error(EINVAL, "unknown kind of node");
+  if (is_symlink && r.target.empty()) return error(ENOENT, "empty symlink target");
+  if (is_device && !wire::parse_device(r.target)) return error(EINVAL, "a device without a number");
+  if (!is_device && r.target.size() > (is_symlink ? limits::kSymlinkBytesMax : 0)) return error(ENAMETOOLONG, r.name);
 
   Node node;
   wire::Attr& a = node.attr;
@@ -184,8 +188,8 @@ Result<Change> NameSpace::create(const wire::Create& r, ImageId image, const Ori
     if (is_directory) a.mode |= kSetGroupId;
   }
   a.nlink = is_directory ? 2 : 1;
-  a.size = is_symlink ? r.symlink_target.size() : 0;
-  a.symlink_target = r.symlink_target;
+  a.size = is_symlink ? r.target.size() : 0;
+  a.target = r.target;
   a.mirror = r.mirror != 0 ? 1 : 0;
   a.atime = a.mtime = a.ctime = a.btime = origin.now;
   place(node, *parent, r.name);

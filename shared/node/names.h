@@ -32,7 +32,7 @@ struct Change {
   wire::Mark mark;
   std::vector<wire::Mark> others;         // of an exchange: the other name's
   std::vector<InodeNumber> touched;       // to be stored
-  std::vector<InodeNumber> erased;        // to be erased: directories and symlinks without a name
+  std::vector<InodeNumber> erased;        // to be erased: all but images that lost their name
   std::vector<ImageId> nameless;          // images that lost their name
   struct Name { InodeNumber inode, parent; std::string name; };
   std::vector<Name> invalid;              // what other hosts must forget

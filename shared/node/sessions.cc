@@ -197,6 +197,7 @@ void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   session->number = ++next_session_;
   session->host = hello.node;
   session->run = {hello.incarnation, hello.nonce, hello.journal_generation};
+  session->features = hello.features;
   session->peers.push_back(peer);
   sessions_.emplace(session->number, session);
   host_gone_at_.erase(hello.node);
@@ -251,7 +252,7 @@ wire::HelloAnswer Core::hello_answer(const wire::Hello& hello) const {
   answer.loss_id = group_->loss_id();
   answer.event = names_->last_event();
   answer.clock = env_.wall();
-  answer.features = hello.features & wire::kFeatureCompare;
+  answer.features = hello.features & (wire::kFeatureCompare | wire::kFeatureSpecialFiles);
   return answer;
 }
 

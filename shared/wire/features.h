@@ -17,5 +17,8 @@ inline constexpr uint64_t kFeatureHelloMore = 4;
 inline constexpr uint64_t kFeatureMeet = 8;
 // Resume may say 3 in `alone`: all of the image is compared.
 inline constexpr uint64_t kFeatureCompare = 16;
+// Either end knows FIFOs, sockets and devices. They are not shown to a host that does not offer it, and not sent to a
+// shared node that does not answer with it.
+inline constexpr uint64_t kFeatureSpecialFiles = 32;
 
 }  // namespace tidemark::wire

@@ -244,19 +244,26 @@ struct Terms { ImageId image; Epoch epoch; template <class A> void fields(A& a) 
 struct TermsAnswer { Generation generation; template <class A> void fields(A& a) { a(generation); } };
 
 // ---- name space ---------------------------------------------------------------------------------
-enum class NodeKind : uint8_t { kImage = 1, kDirectory = 2, kSymlink = 3 };
+// From kFifo on: names alone. What is done with them the kernel of each host does (kFeatureSpecialFiles).
+enum class NodeKind : uint8_t {
+  kImage = 1, kDirectory = 2, kSymlink = 3, kFifo = 4, kSocket = 5, kCharDevice = 6, kBlockDevice = 7,
+};
+inline bool is_device(NodeKind kind) { return kind == NodeKind::kCharDevice || kind == NodeKind::kBlockDevice; }
+inline bool is_special(NodeKind kind) {
+  return kind == NodeKind::kFifo || kind == NodeKind::kSocket || is_device(kind);
+}
 
 struct Attr {
   InodeNumber inode;
   InodeNumber parent;
-  ImageId image;                         // nil for directories and symlinks
+  ImageId image;                         // nil for other kinds
   NodeKind kind = NodeKind::kImage;
   uint32_t mode = 0;                     // permission bits only
   uint32_t uid = 0, gid = 0, nlink = 1;
   uint64_t size = 0, allocated = 0;
   Generation size_generation;
   WallTime atime, mtime, ctime, btime;
-  std::string symlink_target;
+  std::string target;                    // of a symlink; of a device its number (device.h)
   uint8_t mirror = 1;                    // 0: policy `mirror = none`, host-local data
   std::string holder;                    // node holding the tenure, or empty
   Epoch epoch;                           // newest granted
@@ -264,7 +271,7 @@ struct Attr {
   std::vector<std::pair<std::string, Bytes>> xattrs;
   template <class A> void fields(A& a) {
     a(inode, parent, image, kind, mode, uid, gid, nlink, size, allocated, size_generation, atime, mtime, ctime, btime,
-      symlink_target, mirror, holder, epoch, event, xattrs);
+      target, mirror, holder, epoch, event, xattrs);
   }
 };
 
@@ -318,14 +325,14 @@ struct SetAttr {
   Attr values;
   template <class A> void fields(A& a) { a(inode, mask, values); }
 };
-struct Create {                   // image, directory or symlink
+struct Create {
   InodeNumber parent;
   std::string name;
   NodeKind kind = NodeKind::kImage;
   uint32_t mode = 0, uid = 0, gid = 0;
-  std::string symlink_target;
+  std::string target;                    // as in Attr
   uint8_t mirror = 1;
-  template <class A> void fields(A& a) { a(parent, name, kind, mode, uid, gid, symlink_target, mirror); }
+  template <class A> void fields(A& a) { a(parent, name, kind, mode, uid, gid, target, mirror); }
 };
 struct Unlink {
   InodeNumber parent;

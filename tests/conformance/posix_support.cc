@@ -88,6 +88,10 @@ bool stays(const std::function<bool()>& holds) {
   return true;
 }
 
+int rename_with(const std::string& from, const std::string& to, unsigned flags) {
+  return err(::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), flags));
+}
+
 std::string read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   EXPECT_TRUE(in.good()) << path;

@@ -43,6 +43,7 @@ struct stat fresh_stat(int fd);
 struct stat fresh_stat(const std::string& path);
 // True of `holds` now and for a while: what comes late (a release, times told after it) changes nothing.
 bool stays(const std::function<bool()>& holds);
+int rename_with(const std::string& from, const std::string& to, unsigned flags);   // renameat2: 0, or the errno
 std::string read_file(const std::string& path);
 bool exists(const std::string& path);
 inline bool operator==(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }

@@ -52,7 +52,7 @@ wire::Mark any_mark(FuzzedDataProvider& in) {
   mark.node.inode = inode();
   mark.node.parent = inode();
   mark.node.image = test_uuid(in.ConsumeIntegralInRange<uint64_t>(0, 3));
-  mark.node.kind = static_cast<wire::NodeKind>(in.ConsumeIntegralInRange(0, 2));
+  mark.node.kind = static_cast<wire::NodeKind>(in.ConsumeIntegralInRange(0, 9));
   mark.old_parent = inode();
   mark.old_name = name();
   mark.name = name();

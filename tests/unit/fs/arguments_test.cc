@@ -26,6 +26,13 @@ TEST(Arguments, FstabLineWorks) {
   EXPECT_EQ(a.mount_options, std::vector<std::string>{"nosuid"});
 }
 
+TEST(Arguments, DevicesAreNotForTheKernelToOpen) {
+  Arguments a;
+  std::string error;
+  ASSERT_EQ(parse({"mount.tidemark", "vms", "/mnt", "-o", "dev,noexec"}, a, error), Next::kRun) << error;
+  EXPECT_EQ(a.mount_options, std::vector<std::string>{"noexec"});
+}
+
 TEST(Arguments, SourceNamesTheConfiguration) {
   Arguments a;
   std::string error;

@@ -46,6 +46,29 @@ TEST_F(RebuildTest, ASharedNodeThatKnowsNothingIsNotBelieved) {
   EXPECT_EQ(mirror(f), "local only");
 }
 
+TEST_F(RebuildTest, NamesWithoutAnImageComeBackAsTheyWere) {
+  start();
+  wire::Create ask{InodeNumber(1), "disk", wire::NodeKind::kBlockDevice, 0660, 0, 6, "8:1"};
+  std::optional<Result<wire::Attr>> made, seen;
+  engine(1).create(ask, [&](Result<wire::Attr> attr) { made = std::move(attr); });
+  ASSERT_TRUE(until([&] { return made.has_value(); }));
+  ASSERT_TRUE(*made) << made->status().to_string();
+  replace_shared(true, {"host1", "host2"});
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(2); }));
+  engine(2).lookup(ask.parent, ask.name, [&](Result<wire::Attr> attr) { seen = std::move(attr); });
+  ASSERT_TRUE(until([&] { return seen.has_value(); }));
+  ASSERT_TRUE(*seen) << seen->status().to_string();
+  EXPECT_EQ((*seen)->kind, ask.kind);
+  EXPECT_EQ((*seen)->target, "8:1");
+  EXPECT_EQ((*seen)->inode, (*made)->inode);
+  cut_link(1);
+  made.reset();
+  engine(1).create({ask.parent, "fifo", wire::NodeKind::kFifo}, [&](Result<wire::Attr> attr) { made = std::move(attr); });
+  ASSERT_TRUE(until([&] { return made.has_value(); }));
+  EXPECT_EQ(errno_of(made->status()), EHOSTUNREACH);
+}
+
 TEST_F(RebuildTest, AnEmptyOneGetsAllThatItsHostsHold) {
   start();
   File held = create(1, "held.img", 8 * kMiB);

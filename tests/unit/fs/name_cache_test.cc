@@ -48,6 +48,19 @@ class NameCacheTest : public testing::Test {
   std::unique_ptr<NameCache> cache_;
 };
 
+TEST_F(NameCacheTest, KeepsADevicesNumber) {
+  wire::Attr device = node(4, 1, wire::NodeKind::kCharDevice);
+  device.target = "1:3";
+  cache_->put_entry(InodeNumber(1), "null", device);
+  ASSERT_TRUE(store_->commit_and_wait({}).is_ok());
+  reopen();
+  auto known = cache_->lookup(InodeNumber(1), "null");
+  ASSERT_TRUE(known);
+  EXPECT_EQ(known->kind, wire::NodeKind::kCharDevice);
+  EXPECT_EQ(known->target, "1:3");
+  EXPECT_TRUE(cache_->images().empty());
+}
+
 TEST_F(NameCacheTest, KnowsPathsAndImagesAgainAfterARestart) {
   cache_->put_entry(InodeNumber(1), "vms", node(2, 1, wire::NodeKind::kDirectory));
   cache_->put_entry(InodeNumber(2), "a.img", node(3, 2, wire::NodeKind::kImage));

@@ -58,6 +58,36 @@ TEST_F(NamesTest, CreateRefusesWhatPosixRefuses) {
   EXPECT_TRUE(names_.create({kRootInode, std::string(255, 'a')}, image(9), kOrigin));
 }
 
+TEST_F(NamesTest, FifosSocketsAndDevicesAreNamesAlone) {
+  auto kind_of = [&](const std::string& name) { return (*names_.lookup(kRootInode, name))->attr.kind; };
+  const std::pair<NodeKind, std::string> all[] = {{NodeKind::kFifo, ""},
+                                                  {NodeKind::kSocket, ""},
+                                                  {NodeKind::kCharDevice, "1:3"},
+                                                  {NodeKind::kBlockDevice, "4095:1048575"}};
+  for (const auto& [kind, number] : all) {
+    auto made = names_.create({kRootInode, "x", kind, 06751, 7, 8, number}, ImageId{}, kOrigin);
+    ASSERT_TRUE(made) << made.status().message();
+    const wire::Attr& a = made->mark.node;
+    EXPECT_EQ(a.kind, kind);
+    EXPECT_EQ(a.mode, 06751u);
+    EXPECT_EQ(a.nlink, 1u);
+    EXPECT_EQ(a.size, 0u);
+    EXPECT_EQ(a.target, number);
+    EXPECT_TRUE(a.image.is_nil());
+    make(kRootInode, "image");
+    EXPECT_EQ(rename(kRootInode, "x", kRootInode, "image"), 0);
+    EXPECT_EQ(kind_of("image"), kind);
+    auto gone = names_.unlink({kRootInode, "image", 0}, kOrigin);
+    ASSERT_TRUE(gone);
+    EXPECT_EQ(gone->erased, std::vector<InodeNumber>{a.inode}) << "nothing is kept of it";
+    EXPECT_TRUE(gone->nameless.empty());
+  }
+  for (const char* wrong : {"", "8", "8:", ":1", "08:1", "8:1 ", "-8:1", "4096:0", "0:1048576", "8:1:1"})
+    EXPECT_EQ(create_error({kRootInode, "x", NodeKind::kBlockDevice, 0644, 0, 0, wrong}), EINVAL) << wrong;
+  EXPECT_EQ(create_error({kRootInode, "x", NodeKind::kFifo, 0644, 0, 0, "1:3"}), ENAMETOOLONG);
+  EXPECT_EQ(create_error({kRootInode, "x", static_cast<NodeKind>(8)}), EINVAL);
+}
+
 TEST_F(NamesTest, DirectoriesCountTheirSubdirectories) {
   EXPECT_EQ(nlink(kRootInode), 2u);
   InodeNumber a = dir(kRootInode, "a"), b = dir(kRootInode, "b");

@@ -1,3 +1,4 @@
+#include "shared/wire/features.h"
 #include "tests/unit/node/fixture.h"
 
 namespace tidemark::node {
@@ -30,6 +31,58 @@ TEST_F(NodeTest, NamesSurviveEveryCrashOnceAnswered) {
   Result<wire::DirEntries> dump = a->ask<wire::DirEntries>(Type::kDump, wire::Dump{InodeNumber(0), 1000});
   ASSERT_TRUE(dump);
   EXPECT_EQ(dump->entries.size(), 21u) << "the root too";
+}
+
+TEST_F(NodeTest, SpecialFilesSurviveEveryCrashOnceAnswered) {
+  auto a = std::make_unique<HostClient>(world_, "host1");
+  a->hello.features |= wire::kFeatureSpecialFiles;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_NE(a->answer.features & wire::kFeatureSpecialFiles, 0u);
+  const wire::Create device{kRoot, "disk", NodeKind::kBlockDevice, 0660, 0, 6, "8:1"};
+  ASSERT_TRUE(a->create("fifo", kRoot, NodeKind::kFifo));
+  ASSERT_TRUE(a->create("sock", kRoot, NodeKind::kSocket));
+  ASSERT_TRUE(a->ask<wire::Changed>(Type::kCreate, device));
+  ASSERT_TRUE(a->ask<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, "sock", 0}));
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_EQ(a->lookup("fifo")->kind, NodeKind::kFifo);
+  EXPECT_EQ(a->lookup("disk")->kind, NodeKind::kBlockDevice);
+  EXPECT_EQ(a->lookup("disk")->target, "8:1");
+  EXPECT_EQ(a->lookup("disk")->gid, 6u);
+  EXPECT_EQ(errno_of(a->lookup("sock").status()), ENOENT);
+}
+
+// A tidemark-fs that does not know them would show empty images, and its guests would open them.
+TEST_F(NodeTest, AnOlderHostIsToldThatItCannotHaveASpecialFile) {
+  auto a = host("host1");
+  a->hello.features |= wire::kFeatureSpecialFiles;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(a->create("d", kRoot, NodeKind::kDirectory));
+  const InodeNumber d = a->lookup("d")->inode;
+  for (int i = 0; i < 20; ++i)
+    ASSERT_TRUE(a->create("n" + std::to_string(i), d, i % 2 == 0 ? NodeKind::kFifo : NodeKind::kImage));
+  auto old = host("host2");
+  EXPECT_EQ(old->answer.features & wire::kFeatureSpecialFiles, 0u);
+  EXPECT_TRUE(old->lookup("n1", d));
+  EXPECT_EQ(errno_of(old->lookup("n0", d).status()), EOPNOTSUPP);
+  EXPECT_NE(old->lookup("n0", d).status().message().find("update"), std::string::npos);
+  const InodeNumber fifo = a->lookup("n0", d)->inode;
+  EXPECT_EQ(errno_of(old->ask<wire::Attr>(Type::kGetAttr, wire::GetAttr{fifo}).status()), EOPNOTSUPP);
+  std::string after;
+  size_t listed = 0;
+  for (int page = 0; page < 10; ++page) {   // three a page: no page is empty before the last
+    auto part = old->ask<wire::DirEntries>(Type::kReadDir, wire::ReadDir{d, after, 3});
+    ASSERT_TRUE(part);
+    for (const wire::DirEntry& e : part->entries) EXPECT_EQ(e.attr.kind, NodeKind::kImage) << e.name;
+    listed += part->entries.size();
+    if (part->end != 0) break;
+    ASSERT_FALSE(part->entries.empty());
+    after = part->entries.back().name;
+  }
+  EXPECT_EQ(listed, 10u);
+  auto dump = old->ask<wire::DirEntries>(Type::kDump, wire::Dump{InodeNumber(0), 1000});
+  ASSERT_TRUE(dump);
+  EXPECT_EQ(dump->entries.size(), 12u) << "the root, the directory, ten images";
 }
 
 TEST_F(NodeTest, ErrorsCarryTheirErrno) {

@@ -194,6 +194,19 @@ TEST_F(RebuildPlanTest, OfTwoReportsOfANameTheNewerCountsAndNothingIsDropped) {
   EXPECT_GT(p.event, EventNumber(9));
 }
 
+TEST_F(RebuildPlanTest, ADeviceIsPlacedAsItWasAndHasNoBlocks) {
+  wire::ReportEntry& e = entry("a", 2, "disk");
+  e.attr.kind = wire::NodeKind::kBlockDevice;
+  e.attr.image = ImageId();
+  e.attr.target = "8:1";
+  RebuildPlan p = plan();
+  ASSERT_EQ(p.nodes.size(), 1u);
+  EXPECT_EQ(p.nodes[0].name, "disk");
+  EXPECT_EQ(p.nodes[0].attr.kind, wire::NodeKind::kBlockDevice);
+  EXPECT_EQ(p.nodes[0].attr.target, "8:1");
+  EXPECT_TRUE(p.images.empty());
+}
+
 TEST_F(RebuildPlanTest, DirectoriesInACircleComeToTheRoot) {
   for (uint64_t inode : {2, 3}) {
     wire::ReportEntry& e = entry("a", inode, "d" + std::to_string(inode));

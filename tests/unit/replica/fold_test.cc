@@ -58,10 +58,11 @@ class FoldTest : public testing::TestWithParam<int> {
     const uint64_t dice = rng.below(100);
     Result<node::Change> change = Status(Code::kInvalidArgument, "nothing");
     if (dice < 30) {
-      const bool directory = rng.chance(1, 5);
-      change = names.create({.parent = dir(), .name = name(),
-                             .kind = directory ? wire::NodeKind::kDirectory : wire::NodeKind::kImage},
-                            directory ? ImageId() : test_uuid(++images), origin);
+      const wire::NodeKind kind = rng.chance(1, 5)   ? wire::NodeKind::kDirectory
+                                  : rng.chance(1, 5) ? wire::NodeKind::kFifo
+                                                     : wire::NodeKind::kImage;
+      change = names.create({.parent = dir(), .name = name(), .kind = kind},
+                            kind == wire::NodeKind::kImage ? test_uuid(++images) : ImageId(), origin);
     } else if (dice < 50) {
       change = names.unlink({.parent = dir(), .name = name(), .directory = static_cast<uint8_t>(rng.chance(1, 5))},
                             origin);
@@ -112,7 +113,8 @@ class FoldTest : public testing::TestWithParam<int> {
     Names out;
     names.walk(InodeNumber(0), [&](const node::Node& n) {
       const std::string path = names.path(n.attr.inode);
-      if (path.size() > 1) out[path.substr(1)] = n.attr.image.is_nil() ? "directory" : n.attr.image.to_string();
+      const char* alone = n.attr.kind == wire::NodeKind::kFifo ? "fifo" : "directory";
+      if (path.size() > 1) out[path.substr(1)] = n.attr.image.is_nil() ? alone : n.attr.image.to_string();
       return true;
     });
     return out;

@@ -45,6 +45,25 @@ TEST(Names, EveryPointShowsItsOwnTreeAndRemovedImagesStayReachable) {
   EXPECT_EQ(h.get("/v1/points/1/images/" + kB.to_string()).status, 404);
 }
 
+TEST(Names, ATreeNamesFifosSocketsAndDevices) {
+  Harness h;
+  BatchMaker host("host1");
+  auto device = create_mark(3, "host1", 4, {}, "disk", 1, wire::NodeKind::kBlockDevice);
+  device.node.target = "8:1";
+  auto newer = create_mark(5, "host1", 6, {}, "newer", 1, static_cast<wire::NodeKind>(9));   // of a version to come
+  h.put(host, host.make({}, {create_mark(1, "host1", 2, {}, "fifo", 1, wire::NodeKind::kFifo),
+                             create_mark(2, "host1", 3, {}, "sock", 1, wire::NodeKind::kSocket), device,
+                             create_mark(4, "host1", 5, {}, "tty", 1, wire::NodeKind::kCharDevice), newer}));
+  h.put(host, host.make({}, {unlink_mark(6, "host1", 3, {}, "sock")}));
+  h.restart();
+  EXPECT_EQ(tree(h, "1"), (Names{{"fifo", "fifo"}, {"sock", "socket"}, {"disk", "block_device"}, {"tty", "char_device"},
+                                 {"newer", "unknown"}}));
+  EXPECT_EQ(tree(h, "2").count("sock"), 0u);
+  const Json entries = h.get("/v1/points/2/tree").json()["entries"];
+  for (const auto& e : entries)
+    EXPECT_EQ(e["target"], e["path"] == "disk" ? Json("8:1") : Json(nullptr)) << e["path"];
+}
+
 TEST(Names, LastWriterByEventNumberWhateverArrivesFirst) {
   // host1 renames a to b (event 3), host2 then makes a new a (event 4), host1 then removes b (event 5).
   for (int order = 0; order < 2; ++order) {
