@@ -84,7 +84,11 @@ void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t
   bool exclusive = (fi->flags & O_EXCL) != 0;
   const NameChange change(req, request.parent, name);
   auto open = [&shell, req, change](Result<wire::Attr> attr) {
-    if (attr && attr->kind != wire::NodeKind::kImage) attr = Status::from_errno(EISDIR, "open");
+    if (attr && attr->kind != wire::NodeKind::kImage) {
+      // The kernel looks again, and does itself what it does with the others.
+      const bool directory = attr->kind == wire::NodeKind::kDirectory;
+      attr = Status::from_errno(directory ? EISDIR : ESTALE, "open");
+    }
     if (!attr) {
       reply_error(req, attr.status());
       return change.end();

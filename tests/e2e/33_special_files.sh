@@ -35,6 +35,33 @@ for mount in "$M1" "$M2"; do
 done
 say "ok: bytes go through a FIFO on one host, and no device is opened"
 
+# One host opens a name that it would create, while the other makes a FIFO there: the kernel opens that then.
+cat > "$D/race.py" <<'END'
+import collections, errno, os, sys, threading, time
+mine, other = sys.argv[1] + '/race', sys.argv[2] + '/race'
+answers, end = collections.Counter(), time.time() + 3
+def attempt(call):
+    try: call()
+    except OSError as e: return errno.errorcode[e.errno]
+    return 'OK'
+def make():
+    while time.time() < end:
+        attempt(lambda: os.mkfifo(other))
+        attempt(lambda: os.unlink(other))
+def create():
+    while time.time() < end:
+        answers[attempt(lambda: os.close(os.open(mine, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK)))] += 1
+        attempt(lambda: os.unlink(mine))
+threads = [threading.Thread(target=f) for f in (make, make, create, create)]
+for t in threads: t.start()
+for t in threads: t.join()
+attempt(lambda: os.unlink(mine))
+print(dict(answers))
+sys.exit(answers['OK'] == 0 or answers['EISDIR'] > 0)
+END
+python3 "$D/race.py" "$M1" "$M2" || die "a FIFO is taken for a directory"
+say "ok: what another host makes in its place is opened"
+
 tree() { # POINT: kinds and targets at the replica
   client operator "https://127.0.0.1:$REPLICA_PORT/v1/points/$1/tree" |
     jq -r '.entries[] | select(.path | startswith("d/")) | "\(.path) \(.kind) \(.target)"'
