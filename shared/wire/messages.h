@@ -196,7 +196,7 @@ struct Resume {
   uint8_t alone = 0;                     // 1: the shared copy may lack acknowledged writes: not read before a Flush
                                          // 2: the same, not before a Resume that says 0; 1 is of older hosts
                                          // 3: as 2, and all of the image is compared (kFeatureCompare)
-                                         // 4: as 2, and nothing was written in this tenure yet (an older node: 2)
+                                         // 4: as 2, and nothing was written in this tenure yet (older nodes: 2 or 1)
   template <class A> void fields(A& a) { a(image, epoch, size, size_generation, alone); }
 };
 struct Resumed {
