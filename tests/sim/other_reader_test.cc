@@ -36,6 +36,42 @@ struct OtherReader : testing::Test {
     ASSERT_TRUE(r.is_ok()) << r.status().to_string();
     EXPECT_EQ(*r, 'b');
   }
+  // host1 has the image by force from host2, which is lost, and a copy of it; `staged`: so is what stands in for host2.
+  void take(Lab& lab, bool staged = true) {
+    lab.add_third_host();
+    auto lost = lab.open_filled("host2");
+    ASSERT_TRUE(lost.is_ok()) << lost.status().to_string();
+    lab.crash("host2", Crash::kKill);
+    auto taken = lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
+    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+    auto opened = lab.open("host1");
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    writer = *opened;
+    if (!staged) lab.world.inject("host1", FileFault{1, UINT64_MAX, kWrite, "/spool/"});
+    ASSERT_TRUE(lab.read("host1", writer, 0).is_ok());   // it takes a free tenure, and fills its copy
+    auto filled = [&] { return lab.engine("host1").status_json().find("\"mirror\":\"mirrored\"") != std::string::npos; };
+    ASSERT_TRUE(lab.world.run_until(filled, seconds(20))) << lab.engine("host1").status_json();
+  }
+  // host1 is in its recovery, which the slow reads of the shared brick hold up, and ends; host3 has the image open.
+  void expect_nothing_old_in_recovery(Lab& lab, fs::HandleId other) {
+    auto status = [&] { return lab.engine("host1").status_json(); };
+    auto recovers = [&] { return status().find("\"recovering\":true") != std::string::npos; };
+    auto connected = [&] { return status().find("\"connected\":true,\"connections\"") != std::string::npos; };
+    ASSERT_TRUE(lab.world.run_until(connected, seconds(20))) << status();
+    lab.world.run_for(seconds(1));
+    ASSERT_TRUE(recovers()) << "the test sees nothing: " << status();
+    auto asked = lab.take_at_shared(R"({"images":["/disk.img"],"dry_run":true})");
+    ASSERT_TRUE(asked.is_ok()) << asked.status().to_string();
+    EXPECT_NE(asked->find("\"level\":false"), std::string::npos) << *asked;
+    auto early = lab.read("host3", other, 0);
+    EXPECT_TRUE(!early || *early == 'b') << "old bytes";
+    lab.world.slow_reads("shared1", "/brick", seconds(0));
+    ASSERT_TRUE(lab.healthy("host1"));
+    auto r = lab.read("host3", other, 0);
+    ASSERT_TRUE(r.is_ok()) << r.status().to_string();
+    EXPECT_EQ(*r, 'b');
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
   Result<uint64_t> seek(Lab& lab, const std::string& host, uint64_t offset, bool data) {
     return lab.wait<Result<uint64_t>>(
         [&](auto done) { lab.engine(host).seek(host == "host1" ? writer : reader, offset, data, std::move(done)); });
@@ -104,18 +140,7 @@ TEST_F(OtherReader, GetsNothingOldOfAHolderThatTookTheImageAndWasAlone) {
   for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    lab.add_third_host();
-    auto lost = lab.open_filled("host2");
-    ASSERT_TRUE(lost.is_ok()) << lost.status().to_string();
-    lab.crash("host2", Crash::kKill);
-    auto taken = lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
-    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
-    auto opened = lab.open("host1");
-    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
-    writer = *opened;
-    ASSERT_TRUE(lab.read("host1", writer, 0).is_ok());   // it takes a free tenure, and fills its copy
-    auto filled = [&] { return lab.engine("host1").status_json().find("\"mirror\":\"mirrored\"") != std::string::npos; };
-    ASSERT_TRUE(lab.world.run_until(filled, seconds(20))) << lab.engine("host1").status_json();
+    ASSERT_NO_FATAL_FAILURE(take(lab));
     go_alone(lab);
     lab.crash("host1", Crash::kKill);
     heal(lab);
@@ -123,23 +148,7 @@ TEST_F(OtherReader, GetsNothingOldOfAHolderThatTookTheImageAndWasAlone) {
     lab.start("host1");
     auto other = lab.open("host3");
     ASSERT_TRUE(other.is_ok()) << other.status().to_string();
-    auto status = [&] { return lab.engine("host1").status_json(); };
-    auto recovers = [&] { return status().find("\"recovering\":true") != std::string::npos; };
-    auto connected = [&] { return status().find("\"connected\":true,\"connections\"") != std::string::npos; };
-    ASSERT_TRUE(lab.world.run_until(connected, seconds(20))) << status();
-    lab.world.run_for(seconds(1));
-    ASSERT_TRUE(recovers()) << "the test sees nothing: " << status();
-    auto asked = lab.take_at_shared(R"({"images":["/disk.img"],"dry_run":true})");
-    ASSERT_TRUE(asked.is_ok()) << asked.status().to_string();
-    EXPECT_NE(asked->find("\"level\":false"), std::string::npos) << *asked;
-    auto early = lab.read("host3", *other, 0);
-    EXPECT_TRUE(!early || *early == 'b') << "old bytes";
-    lab.world.slow_reads("shared1", "/brick", seconds(0));
-    ASSERT_TRUE(lab.healthy("host1"));
-    auto r = lab.read("host3", *other, 0);
-    ASSERT_TRUE(r.is_ok()) << r.status().to_string();
-    EXPECT_EQ(*r, 'b');
-    EXPECT_EQ(lab.verify("host1"), "");
+    expect_nothing_old_in_recovery(lab, *other);
   }
 }
 
@@ -149,19 +158,7 @@ TEST_F(OtherReader, GetsNothingOldWhileTheRecoveryOfAHolderThatTookTheImageHasNo
   for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    lab.add_third_host();
-    auto lost = lab.open_filled("host2");
-    ASSERT_TRUE(lost.is_ok()) << lost.status().to_string();
-    lab.crash("host2", Crash::kKill);
-    auto taken = lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
-    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
-    auto opened = lab.open("host1");
-    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
-    writer = *opened;
-    lab.world.inject("host1", FileFault{1, UINT64_MAX, kWrite, "/spool/"});   // what stands in for host2 is not staged
-    ASSERT_TRUE(lab.read("host1", writer, 0).is_ok());   // it takes a free tenure, and fills its copy
-    auto filled = [&] { return lab.engine("host1").status_json().find("\"mirror\":\"mirrored\"") != std::string::npos; };
-    ASSERT_TRUE(lab.world.run_until(filled, seconds(20))) << lab.engine("host1").status_json();
+    ASSERT_NO_FATAL_FAILURE(take(lab, false));
     Status wrote = lab.write("host1", writer, 0, 'b');
     ASSERT_TRUE(wrote.is_ok()) << wrote.to_string();
     lab.crash("host1", Crash::kKill);
@@ -173,23 +170,7 @@ TEST_F(OtherReader, GetsNothingOldWhileTheRecoveryOfAHolderThatTookTheImageHasNo
     ASSERT_TRUE(other.is_ok()) << other.status().to_string();
     lab.world.slow_reads("shared1", "/brick", seconds(1));
     lab.start("host1");
-    auto status = [&] { return lab.engine("host1").status_json(); };
-    auto recovers = [&] { return status().find("\"recovering\":true") != std::string::npos; };
-    auto connected = [&] { return status().find("\"connected\":true,\"connections\"") != std::string::npos; };
-    ASSERT_TRUE(lab.world.run_until(connected, seconds(20))) << status();
-    lab.world.run_for(seconds(1));
-    ASSERT_TRUE(recovers()) << "the test sees nothing: " << status();
-    auto asked = lab.take_at_shared(R"({"images":["/disk.img"],"dry_run":true})");
-    ASSERT_TRUE(asked.is_ok()) << asked.status().to_string();
-    EXPECT_NE(asked->find("\"level\":false"), std::string::npos) << *asked;
-    auto early = lab.read("host3", *other, 0);
-    EXPECT_TRUE(!early || *early == 'b') << "old bytes";
-    lab.world.slow_reads("shared1", "/brick", seconds(0));
-    ASSERT_TRUE(lab.healthy("host1"));
-    auto r = lab.read("host3", *other, 0);
-    ASSERT_TRUE(r.is_ok()) << r.status().to_string();
-    EXPECT_EQ(*r, 'b');
-    EXPECT_EQ(lab.verify("host1"), "");
+    ASSERT_NO_FATAL_FAILURE(expect_nothing_old_in_recovery(lab, *other));
     EXPECT_NE(lab.shared_status().find("\"outdated\":false"), std::string::npos) << lab.shared_status();
   }
 }
