@@ -42,6 +42,17 @@ class RulesOfWithheld {
     lab.engine("host2").release(*opened);
     return wrote;
   }
+  // host1 dies, and host2 takes the image by force, which cannot be read on one of the shared bricks then.
+  void take_unreadable() {
+    lab.crash("host1", Crash::kKill);
+    auto taken = lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
+    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+    auto opened = lab.open("host2");
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    second = *opened;
+    lab.world.inject("shared1", FileFault{.times = kForEver, .operations = kRead, .path_contains = kEven});
+    ASSERT_TRUE(lab.write("host2", second, Lab::kRegion, 'c').is_ok());   // on the other one
+  }
   // host2 goes on, and the replica has all of it.
   void expect_moved() {
     lab.world.run_for(seconds(10));
@@ -54,7 +65,7 @@ class RulesOfWithheld {
 
   Lab lab;
   Site site;
-  fs::HandleId first;
+  fs::HandleId first, second;
 };
 
 TEST(Rules, AnImageThatCannotBeReadAnyMoreAsItIsHandedOverStaysWhereItIs) {
@@ -173,13 +184,7 @@ TEST(Rules, AnImageTakenByForceStandsInForTheLostHostHoweverLateItCanBeRead) {
     t.lab.world.partition("host1", "replica1");
     ASSERT_TRUE(t.lab.write("host1", t.first, Lab::kRegion, 'b').is_ok());
     ASSERT_TRUE(t.lab.flush("host1", t.first).is_ok());
-    t.lab.crash("host1", Crash::kKill);
-    auto taken = t.lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
-    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
-    auto second = t.lab.open("host2");
-    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
-    t.lab.world.inject("shared1", FileFault{.times = kForEver, .operations = kRead, .path_contains = kEven});
-    ASSERT_TRUE(t.lab.write("host2", *second, Lab::kRegion, 'c').is_ok());   // on the other brick
+    ASSERT_NO_FATAL_FAILURE(t.take_unreadable());
     t.lab.world.run_for(seconds(10));
     EXPECT_NE(t.lab.engine("host2").status_json().find("cannot be read"), std::string::npos);
     t.lab.world.clear_faults("shared1");
@@ -194,16 +199,10 @@ TEST(Rules, AnImageTakenByForceThatCannotBeReadIsFreedWithItsName) {
     SCOPED_TRACE(seed);
     RulesOfWithheld t(seed);
     t.lab.world.partition("host1", "replica1");
-    t.lab.crash("host1", Crash::kKill);
-    auto taken = t.lab.take_at_shared(R"({"images":["/disk.img"],"force":true})");
-    ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
-    auto second = t.lab.open("host2");
-    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
-    t.lab.world.inject("shared1", FileFault{.times = kForEver, .operations = kRead, .path_contains = kEven});
-    ASSERT_TRUE(t.lab.write("host2", *second, Lab::kRegion, 'c').is_ok());
+    ASSERT_NO_FATAL_FAILURE(t.take_unreadable());
     auto says_so = [&] { return t.lab.engine("host2").status_json().find("cannot be read") != std::string::npos; };
     ASSERT_TRUE(t.lab.world.run_until(says_so, seconds(60)));
-    t.lab.engine("host2").release(*second);
+    t.lab.engine("host2").release(t.second);
     const Status gone = t.lab.wait<Status>(
         [&](auto done) { t.lab.engine("host2").unlink(InodeNumber(1), "disk.img", false, std::move(done)); });
     ASSERT_TRUE(gone.is_ok()) << gone.to_string();
