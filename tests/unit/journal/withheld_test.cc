@@ -17,6 +17,13 @@ class WithheldTest : public LimitTest {
     before_ = replica_->images[cut_];
   }
   void cut() { copy_.cut.insert(cut_); }
+  wire::Mark whole() const {
+    wire::Mark mark;
+    mark.kind = wire::MarkKind::kWhole;
+    mark.origin = options_.source;
+    mark.node.image = cut_;
+    return mark;
+  }
   void write(const ImageId& image, uint8_t byte) {
     bool done = false;
     submit({image, RecordKind::kWrite, {8 * kG, kG}, 0, Bytes(kG, byte)}, [&] { done = true; });
@@ -124,12 +131,8 @@ TEST_F(WithheldTest, TheMarkThatItIsWholeComesWithIt) {
     before_ = replica_->images[cut_];
     const size_t points = replica_->points.size();
     cut();
-    wire::Mark whole;
-    whole.kind = wire::MarkKind::kWhole;
-    whole.origin = options_.source;
-    whole.node.image = cut_;
     Bytes all = copy_.images[cut_];
-    submit({cut_, RecordKind::kWrite, {0, all.size()}, 0, all}, [&] { journal_->mark(whole); });
+    submit({cut_, RecordKind::kWrite, {0, all.size()}, 0, all}, [&] { journal_->mark(whole()); });
     others_go_on();
     if (crashes) {
       crash(sim::Crash::kPowerLoss);
@@ -155,11 +158,7 @@ TEST_F(WithheldTest, TheMarkThatItIsWholeComesWithItAfterAResync) {
   options_.settings.limit_bytes = 1u << 20;
   begin();
   empty_replica();
-  wire::Mark whole;
-  whole.kind = wire::MarkKind::kWhole;
-  whole.origin = options_.source;
-  whole.node.image = cut_;
-  journal_->mark(whole);
+  journal_->mark(whole());
   resync_all();
   ASSERT_TRUE(settle([&] { return replica_->pieces > 0; }));
   cut();
@@ -178,11 +177,7 @@ TEST_F(WithheldTest, TheMarkOfAnOlderTenureDoesNotComeWithANewerOne) {
   begin();
   const size_t marks = replica_->marks.size();
   cut();
-  wire::Mark whole;
-  whole.kind = wire::MarkKind::kWhole;
-  whole.origin = options_.source;
-  whole.node.image = cut_;
-  submit({cut_, RecordKind::kWrite, {0, kG}, 0, Bytes(kG, 0x55)}, [&] { journal_->mark(whole); });
+  submit({cut_, RecordKind::kWrite, {0, kG}, 0, Bytes(kG, 0x55)}, [&] { journal_->mark(whole()); });
   others_go_on();
   journal_->set_tenure(slot(cut_), Epoch(9), {Epoch(8), "host3", {Incarnation(1), Counter(7)}, 1});
   mended();
