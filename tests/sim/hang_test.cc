@@ -102,6 +102,7 @@ TEST_P(HangTest, OfTheHostOutlivesACrash) {
       begin(lab);
       lab.world.inject("host1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick1", 0, true});
       work(lab, 'b');
+      EXPECT_GT(lab.world.hung("host1"), 0u);
       lab.crash("host1", kind);
       lab.world.clear_faults("host1");
       lab.start("host1");
@@ -125,7 +126,10 @@ TEST_P(HangTest, OfAHostThatIsAloneIsWaitedFor) {
     lab.world.partition("host1", "shared1");
     ASSERT_TRUE(lab.write("host1", handle_, 0, 'b').is_ok());
     lab.world.inject("host1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick1", 0, true});
+    size_t hung = 0;
+    const Duration begun = lab.world.elapsed();
     lab.world.at(seconds(30), [&] {
+      hung = lab.world.hung("host1");
       lab.world.clear_faults("host1");
       lab.world.release_hung("host1");
     });
@@ -136,6 +140,8 @@ TEST_P(HangTest, OfAHostThatIsAloneIsWaitedFor) {
     Status flushed = lab.flush("host1", handle_);
     EXPECT_TRUE(flushed.is_ok()) << flushed.to_string();
     expect_bytes(lab, 'c');
+    EXPECT_GT(hung, 0u);
+    EXPECT_GE(lab.world.elapsed() - begun, seconds(30)) << "answered by a copy that is not whole";
     lab.world.heal_all();
     ASSERT_TRUE(lab.healthy("host1")) << "the copies did not become level";
     EXPECT_EQ(lab.verify("host1"), "");
