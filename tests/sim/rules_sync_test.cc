@@ -65,6 +65,12 @@ class FailedSync : public testing::Test {
   void fail_flush_there(Lab& lab) {
     fail_sync_there(lab, [&] { lab.engine("host1").flush(*image_, io::IoMode::kQueued, [](Status) {}); });
   }
+  void flush_alone_and_fail_there(Lab& lab) {
+    Logged log;
+    fail_next_sync(lab, "shared1");
+    ASSERT_TRUE(lab.flush("host1", *image_).is_ok()) << "the own copy has it";
+    ASSERT_TRUE(log.has("sync_failed")) << log.lines;
+  }
   void set_mirror(Lab& lab, const std::string& policy) {
     auto attr = lab.wait<Result<wire::Attr>>(
         [&](auto done) { lab.engine("host1").lookup(InodeNumber(1), "disk.img", std::move(done)); });
@@ -114,8 +120,7 @@ TEST_F(FailedSync, OfTheSharedCopyIsMadeGoodByWriting) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
     begin(lab);
-    fail_next_sync(lab, "shared1");
-    ASSERT_TRUE(lab.flush("host1", *image_).is_ok()) << "the own copy has it";
+    ASSERT_NO_FATAL_FAILURE(flush_alone_and_fail_there(lab));
     const auto between = static_cast<Between>(seed % kLast);
     const std::string dies = between == kNothing ? "" : between == kSharedIsKilled ? "shared1" : "host1";
     if (!dies.empty()) {
@@ -150,8 +155,7 @@ TEST_F(FailedSync, OfTheSharedCopyIsMadeGoodForHoles) {
       lab.engine("host1").fallocate(*image_, fs::Engine::Fallocate::kPunch, {0, Lab::kImageBytes / 2}, std::move(done));
     });
     ASSERT_TRUE(punched.is_ok()) << punched.to_string();
-    fail_next_sync(lab, "shared1");
-    ASSERT_TRUE(lab.flush("host1", *image_).is_ok());
+    ASSERT_NO_FATAL_FAILURE(flush_alone_and_fail_there(lab));
     lab.world.run_for(seconds(8));
     ASSERT_TRUE(lab.healthy("host1"));
     lose_power(lab, "shared1");
@@ -395,13 +399,16 @@ TEST_F(FailedSync, OfTheTenureAfterATakingIsMadeGoodBeforeItBegins) {
     lab.crash("shared1", Crash::kKill);      // nobody has the copy open
     lab.start("shared1");
     lab.world.run_for(seconds(8));           // until host 2 has noticed, and is back
+    Logged log;
     lab.world.inject("shared1", FileFault{1, 1, static_cast<uint16_t>(FileOp::kRead), ".meta", 5});
     ASSERT_TRUE(lab.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}").is_ok());
+    ASSERT_TRUE(log.has("taken_unsynced")) << log.lines;
     fail_next_sync(lab, "shared1");
     auto second = lab.open("host2");
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
     const auto wrote = [&] { return lab.write("host2", *second, kApart / 2, 'c').is_ok(); };
     ASSERT_TRUE(wrote() || wrote());
+    ASSERT_TRUE(log.has("sync_failed")) << log.lines;
     expect_b_after_power_loss(lab, "host2", *second);
   }
 }
