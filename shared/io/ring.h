@@ -16,8 +16,8 @@ namespace tidemark::io {
 class Ring {
  public:
   enum class Kind : uint8_t { kRead, kWrite, kDataSync, kFallocate, kStat };
-  // What of a file is asked for. Not its times: whoever has seen them must see the next write in them, so that the kernel
-  // makes the inode dirty, and the next fdatasync writes it (a second write to the disk; Linux 6.13 and later).
+  // What of a file is asked for. Not its times: whoever has seen them must see the next write in them, so that the
+  // kernel makes the inode dirty, and the next fdatasync writes it (a second write to the disk; Linux 6.13 and later).
   static const unsigned kStatMask;
   struct Request {
     Kind kind;

@@ -148,13 +148,16 @@ TEST_P(RealFiles, AskingForAFilesSizeAsksNotForItsTimes) {
   }
 }
 
-// Blocks are written while all around them is being read into the cache: what was answered is what is read from then on.
+// Blocks are written while all around them is being read into the cache: what was answered is read from then on.
 TEST_P(RealFiles, ACachedReadAfterADirectWriteGetsWhatWasWritten) {
   constexpr size_t kBlocks = 64, kRounds = 2000, kAtOnce = 8;
   constexpr uint64_t kBlock = File::kAlignment;
   auto file = std::move(*env.files().open(directory + "/f", {.create = true, .direct = true}));
   AlignedBuffer all(kBlocks * kBlock), data(kBlock), found(kBlock), around(kAtOnce * kBlock);
   ASSERT_TRUE(wait([&](auto done) { file->write(0, all.span(), IoMode::kQueued, std::move(done)); }));
+  auto read = [&](size_t block) {
+    return wait([&](auto d) { file->read_cached(block * kBlock, found.span(), IoMode::kInline, std::move(d)); });
+  };
   std::mt19937 random(1);
   std::vector<uint8_t> want(kBlocks);
   for (size_t round = 0; round < kRounds; ++round) {
@@ -169,12 +172,12 @@ TEST_P(RealFiles, ACachedReadAfterADirectWriteGetsWhatWasWritten) {
       if (i == kAtOnce / 2) file->write(block * kBlock, data.span(), IoMode::kQueued, done);
     }
     ASSERT_TRUE(env.run_until([&] { return left == 0; }, kAtMost));
-    ASSERT_TRUE(wait([&](auto d) { file->read_cached(block * kBlock, found.span(), IoMode::kInline, std::move(d)); }));
+    ASSERT_TRUE(read(block));
     ASSERT_EQ(std::memcmp(found.data(), data.data(), kBlock), 0) << "block " << block << " in round " << round;
     if (round % 16 == 0) forget_cached(directory + "/f");
   }
   for (size_t block = 0; block < kBlocks; ++block) {
-    ASSERT_TRUE(wait([&](auto d) { file->read_cached(block * kBlock, found.span(), IoMode::kInline, std::move(d)); }));
+    ASSERT_TRUE(read(block));
     EXPECT_THAT(Bytes(found.span().begin(), found.span().end()), ::testing::Each(want[block])) << block;
   }
 }
