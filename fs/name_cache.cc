@@ -31,7 +31,20 @@ Status NameCache::load() {
     places_[inode] = {parent, name};
     entries_[{parent, std::move(name)}] = inode;
   }
+  forget_removed();
   return Status::ok();
+}
+
+// What is no image, nor the root, and has no name any more. It was kept for whoever had it open when its name went; nobody has now.
+void NameCache::forget_removed() {
+  kv::WriteBatch batch;
+  for (auto at = attrs_.begin(); at != attrs_.end();) {
+    const auto [inode, attr] = *at;
+    const bool removed = attr.image.is_nil() && inode != attr.parent && !places_.contains(inode);
+    if (removed) batch.erase(tables_.attr, kv::key_u64(inode.value));
+    at = removed ? attrs_.erase(at) : std::next(at);
+  }
+  commit(std::move(batch));
 }
 
 void NameCache::commit(kv::WriteBatch batch) {

@@ -39,6 +39,7 @@ class NameCache {
   std::optional<wire::Attr> resolve(std::string_view path_or_uuid) const;
 
  private:
+  void forget_removed();
   void commit(kv::WriteBatch batch);
 
   kv::Store& store_;

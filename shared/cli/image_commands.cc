@@ -52,6 +52,8 @@ Result<std::string> new_image_path(Context& context, const std::string& name, bo
 std::string foreign_format(const std::string& file) {
   static constexpr std::pair<std::string_view, const char*> kMagic[] = {
       {"QFI\xfb", "qcow2"}, {"KDMV", "vmdk"}, {"# Disk DescriptorFile", "vmdk"}, {"vhdxfile", "vhdx"}, {"QED", "qed"}};
+  std::error_code unknown;
+  if (std::filesystem::is_fifo(file, unknown)) return "";   // it would be waited for
   std::ifstream in(file, std::ios::binary);
   char begin[32] = {};
   in.read(begin, sizeof begin);

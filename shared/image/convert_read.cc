@@ -197,7 +197,7 @@ Status explain_vhd_error(const Status& status, const std::string& path, InputFor
 }
 
 Result<std::unique_ptr<ImageSource>> open_image_file(const std::string& path, InputFormat format) {
-  TM_ASSIGN_OR_RETURN(PosixFile file, PosixFile::open(path, O_RDONLY));
+  TM_ASSIGN_OR_RETURN(PosixFile file, PosixFile::open(path, O_RDONLY | O_NONBLOCK));
   TM_ASSIGN_OR_RETURN(bool vhd, is_vhd(file, format));
   if (!vhd) {
     TM_ASSIGN_OR_RETURN(uint64_t size, file.size());
@@ -212,7 +212,7 @@ Result<std::unique_ptr<ImageSource>> open_image_file(const std::string& path, In
 }
 
 Result<ImageFileInfo> image_file_info(const std::string& path, InputFormat format) {
-  TM_ASSIGN_OR_RETURN(PosixFile file, PosixFile::open(path, O_RDONLY));
+  TM_ASSIGN_OR_RETURN(PosixFile file, PosixFile::open(path, O_RDONLY | O_NONBLOCK));
   ImageFileInfo info;
   TM_ASSIGN_OR_RETURN(info.file_size, file.size());
   TM_ASSIGN_OR_RETURN(struct stat st, file.stat());

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <sys/statvfs.h>
@@ -61,7 +62,7 @@ bool may_block_submission(int fd) {
 }
 
 // Its page cache never holds what a direct write of this machine has replaced: what overlaps the write is thrown out
-// before it is sent and again before it is answered (ext4, XFS: iomap_dio_rw).
+// before it is sent and again before it is answered well (ext4, XFS: iomap_dio_rw). After a failed one: Ring::try_again.
 bool cache_follows_direct_writes(int fd) {
   constexpr long kExt4 = 0xef53, kXfs = 0x58465342;
   struct statfs fs;
@@ -85,8 +86,8 @@ class RealFile final : public File {
   void read_cached(uint64_t offset, MutableByteSpan out, IoMode mode, Callback<Status> done) override {
     if (out.empty() || out.size() > limits::kCachedReadBytesMax || !open_cached())
       return read(offset, out, mode, std::move(done));
-    start({.kind = Ring::Kind::kRead, .fd = cached_fd_.get(), .offset = offset, .data = out.data(),
-           .length = out.size(), .whole = whole_, .path = &path_},
+    start({.kind = Ring::Kind::kRead, .fd = cached_fd_.get(), .direct_fd = fd_.get(), .offset = offset,
+           .data = out.data(), .length = out.size(), .whole = whole_, .path = &path_},
           mode, std::move(done));
   }
   void write(uint64_t offset, ByteSpan data, IoMode mode, Callback<Status> done) override {
@@ -135,12 +136,19 @@ class RealFile final : public File {
   bool is_direct() const override { return direct_; }
 
  private:
-  // Opened when it is first wanted: most images of many are only open. Where it cannot be, reads are direct.
+  // Opened when it is first wanted: most images of many are only open. Where it cannot be, or would take one of the
+  // last descriptors, reads are direct. Nothing is read ahead: what was not asked for is in nobody's order with the
+  // writes above, and a bad sector would be its neighbours' error and delay.
   bool open_cached() {
     if (!cached_ || cached_fd_.valid()) return cached_;
     const std::string self = "/proc/self/fd/" + std::to_string(fd_.get());   // whatever has its name by now
-    cached_fd_ = Descriptor(open_retrying(self.c_str(), O_RDONLY | O_NOATIME));
-    return cached_ = cached_fd_.valid();
+    Descriptor opened(open_retrying(self.c_str(), O_RDONLY | O_NOATIME));
+    rlimit most{};
+    cached_ = opened.valid() && ::getrlimit(RLIMIT_NOFILE, &most) == 0 &&
+              static_cast<rlim_t>(opened.get()) < most.rlim_cur / 2 &&
+              ::posix_fadvise(opened.get(), 0, 0, POSIX_FADV_RANDOM) == 0;
+    if (cached_) cached_fd_ = std::move(opened);
+    return cached_;
   }
 
   Ring::Request stat_request(struct statx& out) {
@@ -224,11 +232,16 @@ Status run_blocking(const Ring::Request& request) {
   auto failed = [&](const char* verb) {
     return Status::from_errno(errno, *r.path + ": " + verb + " at " + std::to_string(r.offset));
   };
+  auto gave_up = [&](const char* verb) {
+    Status status = failed(verb);
+    static_cast<void>(Ring::try_again(r));
+    return status;
+  };
   switch (r.kind) {
     case Ring::Kind::kRead:
       while (r.length > 0) {
         ssize_t n = ::pread(r.fd, r.data, r.length, static_cast<off_t>(r.offset));
-        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && (errno == EINTR || Ring::try_again(r))) continue;
         if (n < 0) return failed("read");
         auto moved = static_cast<uint64_t>(n);
         if (moved == 0 || (r.direct && moved < r.length && moved % kSectorBytes != 0)) {
@@ -242,7 +255,7 @@ Status run_blocking(const Ring::Request& request) {
         ssize_t n = ::pwrite(r.fd, r.data, r.length, static_cast<off_t>(r.offset));
         if (n < 0 && errno == EINTR) continue;
         if (n == 0) errno = EIO;
-        if (n <= 0) return failed("write");
+        if (n <= 0) return gave_up("write");
         r.offset += static_cast<uint64_t>(n), r.data += n, r.length -= static_cast<uint64_t>(n);
       }
       return Status::ok();
@@ -253,7 +266,7 @@ Status run_blocking(const Ring::Request& request) {
       return Status::ok();
     case Ring::Kind::kFallocate:
       while (::fallocate(r.fd, r.fallocate_mode, static_cast<off_t>(r.offset), static_cast<off_t>(r.length)) != 0) {
-        if (errno != EINTR) return failed("fallocate");
+        if (errno != EINTR) return gave_up("fallocate");
       }
       return Status::ok();
     case Ring::Kind::kStat:

@@ -126,6 +126,7 @@ struct Ring::State {
     Request& r = op->request;
     if (result == -EINTR || result == -EAGAIN) return false;
     if (result < 0) {
+      if (try_again(r)) return false;
       *status = Status::from_errno(-result, *r.path + ": " + verb(r.kind) + " at " + std::to_string(r.offset));
       return true;
     }
@@ -171,6 +172,15 @@ struct Ring::State {
 const unsigned Ring::kStatMask = STATX_TYPE | STATX_SIZE | STATX_BLOCKS;
 
 Ring::Ring(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+bool Ring::try_again(Request& request) {
+  if (request.kind == Kind::kWrite || request.kind == Kind::kFallocate)
+    static_cast<void>(::posix_fadvise(request.fd, 0, 0, POSIX_FADV_DONTNEED));   // not all files have such pages
+  if (request.direct_fd < 0) return false;
+  request.fd = std::exchange(request.direct_fd, -1);
+  request.direct = true;
+  return true;
+}
 
 Status Ring::at_end_of_file(const Request& request, uint64_t moved) {
   if (request.whole) {

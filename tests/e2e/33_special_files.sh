@@ -88,7 +88,7 @@ wait_for 30 "the reports" bash -c "tidemark --config '$D/shared1.toml' status --
 wait_for 30 "host1's names in the new catalogue" shown "$M1"
 wait_for 30 "host2's names in the new catalogue" shown "$M2"
 rm "$M1/d/fifo"
-mkfifo -m 640 "$M2/d/fifo"
+wait_for 5 "host2 to see that it is gone" mkfifo -m 640 "$M2/d/fifo"   # it may be believed for a second
 expect "names change in it" shown "$M1"
 verify_equal host1
 no_error_lines

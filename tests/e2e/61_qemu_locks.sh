@@ -16,9 +16,11 @@ for format in raw vpc; do
   guest $format "$image" > "$D/log/first.$format" 2>&1 &
   holder=$!
   AT_END+=("kill -KILL $holder 2> /dev/null")
-  locked() { grep -qs ^lock: /proc/$holder/fdinfo/*; }   # its PID file would be there before its disk is open
+  # Its PID file would be there before its disk is open, and a first lock before the ones of a disk that is written.
+  locked() { grep -qs '^lock:.* 201 201$' /proc/$holder/fdinfo/*; }
   wait_for 10 "the first guest of $format" locked
-  expect_exit 1 "a second start of $format" timeout 20 bash -c "$(declare -f guest); guest $format '$image'" 2> "$D/log/second"
+  expect_exit 1 "a second start of $format" \
+    timeout 20 bash -c "$(declare -f guest); guest $format '$image' 2> '$D/log/second'"
   grep -q 'Failed to get "write" lock' "$D/log/second" || die "by another message: $(cat "$D/log/second")"
   grep -q 'Is another process using the image' "$D/log/second" || die "without QEMU's hint: $(cat "$D/log/second")"
   expect_exit 1 "a tool that would write" qemu-img resize -q -f $format "$image" 128M 2> "$D/log/tool"

@@ -48,6 +48,24 @@ class NameCacheTest : public testing::Test {
   std::unique_ptr<NameCache> cache_;
 };
 
+TEST_F(NameCacheTest, WhatIsNoImageAndLostItsNameIsForgottenAtTheNextStart) {
+  const InodeNumber root(1), fifo(4), image(5), directory(6);
+  cache_->put(node(1, 1, wire::NodeKind::kDirectory));
+  cache_->put_entry(root, "fifo", node(4, 1, wire::NodeKind::kFifo));
+  cache_->put_entry(root, "vm", node(5, 1, wire::NodeKind::kImage));
+  cache_->put_entry(root, "d", node(6, 1, wire::NodeKind::kDirectory));
+  cache_->erase_entry(root, "fifo");
+  cache_->erase_entry(root, "vm");
+  EXPECT_TRUE(cache_->get(fifo)) << "who has it open may ask";
+  ASSERT_TRUE(store_->commit_and_wait({}).is_ok());
+  for (int starts = 0; starts < 2; ++starts) {
+    reopen();
+    EXPECT_FALSE(cache_->get(fifo));
+    for (InodeNumber kept : {root, image, directory}) EXPECT_TRUE(cache_->get(kept)) << kept.value;
+    ASSERT_TRUE(store_->commit_and_wait({}).is_ok());
+  }
+}
+
 TEST_F(NameCacheTest, KeepsADevicesNumber) {
   wire::Attr device = node(4, 1, wire::NodeKind::kCharDevice);
   device.target = "1:3";

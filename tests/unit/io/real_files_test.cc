@@ -18,6 +18,8 @@
 #include "shared/base/limits.h"
 #include "shared/io/file.h"
 #include "shared/io/real_env.h"
+#include "shared/io/real_files.h"
+#include "shared/io/ring.h"
 
 namespace tidemark::io {
 namespace {
@@ -102,6 +104,9 @@ TEST_P(RealFiles, CachedReadsStayInThePageCacheAndLongOrDirectOnesDoNot) {
   EXPECT_FALSE(is_cached(path, 0));
   ASSERT_TRUE(wait([&](auto done) { file->read_cached(0, block, IoMode::kInline, std::move(done)); }));
   EXPECT_TRUE(is_cached(path, 0));
+  EXPECT_FALSE(is_cached(path, File::kAlignment));   // nothing is read ahead
+  ASSERT_TRUE(wait([&](auto done) { file->read_cached(File::kAlignment, block, IoMode::kInline, std::move(done)); }));
+  EXPECT_FALSE(is_cached(path, 2 * File::kAlignment));
   // What the disk has and what the file lost: nothing that was cut off stays readable.
   ASSERT_TRUE(file->truncate(0));
   ASSERT_TRUE(wait([&](auto done) { file->read_cached(0, block, IoMode::kQueued, std::move(done)); }));
@@ -109,6 +114,62 @@ TEST_P(RealFiles, CachedReadsStayInThePageCacheAndLongOrDirectOnesDoNot) {
   auto whole = std::move(*env.files().open(path, {.direct = true, .whole = true}));
   EXPECT_EQ(wait([&](auto done) { whole->read_cached(0, block, IoMode::kQueued, std::move(done)); }).code(),
             Code::kCorruption);
+}
+
+// What such a write has left on the disk is not known: nobody may go on reading what was there before.
+TEST_P(RealFiles, NothingStaysCachedOfAFileThatAWriteFailedOn) {
+  const std::string path = directory + "/f";
+  auto file = std::move(*env.files().open(path, {.create = true, .direct = true}));
+  AlignedBuffer block(File::kAlignment);
+  for (IoMode mode : {IoMode::kQueued, IoMode::kInline}) {
+    ASSERT_TRUE(wait([&](auto done) { file->write(0, block.span(), mode, std::move(done)); }));
+    ASSERT_TRUE(wait([&](auto done) { file->read_cached(0, block.span(), mode, std::move(done)); }));
+    ASSERT_TRUE(is_cached(path, 0));
+    rlimit old;
+    ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
+    std::signal(SIGXFSZ, SIG_IGN);
+    rlimit small{File::kAlignment, old.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+    Status failed = wait([&](auto done) { file->write(2 * File::kAlignment, block.span(), mode, std::move(done)); });
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);
+    EXPECT_FALSE(failed);
+    EXPECT_FALSE(is_cached(path, 0));
+  }
+}
+
+// The disk has the last word: a page that cannot be read may be a neighbour's fault.
+TEST_P(RealFiles, AReadThatFailsInThePageCacheIsTriedPastIt) {
+  const std::string path = directory + "/f";
+  auto file = std::move(*env.files().open(path, {.create = true, .direct = true}));
+  AlignedBuffer block(File::kAlignment);
+  std::memset(block.data(), 7, block.size());
+  ASSERT_TRUE(wait([&](auto done) { file->write(0, block.span(), IoMode::kQueued, std::move(done)); }));
+  std::memset(block.data(), 0, block.size());
+  int no_reads = ::open(path.c_str(), O_WRONLY | O_CLOEXEC), reads = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  Ring::Request request{.kind = Ring::Kind::kRead, .fd = no_reads, .direct_fd = reads, .data = block.data(),
+                        .length = block.size(), .path = &path};
+  auto carry_out = [&]() -> Status {
+    if (!GetParam()) return run_blocking(request);
+    std::string why;
+    auto ring = Ring::create(&why);
+    if (ring == nullptr) return Status(Code::kUnsupported, why);
+    uint32_t in_flight = 1;
+    std::optional<Status> result;
+    ring->queue(request, &in_flight, [&](Status s) { result = std::move(s); });
+    for (int turns = 0; !result && turns < 100'000; ++turns) {
+      ring->submit();
+      ring->fetch();
+      ring->reap();
+    }
+    return result.value_or(Status(Code::kUnavailable, "no answer"));
+  };
+  Status done = carry_out();
+  EXPECT_TRUE(done) << done.to_string();
+  EXPECT_EQ(block.data()[0], 7);
+  request.direct_fd = -1;
+  EXPECT_FALSE(carry_out());
+  ::close(no_reads);
+  ::close(reads);
 }
 
 // Whoever has asked for a file's times must see the next write in them: its inode would be written by each sync.
