@@ -35,7 +35,8 @@ Status NameCache::load() {
   return Status::ok();
 }
 
-// What is no image, nor the root, and has no name any more. It was kept for whoever had it open when its name went; nobody has now.
+// What is no image, nor the root, and has no name any more. It was kept for whoever had it open when its name went;
+// nobody has now.
 void NameCache::forget_removed() {
   kv::WriteBatch batch;
   for (auto at = attrs_.begin(); at != attrs_.end();) {

@@ -62,7 +62,7 @@ bool may_block_submission(int fd) {
 }
 
 // Its page cache never holds what a direct write of this machine has replaced: what overlaps the write is thrown out
-// before it is sent and again before it is answered well (ext4, XFS: iomap_dio_rw). After a failed one: Ring::try_again.
+// before it is sent, and again before it is answered (ext4, XFS: iomap_dio_rw), unless it fails: Ring::try_again.
 bool cache_follows_direct_writes(int fd) {
   constexpr long kExt4 = 0xef53, kXfs = 0x58465342;
   struct statfs fs;

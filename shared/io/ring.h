@@ -33,8 +33,8 @@ class Ring {
     const std::string* path;     // for the error message; must outlive the request
   };
 
-  // After an error: whether the rest of it is to be tried once more, as `request` says now. What a failed change has left
-  // on the disk is not known, so that nothing of its file stays cached.
+  // After an error: whether the rest of it is to be tried once more, as `request` says now. What a failed change has
+  // left on the disk is not known, so that nothing of its file stays cached.
   static bool try_again(Request& request);
 
   // A read that came to the end of file `moved` bytes on: the rest is zeros, or an error.
