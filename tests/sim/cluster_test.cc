@@ -159,7 +159,7 @@ class ScenarioTest : public ClusterTest, public testing::WithParamInterface<cons
 TEST_P(ScenarioTest, CopiesAndPointsAreRightAfterIt) {
   const std::string_view name = GetParam();
   const bool mixed = name == "swarm" || name == "rivals";
-  uint64_t first = number("TIDEMARK_SIM_FIRST", 1), count = number("TIDEMARK_SIM_SEEDS", mixed ? 10 : 2);
+  uint64_t first = number("TIDEMARK_SIM_FIRST", 1), count = number("TIDEMARK_SIM_SEEDS", mixed ? repeat(10, 4) : 2);
   uint64_t forks = 0, moved = 0, branches = 0;
   auto begun = std::chrono::steady_clock::now();
   for (uint64_t seed = first; seed < first + count; ++seed) {

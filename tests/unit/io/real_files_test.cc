@@ -20,6 +20,7 @@
 #include "shared/io/real_env.h"
 #include "shared/io/real_files.h"
 #include "shared/io/ring.h"
+#include "tests/repeat.h"
 
 namespace tidemark::io {
 namespace {
@@ -211,7 +212,7 @@ TEST_P(RealFiles, AskingForAFilesSizeAsksNotForItsTimes) {
 
 // Blocks are written while all around them is being read into the cache: what was answered is read from then on.
 TEST_P(RealFiles, ACachedReadAfterADirectWriteGetsWhatWasWritten) {
-  constexpr size_t kBlocks = 64, kRounds = 2000, kAtOnce = 8;
+  constexpr size_t kBlocks = 64, kRounds = repeat(2000, 300), kAtOnce = 8;
   constexpr uint64_t kBlock = File::kAlignment;
   auto file = std::move(*env.files().open(directory + "/f", {.create = true, .direct = true}));
   AlignedBuffer all(kBlocks * kBlock), data(kBlock), found(kBlock), around(kAtOnce * kBlock);
