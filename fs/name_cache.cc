@@ -45,7 +45,7 @@ void NameCache::forget_removed() {
     if (removed) batch.erase(tables_.attr, kv::key_u64(inode.value));
     at = removed ? attrs_.erase(at) : std::next(at);
   }
-  commit(std::move(batch));
+  if (!batch.empty()) commit(std::move(batch));
 }
 
 void NameCache::commit(kv::WriteBatch batch) {
