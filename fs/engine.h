@@ -337,8 +337,11 @@ class Engine final : public journal::BlockSource {
   Task<Status> fill_unit(Image& image, Extent unit);
   Task<void> fill_before(Op* op);
   Task<Status> fill_for(Op& op);
+  Task<Status> sync_level(Image& image);
   Task<Status> level(Image& image, uint64_t map_cut, std::vector<uint64_t> regions);
   Task<Status> tell_level(Image& image, uint64_t map_cut, Bytes regions);
+  Task<Status> level_all(Image& image, Epoch epoch, const std::vector<uint64_t>& filled);
+  Task<Result<wire::Grant>> ask_map(const Image& image, uint8_t copy_absent);
   // ---- engine_pace.cc
   bool waited_for(const Image& image) const;
   Task<bool> take_turn(Image& image, uint64_t bytes);

@@ -126,9 +126,7 @@ Task<void> Engine::reopen_copy(Image& im) {
   using Answer = Result<wire::Grant>;
   Answer map = Status(Code::kCancelled, "not asked");
   if (status.is_ok()) {
-    map = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Grant>(wire::Type::kStaleMap, wire::StaleMap{im.id, 1}, std::move(done));
-    });
+    map = co_await ask_map(im, 1);
     status = map.status();
   }
   bool stands = im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding && im.broken;

@@ -68,12 +68,17 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
   co_return Status::ok();
 }
 
-// Tells the shared node which regions of this copy are level and durable now.
-Task<Status> Engine::level(Image& im, uint64_t map_cut, std::vector<uint64_t> regions) {
+Task<Status> Engine::sync_level(Image& im) {
   if (!im.local()) co_return Status(Code::kCancelled, "the own copy failed");
   Status synced = co_await sync_copy(im);
   // A failed sync is not tried again: what it was to cover may be gone.
   if (!synced) co_return own_copy_failed(im, synced) ? Status(Code::kCancelled, "the own copy failed") : synced;
+  co_return Status::ok();
+}
+
+// Tells the shared node which regions of this copy are level and durable now.
+Task<Status> Engine::level(Image& im, uint64_t map_cut, std::vector<uint64_t> regions) {
+  if (Status s = co_await sync_level(im); !s) co_return s;
   Bytes bitmap;
   for (uint64_t r : regions) {
     if (bitmap.size() <= r / 8) bitmap.resize(r / 8 + 1);
@@ -89,6 +94,31 @@ Task<Status> Engine::tell_level(Image& im, uint64_t map_cut, Bytes regions) {
     mirror_->send(wire::Type::kLevel, wire::encode(message), {},
                   [done = std::move(done)](Answer answer) mutable { done(answer ? Status::ok() : answer.status()); });
   });
+}
+
+Task<Result<wire::Grant>> Engine::ask_map(const Image& im, uint8_t copy_absent) {
+  using Answer = Result<wire::Grant>;
+  co_return co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Grant>(wire::Type::kStaleMap, wire::StaleMap{im.id, copy_absent}, std::move(done));
+  });
+}
+
+// Nothing is stale any more: nothing on record may say otherwise, or a crash would take from the shared copy what was
+// written here since. What was told before may not have arrived, may have been of a run that ended, or by a cut that a
+// shared node that was started anew does not know. So the map is asked for until there is nothing in it.
+Task<Status> Engine::level_all(Image& im, Epoch epoch, const std::vector<uint64_t>& filled) {
+  constexpr int kAsksMax = 3;
+  for (int asks = 0; asks < kAsksMax; ++asks) {
+    auto map = co_await ask_map(im, 0);
+    if (!map) co_return map.status();
+    // Not this tenure's, as far as it says: that map may have what another host wrote.
+    if (map->epoch != epoch) co_return co_await level(im, im.map_cut, filled);
+    if (std::ranges::all_of(map->stale_regions, [](uint8_t bits) { return bits == 0; })) co_return Status::ok();
+    if (!im.local() || !im.stale.none()) co_return Status(Code::kCancelled, "the own copy is not level any more");
+    if (Status s = co_await sync_level(im); !s) co_return s;
+    if (Status s = co_await tell_level(im, map->map_cut, std::move(map->stale_regions)); !s) co_return s;
+  }
+  co_return Status(Code::kUnavailable, "the shared node goes on taking the own copy for stale");
 }
 
 Task<void> Engine::fill(Image& im) {
@@ -123,8 +153,7 @@ Task<void> Engine::fill(Image& im) {
   if (turn) end_turn(im);
   bool still = turn && im.held && im.epoch == epoch && im.local();
   if (status.is_ok() && still && im.stale.none()) {
-    // All of it once more: a region filled for a write between two batches may be in none of them.
-    status = co_await level(im, map_cut, before);
+    status = co_await level_all(im, epoch, before);
     if (status.is_ok() && im.stale.none() && im.held && im.epoch == epoch) {
       status = set_flag(im, kFlagPartial, false);
       if (status.is_ok()) status = set_flag(im, kFlagBehind, false);

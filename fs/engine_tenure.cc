@@ -116,10 +116,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   const uint8_t told_absent = copy_absent(im);
   if (Status s = co_await ask_policy(im); !s) co_return s;
   if (copy_absent(im) > told_absent) {   // it was `none`, as far as was known here
-    using Answer = Result<wire::Grant>;
-    auto map = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Grant>(wire::Type::kStaleMap, wire::StaleMap{im.id, 1}, std::move(done));
-    });
+    auto map = co_await ask_map(im, 1);
     if (!map) co_return map.status();
     grant.copy_known = 0;
     grant.map_cut = map->map_cut;

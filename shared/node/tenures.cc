@@ -427,7 +427,11 @@ void Core::stale_map_request(const PeerPtr& peer, wire::Request& request) {
   ++image->ops;
   commit(std::move(batch), [this, peer, id = request.id, image, known] {
     --image->ops;
-    peer->link->respond(wire::Type::kStaleMap, id, make_grant(*image, peer->session->host, known));
+    const std::string& host = peer->session->host;
+    wire::Grant map = make_grant(*image, host, known);
+    const fence::State& tenure = image->record.tenure;
+    if (tenure.holder == host) map.epoch = tenure.epoch;
+    peer->link->respond(wire::Type::kStaleMap, id, map);
   });
 }
 

@@ -46,6 +46,44 @@ TEST(Handover, WhatTheNextTenureNamesAsItsParentSurvivesAPowerCutOfTheOldHolder)
   }
 }
 
+// What is on record as older than the shared copy is taken from there after a crash, whatever the host wrote since.
+TEST(Handover, ACopyThatIsFilledWhileTheSharedNodeStartsAnewIsOnRecordAsLevel) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.healthy("host1"));
+    lab.engine("host1").release(*first);
+    lab.world.run_for(seconds(5));
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.slow_reads("shared1", "/brick", seconds(1));
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'b').is_ok());
+    const auto is = [&](const char* state) {
+      const std::string shown = "\"mirror\":\"" + std::string(state) + '"';
+      return lab.world.run_until(
+          [&] { return lab.engine("host2").status_json().find(shown) != std::string::npos; }, seconds(60));
+    };
+    ASSERT_TRUE(is("filling")) << lab.engine("host2").status_json();
+    lab.crash("shared1", Crash::kKill);
+    lab.start("shared1");
+    lab.world.slow_reads("shared1", "/brick", seconds(0));
+    ASSERT_TRUE(is("mirrored")) << lab.engine("host2").status_json();
+    lab.world.partition("host2", "shared1");
+    ASSERT_TRUE(lab.write("host2", *second, Lab::kRegion, 'z').is_ok());
+    ASSERT_TRUE(lab.flush("host2", *second).is_ok());
+    lab.crash("host2", Crash::kKill);
+    lab.world.heal_all();
+    lab.start("host2");
+    second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    auto got = lab.read("host2", *second, Lab::kRegion);
+    ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+    EXPECT_EQ(static_cast<char>(*got), 'z') << "acknowledged, and flushed";
+  }
+}
+
 // Writes that a crash left unstaged are in the resync batch; the tenure that is given back must name it, though the
 // shared node was restarted and does not remember how far that host had written.
 TEST(Handover, ATenureGivenBackAfterACrashNamesWhatTheEarlierRunWrote) {
