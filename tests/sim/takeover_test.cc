@@ -185,6 +185,8 @@ TEST(Takeover, ATailIsKeptWhereTheSharedCopyWasCutShortMeanwhile) {
         << "seed " << seed;
     auto kept = branch_byte(lab, "host1", 0);
     EXPECT_TRUE(kept.is_ok() && *kept == 't') << "seed " << seed << ": " << kept.status().to_string();
+    auto linked = [&] { return lab.engine("host2").status_json().find("\"connected\":true") != std::string::npos; };
+    ASSERT_TRUE(lab.world.run_until(linked, seconds(60))) << "seed " << seed;   // it may have been started just now
     auto wanted = lab.open("host2", false, "other.img");
     ASSERT_TRUE(wanted.is_ok()) << wanted.status().to_string();
     Status moved = lab.write("host2", *wanted, 4096, 'p');
