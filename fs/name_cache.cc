@@ -27,9 +27,13 @@ Status NameCache::load() {
     ByteSpan key = entries->key();
     if (key.size() < 8 || entries->value().size() != 8) return Status(Code::kCorruption, "name cache: entry");
     InodeNumber parent(load_be64(key.data())), inode(load_be64(entries->value().data()));
-    std::string name(as_text(key.subspan(8)));
-    places_[inode] = {parent, name};
-    entries_[{parent, std::move(name)}] = inode;
+    Place place{parent, as_text(key.subspan(8))};
+    auto [known, first] = places_.try_emplace(inode, place);
+    if (!first) {   // a version before kept a former name beside the newer one
+      entries_.erase(known->second);
+      known->second = place;
+    }
+    entries_[std::move(place)] = inode;
   }
   forget_removed();
   return Status::ok();
@@ -67,19 +71,27 @@ void NameCache::put(const wire::Attr& attr) {
   commit(std::move(batch));
 }
 
+// A node has one name, a name one node: what either had before is forgotten, since another host, or a change whose
+// answer was lost, may have moved it.
 void NameCache::put_entry(InodeNumber parent, const std::string& name, const wire::Attr& attr) {
   put(attr);
-  auto [at, fresh] = entries_.try_emplace({parent, name}, attr.inode);
-  if (!fresh && at->second == attr.inode) return;
-  if (fresh && entries_.size() > kEntriesMax) {
-    entries_.erase(at);
-    return;
-  }
-  at->second = attr.inode;
-  places_[attr.inode] = {parent, name};
+  const Place place{parent, name};
+  auto former = places_.find(attr.inode);
+  if (former != places_.end() && former->second == place) return;
   kv::WriteBatch batch;
-  batch.put(tables_.entry, entry_key(parent, name), kv::key_u64(attr.inode.value));
-  commit(std::move(batch));
+  if (former != places_.end()) {
+    batch.erase(tables_.entry, entry_key(former->second.first, former->second.second));
+    entries_.erase(former->second);
+    places_.erase(former);
+  }
+  auto at = entries_.find(place);
+  if (at != entries_.end()) places_.erase(at->second);
+  if (at != entries_.end() || entries_.size() < kEntriesMax) {
+    entries_[place] = attr.inode;
+    places_[attr.inode] = place;
+    batch.put(tables_.entry, entry_key(parent, name), kv::key_u64(attr.inode.value));
+  }
+  if (!batch.empty()) commit(std::move(batch));
 }
 
 void NameCache::erase_entry(InodeNumber parent, const std::string& name) {

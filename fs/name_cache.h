@@ -39,14 +39,16 @@ class NameCache {
   std::optional<wire::Attr> resolve(std::string_view path_or_uuid) const;
 
  private:
+  using Place = std::pair<InodeNumber, std::string>;   // parent, name
+
   void forget_removed();
   void commit(kv::WriteBatch batch);
 
   kv::Store& store_;
   const Tables tables_;
   std::unordered_map<InodeNumber, wire::Attr> attrs_;
-  std::map<std::pair<InodeNumber, std::string>, InodeNumber> entries_;
-  std::unordered_map<InodeNumber, std::pair<InodeNumber, std::string>> places_;
+  std::map<Place, InodeNumber> entries_;
+  std::unordered_map<InodeNumber, Place> places_;   // the other way round
   std::unordered_map<ImageId, InodeNumber> images_;
 };
 

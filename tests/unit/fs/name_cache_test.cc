@@ -115,5 +115,23 @@ TEST_F(NameCacheTest, ARenamedEntryLeavesNothingBehind) {
   EXPECT_EQ(cache_->path_of(InodeNumber(3)), "new");
 }
 
+// As when the answer of a rename is lost, or another host renames: nobody has erased the former entry.
+TEST_F(NameCacheTest, ANodeThatIsFoundElsewhereHasThatNameAlone) {
+  const InodeNumber root(1), image(3), replaced(4);
+  cache_->put_entry(root, "new", node(3, 1, wire::NodeKind::kImage));
+  cache_->put_entry(root, "name", node(4, 1, wire::NodeKind::kImage));
+  cache_->put_entry(root, "name", node(3, 1, wire::NodeKind::kImage));
+  for (int starts = 0; starts < 2; ++starts) {
+    EXPECT_EQ(cache_->path_of(image), "name");
+    EXPECT_FALSE(cache_->lookup(root, "new"));
+    EXPECT_EQ(cache_->path_of(replaced), "") << "another has its name";
+    EXPECT_EQ(cache_->images().size(), 1u);
+    ASSERT_EQ(cache_->entries().size(), 1u);
+    EXPECT_EQ(cache_->entries()[0].name, "name");
+    ASSERT_TRUE(store_->commit_and_wait({}).is_ok());
+    reopen();
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::fs
