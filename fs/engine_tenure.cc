@@ -224,7 +224,9 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.map_cut = grant.map_cut;
   im.map_region_bytes = grant.region_bytes != 0 ? grant.region_bytes : limits::kRegionBytesMin;
   im.facts.policy_none = none;
-  im.facts.copy_whole = !im.broken && im.stale.none();
+  // On record as lacking something, though it lacks nothing now: beyond the end of an image that was cut short, say. A
+  // fill of nothing has that taken away first; or a crash would take from the shared copy what is written there later.
+  im.facts.copy_whole = !im.broken && im.stale.none() && (none || (!stale && !im.behind));
   im.facts.handshaken = true;
   im.shared_loss = im.resync_loss = grant.loss_id;
   im.unsynced.clear();

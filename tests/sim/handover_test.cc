@@ -46,7 +46,28 @@ TEST(Handover, WhatTheNextTenureNamesAsItsParentSurvivesAPowerCutOfTheOldHolder)
   }
 }
 
+// Whether the host's only image comes to be shown as in that state.
+bool comes_to_be(Lab& lab, const std::string& host, const char* state) {
+  const std::string shown = "\"mirror\":\"" + std::string(state) + '"';
+  return lab.world.run_until([&] { return lab.engine(host).status_json().find(shown) != std::string::npos; }, seconds(60));
+}
+
 // What is on record as older than the shared copy is taken from there after a crash, whatever the host wrote since.
+void expect_writes_alone_survive(Lab& lab, const std::string& host, fs::HandleId handle) {
+  ASSERT_TRUE(comes_to_be(lab, host, "mirrored")) << lab.engine(host).status_json();
+  lab.world.partition(host, "shared1");
+  ASSERT_TRUE(lab.write(host, handle, Lab::kRegion, 'z').is_ok());
+  ASSERT_TRUE(lab.flush(host, handle).is_ok());
+  lab.crash(host, Crash::kKill);
+  lab.world.heal_all();
+  lab.start(host);
+  auto again = lab.open(host);
+  ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+  auto got = lab.read(host, *again, Lab::kRegion);
+  ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+  EXPECT_EQ(static_cast<char>(*got), 'z') << "acknowledged, and flushed";
+}
+
 TEST(Handover, ACopyThatIsFilledWhileTheSharedNodeStartsAnewIsOnRecordAsLevel) {
   for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
@@ -60,27 +81,37 @@ TEST(Handover, ACopyThatIsFilledWhileTheSharedNodeStartsAnewIsOnRecordAsLevel) {
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
     lab.world.slow_reads("shared1", "/brick", seconds(1));
     ASSERT_TRUE(lab.write("host2", *second, 0, 'b').is_ok());
-    const auto is = [&](const char* state) {
-      const std::string shown = "\"mirror\":\"" + std::string(state) + '"';
-      return lab.world.run_until(
-          [&] { return lab.engine("host2").status_json().find(shown) != std::string::npos; }, seconds(60));
-    };
-    ASSERT_TRUE(is("filling")) << lab.engine("host2").status_json();
+    ASSERT_TRUE(comes_to_be(lab, "host2", "filling")) << lab.engine("host2").status_json();
     lab.crash("shared1", Crash::kKill);
     lab.start("shared1");
     lab.world.slow_reads("shared1", "/brick", seconds(0));
-    ASSERT_TRUE(is("mirrored")) << lab.engine("host2").status_json();
-    lab.world.partition("host2", "shared1");
-    ASSERT_TRUE(lab.write("host2", *second, Lab::kRegion, 'z').is_ok());
-    ASSERT_TRUE(lab.flush("host2", *second).is_ok());
-    lab.crash("host2", Crash::kKill);
-    lab.world.heal_all();
-    lab.start("host2");
+    expect_writes_alone_survive(lab, "host2", *second);
+  }
+}
+
+TEST(Handover, WhatIsOnRecordBeyondTheEndOfAShrunkImageGoesBeforeItGrowsAgain) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'b').is_ok());
+    ASSERT_TRUE(comes_to_be(lab, "host2", "mirrored")) << lab.engine("host2").status_json();
+    lab.engine("host2").release(*second);
+    first = lab.open("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'c', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.resize("host1", lab.inode_of("host1"), 0).is_ok());
+    lab.engine("host1").release(*first);
+    lab.world.run_for(seconds(5));
     second = lab.open("host2");
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
-    auto got = lab.read("host2", *second, Lab::kRegion);
-    ASSERT_TRUE(got.is_ok()) << got.status().to_string();
-    EXPECT_EQ(static_cast<char>(*got), 'z') << "acknowledged, and flushed";
+    ASSERT_TRUE(lab.resize("host2", lab.inode_of("host2"), Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'd', Lab::kImageBytes).is_ok());
+    expect_writes_alone_survive(lab, "host2", *second);
   }
 }
 

@@ -108,13 +108,19 @@ class Lab final : public fs::MemoryKeeper {
     });
     if (!attr) return attr.status();
     if (create) {
-      fs::SetAttr grow;
-      grow.set_size = true;
-      grow.size = kImageBytes;
-      auto sized = wait<Result<wire::Attr>>([&](auto done) { engine(host).setattr(attr->inode, grow, std::move(done)); });
-      if (!sized) return sized.status();
+      if (Status s = resize(host, attr->inode, kImageBytes); !s) return s;
     }
     return wait<Result<fs::HandleId>>([&](auto done) { engine(host).open_image(attr->inode, std::move(done)); });
+  }
+  Status resize(const std::string& host, InodeNumber inode, uint64_t size) {
+    fs::SetAttr change;
+    change.set_size = true;
+    change.size = size;
+    return wait<Result<wire::Attr>>([&](auto done) { engine(host).setattr(inode, change, std::move(done)); }).status();
+  }
+  InodeNumber inode_of(const std::string& host, const std::string& name = "disk.img") {
+    auto attr = wait<Result<wire::Attr>>([&](auto done) { engine(host).lookup(InodeNumber(1), name, std::move(done)); });
+    return attr ? attr->inode : InodeNumber();
   }
   // A new image, all of it written with 'a' and flushed.
   Result<fs::HandleId> open_filled(const std::string& host) {
