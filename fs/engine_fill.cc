@@ -108,11 +108,13 @@ Task<Result<wire::Grant>> Engine::ask_map(const Image& im, uint8_t copy_absent) 
 // shared node that was started anew does not know. So the map is asked for until there is nothing in it.
 Task<Status> Engine::level_all(Image& im, Epoch epoch, const std::vector<uint64_t>& filled) {
   constexpr int kAsksMax = 3;
+  const uint64_t map_cut = im.map_cut;
   for (int asks = 0; asks < kAsksMax; ++asks) {
     auto map = co_await ask_map(im, 0);
     if (!map) co_return map.status();
+    if (!im.held || im.epoch != epoch) co_return Status(Code::kCancelled, "the tenure moved");
     // Not this tenure's, as far as it says: that map may have what another host wrote.
-    if (map->epoch != epoch) co_return co_await level(im, im.map_cut, filled);
+    if (map->epoch != epoch) co_return co_await level(im, map_cut, filled);
     if (std::ranges::all_of(map->stale_regions, [](uint8_t bits) { return bits == 0; })) co_return Status::ok();
     if (!im.local() || !im.stale.none()) co_return Status(Code::kCancelled, "the own copy is not level any more");
     if (Status s = co_await sync_level(im); !s) co_return s;
@@ -154,7 +156,7 @@ Task<void> Engine::fill(Image& im) {
   bool still = turn && im.held && im.epoch == epoch && im.local();
   if (status.is_ok() && still && im.stale.none()) {
     status = co_await level_all(im, epoch, before);
-    if (status.is_ok() && im.stale.none() && im.held && im.epoch == epoch) {
+    if (status.is_ok() && im.stale.none() && im.held && im.epoch == epoch && im.local()) {
       status = set_flag(im, kFlagPartial, false);
       if (status.is_ok()) status = set_flag(im, kFlagBehind, false);
       if (status.is_ok()) {

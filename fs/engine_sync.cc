@@ -83,7 +83,11 @@ Task<Status> Engine::write_own_again(Image& im) {
   }
   attach(im, im.copy->size());
   const uint64_t failed = im.syncs_failed, bytes = journal_->region_bytes(im.slot);
-  const std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
+  std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
+  if (!im.facts.copy_whole) {   // what was filled since is in no log: no guest has written it
+    regions.clear();
+    for (uint64_t r = 0; r * bytes < im.copy->size(); ++r) regions.push_back(RegionIndex(r));
+  }
   kLog.warning("own_copy_written_again", {{"image", im.id}, {"regions", regions.size()},
                                           {"reason", "a sync of it has failed"}});
   std::vector<Extent> units;

@@ -167,6 +167,8 @@ Task<void> Engine::yield(Image& im) {
     if (status.code() == Code::kFenced) fence(im);
     else kLog.warning("yield_failed", {{"image", im.id}, {"error", status}});
     if (im.held && !stopping_) yield_later(im);
+    const bool filling = im.held && im.state == MirrorState::kFilling;
+    if (filling && !stopping_) tasks_.spawn(fill(im));   // it stopped for the yield
   }
   unpark(im);
 }
