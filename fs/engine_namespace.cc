@@ -366,7 +366,8 @@ void Engine::invalidated(const wire::InvalidateNotify& message) {
     const bool known_here = names_->lookup(message.parent, message.name).has_value();
     names_->erase_entry(message.parent, message.name);
     // Asked for again at once: should the shared node lose its catalogue, the names are what hosts remember.
-    if (known_here) tasks_.spawn(do_lookup(message.parent, message.name, [](Result<wire::Attr>) {}));
+    const bool asked = known_here || names_->get(message.inode);   // or the new name of what is known
+    if (asked) tasks_.spawn(do_lookup(message.parent, message.name, [](Result<wire::Attr>) {}));
   }
   auto known = names_->get(message.inode);
   Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;

@@ -22,6 +22,7 @@ Status NameCache::load() {
     if (!attr->image.is_nil()) images_[attr->image] = attr->inode;
     attrs_[attr->inode] = std::move(*attr);
   }
+  kv::WriteBatch batch;
   auto entries = snapshot->cursor(tables_.entry);
   for (bool ok = entries->first(); ok; ok = entries->next()) {
     ByteSpan key = entries->key();
@@ -30,26 +31,26 @@ Status NameCache::load() {
     Place place{parent, as_text(key.subspan(8))};
     auto [known, first] = places_.try_emplace(inode, place);
     if (!first) {   // a version before kept a former name beside the newer one
+      batch.erase(tables_.entry, entry_key(known->second.first, known->second.second));
       entries_.erase(known->second);
       known->second = place;
     }
     entries_[std::move(place)] = inode;
   }
-  forget_removed();
+  forget_removed(batch);
+  if (!batch.empty()) commit(std::move(batch));
   return Status::ok();
 }
 
 // What is no image, nor the root, and has no name any more. It was kept for whoever had it open when its name went;
 // nobody has now.
-void NameCache::forget_removed() {
-  kv::WriteBatch batch;
+void NameCache::forget_removed(kv::WriteBatch& batch) {
   for (auto at = attrs_.begin(); at != attrs_.end();) {
     const auto [inode, attr] = *at;
     const bool removed = attr.image.is_nil() && inode != attr.parent && !places_.contains(inode);
     if (removed) batch.erase(tables_.attr, kv::key_u64(inode.value));
     at = removed ? attrs_.erase(at) : std::next(at);
   }
-  if (!batch.empty()) commit(std::move(batch));
 }
 
 void NameCache::commit(kv::WriteBatch batch) {

@@ -41,7 +41,7 @@ class NameCache {
  private:
   using Place = std::pair<InodeNumber, std::string>;   // parent, name
 
-  void forget_removed();
+  void forget_removed(kv::WriteBatch& batch);
   void commit(kv::WriteBatch batch);
 
   kv::Store& store_;
