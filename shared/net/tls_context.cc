@@ -7,6 +7,7 @@
 
 #include "shared/base/log.h"
 #include "shared/net/openssl_handles.h"
+#include "shared/net/wide_gcm.h"
 
 namespace tidemark::net {
 namespace {
@@ -187,7 +188,7 @@ Status describe_tls_failure(const PeerCheck* check) {
 TlsContext::~TlsContext() { SSL_CTX_free(native_); }
 
 Result<std::unique_ptr<TlsContext>> TlsContext::load(const TlsFiles& files) {
-  SslCtxPtr native(SSL_CTX_new(TLS_method()));
+  SslCtxPtr native(SSL_CTX_new_ex(nullptr, tls_properties(), TLS_method()));
   if (!native) return Status(Code::kUnsupported, "TLS: " + take_openssl_error());
   TM_RETURN_IF_ERROR(configure_context(native.get()));
   TM_ASSIGN_OR_RETURN(CertPtr authority, load_certificate(files.authority));
