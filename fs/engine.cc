@@ -362,7 +362,8 @@ Task<void> Engine::unit_worker(std::shared_ptr<UnitRun> run) {
 // Staging reads what this host wrote: from its own copy where there is one, even when that is behind by now (what
 // another host wrote since belongs to that host's batches). But a copy that failed and was opened anew, in this run or
 // an earlier one, lacks this host's own writes until it is filled: there only the shared copy has them.
-void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) {
+void Engine::read_block(const ImageId& image, Extent extent, Wanted wanted, MutableByteSpan out,
+                        Callback<Status> done) {
   Image* im = find(image);
   if (im == nullptr) {
     auto attr = names_->by_image(image);
@@ -373,8 +374,11 @@ void Engine::read_block(const ImageId& image, Extent extent, MutableByteSpan out
   if (!im->missing.empty() && !im->local()) return done(failed(*im));   // nothing stands in for it
   // A whole image that was recorded is the shared copy's, wherever the own one is not level yet.
   const bool granted = im->epoch != Epoch();   // in this run: before that no map says where it is stale
-  const bool behind = im->refilling ? !granted || im->stale.stale(extent)
-                                    : standing_in(*im) && (!im->held || im->stale.stale(extent));
+  bool behind = im->refilling ? !granted || im->stale.stale(extent)
+                              : standing_in(*im) && (!im->held || im->stale.stale(extent));
+  // A resync sends whole regions, also what another host wrote there and this copy was not filled with yet.
+  const bool not_filled = im->stale.stale(extent) || (!im->held && has_flag(im->id, kFlagPartial));
+  if (wanted == Wanted::kNewest && not_filled) behind = true;
   if (im->local() && !behind) {
     uint64_t size = im->copy->size();
     uint64_t within = extent.offset >= size ? 0 : std::min(extent.length, size - extent.offset);

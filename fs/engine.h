@@ -146,7 +146,8 @@ class Engine final : public journal::BlockSource {
   void set_missing_features(std::vector<std::string> features) { missing_features_ = std::move(features); }
 
   // journal::BlockSource
-  void read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) override;
+  void read_block(const ImageId& image, Extent extent, Wanted wanted, MutableByteSpan out,
+                  Callback<Status> done) override;
 
  private:
   struct Handle {
@@ -189,6 +190,7 @@ class Engine final : public journal::BlockSource {
   void issue_remote(Op* op);
   void issue_local(Op* op);
   void answered(Op* op);
+  bool issue_second(Op* op);
   void settle(Op* op);
   void settle_local_failed(Op* op);
   void finish_op(Op* op, Status status);
@@ -361,7 +363,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> sync_equal(Image& image, const ResyncRun& run);
   Task<Status> tell_apart(Image& image, const ResyncRun& run);
   Task<Status> tell_equal(Image& image, const ResyncRun& run);
-  Task<Status> resync_regions(Image& image, const ResyncRun& run, std::vector<RegionIndex> regions,
+  Task<Status> resync_regions(Image& image, const ResyncRun& run, std::vector<RegionIndex> regions, uint64_t bytes,
                               uint64_t* repaired);
   Task<Status> make_unit_equal(Image& image, Extent unit, bool host_wins, uint64_t* repaired);
   Task<Status> copy_to_shared(Image& image, Extent piece, ByteSpan bytes);
@@ -415,6 +417,7 @@ class Engine final : public journal::BlockSource {
   void attach(Image& image, uint64_t size);
   void reap();
   Status set_flag(const ImageId& id, uint8_t flag, bool on);
+  bool has_flag(const ImageId& id, uint8_t flag) const;
   Status set_flag(const Image& image, uint8_t flag, bool on) { return set_flag(image.id, flag, on); }
   void changed_now(Image& image);
   Task<void> tell_times(Image& image);

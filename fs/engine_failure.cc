@@ -34,13 +34,14 @@ bool Engine::own_copy_failed(Image& im, const Status& why) {
     return false;
   }
   im.broken = true;
+  ++im.times_broken;
   im.behind = true;
   im.refilling = true;
   im.syncs_mended = im.syncs_failed;
   im.reopen_at = env_.now();
   if (why.code() != Code::kCorruption) im.reopen_at = im.reopen_at + kReopenInterval;   // else its brick is well
   im.facts.copy_whole = false;
-  im.stale.set_all(im.size, journal_->region_bytes(im.slot));
+  im.stale.set_all(im.size, im.attached ? journal_->region_bytes(im.slot) : limits::kRegionBytesMin);
   if (im.state == MirrorState::kMirrored) im.state = MirrorState::kFilling;
   remember(im);
   if (im.held) tell_behind(im);
@@ -66,10 +67,7 @@ void Engine::note_cut(const ImageId& id) {
   if (Status s = set_flag(id, kFlagCut, true); !s) kLog.error("cut_not_kept", {{"image", id}, {"error", s}});
 }
 
-bool Engine::was_cut(const ImageId& id) const {
-  auto at = flags_.find(id);
-  return at != flags_.end() && (at->second & kFlagCut) != 0;
-}
+bool Engine::was_cut(const ImageId& id) const { return has_flag(id, kFlagCut); }
 
 // The shared node is told at once that this host's copy is behind everywhere, not only by the next Acquire: whatever
 // becomes of this host's own note, the copy is not taken for level again.

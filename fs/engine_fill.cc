@@ -59,11 +59,13 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
   uint64_t end = std::min(im.size, (region + 1) * bytes);
   std::vector<Extent> units;
   for (uint64_t at = region * bytes; at < end; at += kFillUnit) units.push_back({at, std::min(kFillUnit, end - at)});
-  Epoch epoch = im.epoch;
+  const Epoch epoch = im.epoch;
+  const uint64_t times_broken = im.times_broken;
   UnitWork work = [this, &im](Extent unit) { return fill_unit(im, unit); };
   Status filled = co_await for_units(std::move(units), std::move(work));
   if (!filled) co_return filled;
   if (!im.held || im.epoch != epoch || !im.local()) co_return Status(Code::kCancelled, "the tenure moved");
+  if (im.times_broken != times_broken) co_return Status(Code::kCancelled, "the own copy failed meanwhile");
   im.stale.clear(region);
   co_return Status::ok();
 }
@@ -133,7 +135,9 @@ Task<void> Engine::fill(Image& im) {
   Epoch epoch = im.epoch;
   uint64_t map_cut = im.map_cut;      // of the map that this run fills by: a later tenure's says more
   std::vector<uint64_t> before;
-  const bool turn = co_await take_turn(im, im.stale.stale_bytes(im.size));
+  const bool waits = !im.stale.none();   // who has nothing to fill needs no turn
+  bool turn = true;
+  if (waits) turn = co_await take_turn(im, im.stale.stale_bytes(im.size));
   for (uint64_t r = im.stale.next(0); r != UINT64_MAX; r = im.stale.next(r + 1)) before.push_back(r);
   for (uint64_t region : before) {
     if (im.stale.region_stale(region)) co_await pace(im, im.stale.region_bytes());
@@ -152,7 +156,7 @@ Task<void> Engine::fill(Image& im) {
       at = regions.size();
     }
   }
-  if (turn) end_turn(im);
+  if (waits && turn) end_turn(im);
   bool still = turn && im.held && im.epoch == epoch && im.local();
   if (status.is_ok() && still && im.stale.none()) {
     status = co_await level_all(im, epoch, before);

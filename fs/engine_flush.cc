@@ -87,6 +87,10 @@ void Engine::settle_flush(Op* op) {
       fence(im);
       return leave(op, op->remote);
     }
+    if (op->remote.code() == Code::kUnavailable && sends_mirror(im.state)) {   // as in settle()
+      env_.after(kResendDelay, [this, op] { start_flush(op); });
+      return;
+    }
     if (op->remote.code() != Code::kUnavailable) refused(im, op->remote);
     if (im.state == MirrorState::kFenced) return leave(op, op->remote);
     if (im.state == MirrorState::kLocalOnly) {

@@ -139,6 +139,12 @@ Task<void> Engine::resume(Image& im) {
     if (!im.held || im.epoch != epoch) co_return;   // the tenure that was asked for has ended meanwhile
     if (!answer) co_return co_await not_resumed(im, answer.status());
     if (gone || sends_mirror(im.state)) co_return;
+    // Two sizes of one number, each of a resize that the other copy has not heard of: the holder's counts, as newer.
+    if (answer->size_generation == im.size_generation && answer->size != im.size) {
+      Status renumbered = co_await adopt_size(im, im.size, im.size_generation.next());
+      if (!renumbered) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", renumbered}});
+      continue;
+    }
     // Requests under way may have been applied under the old loss id without counting as unflushed yet.
     const bool unflushed = im.unsynced.any() || im.active != 0;
     const bool differs = answer->loss_id != im.shared_loss && !TM_PLANTED("ignore the loss id");

@@ -66,7 +66,7 @@ wire::Attr Engine::local_view(wire::Attr attr) {
       attr.mtime = im->mtime;
       attr.ctime = std::max(attr.ctime, im->mtime);  // a change of mode or name may be the later one
     }
-  } else if (im->local() && im->copy->size_generation() > attr.size_generation) {
+  } else if (im->local() && !im->behind && im->copy->size_generation() > attr.size_generation) {
     attr.size = im->copy->size();   // resized here, and the shared node does not know yet
     attr.size_generation = im->copy->size_generation();
   }

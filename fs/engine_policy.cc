@@ -10,10 +10,12 @@ const log::Logger kLog("fs");
 constexpr std::string_view kMirrorName = "user.tidemark.mirror";
 }  // namespace
 
-bool Engine::host_only(const Image& im) const {
-  auto at = flags_.find(im.id);
-  return at != flags_.end() && (at->second & kFlagHostOnly) != 0;
+bool Engine::has_flag(const ImageId& id, uint8_t flag) const {
+  auto at = flags_.find(id);
+  return at != flags_.end() && (at->second & flag) != 0;
 }
+
+bool Engine::host_only(const Image& im) const { return has_flag(im.id, kFlagHostOnly); }
 
 // `none` gives the shared copy up: only where this host's has everything, and it is noted here first.
 Status Engine::before_policy(const wire::SetXattr& request) {

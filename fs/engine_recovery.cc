@@ -169,6 +169,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
   }
   if (im.attr.mirror == 0) {
     if (!im.local()) co_return Status::ok();
+    attach(im, im.copy->size());   // how far it reaches: it may have grown since the journal last noted that
     co_return co_await sync_copy(im);
   }
   // Behind: an operator has given those writes up, or they are kept as a branch.
@@ -255,6 +256,9 @@ Task<Status> Engine::level_after_crash(Image& im, journal::DirtyImage dirty) {
   bool host_kept = dirty.host_loss_id == host_loss();
   bool host_wins = dirty.alone || host_kept;
   reach(dirty, im.size);
+  if (dirty.whole) {   // a resync that a lost link begins in the midst of this looks there alone
+    if (Status s = co_await all_dirty(im, im.size); !s) co_return s;
+  }
   note_shared_doubt(im, dirty.shared_loss_id, im.shared_loss);   // before it is in a note of the copies
   if (host_only(im) || im.accepted) {  // its policy was `none`, or nothing is known of it: all of it is compared
     Status apart = co_await all_apart(im);

@@ -225,9 +225,9 @@ Task<Status> Engine::tell_equal(Image& im, const ResyncRun& run) {
 }
 
 // All of these regions, from the host's copy, window by window.
-Task<Status> Engine::resync_regions(Image& im, const ResyncRun& run, std::vector<RegionIndex> regions,
+Task<Status> Engine::resync_regions(Image& im, const ResyncRun& run, std::vector<RegionIndex> regions, uint64_t bytes,
                                     uint64_t* repaired) {
-  const uint64_t bytes = journal_->region_bytes(im.slot), rate = options_.config.resync.rate;
+  const uint64_t rate = options_.config.resync.rate;
   const uint64_t most = rate == 0 || waited_for(im) ? kWindow : std::min(kWindow, rate);
   const size_t window = std::max<size_t>(1, most / bytes);
   if (!co_await take_turn(im, bytes_of(im, regions, bytes)))
@@ -257,6 +257,7 @@ Task<void> Engine::resync(Image& im) {
   im.own_failed = false;
   journal_->set_level(im.slot, false);   // forgets what an interrupted resync made equal: written to since, maybe
   std::vector<RegionIndex> regions = journal_->dirty_regions(im.slot);
+  const uint64_t region_bytes = journal_->region_bytes(im.slot);   // of these: they may grow with the image
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", run.epoch}, {"regions", regions.size()}});
   Status status;
   if (run.stands(im)) status = co_await tell_apart(im, run);
@@ -264,7 +265,7 @@ Task<void> Engine::resync(Image& im) {
   if (TM_PLANTED("call copies level without a resync")) regions.clear();
   note_shared_doubt(im, im.shared_loss, run.loss);
   const bool levels = im.local() || im.shared_in_doubt;
-  if (status.is_ok() && levels) status = co_await resync_regions(im, run, regions, &repaired);
+  if (status.is_ok() && levels) status = co_await resync_regions(im, run, regions, region_bytes, &repaired);
   if (status.is_ok() && !run.stands(im)) status = Status(Code::kUnavailable, "the link or the tenure changed");
   // Durable on both before the mark that they may differ goes.
   Counter counter = journal_->last_finished();

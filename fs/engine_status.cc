@@ -400,7 +400,8 @@ std::vector<Extent> Engine::allocated_regions(Image& im, bool data_only) {
   constexpr uint64_t kStep = limits::kRegionBytesMin;
   const uint64_t size = im.size_now();
   if (size == 0) return {};
-  if (!data_only || !im.local()) return {{0, size}};
+  const bool filled = im.local() && !im.behind && im.stale.none() && !has_flag(im.id, kFlagPartial);
+  if (!data_only || !filled) return {{0, size}};
   std::vector<Extent> out;
   for (uint64_t at = 0; at < std::min(size, im.copy->size());) {
     auto data = im.copy->next_data(at);

@@ -163,11 +163,18 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
       im.broken = true;
     }
   }
-  // A resize that the shared node did not learn of, before a crash or alone: the newer size counts.
-  bool own_newer = im.local() && im.copy->size_generation() > grant.size_generation;
+  // A resize that the shared node did not learn of, before a crash or alone: the newer size counts. Not where the copy
+  // is behind: its size is of a line that lost, or of no account; a number above both ends it on this copy, too.
+  const bool counts = im.local() && (none || !im.behind);
+  const Generation own = im.local() ? im.copy->size_generation() : Generation();
+  const bool own_newer = counts && own > grant.size_generation;
+  const bool outlived = im.local() && !counts && own >= grant.size_generation &&
+                        (own != grant.size_generation || im.copy->size() != grant.size);
   if (own_newer) {
     grant.size = im.copy->size();
-    grant.size_generation = im.copy->size_generation();
+    grant.size_generation = own;
+  } else if (outlived) {
+    grant.size_generation = own.next();
   }
   attach(im, grant.size);
   if (im.local() && im.copy->size() > grant.size)
@@ -243,8 +250,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.epoch = grant.epoch;
   im.terms = Generation(0);
   im.facts.witnessed = false;
-  im.size_untold = own_newer && im.recovering;   // told by the recovery
-  if (!im.recovering && (own_newer || im.facts.alone)) {  // told before anything is written there
+  im.size_untold = (own_newer || outlived) && im.recovering;   // told by the recovery
+  if (!im.recovering && (own_newer || outlived || im.facts.alone)) {  // told before anything is written there
     const uint8_t ahead = im.facts.alone ? 2 : 0;   // as in resume()
     auto told = co_await say_resumed(im, im.epoch, ahead);
     if (!told) co_return told.status().with_context("the shared node did not take the size");

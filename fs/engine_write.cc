@@ -99,6 +99,10 @@ void Engine::issue(Op* op) {
   op->local_asked = im.local();
   op->remote_asked =
       sends_mirror(im.state) || (im.state == MirrorState::kNone && op->kind == OpKind::kResize && mirror_->up());
+  // One copy after the other, first the one that nobody can do without: what that one refuses has changed neither, and
+  // the guest may go on with the size from before.
+  op->second = op->kind == OpKind::kResize && op->local_asked && op->remote_asked;
+  if (op->second) (shared_whole(im) ? op->local_asked : op->remote_asked) = false;
   op->pending = 1 + (op->local_asked ? 1 : 0) + (op->remote_asked ? 1 : 0);
   if (TM_PLANTED("host forgets to mirror a write") && op->kind == OpKind::kWrite && op->remote_asked) {
     op->remote_asked = false;
@@ -162,9 +166,25 @@ void Engine::answered(Op* op) {
   settle(op);
 }
 
+// The copy whose turn it is now. A host that is alone has no other.
+bool Engine::issue_second(Op* op) {
+  Image& im = *op->image;
+  const bool own = !op->local_asked;
+  const bool now = own ? im.local() && (op->remote.is_ok() || im.state == MirrorState::kLocalOnly)
+                       : op->local.is_ok() && !op->remote_asked;
+  if (!now) return false;
+  op->second = false;
+  op->pending = 1;
+  (own ? op->local_asked : op->remote_asked) = true;
+  if (own) issue_local(op);
+  else issue_remote(op);
+  return true;
+}
+
 // Every copy that was asked has answered or was given up: may the guest have its answer?
 void Engine::settle(Op* op) {
   Image& im = *op->image;
+  if (op->second && issue_second(op)) return;
   if (op->kind == OpKind::kAllocate) {  // nothing differs: contents stay
     if (!op->local) return finish_op(op, op->local);
     if (is_refusal(op->remote)) return finish_op(op, op->remote);
@@ -219,8 +239,11 @@ void Engine::settle_local_failed(Op* op) {
 void Engine::finish_op(Op* op, Status status) {
   Image& im = *op->image;
   bool resized = op->kind == OpKind::kResize && op->begun;
+  // A resize that failed, but that the own copy has taken, is done: as a restart would find it.
+  const bool took = resized && im.local() && im.copy->size_generation() == op->generation;
   if (op->begun) {
-    journal_->finish(op->ticket, op->coordinator, op->digest);
+    if (status.is_ok() || took) journal_->finish(op->ticket, op->coordinator, op->digest);
+    else journal_->failed(op->ticket, op->coordinator);
     op->begun = false;
     im.unsynced.finish();
     changed_now(im);
@@ -229,8 +252,11 @@ void Engine::finish_op(Op* op, Status status) {
     if (!status) copies_apart(im);
   }
   if (op->kind == OpKind::kAllocate && op->extent.length != 0 && status.is_ok()) changed_now(im);
-  if (resized && !status) journal_->set_size(im.slot, im.size);
-  if (resized && status.is_ok()) {
+  if (resized && !status && !took) {
+    im.size_generation = op->generation.next();   // one copy may have it under that number: never two sizes of one
+    journal_->set_size(im.slot, im.size);
+  }
+  if (resized && (status.is_ok() || took)) {
     im.size = op->extent.offset;
     im.size_generation = op->generation;
     im.attr.size = im.size;

@@ -193,8 +193,7 @@ Task<void> Engine::give_back(ImageId id) {
   while (recovering_ != 0) co_await sleep(kYieldRetry);
   Image* known = find(id);
   bool held = known != nullptr && (known->held || known->acquiring || known->recovering);   // by its recovery
-  auto flags = flags_.find(id);
-  bool host_only = flags != flags_.end() && (flags->second & kFlagHostOnly) != 0;
+  const bool host_only = has_flag(id, kFlagHostOnly);
   std::optional<wire::Attr> attr;
   if (!held) attr = co_await attr_now(id);
   if (held) {
@@ -236,7 +235,9 @@ Task<Status> Engine::take_and_yield(wire::Attr attr) {
     co_return Status(Code::kUnavailable, "what was written to it cannot be read and shipped");
   }
   // Where another host wrote last, the next tenure follows that one's writes: nothing of this host's comes after them.
-  if (grant->parent.source != options_.config.node.name) cut.counter = Counter(0);
+  // Nor do its own that it lost by a takeover: that it was taken must reach the tenure that is used.
+  const bool own = grant->parent.source == options_.config.node.name && grant->parent.clean != wire::kTaken;
+  if (!own) cut.counter = Counter(0);
   using Answer = Result<wire::Yielded>;
   wire::Yield give{attr.image, grant->epoch, {journal_->incarnation(), cut.counter}};
   auto yielded = co_await async<Answer>([&](Callback<Answer> done) {

@@ -48,6 +48,7 @@ struct Op {
   bool sized = false;                  // kRead: the shared node was asked how large the image is by now
   uint8_t pending = 0;                 // copies that have not answered
   bool local_asked = false, remote_asked = false;
+  bool second = false;                 // kResize: the copy that was not asked is, once the one that was has it
   bool local_pending = false;          // the own copy's part is under way
   uint32_t local_number = 0;           // of that part; grows when one is given up
   Status local, remote;
@@ -123,6 +124,7 @@ struct Image {
   LossId resync_loss;                  // of the copy being resynced
   uint64_t outages = 0;                // times that writes stopped going to the shared copy
   uint64_t failures = 0;               // requests that failed after a copy may have changed, and own syncs
+  uint64_t times_broken = 0;           // the own copy: what was filled before is not in what is filled now
   uint64_t syncs_failed = 0, syncs_mended = 0;   // of the own copy; mended: what they were to cover is written again
   bool shared_in_doubt = false;        // a resync or recovery has seen that a sync failed there since all was level
   bool apart = false;                  // such a one: no level before a resync

@@ -159,6 +159,7 @@ void DirtyLog::grow(uint32_t slot, uint64_t size) {
     }
   }
   if (!image.stored) return;
+  image.widened = true;
   rewritten_.insert(slot);
   changed_rows_.insert(slot);
   schedule();
@@ -173,6 +174,7 @@ DirtyLog::Region& DirtyLog::region(Image& image, uint64_t index) {
 bool DirtyLog::is_dirty(uint32_t slot, Extent extent) const {
   if (extent.length == 0) return true;
   const Image& image = at(slot);
+  if (image.widened && !blind_) return false;   // clean regions joined dirty ones, and nothing durable says so yet
   for (uint64_t i = extent.offset >> image.shift, last = last_region(image, extent); i <= last; ++i) {
     // A bit that is about to be cleared counts as clean: its erasure may already be on its way.
     if (!get_bit(image.dirty, i) || !get_bit(image.wanted, i)) return false;
@@ -288,6 +290,7 @@ void DirtyLog::committed(Status status, std::vector<uint32_t> slots, std::vector
     Image& image = at(slots[i]);
     // The region size may have grown since: the state on disk is then taken over by the rewrite under way.
     if (rewritten_.contains(slots[i])) continue;
+    image.widened = false;
     // What was cleared while the commit ran stays cleared here. Blind, bits that came since count already.
     if (!blind_) image.dirty = std::move(states[i]);
   }

@@ -92,6 +92,7 @@ class DirtyLog {
     ImageId image;
     DrlImageRow row;
     bool attached = false, level = false, stored = false;
+    bool widened = false;                    // the store has marks of smaller regions until the next commit
     uint32_t shift = 0;                      // log2 of region_bytes
     uint64_t durable_counter = 0;
     std::vector<uint64_t> equal;             // while not level: these are nevertheless, with all writes up to

@@ -55,9 +55,14 @@ struct Ticket {
 // Where staging reads blocks: the owner gives the current bytes of a copy that is whole there.
 class BlockSource {
  public:
+  enum class Wanted : uint8_t {
+    kOwnWrites,   // of a batch: what this node wrote; what others wrote there before may be missing
+    kNewest,      // of a resync: whoever wrote it
+  };
   virtual ~BlockSource() = default;
   // Buffer aligned to 4096; extent aligned to 4096 (reads past the image's end give zeros).
-  virtual void read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) = 0;
+  virtual void read_block(const ImageId& image, Extent extent, Wanted wanted, MutableByteSpan out,
+                          Callback<Status> done) = 0;
 };
 
 struct Options {
@@ -208,8 +213,9 @@ class Journal {
   virtual Ticket begin(Slot slot, RecordKind kind, Extent extent) = 0;
   // `digest`: XXH3-64 of the payload (0 for others). Applied wherever it counts, or those regions are durably stale.
   virtual void finish(const Ticket& ticket, CoordinatorSequence coordinator, uint64_t digest) = 0;
-  // The request was refused before any copy changed. The counter is spent as an empty record.
-  virtual void abandon(const Ticket& ticket) = 0;
+  // As finish(), for what the guest was told has failed: what a copy has there now is read when the batch is staged, and
+  // the size from before counts.
+  virtual void failed(const Ticket& ticket, CoordinatorSequence coordinator) = 0;
   // Blocks changed without a guest's write (fill or repair of the local copy): they need preserving, not recording.
   // A metadata event; takes a counter of its own.
   virtual void mark(const wire::Mark& mark) = 0;

@@ -146,6 +146,27 @@ void JournalImpl::finish(const Ticket& t, CoordinatorSequence coordinator, uint6
   settle(batch);
 }
 
+// Its range is still held in the order, and its batch, should it be closed, waits for it.
+void JournalImpl::failed(const Ticket& t, CoordinatorSequence coordinator) {
+  if (t.kind == RecordKind::kResize && t.extent.offset >= t.old_size) return abandon(t);   // nothing to read
+  Ticket as = t;
+  if (t.kind != RecordKind::kWrite) {
+    Batch& batch = batch_of(t);
+    BatchImage& image = *batch.image(t.slot.index);
+    if (t.kind == RecordKind::kResize) {
+      slots_[t.slot.index].size = t.old_size;
+      if (batch.state != Batch::State::kOpen) image.size = t.old_size;
+    }
+    as.kind = RecordKind::kWrite;
+    as.extent = region_extent(t);
+    const ChangeRecord record{t.sequence.counter.value, as.extent.offset, as.extent.length, t.slot.index, as.kind};
+    if (shipping_ != Shipping::kDegraded)
+      for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
+  }
+  finish(as, coordinator, 0);
+}
+
+// The counter is spent as an empty record.
 void JournalImpl::abandon(const Ticket& t) {
   Batch& batch = batch_of(t);
   StoredRecord r;

@@ -85,7 +85,8 @@ class JournalImpl final : public Journal {
   void preserve(Slot slot, Extent extent, UniqueFunction<void()> done) override;
   Ticket begin(Slot slot, RecordKind kind, Extent extent) override;
   void finish(const Ticket& ticket, CoordinatorSequence coordinator, uint64_t digest) override;
-  void abandon(const Ticket& ticket) override;
+  void failed(const Ticket& ticket, CoordinatorSequence coordinator) override;
+  void abandon(const Ticket& ticket);
   void mark(const wire::Mark& mark) override;
   void forget(const ImageId& image) override;
 

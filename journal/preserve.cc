@@ -164,7 +164,8 @@ struct JournalImpl::PreserveRun : std::enable_shared_from_this<JournalImpl::Pres
     ++in_flight;
     auto buffer = std::make_shared<io::AlignedBuffer>(piece.length * kGranule);   // shared with the read: it may outlive this
     Extent bytes{piece.offset * kGranule, piece.length * kGranule};
-    journal->blocks_.read_block(journal->slots_[slot].image, bytes, buffer->span().first(bytes.length),
+    journal->blocks_.read_block(journal->slots_[slot].image, bytes, BlockSource::Wanted::kOwnWrites,
+                                buffer->span().first(bytes.length),
                                 [self = shared_from_this(), buffer, piece](Status status) {
                                   if (self->alive.expired()) return;
                                   self->finished(status, piece, buffer->span());

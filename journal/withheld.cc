@@ -113,7 +113,8 @@ void JournalImpl::try_withheld() {
     // Posted: it may end in this turn, and take the image off the list.
     env_.post([this, id = id, extent, buffer, alive = std::weak_ptr<bool>(alive_)] {
       if (alive.expired()) return;
-      blocks_.read_block(id, extent, buffer->span().first(extent.length), [this, id, buffer, alive](const Status& status) {
+      blocks_.read_block(id, extent, BlockSource::Wanted::kOwnWrites, buffer->span().first(extent.length),
+                         [this, id, buffer, alive](const Status& status) {
         if (!alive.expired()) tried(id, status);
       });
     });

@@ -25,7 +25,12 @@ Status CopyState::save(uint64_t size, Generation generation) {
   ImageMetadata next = metadata_;
   next.size = size;
   next.size_generation = generation;
-  if (!removed_) TM_RETURN_IF_ERROR(group_.save_metadata(next));
+  if (!removed_) {
+    Status saved = group_.save_metadata(next);
+    // It may stand there all the same, though its name is not durable: the next open would cut the objects by it.
+    if (!saved) static_cast<void>(group_.save_metadata(metadata_));   // who asked hears of the first failure
+    TM_RETURN_IF_ERROR(saved);
+  }
   metadata_.size = size;
   size_least_ = std::min(size_least_, size);
   metadata_.size_generation = generation;

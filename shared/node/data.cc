@@ -65,7 +65,9 @@ void Core::prepare(Op* op) {
   Image& im = *op->image;
   bool resize = op->type == wire::Type::kResize || op->type == wire::Type::kResume;
   if (im.attr->mirror == 0 && !resize) {
-    return fail(op, no_mirror(im));
+    // Its holder has not heard yet, and sends a guest's write again when it has.
+    const Status none = no_mirror(im);
+    return fail(op, op->type == wire::Type::kRepair ? none : Status(Code::kUnavailable, none.message()));
   }
   if (resize && op->offset > limits::kImageBytesMax) {   // before the regions grow with it
     return fail(op, Status(Code::kInvalidArgument, label(im) + ": size over the limit"));

@@ -17,7 +17,7 @@ constexpr std::chrono::milliseconds kCloseMax{5000};
 // A stream of marks alone has no blocks to stage.
 class NoBlocks final : public journal::BlockSource {
  public:
-  void read_block(const ImageId& image, Extent, MutableByteSpan, Callback<Status> done) override {
+  void read_block(const ImageId& image, Extent, Wanted, MutableByteSpan, Callback<Status> done) override {
     done(Status(Code::kNotFound, "the shared node journals no blocks of image " + image.to_string()));
   }
 };

@@ -141,7 +141,7 @@ class Planner {
     tenure.epoch = Epoch(newest + kEpochsSkipped);
     if (newest != 0) {   // it was written: not all zeros
       tenure.parent.epoch = Epoch(newest);
-      tenure.parent.source = last != nullptr ? last->host : "";
+      tenure.parent.source = last != nullptr && !unknown_line ? last->host : "";
       tenure.parent.clean = false;
       if (last != nullptr && !unknown_line) tenure.parent.last = in_.reports.at(last->host).cut;
     }

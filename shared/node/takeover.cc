@@ -200,22 +200,22 @@ bool Core::asks_witness(const Image& image) const {
 
 void Core::ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run) {
   ++image.ops;
+  ++image.asking_witness;   // no new terms until it is carried out, or refused
   const TenureNow asked = tenure_now(image);
   auto decided = [this, &image, run, epoch = asked.epoch](const std::string& refused) {
     if (refused.empty()) {
       run->fenced.emplace_back(&image, epoch);
     } else {
       --image.ops;
+      --image.asking_witness;
       run->refuse(names_->path(image.record.inode) + ": " + refused);
     }
     if (--run->left == 0) carry_out_takeover(run);
   };
   if (!asks_witness(image)) return decided("");
-  ++image.asking_witness;
   ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided](Result<std::string> verdict,
                                                                                     Generation) {
     if (*self == nullptr) return;
-    --image.asking_witness;
     const std::string answer = verdict ? *verdict : verdict.status().to_string();
     kLog.info("witness_asked", {{"image", image.id}, {"holder", asked.holder}, {"answer", answer}});
     if (verdict && *verdict == "fenced") return decided("");
@@ -232,6 +232,7 @@ void Core::carry_out_takeover(const std::shared_ptr<TakeoverRun>& run) {
   std::vector<Image*> now;
   for (auto [image, epoch] : run->fenced) {
     --image->ops;
+    --image->asking_witness;
     if (image->record.tenure.epoch == epoch && !image->record.tenure.holder.empty()) now.push_back(image);
   }
   if (!run->refused.empty()) {

@@ -165,6 +165,8 @@ void Core::yield_request(const PeerPtr& peer, wire::Request& request) {
 
 void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& m) {
   Image* im = &image;
+  if (image.fencing)
+    return peer->link->respond_failure(wire::Type::kYield, id, Status(Code::kUnavailable, "it is being taken over"));
   const bool holds = fence::may_write(image.record.tenure, peer->session->host, m.epoch);
   if (holds && image.attr->mirror == 0 && m.last.counter.value != 0) {   // begun before its policy changed
     return peer->link->respond_failure(wire::Type::kYield, id,

@@ -182,5 +182,34 @@ TEST_P(HangTest, OfTheSharedNodeIsGoneOnWithout) {
 
 INSTANTIATE_TEST_SUITE_P(Operations, HangTest, testing::ValuesIn(kHangs), [](const auto& info) { return std::string(info.param.name); });
 
+// An image of which this host has an old copy on that brick, and which it has read, but not held since it started.
+TEST(Hang, ReachesAnImageThatWasNeverHeldHere) {
+  Lab lab(1);
+  auto own = lab.open("host1", true);
+  ASSERT_TRUE(own.is_ok()) << own.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *own, 0, 'a').is_ok());
+  auto other = lab.open("host1", true, "b.img");
+  ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *other, 0, 'b').is_ok());
+  lab.engine("host1").release(*other);
+  auto there = lab.open("host2", false, "b.img");
+  ASSERT_TRUE(there.is_ok()) << there.status().to_string();
+  ASSERT_TRUE(lab.write("host2", *there, 0, 'c').is_ok());
+  lab.crash("host1", Crash::kKill);
+  lab.start("host1");
+  ASSERT_TRUE(lab.healthy("host1"));
+  own = lab.open("host1");
+  other = lab.open("host1", false, "b.img");
+  ASSERT_TRUE(own.is_ok() && other.is_ok());
+  ASSERT_TRUE(lab.write("host1", *own, 0, 'd').is_ok());
+  ASSERT_TRUE(lab.read("host1", *other, 0).is_ok());
+  lab.world.inject("host1", FileFault{1, UINT64_MAX, kWrite, "/brick1", 0, true});
+  const Duration begun = lab.world.elapsed();
+  EXPECT_TRUE(lab.write("host1", *own, 0, 'e').is_ok());
+  EXPECT_LE(lab.world.elapsed() - begun, kLongest);
+  auto got = lab.read("host1", *other, 0);
+  EXPECT_TRUE(got.is_ok() && *got == 'c');
+}
+
 }  // namespace
 }  // namespace tidemark::sim

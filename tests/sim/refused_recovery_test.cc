@@ -247,7 +247,7 @@ TEST_P(RefusedRecoveryTest, ThatIsCutShortAnywhereIsTakenUpAgain) {
           refuse(lab);
         }
         open_again(lab);
-        expect_served(lab, 'c', hit && node == "shared1" ? 2 * kLongest : kLongest);   // it connects anew
+        expect_served(lab, 'c', hit && node == "shared1" ? 2 * kLongest + seconds(1) : kLongest);   // it connects anew
         expect_not_taken(lab);
         expect_nothing_old(lab, 0, 'b');
         heal(lab);

@@ -246,5 +246,35 @@ TEST(Rules, WhatAnOperatorAcceptsOfACutCopyIsWhatTheReplicaShows) {
   }
 }
 
+// The host's older copy is being filled when an operator has it send all that it answers for.
+TEST(Rules, AResyncOfTheReplicaSendsWhatTheOwnCopyIsNotFilledWithYet) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_EQ(site.verify("host1"), "");
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'b', Lab::kImageBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host2", *second).is_ok());
+    ASSERT_EQ(site.verify("host2"), "");
+    lab.engine("host2").release(*second);
+    lab.resync_rate = 4 << 10;
+    lab.crash("host1", Crash::kKill);
+    lab.start("host1");
+    first = lab.open("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'c').is_ok());
+    ASSERT_NE(lab.engine("host1").status_json().find("\"mirror\":\"filling\""), std::string::npos);
+    auto begun = lab.wait<Result<std::string>>([&](auto done) { lab.engine("host1").resync_replica(std::move(done)); });
+    ASSERT_TRUE(begun.is_ok()) << begun.status().to_string();
+    ASSERT_TRUE(lab.healthy("host1", seconds(600))) << lab.engine("host1").status_json();
+    EXPECT_EQ(site.verify("host1"), "");
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim

@@ -22,6 +22,24 @@ TEST_F(FlushTest, OneBegunWithoutTheSharedCopyCoversItOnceItCountsAgain) {
   EXPECT_EQ(shared_byte_at(f, 0, kMiB), 0x11);
 }
 
+// Its part for the shared node is lost with the connection; by the time that the own copy has synced all is mirrored
+// again, and no change of state is to come that would wake it.
+TEST_F(FlushTest, OneWhoseConnectionWentWhileTheOwnCopySyncedIsAnswered) {
+  File f = start_written();
+  const auto syncs = static_cast<uint16_t>(sim::FileOp::kSync);
+  world_->inject("host1", sim::FileFault{.operations = syncs, .path_contains = "objects", .hangs = true});
+  world_->cut("shared1", "host1");
+  Pending flushed = flush(f);
+  world_->run_for(milliseconds(100));
+  world_->reset_connections("host1", "shared1");
+  heal_link(1);
+  world_->run_for(seconds(2));
+  ASSERT_EQ(mirror(f), "mirrored");
+  ASSERT_FALSE(flushed->answer) << "no fault came";
+  world_->release_hung("host1");
+  EXPECT_TRUE(wait(flushed));
+}
+
 TEST_F(FlushTest, ALaterOneIsNotCoveredByAnEarlierOneThatEndsAfterIt) {
   options_.sync_latency = {milliseconds(50), milliseconds(800)};
   for (uint64_t seed = 1; seed < 6; ++seed) {

@@ -152,7 +152,7 @@ bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
 
 // ---- the copy -----------------------------------------------------------------------------------
 
-void FakeCopy::read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) {
+void FakeCopy::read_block(const ImageId& image, Extent extent, Wanted, MutableByteSpan out, Callback<Status> done) {
   TM_CHECK(extent.offset % kG == 0 && extent.length % kG == 0 && out.size() == extent.length, "unaligned read");
   ++reads;
   if (fail_reads > 0) {

@@ -68,7 +68,7 @@ class FakeReplica {
 class FakeCopy final : public BlockSource {
  public:
   explicit FakeCopy(sim::World& world) : world_(world) {}
-  void read_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done) override;
+  void read_block(const ImageId& image, Extent extent, Wanted, MutableByteSpan out, Callback<Status> done) override;
   Images images;
   sim::SimEnv* env = nullptr;
   bool hold_reads = false;                          // staging stands still at a gate

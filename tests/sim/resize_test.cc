@@ -1,0 +1,203 @@
+// Sizes that changed on one copy and not on another: alone, on a line that lost, in a resize that failed, in a crash.
+#include "tests/repeat.h"
+#include "tests/sim/lab.h"
+#include "tests/sim/site.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::seconds;
+
+constexpr uint64_t kRegion = Lab::kRegion;
+constexpr int kNoSpace = 28, kEio = 5;
+
+// host1 is cut off and goes on alone; host2 takes the image, of which host1 keeps its tail when it is back.
+class LostLine : public testing::Test {
+ protected:
+  void begin() {
+    auto first = lab_.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    first_ = *first;
+    inode_ = lab_.inode_of("host1");
+    ASSERT_TRUE(lab_.healthy("host1"));
+    lab_.world.partition("host1", "shared1");
+  }
+  void take() {
+    auto taken = lab_.take_at_shared("{\"images\":[\"disk.img\"],\"force\":true}");
+    ASSERT_TRUE(taken.is_ok() && taken->find("\"taken\":true") != std::string::npos)
+        << (taken ? *taken : taken.status().to_string());
+    auto second = lab_.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    second_ = *second;
+  }
+  void come_back() {
+    lab_.engine("host2").release(second_);
+    lab_.world.heal_all();
+    ASSERT_TRUE(lab_.world.run_until([&] { return lab_.engine("host1").branches().size() == 1; }, seconds(120)));
+    ASSERT_TRUE(lab_.healthy("host1"));
+    lab_.engine("host1").release(first_);
+    auto again = lab_.open("host1");
+    ASSERT_TRUE(again.is_ok()) << again.status().to_string();
+    first_ = *again;
+  }
+  int byte_on(const char* host, fs::HandleId handle, uint64_t offset) {
+    auto got = lab_.read(host, handle, offset);
+    EXPECT_TRUE(got.is_ok()) << got.status().to_string();
+    return got ? *got : -1;
+  }
+
+  Lab lab_{7};
+  fs::HandleId first_, second_;
+  InodeNumber inode_;
+};
+
+TEST_F(LostLine, AShrinkOfItCutsNothingOffTheMainLine) {
+  begin();
+  ASSERT_TRUE(lab_.resize("host1", inode_, kRegion).is_ok());
+  take();
+  ASSERT_TRUE(lab_.write("host2", second_, 2 * kRegion, 'b').is_ok());
+  ASSERT_TRUE(lab_.flush("host2", second_).is_ok());
+  come_back();
+  EXPECT_EQ(byte_on("host1", first_, 2 * kRegion), 'b');
+  ASSERT_TRUE(lab_.write("host1", first_, 0, 'c').is_ok());
+  EXPECT_EQ(byte_on("host1", first_, 2 * kRegion), 'b');
+  ASSERT_TRUE(lab_.healthy("host1"));
+  EXPECT_EQ(lab_.verify("host1"), "");
+}
+
+// Each line was resized once, so that both sizes have the same number.
+TEST_F(LostLine, AGrowOfItIsNotSeenWhereTheMainLineGrowsLater) {
+  begin();
+  ASSERT_TRUE(lab_.resize("host1", inode_, 8 * kRegion).is_ok());
+  ASSERT_TRUE(lab_.write("host1", first_, 0, 't', 8 * kRegion).is_ok());
+  take();
+  ASSERT_TRUE(lab_.resize("host2", inode_, 5 * kRegion).is_ok());
+  ASSERT_TRUE(lab_.write("host2", second_, 0, 'b').is_ok());
+  ASSERT_TRUE(lab_.flush("host2", second_).is_ok());
+  come_back();
+  ASSERT_TRUE(lab_.write("host1", first_, 0, 'c').is_ok());
+  ASSERT_TRUE(lab_.healthy("host1"));
+  ASSERT_TRUE(lab_.resize("host1", inode_, 8 * kRegion).is_ok());
+  EXPECT_EQ(byte_on("host1", first_, 6 * kRegion), 0);
+  ASSERT_TRUE(lab_.healthy("host1"));
+  EXPECT_EQ(lab_.verify("host1"), "");
+}
+
+// The shared node has no room for the note of it: the guest hears of that, and goes on with the size from before.
+TEST(Resize, WhatTheSharedNodeRefusesChangesNeitherCopy) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    lab.pause = true;
+    lab.crash("host1", Crash::kKill);
+    lab.start("host1");
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    const InodeNumber inode = lab.inode_of("host1");
+    lab.world.inject("shared1", FileFault{1, 1, kMutatingFileOps, ".meta", kNoSpace});
+    ASSERT_FALSE(lab.resize("host1", inode, kRegion).is_ok()) << "no fault came";
+    ASSERT_TRUE(lab.healthy("host1"));
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 2 * kRegion, 'b').is_ok());
+    ASSERT_TRUE(lab.flush("host2", *second).is_ok());
+    lab.engine("host2").release(*second);
+    first = lab.open("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'c').is_ok());
+    auto got = lab.read("host1", *first, 2 * kRegion);
+    ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+    EXPECT_EQ(*got, 'b');
+    ASSERT_TRUE(lab.healthy("host1"));
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
+}
+
+// In a resync the host's copy is the one that nobody can do without.
+TEST(Resize, WhatTheOwnCopyRefusesInAResyncChangesNeitherCopy) {
+  Lab lab(3);
+  lab.resync_rate = kRegion;
+  lab.crash("host1", Crash::kKill);
+  lab.start("host1");
+  auto first = lab.open_filled("host1");
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  const InodeNumber inode = lab.inode_of("host1");
+  lab.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'b', Lab::kImageBytes).is_ok());
+  lab.world.heal_all();
+  const auto resyncing = [&] { return lab.engine("host1").status_json().find("resyncing") != std::string::npos; };
+  ASSERT_TRUE(lab.world.run_until(resyncing, seconds(60))) << lab.engine("host1").status_json();
+  lab.world.inject("host1", FileFault{1, 1, kMutatingFileOps, ".meta", kNoSpace});
+  ASSERT_FALSE(lab.resize("host1", inode, kRegion).is_ok()) << "no fault came";
+  ASSERT_TRUE(lab.write("host1", *first, 2 * kRegion, 'c').is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  ASSERT_TRUE(lab.healthy("host1"));
+  lab.world.run_for(seconds(10));
+  auto got = lab.read("host1", *first, 2 * kRegion);
+  ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+  EXPECT_EQ(*got, 'c');
+  EXPECT_EQ(lab.verify("host1"), "");
+}
+
+// What the guest was told has failed it goes on reading: the replica shows that, too.
+TEST(Resize, WhatFailedAloneIsNotShippedAsDone) {
+  Lab lab(5, false, Plant::kNone, Ships::kYes);
+  Site site(lab);
+  auto first = lab.open_filled("host1");
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_EQ(site.verify("host1"), "");
+  lab.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'b').is_ok()) << "alone";
+  lab.world.inject("host1", FileFault{1, 1, kMutatingFileOps, ".meta", kNoSpace});
+  ASSERT_FALSE(lab.resize("host1", lab.inode_of("host1"), kRegion).is_ok()) << "no fault came";
+  lab.world.inject("host1", FileFault{1, 1, static_cast<uint16_t>(FileOp::kPunch), "/brick1", kEio});
+  const fs::Engine::Fallocate punch = fs::Engine::Fallocate::kPunch;
+  Status punched = lab.wait<Status>([&](auto done) {
+    lab.engine("host1").fallocate(*first, punch, {2 * kRegion, kRegion}, std::move(done));
+  });
+  ASSERT_FALSE(punched.is_ok()) << "no fault came";
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.healthy("host1"));
+  auto got = lab.read("host1", *first, 2 * kRegion);
+  ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+  EXPECT_EQ(*got, 'a');
+  EXPECT_EQ(site.verify("host1"), "");
+}
+
+// An image of `mirror = none` has grown just before its host lost power: the replica gets what was flushed there.
+TEST(Resize, WhatWasFlushedBehindTheOldEndOfAnImageOfOneCopyReachesTheReplicaAfterACrash) {
+  Lab lab(5, false, Plant::kNone, Ships::kYes);
+  Site site(lab);
+  auto first = lab.open_filled("host1");
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  wire::SetXattr policy;
+  policy.inode = lab.inode_of("host1");
+  policy.name = "user.tidemark.mirror";
+  const std::string none = "none";
+  policy.value.assign(none.begin(), none.end());
+  lab.engine("host1").release(*first);
+  lab.world.run_for(seconds(10));
+  Status set = lab.wait<Status>([&](auto done) { lab.engine("host1").set_xattr(policy, std::move(done)); });
+  ASSERT_TRUE(set.is_ok()) << set.to_string();
+  first = lab.open("host1");
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'b').is_ok());
+  lab.world.run_for(seconds(10));
+  lab.world.set_store_fault("host1", StoreFault{"/state/journal", Status::ok(), false, seconds(2)});
+  ASSERT_TRUE(lab.write("host1", *first, Lab::kImageBytes, 'g', 2 * kRegion).is_ok());
+  ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+  lab.crash("host1", Crash::kPowerLoss);
+  lab.world.clear_faults("host1");
+  lab.start("host1");
+  ASSERT_TRUE(lab.healthy("host1"));
+  first = lab.open("host1");
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  auto got = lab.read("host1", *first, Lab::kImageBytes);
+  ASSERT_TRUE(got.is_ok()) << got.status().to_string();
+  EXPECT_EQ(*got, 'g');
+  EXPECT_EQ(site.verify("host1", "absent"), "");
+}
+
+}  // namespace
+}  // namespace tidemark::sim
