@@ -22,7 +22,6 @@ Status NameCache::load() {
     if (!attr->image.is_nil()) images_[attr->image] = attr->inode;
     attrs_[attr->inode] = std::move(*attr);
   }
-  kv::WriteBatch batch;
   auto entries = snapshot->cursor(tables_.entry);
   for (bool ok = entries->first(); ok; ok = entries->next()) {
     ByteSpan key = entries->key();
@@ -30,27 +29,27 @@ Status NameCache::load() {
     InodeNumber parent(load_be64(key.data())), inode(load_be64(entries->value().data()));
     Place place{parent, as_text(key.subspan(8))};
     auto [known, first] = places_.try_emplace(inode, place);
-    if (!first) {   // a version before kept a former name beside the newer one
-      batch.erase(tables_.entry, entry_key(known->second.first, known->second.second));
-      entries_.erase(known->second);
+    if (!first) {   // a version before kept a former name beside the newer one: which is which cannot be seen here
+      unsure_.emplace(inode, std::move(known->second));
       known->second = place;
     }
     entries_[std::move(place)] = inode;
   }
-  forget_removed(batch);
-  if (!batch.empty()) commit(std::move(batch));
+  forget_removed();
   return Status::ok();
 }
 
 // What is no image, nor the root, and has no name any more. It was kept for whoever had it open when its name went;
 // nobody has now.
-void NameCache::forget_removed(kv::WriteBatch& batch) {
+void NameCache::forget_removed() {
+  kv::WriteBatch batch;
   for (auto at = attrs_.begin(); at != attrs_.end();) {
     const auto [inode, attr] = *at;
     const bool removed = attr.image.is_nil() && inode != attr.parent && !places_.contains(inode);
     if (removed) batch.erase(tables_.attr, kv::key_u64(inode.value));
     at = removed ? attrs_.erase(at) : std::next(at);
   }
+  if (!batch.empty()) commit(std::move(batch));
 }
 
 void NameCache::commit(kv::WriteBatch batch) {
@@ -77,6 +76,13 @@ void NameCache::put(const wire::Attr& attr) {
 void NameCache::put_entry(InodeNumber parent, const std::string& name, const wire::Attr& attr) {
   put(attr);
   const Place place{parent, name};
+  const auto [first, last] = unsure_.equal_range(attr.inode);
+  for (auto other = first; other != last; ++other) {
+    auto at = entries_.find(other->second);
+    const bool its = at != entries_.end() && at->second == attr.inode;
+    if (its && other->second != place) erase_entry(other->second.first, other->second.second);
+  }
+  unsure_.erase(first, last);
   auto former = places_.find(attr.inode);
   if (former != places_.end() && former->second == place) return;
   kv::WriteBatch batch;
@@ -86,7 +92,8 @@ void NameCache::put_entry(InodeNumber parent, const std::string& name, const wir
     places_.erase(former);
   }
   auto at = entries_.find(place);
-  if (at != entries_.end()) places_.erase(at->second);
+  auto here = at == entries_.end() ? places_.end() : places_.find(at->second);
+  if (here != places_.end() && here->second == place) places_.erase(here);
   if (at != entries_.end() || entries_.size() < kEntriesMax) {
     entries_[place] = attr.inode;
     places_[attr.inode] = place;

@@ -41,7 +41,7 @@ class NameCache {
  private:
   using Place = std::pair<InodeNumber, std::string>;   // parent, name
 
-  void forget_removed(kv::WriteBatch& batch);
+  void forget_removed();
   void commit(kv::WriteBatch batch);
 
   kv::Store& store_;
@@ -49,6 +49,7 @@ class NameCache {
   std::unordered_map<InodeNumber, wire::Attr> attrs_;
   std::map<Place, InodeNumber> entries_;
   std::unordered_map<InodeNumber, Place> places_;   // the other way round
+  std::unordered_multimap<InodeNumber, Place> unsure_;   // further names of one node that the store has
   std::unordered_map<ImageId, InodeNumber> images_;
 };
 

@@ -133,5 +133,37 @@ TEST_F(NameCacheTest, ANodeThatIsFoundElsewhereHasThatNameAlone) {
   }
 }
 
+// As a version before left it: which of the two is the true one only the shared node can say.
+TEST_F(NameCacheTest, OfTwoNamesOfOneNodeBothAreKnownUntilOneIsFoundTrue) {
+  const InodeNumber root(1), image(3), other(4);
+  auto row = [](const char* name) { return kv::KeyBuilder().u64(1).text(name).bytes(); };
+  for (const char* found : {"former", "newer"}) {
+    SCOPED_TRACE(found);
+    cache_->put(node(3, 1, wire::NodeKind::kImage));
+    kv::WriteBatch both;
+    for (const char* name : {"former", "newer"}) both.put(1, row(name), kv::key_u64(3));
+    ASSERT_TRUE(store_->commit_and_wait(std::move(both)).is_ok());
+    for (int starts = 0; starts < 2; ++starts) {
+      reopen();
+      for (const char* name : {"former", "newer"}) EXPECT_TRUE(cache_->lookup(root, name)) << name;
+      EXPECT_EQ(cache_->entries().size(), 1u);
+      ASSERT_TRUE(store_->commit_and_wait({}).is_ok());
+    }
+    const std::string_view untrue = found == std::string_view("former") ? "newer" : "former";
+    cache_->put_entry(root, found, node(3, 1, wire::NodeKind::kImage));
+    EXPECT_FALSE(cache_->lookup(root, std::string(untrue)));
+    cache_->put_entry(root, std::string(untrue), node(4, 1, wire::NodeKind::kImage));
+    for (int starts = 0; starts < 2; ++starts) {
+      EXPECT_EQ(cache_->path_of(image), found);
+      EXPECT_EQ(cache_->path_of(other), untrue);
+      EXPECT_EQ(cache_->lookup(root, std::string(untrue))->inode, other);
+      ASSERT_TRUE(store_->commit_and_wait({}).is_ok());
+      reopen();
+    }
+    cache_->erase_entry(root, std::string(untrue));
+    cache_->erase(other);
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::fs
