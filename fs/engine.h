@@ -393,15 +393,18 @@ class Engine final : public journal::BlockSource {
   Task<void> do_set_xattr(wire::SetXattr request, Done done);
   Task<void> do_statfs(Callback<Result<wire::StatFsAnswer>> done);
   template <class A, class M>
-  Task<Result<A>> ask(wire::Type type, M message, io::Duration limit);
+  Task<Result<A>> ask(wire::Type type, M message, io::Duration limit, bool* lost = nullptr);
+  template <class M>
+  Task<Status> change_name(wire::Type type, M request, std::optional<wire::Attr> over);
+  Task<Status> was_done(const wire::Unlink& request, InodeNumber node, io::BootTime deadline);
+  Task<Status> was_done(const wire::Rename& request, InodeNumber node, io::BootTime deadline);
+  Task<Status> change_xattr(wire::SetXattr request);
+  Task<Result<wire::Attr>> look_at(InodeNumber parent, std::string name, io::Duration limit);
   wire::Attr local_view(wire::Attr attr);
-  void changed(const wire::Changed& change);
-  void take_mark(const wire::Mark& mark);
   void invalidated(const wire::InvalidateNotify& message);
   Task<Result<wire::Attr>> renew_attr(Image& image);
   Task<void> check_attr(Image& image);
-  Task<void> learn_size(Op* op);
-  Task<void> end_if_shorter(Op* op);
+  Task<void> check_name(wire::Attr image);
   Task<Status> ask_size(Image& image, uint64_t offset);
   // ---- engine_names.cc
   Image* find(const ImageId& id);
@@ -411,11 +414,15 @@ class Engine final : public journal::BlockSource {
   void interrupt_after(io::Duration limit, uint64_t tag, std::shared_ptr<io::TimerId> timer);
   void note_wrote(Handle& handle);
   void last_writer_closed(Image& image);
+  void changed(const wire::Changed& change);
+  void take_mark(const wire::Mark& mark);
   void lost_name(const ImageId& id);
   void doom(Image& image);
   void tell_dropped(Image& image);
   void attach(Image& image, uint64_t size);
   void reap();
+  Task<void> learn_size(Op* op);
+  Task<void> end_if_shorter(Op* op);
   Status set_flag(const ImageId& id, uint8_t flag, bool on);
   bool has_flag(const ImageId& id, uint8_t flag) const;
   Status set_flag(const Image& image, uint8_t flag, bool on) { return set_flag(image.id, flag, on); }

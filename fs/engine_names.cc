@@ -166,6 +166,45 @@ void Engine::last_writer_closed(Image& im) {
 
 // ---- images without a name ------------------------------------------------------------------------
 
+// Every answer of a change: the host's journal has the same event as the shared node's.
+void Engine::changed(const wire::Changed& change) {
+  take_mark(change.mark);
+  for (const wire::Mark& other : change.others) take_mark(other);
+}
+
+void Engine::take_mark(const wire::Mark& mark) {
+  journal_->mark(mark);
+  bool vacated = mark.kind == wire::MarkKind::kUnlink || mark.kind == wire::MarkKind::kRename;
+  if (vacated && mark.old_parent.value != 0) names_->erase_entry(mark.old_parent, mark.old_name);
+  bool has_name = mark.kind == wire::MarkKind::kCreate || mark.kind == wire::MarkKind::kRename;
+  if (has_name) names_->put_entry(mark.node.parent, mark.name, mark.node);
+  else if (mark.kind != wire::MarkKind::kUnlink) names_->put(mark.node);
+  Image* im = mark.node.image.is_nil() ? nullptr : find(mark.node.image);
+  if (im != nullptr) {
+    uint64_t size = im->attr.size;
+    Generation generation = im->attr.size_generation;
+    take_attr(*im, mark.node);
+    if (im->held) {
+      im->attr.size = size;
+      im->attr.size_generation = generation;
+      im->attr.holder = options_.config.node.name;
+      policy_seen(*im, im->attr.mirror);
+    }
+  }
+  if (mark.replaced.is_nil()) return;
+  // Whoever has it open sees it without a name.
+  if (auto gone = names_->by_image(mark.replaced)) {
+    gone->nlink = 0;
+    gone->ctime = std::max(gone->ctime, mark.label);
+    names_->put(*gone);
+    if (Image* open = find(mark.replaced)) {
+      open->attr.nlink = 0;
+      open->attr.ctime = gone->ctime;
+    }
+  }
+  lost_name(mark.replaced);
+}
+
 void Engine::lost_name(const ImageId& id) {
   Image* im = find(id);
   if (im == nullptr) {
@@ -234,6 +273,37 @@ void Engine::reap() {
     if (!off) kLog.warning("flag_not_cleared", {{"image", id}, {"error", off}});
     kLog.info("image_removed", {{"image", id}});
   }
+}
+
+// ---- the end of an image ---------------------------------------------------------------------------
+
+// A read goes past the end that is known here.
+Task<void> Engine::learn_size(Op* op) {
+  Image& im = *op->image;
+  Status asked(Code::kUnavailable, "its tenure is not confirmed");   // nor may it be asked then, as read_remote()
+  if (!im.held || im.state != MirrorState::kWaiting) asked = co_await ask_size(im, op->extent.offset);
+  if (!asked && asked.code() != Code::kUnavailable) co_return finish_read(op, std::move(asked));
+  if (!asked) {
+    step_back(op);
+    if (mirror_->up()) unpark_later(im);
+    co_return;
+  }
+  read_in_order(op);
+}
+
+// Zeros at the end of what was read: the shared node has nothing else beyond the end of an image that its holder has
+// just made shorter. As far as it reaches by now.
+Task<void> Engine::end_if_shorter(Op* op) {
+  Image& im = *op->image;
+  auto now = co_await renew_attr(im);
+  if (!now) {
+    step_back(op);
+    if (mirror_->up()) unpark_later(im);
+    co_return;
+  }
+  const uint64_t size = im.size_now();
+  op->extent.length = op->extent.offset >= size ? 0 : std::min(op->extent.length, size - op->extent.offset);
+  finish_read(op, Status::ok());
 }
 
 // ---- sparse operations ----------------------------------------------------------------------------

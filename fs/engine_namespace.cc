@@ -13,6 +13,7 @@ const log::Logger kLog("names");
 constexpr std::chrono::seconds kChangeWait{5};
 // A query that the cache can answer waits only for a link that is coming back at this moment.
 constexpr std::chrono::milliseconds kQueryWait{0};
+constexpr std::chrono::hours kCheckWait{1};   // nobody waits for it
 
 Status unreachable() { return Status::from_errno(EHOSTUNREACH, "the shared node is unreachable"); }
 bool is_unreachable(const Status& s) { return s.code() == Code::kUnavailable || s.sys_errno() == EHOSTUNREACH; }
@@ -32,9 +33,10 @@ Task<void> make_use_known(Mirror& mirror, Image* im) {
 }
 }  // namespace
 
-// Asks once the link is up, at most `limit` from now. A request whose connection went is asked again.
+// Asks once the link is up, at most `limit` from now. A request whose connection went is asked again, unless `lost` is
+// given: then that says so, and nobody knows whether it was carried out.
 template <class A, class M>
-Task<Result<A>> Engine::ask(wire::Type type, M message, io::Duration limit) {
+Task<Result<A>> Engine::ask(wire::Type type, M message, io::Duration limit, bool* lost) {
   io::BootTime deadline = env_.now() + limit;
   for (;;) {
     if (!mirror_->up()) {
@@ -47,8 +49,9 @@ Task<Result<A>> Engine::ask(wire::Type type, M message, io::Duration limit) {
       mirror_->request<A>(type, message, std::move(done));
     });
     if (answer) co_return answer;
-    bool lost = answer.status().code() == Code::kUnavailable && !mirror_->up();
-    if (!lost) co_return answer;
+    const bool gone = answer.status().code() == Code::kUnavailable && !mirror_->up();
+    if (gone && lost != nullptr) *lost = true;
+    if (!gone || lost != nullptr) co_return answer;
     if (env_.now() >= deadline) co_return unreachable();
   }
 }
@@ -82,20 +85,27 @@ void Engine::lookup(InodeNumber parent, std::string name, AttrDone done) {
   tasks_.spawn(do_lookup(parent, std::move(name), std::move(done)));
 }
 
-Task<void> Engine::do_lookup(InodeNumber parent, std::string name, AttrDone done) {
+// What stands there, as the shared node says; the cache follows.
+Task<Result<wire::Attr>> Engine::look_at(InodeNumber parent, std::string name, io::Duration limit) {
   wire::Lookup request{parent, name};
-  auto answer = co_await ask<wire::Attr>(wire::Type::kLookup, request, kQueryWait);
+  auto answer = co_await ask<wire::Attr>(wire::Type::kLookup, request, limit);
   if (answer) {
     names_->put_entry(parent, name, *answer);
     if (Image* im = find(answer->image); im != nullptr && !im->held) take_attr(*im, *answer);
-    co_return done(local_view(std::move(*answer)));
+  } else if (answer.status().code() == Code::kNotFound) {
+    names_->erase_entry(parent, name);
   }
+  co_return answer;
+}
+
+Task<void> Engine::do_lookup(InodeNumber parent, std::string name, AttrDone done) {
+  auto answer = co_await look_at(parent, name, kQueryWait);
+  if (answer) co_return done(local_view(std::move(*answer)));
   if (is_unreachable(answer.status())) {
     auto known = names_->lookup(parent, name);
     if (known) co_return done(local_view(std::move(*known)));
-    co_return done(answer.status());  // whether the name exists, only the shared node can say
   }
-  if (answer.status().code() == Code::kNotFound) names_->erase_entry(parent, name);
+  // Whether the name exists, only the shared node can say.
   done(answer.status());
 }
 
@@ -214,45 +224,6 @@ Task<void> Engine::push_times(InodeNumber inode, wire::Attr values) {
   else kLog.info("times_not_kept", {{"inode", inode}, {"error", answer.status()}});
 }
 
-// Every answer of a change: the host's journal has the same event as the shared node's.
-void Engine::changed(const wire::Changed& change) {
-  take_mark(change.mark);
-  for (const wire::Mark& other : change.others) take_mark(other);
-}
-
-void Engine::take_mark(const wire::Mark& mark) {
-  journal_->mark(mark);
-  bool vacated = mark.kind == wire::MarkKind::kUnlink || mark.kind == wire::MarkKind::kRename;
-  if (vacated && mark.old_parent.value != 0) names_->erase_entry(mark.old_parent, mark.old_name);
-  bool has_name = mark.kind == wire::MarkKind::kCreate || mark.kind == wire::MarkKind::kRename;
-  if (has_name) names_->put_entry(mark.node.parent, mark.name, mark.node);
-  else if (mark.kind != wire::MarkKind::kUnlink) names_->put(mark.node);
-  Image* im = mark.node.image.is_nil() ? nullptr : find(mark.node.image);
-  if (im != nullptr) {
-    uint64_t size = im->attr.size;
-    Generation generation = im->attr.size_generation;
-    take_attr(*im, mark.node);
-    if (im->held) {
-      im->attr.size = size;
-      im->attr.size_generation = generation;
-      im->attr.holder = options_.config.node.name;
-      policy_seen(*im, im->attr.mirror);
-    }
-  }
-  if (mark.replaced.is_nil()) return;
-  // Whoever has it open sees it without a name.
-  if (auto gone = names_->by_image(mark.replaced)) {
-    gone->nlink = 0;
-    gone->ctime = std::max(gone->ctime, mark.label);
-    names_->put(*gone);
-    if (Image* open = find(mark.replaced)) {
-      open->attr.nlink = 0;
-      open->attr.ctime = gone->ctime;
-    }
-  }
-  lost_name(mark.replaced);
-}
-
 void Engine::create(wire::Create request, AttrDone done) {
   tasks_.spawn(do_create(std::move(request), std::move(done)));
 }
@@ -279,10 +250,7 @@ void Engine::unlink(InodeNumber parent, std::string name, bool directory, Done d
 Task<void> Engine::do_unlink(wire::Unlink request, Done done) {
   const auto known = names_->lookup(request.parent, request.name);
   co_await make_use_known(*mirror_, known ? find(known->image) : nullptr);
-  auto answer = co_await ask<wire::Changed>(wire::Type::kUnlink, std::move(request), kChangeWait);
-  if (!answer) co_return done(answer.status());
-  changed(*answer);
-  done(Status::ok());
+  done(co_await change_name(wire::Type::kUnlink, std::move(request), known));
 }
 
 void Engine::rename(wire::Rename request, Done done) { tasks_.spawn(do_rename(std::move(request), std::move(done))); }
@@ -290,10 +258,46 @@ void Engine::rename(wire::Rename request, Done done) { tasks_.spawn(do_rename(st
 Task<void> Engine::do_rename(wire::Rename request, Done done) {
   const auto replaced = names_->lookup(request.new_parent, request.new_name);
   co_await make_use_known(*mirror_, replaced ? find(replaced->image) : nullptr);
-  auto answer = co_await ask<wire::Changed>(wire::Type::kRename, std::move(request), kChangeWait);
-  if (!answer) co_return done(answer.status());
-  changed(*answer);
-  done(Status::ok());
+  done(co_await change_name(wire::Type::kRename, std::move(request), replaced));
+}
+
+// Carried out at most once. Where the answer is lost the names tell: once a new session stands the shared node has done
+// it, or never will. Sent again unseen it could strike what another host has put there since, or undo an exchange.
+// `over`: what is to lose its name by it.
+template <class M>
+Task<Status> Engine::change_name(wire::Type type, M request, std::optional<wire::Attr> over) {
+  const io::BootTime deadline = env_.now() + kChangeWait;
+  auto node = names_->lookup(request.parent, request.name);
+  if (!node) {
+    auto there = co_await look_at(request.parent, request.name, kChangeWait);
+    if (!there) co_return there.status();
+    node = std::move(*there);
+  }
+  for (;;) {
+    bool lost = false;
+    auto answer = co_await ask<wire::Changed>(type, request, deadline - env_.now(), &lost);
+    if (answer) changed(*answer);
+    if (!lost) co_return answer.status();
+    auto now = co_await look_at(request.parent, request.name, deadline - env_.now());
+    if (now && now->inode == node->inode) continue;   // it was not done
+    Status done = now.status();
+    if (now || done.code() == Code::kNotFound) done = co_await was_done(request, node->inode, deadline);
+    if (over && !over->image.is_nil()) tasks_.spawn(check_name(std::move(*over)));
+    co_return done;
+  }
+}
+
+// The name has gone from it, by whichever host; moved by another it has one still.
+Task<Status> Engine::was_done(const wire::Unlink& request, InodeNumber node, io::BootTime deadline) {
+  auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{node}, deadline - env_.now());
+  if (!now) co_return now.status().code() == Code::kNotFound ? Status::ok() : now.status();
+  co_return now->nlink == 0 ? Status::ok() : Status::from_errno(ENOENT, request.name);
+}
+
+Task<Status> Engine::was_done(const wire::Rename& request, InodeNumber node, io::BootTime deadline) {
+  auto now = co_await look_at(request.new_parent, request.new_name, deadline - env_.now());
+  if (!now) co_return now.status();
+  co_return now->inode == node ? Status::ok() : Status::from_errno(ENOENT, request.name);
 }
 
 void Engine::readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done) {
@@ -328,8 +332,8 @@ Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done) {
   const bool noted_before = im != nullptr && host_only(*im);
   if (Status s = before_policy(request); !s) co_return done(s);
   const bool noted = im != nullptr && !noted_before && host_only(*im);
-  auto answer = co_await ask<wire::Changed>(wire::Type::kSetXattr, std::move(request), kChangeWait);
-  if (!answer && noted && mirror_->up()) {
+  Status set = co_await change_xattr(std::move(request));
+  if (!set && noted && mirror_->up()) {
     // Refused, then the note goes. Not if it was taken before, and that answer got lost.
     auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{inode}, kQueryWait);
     im = find(known->image);
@@ -338,9 +342,25 @@ Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done) {
         kLog.warning("flag_not_kept", {{"image", im->id}, {"error", s}});
     }
   }
-  if (!answer) co_return done(answer.status());
-  changed(*answer);
-  done(Status::ok());
+  done(std::move(set));
+}
+
+// As change_name(): what is there tells whether it was done, and "only if new" holds.
+Task<Status> Engine::change_xattr(wire::SetXattr request) {
+  const io::BootTime deadline = env_.now() + kChangeWait;
+  for (;;) {
+    bool lost = false;
+    auto answer = co_await ask<wire::Changed>(wire::Type::kSetXattr, request, deadline - env_.now(), &lost);
+    if (answer) changed(*answer);
+    if (!lost) co_return answer.status();
+    auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{request.inode}, deadline - env_.now());
+    if (!now) co_return now.status();
+    names_->put(*now);
+    const bool there = std::any_of(now->xattrs.begin(), now->xattrs.end(), [&](const auto& x) {
+      return x.first == request.name && (request.remove != 0 || x.second == request.value);
+    });
+    if (there == (request.remove == 0)) co_return Status::ok();
+  }
 }
 
 void Engine::statfs(Callback<Result<wire::StatFsAnswer>> done) { tasks_.spawn(do_statfs(std::move(done))); }
@@ -406,6 +426,18 @@ Task<void> Engine::check_attr(Image& im) {
   }
 }
 
+// Whether an image has lost its name, once the link is up: then its copy here goes, opened in this run or not. That a
+// name is not there, or is another's, says nothing: it may have been renamed.
+Task<void> Engine::check_name(wire::Attr image) {
+  auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{image.inode}, kCheckWait);
+  if (now) names_->put(*now);
+  const bool gone = now ? now->nlink == 0 : now.status().code() == Code::kNotFound;
+  if (!gone) co_return;
+  const ImageId& id = image.image;
+  if (find(id) != nullptr || group_->contains(id) || flags_.contains(id)) lost_name(id);
+  else names_->erase(image.inode);
+}
+
 // What another host has made of an image's size. First a byte of it is read: that waits, or fails, where its holder may
 // have acknowledged what the shared node does not have, a later end among it. Only then the size: what that read was
 // answered for is in it.
@@ -420,35 +452,6 @@ Task<Status> Engine::ask_size(Image& im, uint64_t offset) {
   // Of `mirror = none` nothing is read there, and the size is its holder's to say; without one it is as it was left.
   if (!read && !answer->holder.empty()) co_return read;
   co_return Status::ok();
-}
-
-// A read goes past the end that is known here.
-Task<void> Engine::learn_size(Op* op) {
-  Image& im = *op->image;
-  Status asked(Code::kUnavailable, "its tenure is not confirmed");   // nor may it be asked then, as read_remote()
-  if (!im.held || im.state != MirrorState::kWaiting) asked = co_await ask_size(im, op->extent.offset);
-  if (!asked && asked.code() != Code::kUnavailable) co_return finish_read(op, std::move(asked));
-  if (!asked) {
-    step_back(op);
-    if (mirror_->up()) unpark_later(im);
-    co_return;
-  }
-  read_in_order(op);
-}
-
-// Zeros at the end of what was read: the shared node has nothing else beyond the end of an image that its holder has
-// just made shorter. As far as it reaches by now.
-Task<void> Engine::end_if_shorter(Op* op) {
-  Image& im = *op->image;
-  auto now = co_await renew_attr(im);
-  if (!now) {
-    step_back(op);
-    if (mirror_->up()) unpark_later(im);
-    co_return;
-  }
-  const uint64_t size = im.size_now();
-  op->extent.length = op->extent.offset >= size ? 0 : std::min(op->extent.length, size - op->extent.offset);
-  finish_read(op, Status::ok());
 }
 
 }  // namespace tidemark::fs

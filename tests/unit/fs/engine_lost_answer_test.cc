@@ -1,0 +1,212 @@
+// Changes of names whose answer is lost with the link: each is carried out once, the caller hears what became of it, and
+// an image that lost its name that way leaves no blocks behind.
+#include <algorithm>
+
+#include "tests/unit/fs/engine_fixture.h"
+
+namespace tidemark::fs {
+namespace {
+
+constexpr InodeNumber kTop{1};
+constexpr uint32_t kExchange = 2, kOnlyIfNew = 1;
+
+class LostAnswerTest : public EngineTest {
+ protected:
+  Pending rename(const std::string& name, const std::string& new_name, uint32_t flags = 0) {
+    auto r = std::make_shared<Request>();
+    engine(1).rename({kTop, name, kTop, new_name, flags}, [r](Status s) { r->answer = std::move(s); });
+    return r;
+  }
+  Pending unlink(int host, const std::string& name) {
+    auto r = std::make_shared<Request>();
+    engine(host).unlink(kTop, name, false, [r](Status s) { r->answer = std::move(s); });
+    return r;
+  }
+  Pending set_xattr(const File& f, const std::string& value, uint32_t flags, bool remove = false) {
+    auto r = std::make_shared<Request>();
+    wire::SetXattr ask{f.inode, "user.lock", Bytes(value.begin(), value.end()), static_cast<uint8_t>(remove ? 1 : 0), flags};
+    engine(f.host).set_xattr(ask, [r](Status s) { r->answer = std::move(s); });
+    return r;
+  }
+  std::string xattr(const File& f) {
+    Pending r = getattr(f);
+    EXPECT_TRUE(wait(r));
+    for (const auto& [name, value] : r->attr.xattrs)
+      if (name == "user.lock") return {value.begin(), value.end()};
+    return "";
+  }
+  // What is asked from now on is carried out, and its answer lost; or the question is.
+  void lose_answers() { world_->cut("shared1", "host1"); }
+  void lose_questions() { world_->cut("host1", "shared1"); }
+  void await_loss(const Pending& request) {
+    world_->run_for(milliseconds(500));
+    ASSERT_FALSE(request->answer);
+  }
+  Status after_loss(const Pending& request) {
+    lose_link(1);
+    heal_link(1);
+    return wait(request);
+  }
+  InodeNumber at(const std::string& name) { return open(2, name).inode; }
+  bool missing(const std::string& name) {
+    std::optional<Status> answer;
+    engine(2).lookup(kTop, name, [&](Result<wire::Attr> attr) { answer = attr.status(); });
+    return until([&] { return answer.has_value(); }) && answer->code() == Code::kNotFound;
+  }
+  bool has_blocks(const std::string& node, const File& f) {
+    const auto files = world_->files(node, "/brick1");
+    return std::any_of(files.begin(), files.end(), [id = f.image.to_string()](const auto& file) {
+      return file.first.find(id) != std::string::npos;
+    });
+  }
+  File written(int host, const std::string& name) {
+    File f = create(host, name, kMiB);
+    EXPECT_TRUE(write_now(f, 0, 0x11, 4096));
+    EXPECT_TRUE(await_mirror(f, "mirrored"));
+    for (const std::string& node : {host_name(host), std::string("shared1")}) EXPECT_TRUE(has_blocks(node, f)) << node;
+    return f;
+  }
+  void expect_freed(const File& f) {
+    world_->run_for(std::chrono::minutes(1));
+    for (const char* node : {"host1", "shared1"}) EXPECT_FALSE(has_blocks(node, f)) << node;
+  }
+};
+
+TEST_F(LostAnswerTest, AnExchangeIsNotUndone) {
+  start();
+  File a = create(1, "a", kMiB), b = create(1, "b", kMiB);
+  lose_answers();
+  Pending done = rename("a", "b", kExchange);
+  await_loss(done);
+  EXPECT_EQ(at("a"), b.inode);
+  EXPECT_TRUE(after_loss(done));
+  EXPECT_EQ(at("a"), b.inode);
+  EXPECT_EQ(at("b"), a.inode);
+}
+
+TEST_F(LostAnswerTest, AnExchangeThatWasNeverAskedForIsDoneOnce) {
+  start();
+  File a = create(1, "a", kMiB), b = create(1, "b", kMiB);
+  lose_questions();
+  Pending done = rename("a", "b", kExchange);
+  await_loss(done);
+  EXPECT_EQ(at("a"), a.inode);
+  EXPECT_TRUE(after_loss(done));
+  EXPECT_EQ(at("a"), b.inode);
+  EXPECT_EQ(at("b"), a.inode);
+}
+
+TEST_F(LostAnswerTest, AnUnlinkLeavesWhatAnotherHostHasPutThereSince) {
+  start();
+  File a = written(1, "a");
+  close(a);
+  lose_answers();
+  Pending done = unlink(1, "a");
+  await_loss(done);
+  File theirs = create(2, "a", kMiB);
+  ASSERT_TRUE(write_now(theirs, 0, 0x22, 4096));
+  EXPECT_TRUE(after_loss(done));
+  EXPECT_EQ(at("a"), theirs.inode);
+  expect_freed(a);
+  EXPECT_EQ(byte_at(open(1, "a"), 0, 4096), 0x22);
+}
+
+TEST_F(LostAnswerTest, AnUnlinkSaysThatItIsDoneAndFreesTheBlocks) {
+  start();
+  File a = written(1, "a"), b = written(1, "b");
+  close(a);
+  lose_answers();
+  Pending done = unlink(1, "a"), still_open = unlink(1, "b");
+  await_loss(done);
+  EXPECT_TRUE(after_loss(done));
+  EXPECT_TRUE(wait(still_open));
+  EXPECT_TRUE(missing("a"));
+  expect_freed(a);
+  EXPECT_EQ(byte_at(b, 0, 4096), 0x11);
+  close(b);
+  expect_freed(b);
+}
+
+TEST_F(LostAnswerTest, AnUnlinkThatWasNeverAskedForIsDone) {
+  start();
+  File a = written(1, "a");
+  close(a);
+  lose_questions();
+  Pending done = unlink(1, "a");
+  await_loss(done);
+  EXPECT_FALSE(missing("a"));
+  EXPECT_TRUE(after_loss(done));
+  EXPECT_TRUE(missing("a"));
+  expect_freed(a);
+}
+
+// It has its name no more, and not by this host: somebody else's is the only one that it lost.
+TEST_F(LostAnswerTest, AnUnlinkOfWhatAnotherHostHasMovedFindsNothing) {
+  start();
+  File a = written(1, "a");
+  close(a);
+  lose_questions();
+  Pending done = unlink(1, "a");
+  await_loss(done);
+  auto moved = std::make_shared<Request>();
+  engine(2).rename({kTop, "a", kTop, "c", 0}, [moved](Status s) { moved->answer = std::move(s); });
+  ASSERT_TRUE(wait(moved));
+  EXPECT_EQ(after_loss(done).code(), Code::kNotFound);
+  EXPECT_EQ(at("c"), a.inode);
+  world_->run_for(std::chrono::minutes(1));
+  EXPECT_EQ(byte_at(open(1, "c"), 0, 4096), 0x11);
+}
+
+TEST_F(LostAnswerTest, ARenameOverAnotherFreesThatOnesBlocks) {
+  start();
+  File a = written(1, "a"), b = written(1, "b");
+  close(b);
+  lose_answers();
+  Pending done = rename("a", "b");
+  await_loss(done);
+  File theirs = create(2, "a", kMiB);
+  EXPECT_TRUE(after_loss(done));
+  EXPECT_EQ(at("a"), theirs.inode);
+  EXPECT_EQ(at("b"), a.inode);
+  expect_freed(b);
+  EXPECT_EQ(byte_at(a, 0, 4096), 0x11);
+}
+
+TEST_F(LostAnswerTest, ARenameWhoseLinkStaysAwayFreesTheBlocksOnceItIsBack) {
+  start();
+  File a = written(1, "a"), b = written(1, "b");
+  close(b);
+  lose_answers();
+  Pending done = rename("a", "b");
+  await_loss(done);
+  lose_link(1);
+  EXPECT_EQ(wait(done).sys_errno(), EHOSTUNREACH);
+  heal_link(1);
+  expect_freed(b);
+  EXPECT_EQ(at("b"), a.inode);
+}
+
+TEST_F(LostAnswerTest, AnExtendedAttributeThatIsToBeNewIsNotTakenForAnothers) {
+  start();
+  File a = create(1, "a", kMiB), theirs = open(2, "a");
+  lose_answers();
+  Pending done = set_xattr(a, "host1", kOnlyIfNew);
+  await_loss(done);
+  EXPECT_EQ(xattr(theirs), "host1");
+  EXPECT_TRUE(after_loss(done)) << "it was new";
+  EXPECT_EQ(xattr(a), "host1");
+  lose_answers();
+  done = set_xattr(a, "", 0, true);
+  await_loss(done);
+  EXPECT_TRUE(after_loss(done)) << "it was there";
+  EXPECT_EQ(xattr(a), "");
+  lose_questions();
+  done = set_xattr(a, "host1", kOnlyIfNew);
+  await_loss(done);
+  ASSERT_TRUE(wait(set_xattr(theirs, "host2", kOnlyIfNew)));
+  EXPECT_EQ(after_loss(done).sys_errno(), EEXIST);
+  EXPECT_EQ(xattr(theirs), "host2");
+}
+
+}  // namespace
+}  // namespace tidemark::fs
