@@ -29,7 +29,9 @@ void Engine::link_up(const wire::HelloAnswer& hello) {
     if (im->doomed) tell_dropped(*im);
     else if (im->held) tasks_.spawn(resume(*im));
     else unpark(*im);
-    if (im->facts.policy_none && !im->held) tasks_.spawn(check_attr(*im));   // read here for that reason alone
+    // Its name may have gone meanwhile; or its policy, for which alone it is read here. resume() sees to those held.
+    const bool used = im->handles != 0 || im->facts.policy_none;
+    if (used && !im->held && !im->doomed) tasks_.spawn(check_attr(*im));
   }
 }
 
@@ -90,7 +92,7 @@ Task<Result<wire::Resumed>> Engine::say_resumed(Image& im, Epoch epoch, uint8_t 
 Task<void> Engine::resume(Image& im) {
   Pin pin(im);
   const Epoch epoch = im.epoch;
-  // The policy may be another one by now. Should this fail, so does what follows.
+  // The policy may be another one by now, the name gone. Should this fail, so does what follows.
   wire::GetAttr which{im.inode};
   auto attr = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
     mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
@@ -99,6 +101,11 @@ Task<void> Engine::resume(Image& im) {
     im.attr.mirror = attr->mirror;
     policy_seen(im, attr->mirror);
     if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
+  }
+  if (attr ? attr->nlink == 0 : attr.status().code() == Code::kNotFound) {
+    if (attr) names_->put(*attr);
+    lost_name(im.id);
+    if (im.doomed) co_return;   // as link_up()
   }
   bool marked = false;   // anew each time: what was found equal before may have been damaged since, and nobody told
   for (bool other = false;;) {

@@ -251,6 +251,7 @@ void Engine::reap() {
   journal::Usage usage = journal_->usage();
   for (auto at = images_.begin(); at != images_.end();) {
     Image& im = *at->second;
+    if (im.doomed && !im.held) im.attr.holder.clear();   // no tenure is taken up for it, time and again
     bool quiet = im.active == 0 && im.pins == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() &&
                  im.order.idle() && !im.acquiring && !im.yielding && !im.recovering && !im.fill_running &&
                  !im.resync_running && !im.noting_alone;

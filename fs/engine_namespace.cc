@@ -390,14 +390,15 @@ void Engine::invalidated(const wire::InvalidateNotify& message) {
     if (asked) tasks_.spawn(do_lookup(message.parent, message.name, [](Result<wire::Attr>) {}));
   }
   auto known = names_->get(message.inode);
+  const bool cached = !known || may_be_cached(*known);
   Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;
   if (im != nullptr) tasks_.spawn(check_attr(*im));
+  else if (known && !known->image.is_nil()) tasks_.spawn(check_name(std::move(*known)));
   // Of nothing that has a name: of its copy there.
   const bool copy = im != nullptr && im->held && message.parent.value == 0 && sends_mirror(im->state);
   if (copy && im->state != MirrorState::kResyncing) tasks_.spawn(ask_after_shared(*im));
   // Of an image whose attributes nobody believes there is nothing to take back; and the kernel would throw away an
   // answer that it is just given, and go on with the size from before.
-  const bool cached = !known || may_be_cached(*known);
   if (invalidate_ && cached) invalidate_(message);
 }
 

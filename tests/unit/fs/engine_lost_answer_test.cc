@@ -208,5 +208,57 @@ TEST_F(LostAnswerTest, AnExtendedAttributeThatIsToBeNewIsNotTakenForAnothers) {
   EXPECT_EQ(xattr(theirs), "host2");
 }
 
+// ---- removed by another host ----------------------------------------------------------------------
+
+TEST_F(LostAnswerTest, ImagesRemovedElsewhereWhileTheLinkIsDownAreFreedHere) {
+  start();
+  File held = written(1, "held"), used = written(1, "used");
+  close(held);
+  lose_link(1);
+  for (const char* name : {"held", "used"}) ASSERT_TRUE(wait(unlink(2, name)));
+  heal_link(1);
+  expect_freed(held);
+  EXPECT_EQ(byte_at(used, 0, 4096), 0x11) << "it is open";
+  close(used);
+  expect_freed(used);
+}
+
+// Known by its name and its copy alone: nobody has opened it in this run.
+TEST_F(LostAnswerTest, AnImageRemovedElsewhereIsFreedHereThoughNobodyHasOpenedIt) {
+  start();
+  File a = written(1, "a"), b = written(1, "b");
+  ASSERT_TRUE(wait(flush(a)));
+  ASSERT_TRUE(wait(flush(b)));
+  close(a);
+  close(b);
+  world_->run_for(seconds(15));            // their regions are clean
+  crash_host(1, sim::Crash::kKill);
+  start_host(1);
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  world_->run_for(seconds(5));
+  ASSERT_TRUE(wait(unlink(2, "a")));
+  auto moved = std::make_shared<Request>();
+  engine(2).rename({kTop, "b", kTop, "c", 0}, [moved](Status s) { moved->answer = std::move(s); });
+  ASSERT_TRUE(wait(moved));
+  expect_freed(a);
+  EXPECT_TRUE(has_blocks("host1", b)) << "it has another name";
+  EXPECT_EQ(byte_at(open(1, "c"), 0, 4096), 0x11);
+}
+
+// It was held when its name went, and its blocks were not gone yet.
+TEST_F(LostAnswerTest, ARemovedImageIsFreedAfterACrash) {
+  start();
+  File a = written(1, "a");
+  world_->run_for(seconds(15));            // its regions are clean
+  ASSERT_TRUE(wait(unlink(1, "a")));
+  close(a);
+  ASSERT_TRUE(logged("image_dropped"));
+  crash_host(1, sim::Crash::kKill);
+  ASSERT_TRUE(has_blocks("host1", a));
+  start_host(1);
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  expect_freed(a);
+}
+
 }  // namespace
 }  // namespace tidemark::fs
