@@ -13,7 +13,8 @@
 // regions, read as they stand, writes going on. Whatever changes meanwhile is recorded in the next one. When nothing is
 // lacked and little has changed, the last batch is cut exactly, as any other; the replica applies all pieces with it, so
 // that it never shows what lies between. Each piece is durable here before it is sent, and what it held is lacked until
-// then: a crash goes on where it stood.
+// then: a crash goes on where it stood. The replica takes of the pieces what the last batch names, and every size from
+// that one. So it names all that is *unnamed* (lacks.h), which a piece's commit notes, and the last batch's forgets.
 //
 // Later points rest on earlier ones, so the whole unshipped tail is given up at once, never a part of it. Numbers are not
 // used again: the first piece stands for all that the replica never got.
@@ -210,7 +211,10 @@ void JournalImpl::take_over(const std::deque<StagedBatch>& given, std::vector<St
   Batch& open = open_batch();
   for (const StagedBatch& batch : given) {
     count_given_up(batch.number, batch.kind, batch.label, batch.name);
-    for (const ImageExtent& e : batch.regions) lacks_.set(e.image, e.extent);
+    for (const ImageExtent& e : batch.regions) {
+      lacks_.set(e.image, e.extent);
+      lacks_.set_unnamed(e.image, batch.kind == BatchKind::kResync);   // it may have named what pieces hold
+    }
     staged_bytes_.erase(batch.number);
     auto [first, end] = waiters_.equal_range(batch.number);
     std::vector<Callback<Result<std::string>>> waiting;
@@ -317,8 +321,10 @@ void JournalImpl::begin_resync() {
   const Shipper::Facts facts = *std::exchange(facts_, std::nullopt);
   ReplicaRow row = shipper_->replica();
   bool replaced = !row.store.is_nil() && row.store != facts.store;
+  const BatchNumber there(facts.expected.value - 1);
+  const bool gone_back = there < row.newest || (there == row.newest && facts.last_digest != row.digest);
   row.store = facts.store;
-  row.newest = BatchNumber(facts.expected.value - 1);
+  row.newest = there;
   row.digest = facts.last_digest;
   if (replaced) {
     row.label = WallTime();
@@ -339,8 +345,15 @@ void JournalImpl::begin_resync() {
   shipping_ = Shipping::kResyncing;
   gone_.clear();
   resync_from_ = Counter(next_counter_);
-  resync_slots_.clear();
   resync_rounds_ = 0;
+  for (const ImageId& id : lacks_.unnamed()) {
+    if (replaced || gone_back) {      // what was sent is gone, as may be the events that let it be named; all is sent anew
+      lacks_.named(id);
+    } else if (withheld_.contains(id) && lacks_.sent(id)) {
+      const uint32_t slot = slot_of(id);
+      note_lack(slot, RecordKind::kWrite, {0, slots_[slot].size});   // the last batch does not name it: dropped
+    }
+  }
   kLog.info("resync_began", {{"store", facts.store}, {"expected", facts.expected}, {"lacked_bytes", lacks_.bytes()},
                              {"full", degraded_.full ? 1 : 0}});
 }
@@ -355,11 +368,12 @@ void JournalImpl::next_piece() {
   Batch& open = open_batch();
   std::vector<ImageExtent> regions = lacks_.take(std::min(kPieceBytes, limit_bytes() / kPiecesInLimit));
   // Of an image that was removed meanwhile nothing is needed.
-  std::erase_if(regions, [this](const ImageExtent& e) {
-    bool known = slot_by_image_.contains(e.image) || known_tenures_.contains(e.image);
-    if (!known) lacks_.forget(e.image);
+  auto gone = [this](const ImageId& image) {
+    const bool known = slot_by_image_.contains(image) || known_tenures_.contains(image);
+    if (!known) lacks_.forget(image);
     return !known;
-  });
+  };
+  std::erase_if(regions, [&](const ImageExtent& e) { return gone(e.image); });
   // A write begun while degraded is in no record, only its region is lacked, once it has finished: the end waits for it.
   const bool all_known = tracker_.all_finished_below() >= resync_from_.value;
   if (regions.empty() && !all_known) return;
@@ -367,14 +381,9 @@ void JournalImpl::next_piece() {
   if (regions.empty()) resync_rounds_ = last ? 0 : resync_rounds_ + 1;
   open.lacked.clear();               // of before the resync
   record_lacked(open, regions);
-  for (uint32_t slot = 0; slot < open.images.size(); ++slot) {
-    if (open.images[slot] != nullptr) resync_slots_.insert(slot);
-  }
   if (last) {
-    for (uint32_t slot : resync_slots_) {
-      auto known = slot_by_image_.find(slots_[slot].image);
-      if (known != slot_by_image_.end() && known->second == slot) touch(open, slot, Counter(next_counter_ - 1));
-    }
+    for (const ImageId& id : lacks_.unnamed())
+      if (!gone(id)) touch(open, slot_of(id), Counter(next_counter_ - 1));
   }
   open.kind = last ? BatchKind::kResync : BatchKind::kPiece;
   open.empty = false;
@@ -385,6 +394,7 @@ void JournalImpl::next_piece() {
 // In the turn that its commit is made ready.
 void JournalImpl::resync_staged(const Batch& batch) {
   lacks_.staged(batch.lacked);
+  note_named(batch);
   if (shipping_ != Shipping::kResyncing || batch.kind == BatchKind::kPiece) return;
   if (!lacks_.empty()) {            // a tenure that began meanwhile: what it follows is to be sent, too
     resync_end_ = BatchNumber();
@@ -394,6 +404,20 @@ void JournalImpl::resync_staged(const Batch& batch) {
   shipping_ = Shipping::kNormal;
   degraded_ = {};
   put_degraded();
+}
+
+// What a piece has of an image is dropped unless the resync's last batch names it.
+void JournalImpl::note_named(const Batch& batch) {
+  for (uint32_t slot = 0; slot < batch.images.size(); ++slot) {
+    const BatchImage* of_it = batch.image(slot);
+    if (of_it == nullptr) continue;
+    const ImageId& image = slots_[slot].image;
+    auto known = slot_by_image_.find(image);
+    if (known == slot_by_image_.end() || known->second != slot) continue;   // it was removed meanwhile
+    if (of_it->left_out) continue;
+    if (batch.kind == BatchKind::kPiece) lacks_.set_unnamed(image, true);
+    else lacks_.named(image);
+  }
 }
 
 // The replica has all of it.
@@ -415,8 +439,11 @@ void JournalImpl::end_resync() {
   }
 }
 
+// Each image that the batch names at least once: of some it has the size alone.
 std::vector<ImageExtent> JournalImpl::regions_of(const StagePlan& plan) const {
   std::vector<ImageExtent> out;
+  std::set<ImageId> named;
+  for (const SegmentImage& image : plan.images) named.insert(image.image);
   for (const PartPlan& part : plan.parts) {
     for (const PartPlan::Piece& piece : part.pieces) {
       uint64_t region = drl_->region_bytes(piece.slot);
@@ -427,9 +454,11 @@ std::vector<ImageExtent> JournalImpl::regions_of(const StagePlan& plan) const {
         out.back().extent.length = std::max(end, out.back().extent.end()) - out.back().extent.offset;
       } else {
         out.push_back({image, {first, end - first}});
+        named.erase(image);
       }
     }
   }
+  for (const ImageId& image : named) out.push_back({image, {}});
   return out;
 }
 

@@ -47,7 +47,8 @@ void JournalImpl::forget(const ImageId& image) {
 void JournalImpl::fold_if_needed() {
   Batch& open = open_batch();
   if (shipping_ != Shipping::kDegraded || std::max(open.marks.size(), gone_.size()) < fold_at_) return;
-  std::set<ImageId> named;
+  const std::vector<ImageId> lacked = lacks_.images();
+  std::set<ImageId> named(lacked.begin(), lacked.end());
   for (uint32_t slot = 0; slot < open.images.size(); ++slot) {
     if (open.images[slot] != nullptr) named.insert(slots_[slot].image);
   }

@@ -208,6 +208,7 @@ class JournalImpl final : public Journal {
   bool piece_due() const;
   void next_piece();
   void resync_staged(const Batch& batch);
+  void note_named(const Batch& batch);
   void end_resync();
   std::vector<ImageExtent> regions_of(const StagePlan& plan) const;
   void fill_usage(Usage& usage) const;
@@ -315,7 +316,6 @@ class JournalImpl final : public Journal {
   std::vector<ImageExtent> full_wanted_;         // with it: all that a replaced replica must have
   std::optional<Shipper::Facts> facts_;          // the replica has answered
   Counter resync_from_;                          // writes begun before it are marked, not recorded
-  std::set<uint32_t> resync_slots_;              // of its pieces: its last batch names them all
   uint32_t resync_rounds_ = 0;                   // pieces since nothing was lacked any more
   BatchNumber resync_end_;                       // its last batch, until the replica has it
   uint64_t resync_sent_ = 0, resyncs_ended_ = 0, points_given_up_ = 0;

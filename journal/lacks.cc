@@ -33,6 +33,8 @@ bool none(const std::vector<uint64_t>& bits) {
 
 Bytes key_of(const ImageId& image, uint64_t page) { return kv::KeyBuilder().uuid(image).u64(page).bytes(); }
 
+constexpr std::string_view kUnnamedPrefix = "unnamed ";   // of keys in table meta; the image follows
+
 }  // namespace
 
 void LackMap::note(const ImageId& id, const Image& image, Extent extent) {
@@ -76,6 +78,11 @@ bool LackMap::set(const ImageId& id, Extent extent) {
 }
 
 void LackMap::forget(const ImageId& id) {
+  drop_regions(id);
+  named(id);
+}
+
+void LackMap::drop_regions(const ImageId& id) {
   if (images_.erase(id) > 0) erased_.insert(id);
   std::erase_if(changed_, [&](const auto& page) { return page.first == id; });
 }
@@ -119,8 +126,32 @@ void LackMap::withhold(const ImageId& id, bool withheld) {
 }
 
 std::vector<ImageId> LackMap::images() const {
+  std::vector<ImageId> out = unnamed();
+  for (const auto& [id, image] : images_)
+    if (!unnamed_.contains(id)) out.push_back(id);
+  return out;
+}
+
+bool LackMap::set_unnamed(const ImageId& id, bool sent) {
+  auto [it, fresh] = unnamed_.try_emplace(id, sent);
+  if (!fresh && (it->second || !sent)) return false;
+  it->second = sent;
+  unnamed_changed_.insert(id);
+  return true;
+}
+
+void LackMap::named(const ImageId& id) {
+  if (unnamed_.erase(id) > 0) unnamed_changed_.insert(id);
+}
+
+bool LackMap::sent(const ImageId& id) const {
+  auto it = unnamed_.find(id);
+  return it != unnamed_.end() && it->second;
+}
+
+std::vector<ImageId> LackMap::unnamed() const {
   std::vector<ImageId> out;
-  for (const auto& [id, image] : images_) out.push_back(id);
+  for (const auto& [id, sent] : unnamed_) out.push_back(id);
   return out;
 }
 
@@ -131,7 +162,7 @@ void LackMap::staged(const std::vector<ImageExtent>& taken) {
     Image& image = it->second;
     for (uint64_t i = t.extent.offset / image.region_bytes; i * image.region_bytes < t.extent.end(); ++i) clear(image.taken, i);
     note(t.image, image, t.extent);
-    if (none(image.lacked) && none(image.taken)) forget(t.image);
+    if (none(image.lacked) && none(image.taken)) drop_regions(t.image);
   }
 }
 
@@ -177,14 +208,23 @@ void LackMap::put_page(const ImageId& id, uint64_t page, kv::WriteBatch& out) co
 void LackMap::put_changed(kv::WriteBatch& out) {
   for (const ImageId& id : erased_) out.erase_range(kLacksTable, key_of(id, 0), key_of(id, UINT64_MAX));
   for (const auto& [id, page] : changed_) put_page(id, page, out);
+  for (const ImageId& id : unnamed_changed_) {
+    const std::string key = std::string(kUnnamedPrefix) + id.to_string();
+    auto it = unnamed_.find(id);
+    const uint8_t sent = it != unnamed_.end() && it->second ? 1 : 0;
+    if (it == unnamed_.end()) out.erase(kMetaTable, as_bytes(key));
+    else out.put(kMetaTable, as_bytes(key), ByteSpan(&sent, 1));
+  }
   erased_.clear();
   changed_.clear();
+  unnamed_changed_.clear();
 }
 
 void LackMap::put_all() {
   for (const auto& [id, image] : images_) {
     for (uint64_t page = 0; page * kWords < std::max(image.lacked.size(), image.taken.size()); ++page) changed_.emplace(id, page);
   }
+  for (const auto& [id, sent] : unnamed_) unnamed_changed_.insert(id);
 }
 
 Status LackMap::load(kv::Snapshot& snapshot) {
@@ -204,6 +244,18 @@ Status LackMap::load(kv::Snapshot& snapshot) {
     image.region_bytes = region_bytes;
     image.lacked.resize(std::max<size_t>(image.lacked.size(), (page + 1) * kWords));
     for (size_t word = 0; word < kWords; ++word) image.lacked[page * kWords + word] = value.u64();
+  }
+  return load_unnamed(snapshot);
+}
+
+Status LackMap::load_unnamed(kv::Snapshot& snapshot) {
+  auto cursor = snapshot.cursor(kMetaTable);
+  for (bool more = cursor->seek(as_bytes(kUnnamedPrefix)); more; more = cursor->next()) {
+    const std::string_view key(reinterpret_cast<const char*>(cursor->key().data()), cursor->key().size());
+    if (!key.starts_with(kUnnamedPrefix)) break;
+    const std::optional<Uuid> image = Uuid::parse(key.substr(kUnnamedPrefix.size()));
+    if (!image || cursor->value().size() != 1) return Status(Code::kCorruption, "journal: row `" + std::string(key) + "` is malformed");
+    unnamed_[*image] = cursor->value()[0] != 0;
   }
   return Status::ok();
 }

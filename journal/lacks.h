@@ -6,6 +6,9 @@
 // commits (put_changed). Pure; no I/O but for load().
 //
 // Of an image that is withheld (withheld.cc) regions are lacked, and none is taken before it is released.
+//
+// What a piece brings of an image, and the size of one, counts at the replica only once a batch that shows a point names it.
+// Until then the image is *unnamed*, on disk too: the resync's last batch names it though nothing of it is lacked any more.
 #pragma once
 
 #include <cstdint>
@@ -40,11 +43,17 @@ class LackMap {
   uint64_t bytes() const;            // lacked and taken, in whole regions; of withheld images none
   uint64_t bytes(const ImageId& image) const;
   void withhold(const ImageId& image, bool withheld);
-  std::vector<ImageId> images() const;
+  std::vector<ImageId> images() const;   // those that lack something, and unnamed ones
+
+  // `sent`: pieces have some of it; else its size alone may be another. True if that is new.
+  bool set_unnamed(const ImageId& image, bool sent);
+  void named(const ImageId& image);
+  bool sent(const ImageId& image) const;
+  std::vector<ImageId> unnamed() const;
 
   void put_changed(kv::WriteBatch& out);
   void put_all();                    // with the next put_changed()
-  bool changed() const { return !changed_.empty() || !erased_.empty(); }
+  bool changed() const { return !changed_.empty() || !erased_.empty() || !unnamed_changed_.empty(); }
   Status load(kv::Snapshot& snapshot);
 
  private:
@@ -56,13 +65,17 @@ class LackMap {
   void coarsen(const ImageId& id, Image& image, uint64_t end);
   void take_from(const ImageId& id, Image& image, uint64_t bytes_max, uint64_t& bytes, std::vector<ImageExtent>& out);
   void note(const ImageId& id, const Image& image, Extent extent);
+  void drop_regions(const ImageId& id);
   void put_page(const ImageId& id, uint64_t page, kv::WriteBatch& out) const;
+  Status load_unnamed(kv::Snapshot& snapshot);
 
   const uint64_t region_bytes_min_;
   std::map<ImageId, Image> images_;
   std::set<std::pair<ImageId, uint64_t>> changed_;   // pages
   std::set<ImageId> erased_;                         // images all of whose pages go first
   std::set<ImageId> withheld_;
+  std::map<ImageId, bool> unnamed_;                  // with whether pieces have some of it
+  std::set<ImageId> unnamed_changed_;
 };
 
 }  // namespace tidemark::journal

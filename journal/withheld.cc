@@ -214,7 +214,6 @@ void JournalImpl::record_lacked(Batch& batch, const std::vector<ImageExtent>& re
   tracker_.finish(taken.value);
   for (const ImageExtent& e : regions) {
     uint32_t slot = slot_of(e.image);
-    if (shipping_ == Shipping::kResyncing) resync_slots_.insert(slot);
     BatchImage& image = touch(batch, slot, taken);
     ChangeRecord record{taken.value, e.extent.offset, e.extent.length, slot, RecordKind::kWrite};
     for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });

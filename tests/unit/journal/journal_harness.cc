@@ -107,6 +107,25 @@ net::HttpResponse FakeReplica::take(uint64_t number, uint32_t part, Bytes body, 
   return answer(apply(number, b.parts));
 }
 
+// Of one part what it has of images that are named.
+void FakeReplica::lay(const SegmentReader& reader, const Bytes& file, const std::set<ImageId>& named) {
+  SegmentReader::Pread pread = [&](uint64_t offset, MutableByteSpan out) {
+    std::copy_n(file.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
+    return Status::ok();
+  };
+  const SegmentHead& head = reader.head();
+  for (const SegmentExtent& e : head.extents) {
+    if (!named.contains(head.images[e.image].image)) continue;
+    Bytes data(e.extent.length);
+    if (e.kind == ExtentKind::kData && !reader.read({e.position, e.extent.length}, pread, data)) violations.push_back("payload");
+    Bytes& bytes = images[head.images[e.image].image];
+    // Old bytes past the size were discarded: what lies there is not kept.
+    if (e.extent.offset >= bytes.size()) continue;
+    std::copy_n(data.begin(), std::min<uint64_t>(e.extent.length, bytes.size() - e.extent.offset),
+                bytes.begin() + static_cast<ptrdiff_t>(e.extent.offset));
+  }
+}
+
 bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
   if (parts.size() < parts_count) return false;
   std::vector<Sha256> digests;
@@ -117,33 +136,30 @@ bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
     known[number][index] = stored.first;
     auto reader = SegmentReader::parse_whole(stored.second);
     const SegmentHead& head = reader->head();
+    for (const SegmentMark& m : head.marks) said.push_back(m.mark);
+    point.kind = head.batch.kind;
+    if (point.kind == BatchKind::kPiece) continue;
+    for (const SegmentImage& image : head.images) point.changed.insert(image.image);
     if (index == 0) {
       for (const SegmentImage& image : head.images) images[image.image].resize(std::max<size_t>(image.size, images[image.image].size()));
+      for (const Parts& piece : std::exchange(aside, {})) {
+        for (const auto& [part, kept] : piece) lay(*SegmentReader::parse_whole(kept.second), kept.second, point.changed);
+      }
     }
-    SegmentReader::Pread pread = [&](uint64_t offset, MutableByteSpan out) {
-      std::copy_n(stored.second.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
-      return Status::ok();
-    };
-    for (const SegmentExtent& e : head.extents) {
-      Bytes data(e.extent.length);
-      if (e.kind == ExtentKind::kData && !reader->read({e.position, e.extent.length}, pread, data)) violations.push_back("payload");
-      Bytes& bytes = images[head.images[e.image].image];
-      // Old bytes past the size were discarded: what lies there is not kept.
-      if (e.extent.offset >= bytes.size()) continue;
-      std::copy_n(data.begin(), std::min<uint64_t>(e.extent.length, bytes.size() - e.extent.offset),
-                  bytes.begin() + static_cast<ptrdiff_t>(e.extent.offset));
-    }
-    for (const SegmentMark& m : head.marks) said.push_back(m.mark);
+    lay(*reader, stored.second, point.changed);
     if (index + 1 == parts_count) {
       for (const SegmentImage& image : head.images) images[image.image].resize(image.size);
-      point = {head.batch.number, head.batch.point_name, head.batch.last, head.batch.incarnation, head.batch.kind, images, said};
-      for (const SegmentImage& image : head.images) point.changed.insert(image.image);
+      point = {head.batch.number, head.batch.point_name, head.batch.last, head.batch.incarnation, head.batch.kind, images, said,
+               std::move(point.changed)};
     }
   }
   marks.insert(marks.end(), said.begin(), said.end());
-  // A piece of a resync is laid over at once: what is held here in between is never looked at as a point.
-  if (point.kind == BatchKind::kPiece) ++pieces;
-  else points.push_back(std::move(point));
+  if (point.kind == BatchKind::kPiece) {
+    ++pieces;
+    aside.push_back(std::move(parts));
+  } else {
+    points.push_back(std::move(point));
+  }
   last_digest = batch_digest(digests);
   expected = number + 1;
   parts.clear();

@@ -48,7 +48,9 @@ class FakeReplica {
   uint64_t expected = 1;
   Sha256 last_digest{};
   Uuid store;
-  std::map<uint32_t, std::pair<Sha256, Bytes>> parts;        // of the expected batch
+  using Parts = std::map<uint32_t, std::pair<Sha256, Bytes>>;
+  Parts parts;                                               // of the expected batch
+  std::vector<Parts> aside;                                  // pieces, until the resync's end names their images
   std::map<uint64_t, std::map<uint32_t, Sha256>> known;      // of complete ones
   uint64_t puts = 0, conflicts = 0, pieces = 0;
   std::function<std::optional<net::HttpResponse>(const net::HttpRequest&)> interfere;
@@ -62,6 +64,7 @@ class FakeReplica {
  private:
   net::HttpResponse take(uint64_t number, uint32_t part, Bytes body, const std::string& digest);
   bool apply(uint64_t number, uint32_t parts_count);
+  void lay(const SegmentReader& reader, const Bytes& file, const std::set<ImageId>& named);
 };
 
 // A copy in memory, with reads and writes that take time and tear.

@@ -229,6 +229,7 @@ TEST_F(JournalTest, ACommitThatFailsIsOutlivedAndColdWritesStillWork) {
   log::set_sink_for_testing({});
   open_journal();
   reconcile_all();
+  ASSERT_TRUE(settle([&] { return journal_->usage().shipping == Shipping::kNormal; }));
   wait_shipped();
   EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
 }

@@ -28,6 +28,7 @@ class LimitTest : public JournalTest {
     replica_->last_digest = {};
     replica_->images.clear();
     replica_->known.clear();
+    replica_->aside.clear();
     replica_->points.clear();
     checked_ = 0;
   }

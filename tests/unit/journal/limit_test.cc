@@ -292,6 +292,7 @@ TEST_F(LimitTest, AnImageThatWasRemovedMeanwhileHoldsNothingUp) {
   copy_.images.erase(gone);
   replica_back();
   ASSERT_TRUE(settle([&] { return normal(); }, 120)) << journal_->usage().ship_error;
+  wait_shipped();
   for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes);
 }
 

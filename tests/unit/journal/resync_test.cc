@@ -1,0 +1,124 @@
+// What the last batch of a resync names: the replica takes of the pieces what that names, and the sizes that it says. So it
+// names whatever a piece held since the last point, and whatever may have another size, however often the resync began again.
+#include <gtest/gtest.h>
+
+#include "tests/unit/journal/limit_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+class ResyncTest : public LimitTest {
+ protected:
+  ResyncTest() {
+    parent_ = {};             // no image is lacked whole
+    options_.settings.limit_age = std::chrono::seconds(60);
+    add_image(0, 20 * kG);    // all of it goes into the first piece
+  }
+  void await(Op op) {
+    bool done = false;
+    submit(std::move(op), [&] { done = true; });
+    ASSERT_TRUE(settle([&] { return done; }));
+  }
+  void write(int image, Extent extent, uint8_t byte) {
+    await({image_id(image), RecordKind::kWrite, extent, 0, Bytes(extent.length, byte)});
+  }
+  void begin() {
+    open_journal();
+    for (int i = 0; i < 3; ++i) write(i, {0, 20 * kG}, 0x11);
+    wait_shipped();
+  }
+  void degrade() {
+    journal_->cut(Journal::CutReason::kNamed, "not shipped");
+    ASSERT_TRUE(settle([&] { return degraded(); }, 120));
+  }
+  // Nothing that was written until now is dirty after a crash.
+  void clean() {
+    for (const auto& [image, s] : slots_) journal_->note_durable(s, journal_->last_finished());
+    world_.run_for(std::chrono::seconds(20));
+  }
+  // It takes so much, and then nothing more.
+  void answer_until(std::function<bool()> enough) {
+    replica_->interfere = [enough = std::move(enough)](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+      if (r.method == "PUT" && enough()) return net::HttpResponse::json(503, "{}");
+      return std::nullopt;
+    };
+  }
+  // Points in between are without an image that was withheld, and say so.
+  void expect_level_in_the_end() {
+    wait_shipped();
+    EXPECT_EQ(replica_->conflicts, 0u);
+    for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes) << image.to_string();
+  }
+  // The first piece has all of image 0, and is at the replica; the others are not.
+  void first_piece_is_there() {
+    begin();
+    replica_away();
+    for (int i = 0; i < 2; ++i) write(i, {0, sizes_[image_id(i)]}, 0x22);
+    degrade();
+    clean();
+    answer_until([this] { return replica_->pieces > 0; });
+    ASSERT_TRUE(settle([&] { return replica_->pieces > 0 && !journal_->usage().ship_error.empty(); }));
+    ASSERT_EQ(journal_->usage().shipping, Shipping::kResyncing);
+  }
+};
+
+// The resync begins again, for one reason or another.
+enum class Again { kStop, kKill, kPowerLoss, kLimit };
+
+class ResyncAgainTest : public ResyncTest, public testing::WithParamInterface<Again> {
+ protected:
+  void again() {
+    if (GetParam() == Again::kLimit) {
+      ASSERT_TRUE(settle([&] { return degraded(); }, 120));
+      return;
+    }
+    if (GetParam() == Again::kStop) close_cleanly();
+    else crash(GetParam() == Again::kKill ? sim::Crash::kKill : sim::Crash::kPowerLoss);
+    open_journal();
+    for (const DirtyImage& d : journal_->dirty_after_crash()) EXPECT_NE(d.image, image_id(0)) << "it is sent for that alone";
+    reconcile_all();
+  }
+};
+
+TEST_P(ResyncAgainTest, NamesWhatAPieceOfBeforeHolds) {
+  first_piece_is_there();
+  again();
+  ASSERT_TRUE(degraded());
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  expect_level();
+}
+
+// All its pieces are at the replica; its last batch, which is staged, is not.
+TEST_P(ResyncAgainTest, NamesWhatItsLastBatchHadToName) {
+  begin();
+  replica_away();
+  for (int i = 0; i < 2; ++i) write(i, {0, sizes_[image_id(i)]}, 0x22);
+  degrade();
+  clean();
+  answer_until([this] { return journal_->usage().shipping == Shipping::kNormal; });
+  ASSERT_TRUE(settle([&] { return journal_->usage().shipping == Shipping::kNormal && !journal_->usage().ship_error.empty(); }));
+  again();
+  degrade();
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  expect_level();
+}
+
+TEST_P(ResyncAgainTest, SendsAllOfAnImageThatIsWithheldMeanwhile) {
+  first_piece_is_there();
+  again();
+  journal_->withhold(image_id(0), Status(Code::kIoError, "its copy is not there"));
+  copy_.cut.insert(image_id(0));
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
+  copy_.cut.clear();
+  ASSERT_TRUE(settle([&] { return journal_->usage().withheld.empty(); }));
+  expect_level_in_the_end();
+}
+
+INSTANTIATE_TEST_SUITE_P(Reasons, ResyncAgainTest, testing::Values(Again::kStop, Again::kKill, Again::kPowerLoss, Again::kLimit));
+
+}  // namespace
+}  // namespace tidemark::journal
