@@ -52,8 +52,11 @@ std::string_view shipping_name(Shipping shipping) {
 // ---- marking ------------------------------------------------------------------------------------
 
 void JournalImpl::note_lack(uint32_t slot, RecordKind kind, Extent extent) {
-  // A resize's length is what it cut off; what a grow adds reads as zeros everywhere.
-  if (kind == RecordKind::kMark || extent.length == 0 || !lacks_.set(slots_[slot].image, extent)) return;
+  // A resize's length is what it cut off; what a grow adds reads as zeros everywhere, and only the size is to be told.
+  const ImageId& image = slots_[slot].image;
+  const bool resized = kind == RecordKind::kResize && lacks_.set_unnamed(image, false);
+  const bool lacked = kind != RecordKind::kMark && extent.length != 0 && lacks_.set(image, extent);
+  if (!resized && !lacked) return;
   ++finish_serial_;
   arm_commit();
 }
@@ -75,10 +78,12 @@ void JournalImpl::absorb_open_batch() {
   open.records.clear();
   open.records.shrink_to_fit();
   if (!open.pack.empty()) open.pack.take();
-  for (auto& image : open.images) {
+  for (uint32_t slot = 0; slot < open.images.size(); ++slot) {
+    BatchImage* image = open.image(slot);
     if (image == nullptr) continue;
     image->needs = {};
     image->read = {};
+    lacks_.set_unnamed(slots_[slot].image, false);
   }
   open.kind = BatchKind::kResync;
   open.empty = false;
@@ -406,7 +411,7 @@ void JournalImpl::resync_staged(const Batch& batch) {
   put_degraded();
 }
 
-// What a piece has of an image is dropped unless the resync's last batch names it.
+// What a piece has of an image is dropped unless the resync's last batch names it, and a size is told by naming it.
 void JournalImpl::note_named(const Batch& batch) {
   for (uint32_t slot = 0; slot < batch.images.size(); ++slot) {
     const BatchImage* of_it = batch.image(slot);
@@ -414,8 +419,8 @@ void JournalImpl::note_named(const Batch& batch) {
     const ImageId& image = slots_[slot].image;
     auto known = slot_by_image_.find(image);
     if (known == slot_by_image_.end() || known->second != slot) continue;   // it was removed meanwhile
-    if (of_it->left_out) continue;
-    if (batch.kind == BatchKind::kPiece) lacks_.set_unnamed(image, true);
+    if (of_it->left_out) lacks_.set_unnamed(image, false);
+    else if (batch.kind == BatchKind::kPiece) lacks_.set_unnamed(image, true);
     else lacks_.named(image);
   }
 }

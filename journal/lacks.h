@@ -48,6 +48,7 @@ class LackMap {
   // `sent`: pieces have some of it; else its size alone may be another. True if that is new.
   bool set_unnamed(const ImageId& image, bool sent);
   void named(const ImageId& image);
+  bool is_unnamed(const ImageId& image) const { return unnamed_.contains(image); }
   bool sent(const ImageId& image) const;
   std::vector<ImageId> unnamed() const;
 

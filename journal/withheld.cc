@@ -6,8 +6,8 @@
 // Withheld, nothing of it is staged: what the batches have of it becomes regions in `lacks_`, in the transaction in which a
 // batch without them is durable. Each batch says so with a mark, so that the replica's point does, too; there the image stays
 // as it was at the last cut that has it. Once it can be read the regions join the open batch, and count as lacked until that is
-// staged. While shipping is normal only withheld images lack anything; by that a start knows them. The mark that a batch holds all
-// of an image (kWhole) goes from one open batch to the next until then.
+// staged. While shipping is normal only withheld images lack anything, or are unnamed (lacks.h): by that a start knows them.
+// The mark that a batch holds all of an image (kWhole) goes from one open batch to the next until then.
 #include <algorithm>
 
 #include "journal/journal_impl.h"
@@ -78,8 +78,13 @@ void JournalImpl::end_withholding(const ImageId& image) {
   forget_withheld(image);
   kLog.info("image_no_longer_withheld", {{"image", image}, {"lacked_bytes", lacks_.bytes(image)}});
   if (shipping_ != Shipping::kNormal) return kick_stager();
-  record_lacked(open_batch(), lacks_.take_all(image));
-  if (BatchImage* in_open = open_batch().image(slot_of(image))) in_open->bytes += bytes;
+  Batch& open = open_batch();
+  record_lacked(open, lacks_.take_all(image));
+  if (lacks_.is_unnamed(image)) {    // though nothing of it may be lacked: its size may be another
+    touch(open, slot_of(image), Counter(next_counter_ - 1));
+    open.empty = false;
+  }
+  if (BatchImage* in_open = open.image(slot_of(image))) in_open->bytes += bytes;
 }
 
 bool JournalImpl::left_out(const ImageId& image) const {

@@ -22,6 +22,7 @@ class ResyncTest : public LimitTest {
   void write(int image, Extent extent, uint8_t byte) {
     await({image_id(image), RecordKind::kWrite, extent, 0, Bytes(extent.length, byte)});
   }
+  void resize(int image, uint64_t size) { await({image_id(image), RecordKind::kResize, {size, 0}}); }
   void begin() {
     open_journal();
     for (int i = 0; i < 3; ++i) write(i, {0, 20 * kG}, 0x11);
@@ -115,6 +116,50 @@ TEST_P(ResyncAgainTest, SendsAllOfAnImageThatIsWithheldMeanwhile) {
   ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
   copy_.cut.clear();
   ASSERT_TRUE(settle([&] { return journal_->usage().withheld.empty(); }));
+  expect_level_in_the_end();
+}
+
+TEST_P(ResyncAgainTest, NamesAnImageThatWasOnlyMadeLonger) {
+  begin();
+  replica_away();
+  resize(0, 50 * kG);                 // in a batch that is given up
+  degrade();
+  resize(1, 300 * kG);
+  clean();
+  again();
+  degrade();
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  expect_level();
+}
+
+TEST_P(ResyncAgainTest, NamesAnImageThatWasOnlyMadeLongerWhereABatchIsGivenUpAfterwards) {
+  begin();
+  replica_away();
+  resize(0, 50 * kG);
+  journal_->cut(Journal::CutReason::kNamed, "longer");
+  ASSERT_TRUE(settle([&] { return journal_->usage().spool_batches > 0; }));
+  clean();
+  again();
+  degrade();
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  expect_level();
+}
+
+// Withheld while all goes on, and no block of it changed.
+TEST_P(ResyncAgainTest, AnImageThatWasWithheldAndOnlyMadeLongerHasItsSizeInTheEnd) {
+  begin();
+  copy_.cut.insert(image_id(0));
+  journal_->withhold(image_id(0), Status(Code::kIoError, "its copy is not there"));
+  resize(0, 50 * kG);
+  write(2, {0, kG}, 0x22);
+  wait_shipped();
+  clean();
+  if (GetParam() != Again::kLimit) again();
+  copy_.cut.clear();
+  ASSERT_TRUE(settle([&] { return journal_->usage().withheld.empty(); }));
+  write(2, {0, kG}, 0x33);
   expect_level_in_the_end();
 }
 
