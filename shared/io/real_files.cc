@@ -234,14 +234,14 @@ Status run_blocking(const Ring::Request& request) {
   };
   auto gave_up = [&](const char* verb) {
     Status status = failed(verb);
-    static_cast<void>(Ring::try_again(r));
+    static_cast<void>(Ring::try_again(r, errno));
     return status;
   };
   switch (r.kind) {
     case Ring::Kind::kRead:
       while (r.length > 0) {
         ssize_t n = ::pread(r.fd, r.data, r.length, static_cast<off_t>(r.offset));
-        if (n < 0 && (errno == EINTR || Ring::try_again(r))) continue;
+        if (n < 0 && (errno == EINTR || Ring::try_again(r, errno))) continue;
         if (n < 0) return failed("read");
         auto moved = static_cast<uint64_t>(n);
         if (moved == 0 || (r.direct && moved < r.length && moved % kSectorBytes != 0)) {

@@ -126,7 +126,7 @@ struct Ring::State {
     Request& r = op->request;
     if (result == -EINTR || result == -EAGAIN) return false;
     if (result < 0) {
-      if (try_again(r)) return false;
+      if (try_again(r, -result)) return false;
       *status = Status::from_errno(-result, *r.path + ": " + verb(r.kind) + " at " + std::to_string(r.offset));
       return true;
     }
@@ -173,10 +173,10 @@ const unsigned Ring::kStatMask = STATX_TYPE | STATX_SIZE | STATX_BLOCKS;
 
 Ring::Ring(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
-bool Ring::try_again(Request& request) {
+bool Ring::try_again(Request& request, int error) {
   if (request.kind == Kind::kWrite || request.kind == Kind::kFallocate)
     static_cast<void>(::posix_fadvise(request.fd, 0, 0, POSIX_FADV_DONTNEED));   // not all files have such pages
-  if (request.direct_fd < 0) return false;
+  if (request.direct_fd < 0 || error == EIO) return false;
   request.fd = std::exchange(request.direct_fd, -1);
   request.direct = true;
   return true;

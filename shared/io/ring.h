@@ -22,7 +22,7 @@ class Ring {
   struct Request {
     Kind kind;
     int fd;
-    int direct_fd = -1;          // kRead from the page cache: the same file for another try, past it, after an error
+    int direct_fd = -1;          // kRead from the page cache: the same file for another try, past it, if refused
     int fallocate_mode = 0;
     uint64_t offset = 0;
     uint8_t* data = nullptr;     // kWrite does not change it; kStat: a struct statx
@@ -33,9 +33,10 @@ class Ring {
     const std::string* path;     // for the error message; must outlive the request
   };
 
-  // After an error: whether the rest of it is to be tried once more, as `request` says now. What a failed change has
+  // After an error: whether the rest of it is to be tried once more, as `request` says now. Not after EIO: the kernel
+  // has asked the disk again by then, page by page, and each time may take a bad sector long. What a failed change has
   // left on the disk is not known, so that nothing of its file stays cached.
-  static bool try_again(Request& request);
+  static bool try_again(Request& request, int error);
 
   // A read that came to the end of file `moved` bytes on: the rest is zeros, or an error.
   static Status at_end_of_file(const Request& request, uint64_t moved);
