@@ -252,7 +252,11 @@ Task<void> Engine::after_fence(Image& im) {
     }
     Status settled = co_await settle_fence(im, epoch, std::move(regions), region_bytes);
     if (settled.is_ok()) break;
-    if (stopping_ || im.doomed || settled.code() == Code::kNotFound) co_return;
+    if (settled.code() == Code::kNotFound) {   // it is gone; what only this host had is kept
+      tasks_.spawn(check_attr(im));
+      co_return;
+    }
+    if (stopping_ || im.doomed) co_return;
     if (!told) kLog.warning("branch_waits", {{"image", im.id}, {"error", settled}});
     im.fence_error = settled.to_string();
     co_await sleep(kRetry);
@@ -261,6 +265,7 @@ Task<void> Engine::after_fence(Image& im) {
   im.fence_error.clear();
   if (im.state != MirrorState::kFenced) co_return;
   apply(im, MirrorEvent::kYielded);
+  tasks_.spawn(check_attr(im));   // it may have been removed since it was taken
 }
 
 void Engine::fence_handles(Image& im) {

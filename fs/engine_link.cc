@@ -31,7 +31,7 @@ void Engine::link_up(const wire::HelloAnswer& hello) {
     else unpark(*im);
     // Its name may have gone meanwhile; or its policy, for which alone it is read here. resume() sees to those held.
     const bool used = im->handles != 0 || im->facts.policy_none;
-    if (used && !im->held && !im->doomed) tasks_.spawn(check_attr(*im));
+    if (used && !im->held && !im->doomed && im->state != MirrorState::kFenced) tasks_.spawn(check_attr(*im));
   }
 }
 
@@ -102,10 +102,15 @@ Task<void> Engine::resume(Image& im) {
     policy_seen(im, attr->mirror);
     if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
   }
-  if (attr ? attr->nlink == 0 : attr.status().code() == Code::kNotFound) {
+  // Removed. Unless it was taken from this host before that: what only this one has is kept as a branch first.
+  const bool gone = attr ? attr->nlink == 0 && attr->image == im.id : attr.status().code() == Code::kNotFound;
+  const bool taken =
+      attr ? attr->holder != options_.config.node.name || attr->epoch != epoch : im.facts.alone;
+  if (gone && !taken) {
     if (attr) names_->put(*attr);
     lost_name(im.id);
-    if (im.doomed) co_return;   // as link_up()
+    const bool waits = im.active != 0 || !im.parked.empty() || !im.flushes.empty() || !im.unknown.empty();
+    if (im.doomed && !waits) co_return;   // else the refusal that follows answers what waits
   }
   bool marked = false;   // anew each time: what was found equal before may have been damaged since, and nobody told
   for (bool other = false;;) {

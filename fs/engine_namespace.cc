@@ -421,7 +421,7 @@ Task<void> Engine::check_attr(Image& im) {
       im.attr.mode = answer->mode;
     }
     policy_seen(im, answer->mirror);
-    if (answer->nlink == 0) lost_name(im.id);
+    if (answer->nlink == 0 && answer->image == im.id) lost_name(im.id);
   } else if (answer.status().code() == Code::kNotFound) {
     lost_name(im.id);
   }

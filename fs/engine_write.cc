@@ -155,7 +155,11 @@ void Engine::issue_local(Op* op) {
     case OpKind::kZero: return copy.zero(op->extent.offset, op->extent.length, std::move(done));
     case OpKind::kDiscard: return copy.discard(op->extent.offset, op->extent.length, std::move(done));
     case OpKind::kAllocate: return copy.allocate(op->extent.offset, op->extent.length, std::move(done));
-    case OpKind::kResize: return copy.resize(op->extent.offset, op->generation, std::move(done));
+    case OpKind::kResize: {
+      // It may have been given to this copy by a resume, which heard of it from the other one.
+      const bool has_it = copy.size_generation() == op->generation && copy.size() == op->extent.offset;
+      return has_it ? done(Status::ok()) : copy.resize(op->extent.offset, op->generation, std::move(done));
+    }
     default: TM_CHECK(false, "only what changes an image has a local part");
   }
 }
@@ -166,11 +170,12 @@ void Engine::answered(Op* op) {
   settle(op);
 }
 
-// The copy whose turn it is now. A host that is alone has no other.
+// The copy whose turn it is now. A host that is alone, or an image of `none`, has no other.
 bool Engine::issue_second(Op* op) {
   Image& im = *op->image;
   const bool own = !op->local_asked;
-  const bool now = own ? im.local() && (op->remote.is_ok() || im.state == MirrorState::kLocalOnly)
+  const bool only = im.state == MirrorState::kLocalOnly || im.state == MirrorState::kNone;
+  const bool now = own ? im.local() && (op->remote.is_ok() || only)
                        : op->local.is_ok() && !op->remote_asked;
   if (!now) return false;
   op->second = false;
@@ -214,6 +219,7 @@ void Engine::settle(Op* op) {
       return;
     }
     refused(im, op->remote);
+    if (op->second && issue_second(op)) return;   // it is alone now
   }
   if (im.state == MirrorState::kLocalOnly) {
     if (im.facts.alone || TM_PLANTED("go on alone without a durable note")) return finish_op(op, Status::ok());
@@ -240,7 +246,8 @@ void Engine::finish_op(Op* op, Status status) {
   Image& im = *op->image;
   bool resized = op->kind == OpKind::kResize && op->begun;
   // A resize that failed, but that the own copy has taken, is done: as a restart would find it.
-  const bool took = resized && im.local() && im.copy->size_generation() == op->generation;
+  const bool took = resized && im.local() && im.copy->size_generation() == op->generation &&
+                    im.copy->size() == op->extent.offset;
   if (op->begun) {
     if (status.is_ok() || took) journal_->finish(op->ticket, op->coordinator, op->digest);
     else journal_->failed(op->ticket, op->coordinator);

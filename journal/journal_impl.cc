@@ -160,7 +160,7 @@ void JournalImpl::failed(const Ticket& t, CoordinatorSequence coordinator) {
     as.kind = RecordKind::kWrite;
     as.extent = region_extent(t);
     const ChangeRecord record{t.sequence.counter.value, as.extent.offset, as.extent.length, t.slot.index, as.kind};
-    if (shipping_ != Shipping::kDegraded)
+    if (shipping_ != Shipping::kDegraded && !image.left_out)
       for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
   }
   finish(as, coordinator, 0);

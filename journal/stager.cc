@@ -72,7 +72,7 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
     MutableByteSpan out = job->data.span().subspan(unit.position, unit.extent.length);
     // The completion owns the buffer: it may come after this journal is gone.
     using Wanted = BlockSource::Wanted;
-    const Wanted wanted = journal->shipping_ == Shipping::kResyncing ? Wanted::kNewest : Wanted::kOwnWrites;
+    const Wanted wanted = batch->kind == BatchKind::kPiece ? Wanted::kNewest : Wanted::kOwnWrites;
     journal->blocks_.read_block(journal->slots_[unit.slot].image, unit.extent, wanted, out,
                                 [self = shared_from_this(), index](Status s) {
                                   if (!self->alive.expired()) self->finished(index, std::move(s));

@@ -47,8 +47,11 @@ bool JournalImpl::leave_out_unreadable() {
   if (!unreadable_) return false;
   const ImageId image = slots_[unreadable_->slot].image;
   const Code code = unreadable_->why.code();
-  const bool again = std::exchange(failed_once_, code == Code::kIoError ? image : ImageId()) == image;
-  if (code != Code::kCorruption && (code != Code::kIoError || !again)) return false;
+  // A piece may need the shared node, which may be away for long: no reason for the others to wait.
+  const bool absent = shipping_ == Shipping::kResyncing && (code == Code::kUnavailable || code == Code::kUnsupported);
+  const bool twice = code == Code::kIoError || absent;
+  const bool again = std::exchange(failed_once_, twice ? image : ImageId()) == image;
+  if (code != Code::kCorruption && !(twice && again)) return false;
   if (!begin_withholding(unreadable_->slot, unreadable_->extent, unreadable_->why)) return false;
   for (size_t i = 0; i + 1 < batches_.size(); ++i)
     if (batches_[i]->kind == BatchKind::kPiece) leave_out(*batches_[i]);   // any other was given up
@@ -118,7 +121,9 @@ void JournalImpl::try_withheld() {
     // Posted: it may end in this turn, and take the image off the list.
     env_.post([this, id = id, extent, buffer, alive = std::weak_ptr<bool>(alive_)] {
       if (alive.expired()) return;
-      blocks_.read_block(id, extent, BlockSource::Wanted::kOwnWrites, buffer->span().first(extent.length),
+      using Wanted = BlockSource::Wanted;
+      const Wanted wanted = shipping_ == Shipping::kResyncing ? Wanted::kNewest : Wanted::kOwnWrites;
+      blocks_.read_block(id, extent, wanted, buffer->span().first(extent.length),
                          [this, id, buffer, alive](const Status& status) {
         if (!alive.expired()) tried(id, status);
       });

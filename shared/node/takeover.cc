@@ -242,6 +242,7 @@ void Core::carry_out_takeover(const std::shared_ptr<TakeoverRun>& run) {
       if (session != nullptr)
         end_session(sessions_.at(session->number), Status(Code::kUnavailable, "the witness has fenced an image of it"));
     }
+    for (Image* image : now) consider_fencing(*image);   // who asked meanwhile was not heard
     return run->done(Status(Code::kBusy, "nothing was taken: " + run->refused));
   }
   run->left = now.size() + 1;   // + 1: not before all are begun

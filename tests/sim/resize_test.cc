@@ -114,6 +114,35 @@ TEST(Resize, WhatTheSharedNodeRefusesChangesNeitherCopy) {
   }
 }
 
+// The shared node has it, its answer is lost with the link, and the resume that follows gives the own copy the size.
+TEST(Resize, OneWhoseAnswerIsLostIsDoneOnceAndCostsNoCopy) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    lab.pause = true;
+    lab.crash("host1", Crash::kKill);
+    lab.start("host1");
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    const InodeNumber inode = lab.inode_of("host1");
+    fs::SetAttr change;
+    change.set_size = true;
+    change.size = 6 * kRegion;
+    std::optional<Status> done;
+    lab.world.cut("shared1", "host1");
+    lab.engine("host1").setattr(inode, change, [&](Result<wire::Attr> attr) { done = attr.status(); });
+    lab.world.run_for(std::chrono::milliseconds(500));
+    ASSERT_FALSE(done) << "its answer came";
+    lab.world.reset_connections("host1", "shared1");
+    lab.world.heal_all();
+    ASSERT_TRUE(lab.world.run_until([&] { return done.has_value(); }, seconds(60)));
+    EXPECT_TRUE(done->is_ok()) << done->to_string();
+    ASSERT_TRUE(lab.healthy("host1", seconds(10))) << lab.engine("host1").status_json();
+    ASSERT_TRUE(lab.write("host1", *first, 5 * kRegion, 'b').is_ok());
+    EXPECT_EQ(lab.verify("host1"), "");
+  }
+}
+
 // In a resync the host's copy is the one that nobody can do without.
 TEST(Resize, WhatTheOwnCopyRefusesInAResyncChangesNeitherCopy) {
   Lab lab(3);
