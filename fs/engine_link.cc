@@ -62,7 +62,8 @@ void Engine::apply(Image& im, MirrorEvent event) {
     for (Op* op : unknown) settle(op);
   }
   if ((next.actions & kWakeParked) != 0) {
-    if (im.state == MirrorState::kLocalOnly || im.state == MirrorState::kFenced) {
+    const bool own_decides = im.state == MirrorState::kLocalOnly || im.state == MirrorState::kNone;
+    if (own_decides || im.state == MirrorState::kFenced) {
       std::vector<Op*> unknown;
       unknown.swap(im.unknown);
       for (Op* op : unknown) settle(op);

@@ -1,6 +1,7 @@
 // A batch between its first record and its staging, in memory.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <unordered_map>
@@ -49,11 +50,16 @@ struct Batch {
   uint64_t data_bytes = 0;
   UniqueFunction<void()> when_drained;
 
-  std::vector<ImageExtent> lacked;   // kPiece: regions taken from what the replica lacks
+  std::vector<ImageExtent> lacked;   // regions taken from what the replica lacks: of a piece, or no longer withheld
 
   // A piece is read as it stands: what changes meanwhile is in the batch that follows.
   bool needs_preserving() const {
     return kind != BatchKind::kPiece && (state == State::kClosed || state == State::kReading);
+  }
+  // Any of it is there because the replica lacks it, whoever wrote it.
+  bool lacks(const ImageId& id, Extent extent) const {
+    return std::any_of(lacked.begin(), lacked.end(),
+                       [&](const ImageExtent& e) { return e.image == id && e.extent.overlaps(extent); });
   }
   BatchImage* image(uint32_t slot) const { return slot < images.size() ? images[slot].get() : nullptr; }
 };

@@ -264,7 +264,7 @@ class JournalImpl final : public Journal {
     bool trying = false;
     bool over = false;                           // it was read, or is reconciled: once no closed batch leaves it out
   };
-  struct Unreadable { uint32_t slot; Extent extent; Status why; };
+  struct Unreadable { uint32_t slot; Extent extent; Status why; bool lacked; };
   bool reconciling() const;
   void all_reconciled();
   void load_withheld();

@@ -72,7 +72,7 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
     MutableByteSpan out = job->data.span().subspan(unit.position, unit.extent.length);
     // The completion owns the buffer: it may come after this journal is gone.
     using Wanted = BlockSource::Wanted;
-    const Wanted wanted = batch->kind == BatchKind::kPiece ? Wanted::kNewest : Wanted::kOwnWrites;
+    const Wanted wanted = batch->lacks(journal->slots_[unit.slot].image, unit.extent) ? Wanted::kNewest : Wanted::kOwnWrites;
     journal->blocks_.read_block(journal->slots_[unit.slot].image, unit.extent, wanted, out,
                                 [self = shared_from_this(), index](Status s) {
                                   if (!self->alive.expired()) self->finished(index, std::move(s));
@@ -83,7 +83,10 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
     bytes_in_flight -= job->units[index].extent.length;
     const Status found = s;
     if (!stopped()) journal->block_read(*batch, *job, index, s);
-    if (status && !s && !found) journal->unreadable_ = {job->units[index].slot, job->units[index].extent, found};
+    if (status && !s && !found) {
+      const bool lacked = batch->lacks(journal->slots_[job->units[index].slot].image, job->units[index].extent);
+      journal->unreadable_ = {job->units[index].slot, job->units[index].extent, found, lacked};
+    }
     if (status && !s) status = std::move(s);
     pump();
   }

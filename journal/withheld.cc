@@ -47,8 +47,8 @@ bool JournalImpl::leave_out_unreadable() {
   if (!unreadable_) return false;
   const ImageId image = slots_[unreadable_->slot].image;
   const Code code = unreadable_->why.code();
-  // A piece may need the shared node, which may be away for long: no reason for the others to wait.
-  const bool absent = shipping_ == Shipping::kResyncing && (code == Code::kUnavailable || code == Code::kUnsupported);
+  // What was lacked may need the shared node, which may be away for long: no reason for the others to wait.
+  const bool absent = unreadable_->lacked && (code == Code::kUnavailable || code == Code::kUnsupported);
   const bool twice = code == Code::kIoError || absent;
   const bool again = std::exchange(failed_once_, twice ? image : ImageId()) == image;
   if (code != Code::kCorruption && !(twice && again)) return false;
@@ -122,7 +122,7 @@ void JournalImpl::try_withheld() {
     env_.post([this, id = id, extent, buffer, alive = std::weak_ptr<bool>(alive_)] {
       if (alive.expired()) return;
       using Wanted = BlockSource::Wanted;
-      const Wanted wanted = shipping_ == Shipping::kResyncing ? Wanted::kNewest : Wanted::kOwnWrites;
+      const Wanted wanted = lacks_.bytes(id) != 0 ? Wanted::kNewest : Wanted::kOwnWrites;
       blocks_.read_block(id, extent, wanted, buffer->span().first(extent.length),
                          [this, id, buffer, alive](const Status& status) {
         if (!alive.expired()) tried(id, status);

@@ -24,10 +24,11 @@ const log::Logger kLog("tls");
 constexpr size_t kKeyBytes = 16, kIvBytes = 12, kTagBytes = 16;
 constexpr size_t kAadBytesMax = 64;   // TLS has 5
 
-// The library goes by what the processor says alone; this by what the kernel lets programs use, too.
+// The library goes by what the processor says alone; this by what the kernel lets programs use, too. (Whether there is
+// VAES the library says: compilers from before know no name for it.)
 bool has_wide_vectors() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("vaes") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("vpclmulqdq");
 }
 
@@ -38,7 +39,8 @@ IMB_MGR* functions() {
     IMB_MGR* m = has_wide_vectors() ? alloc_mb_mgr(0) : nullptr;
     if (m == nullptr) return nullptr;
     init_mb_mgr_auto(m, nullptr);
-    if (imb_get_errno(m) == 0 && m->used_arch == IMB_ARCH_AVX512) return m;   // its self-test is well
+    const bool well = imb_get_errno(m) == 0;   // its self-test
+    if (well && m->used_arch == IMB_ARCH_AVX512 && (m->features & IMB_FEATURE_VAES) != 0) return m;
     free_mb_mgr(m);
     return nullptr;
   }();
@@ -236,7 +238,7 @@ int start_provider(const OSSL_CORE_HANDLE* handle, const OSSL_DISPATCH*, const O
 
 // The default provider first: it serves whoever asks for no properties, such as curl.
 bool register_provider() {
-  const bool done = functions() != nullptr && OSSL_PROVIDER_load(nullptr, "default") != nullptr &&
+  const bool done = OSSL_PROVIDER_load(nullptr, "default") != nullptr &&
                     OSSL_PROVIDER_add_builtin(nullptr, "tidemark", start_provider) == 1 &&
                     OSSL_PROVIDER_load(nullptr, "tidemark") != nullptr;
   if (!done) kLog.warning("wide_cipher_unavailable", {{"used", "OpenSSL's own"}});
@@ -246,7 +248,7 @@ bool register_provider() {
 }  // namespace
 
 const char* tls_properties() {
-  static const char* const properties = has_wide_vectors() && register_provider() ? "?provider=tidemark" : "";
+  static const char* const properties = functions() != nullptr && register_provider() ? "?provider=tidemark" : "";
   return properties;
 }
 
