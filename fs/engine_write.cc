@@ -260,7 +260,9 @@ void Engine::finish_op(Op* op, Status status) {
   }
   if (op->kind == OpKind::kAllocate && op->extent.length != 0 && status.is_ok()) changed_now(im);
   if (resized && !status && !took) {
-    im.size_generation = op->generation.next();   // one copy may have it under that number: never two sizes of one
+    // The shared copy may have it under that number: never two sizes of one. What it refused it has not.
+    const bool there = op->remote_asked && (op->remote.is_ok() || op->remote.code() == Code::kUnavailable);
+    if (there) im.size_generation = op->generation.next();
     journal_->set_size(im.slot, im.size);
   }
   if (resized && (status.is_ok() || took)) {
