@@ -236,11 +236,15 @@ int start_provider(const OSSL_CORE_HANDLE* handle, const OSSL_DISPATCH*, const O
   return 1;
 }
 
+// Both are kept until the process ends: ciphers of theirs may be in use until then.
+struct Providers { OSSL_PROVIDER* defaults = nullptr; OSSL_PROVIDER* own = nullptr; } providers;
+
 // The default provider first: it serves whoever asks for no properties, such as curl.
 bool register_provider() {
-  const bool done = OSSL_PROVIDER_load(nullptr, "default") != nullptr &&
-                    OSSL_PROVIDER_add_builtin(nullptr, "tidemark", start_provider) == 1 &&
-                    OSSL_PROVIDER_load(nullptr, "tidemark") != nullptr;
+  providers.defaults = OSSL_PROVIDER_load(nullptr, "default");
+  if (OSSL_PROVIDER_add_builtin(nullptr, "tidemark", start_provider) == 1)
+    providers.own = OSSL_PROVIDER_load(nullptr, "tidemark");
+  const bool done = providers.defaults != nullptr && providers.own != nullptr;
   if (!done) kLog.warning("wide_cipher_unavailable", {{"used", "OpenSSL's own"}});
   return done;
 }
