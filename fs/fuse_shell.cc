@@ -18,6 +18,7 @@
 #include "fs/fuse_internal.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/io/turn_share.h"
 
 #ifndef PR_SET_IO_FLUSHER
 #define PR_SET_IO_FLUSHER 57
@@ -158,7 +159,7 @@ void FuseShell::drain() {
       if (engine_.in_flight() != 0) return;   // its file operation comes first
     }
   }
-  if (!receive(limits::kFuseDrainMax) && begun == 0) return;
+  if (!receive(io::turn_share(engine_.in_flight())) && begun == 0) return;
   came_alone_ = idle && begun + received_.size() == 1;
   begin_received();
 }

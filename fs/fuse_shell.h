@@ -1,7 +1,7 @@
 // The FUSE shell: a thin layer between /dev/fuse and the engine. The only code that knows FUSE types, and, with
 // main.cc, the only code of this folder that touches descriptors and threads.
 //
-// The loop drains /dev/fuse without blocking, up to limits::kFuseDrainMax requests a turn, into page-aligned buffers
+// The loop drains /dev/fuse without blocking, io::turn_share() of requests a turn, into page-aligned buffers
 // laid out so that a WRITE's payload begins on a page:
 //
 //   buffer:  | ... 4016 ... | 40 fuse_in_header | 40 fuse_write_in | payload (4096-aligned) ... |

@@ -14,10 +14,9 @@ inline constexpr size_t kPayloadBytesKeptMax = 64u << 20;     // idle receive bu
 inline constexpr uint32_t kOrderGranule = 4096;               // overlap and preserve granule, bytes
 inline constexpr uint64_t kCachedReadBytesMax = 64u << 10;     // a longer read of a guest goes past the page cache
 inline constexpr uint32_t kRequestsInFlightMax = 1024;        // FUSE requests in flight (max_background)
-// A turn of the loop takes so many requests, and so many completions: few, so that what a deep queue asks for is on its way to
-// the disk while what it had asked for is answered, instead of all of it in turns.
-inline constexpr uint32_t kFuseDrainMax = 16;
-inline constexpr uint32_t kCompletionsMax = 16;
+// A turn of a loop takes half of what is under way, within these bounds (io::turn_share).
+inline constexpr uint32_t kTurnShareMin = 8;
+inline constexpr uint32_t kTurnShareMax = 16;
 inline constexpr uint64_t kStreamUnsentBytesMax = 64ull << 20;
 inline constexpr uint32_t kOffloadThreads = 2;
 inline constexpr uint64_t kRegionBytesMin = 4ull << 20;       // region of the dirty-region log

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "shared/base/limits.h"
+#include "shared/io/turn_share.h"
 
 namespace tidemark::io {
 namespace {
@@ -261,7 +261,7 @@ void Ring::reap() {
   State& s = *state_;
   if (s.holds_back()) fetch();
   // The rest is found by the next turn, which does not wait before: others want theirs.
-  unsigned ready = std::min(io_uring_cq_ready(&s.ring), limits::kCompletionsMax);
+  unsigned ready = std::min(io_uring_cq_ready(&s.ring), turn_share(s.in_flight));
   while (ready-- > 0) {
     io_uring_cqe* cqe = nullptr;
     if (io_uring_peek_cqe(&s.ring, &cqe) != 0 || cqe == nullptr) break;

@@ -50,7 +50,7 @@ class Ring {
   void queue(const Request& request, uint32_t* in_flight, Callback<Status> done);
   // Submits what was queued, and lets finished work show up. One system call, none if nothing is queued.
   void submit();
-  // Runs the callbacks of finished operations, limits::kCompletionsMax at most: has_ready() says whether that was all.
+  // Runs the callbacks of finished operations, turn_share() of them at most: has_ready() says whether that was all.
   // Asks the kernel first (one system call) where it holds some back until asked.
   void reap();
   bool has_ready() const;       // reap() would find something; looks at memory only
