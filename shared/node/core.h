@@ -341,6 +341,7 @@ class Core {
   void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
   void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);
   void preempt(Image& image, UniqueFunction<void()> then);
+  void end_sessions_of(const std::string& host);
   void note_in_doubt(Image& image, bool doubt);
   bool begins_upon_lost(const Image& image) const;
   std::string in_doubt_text(const Image& image) const;

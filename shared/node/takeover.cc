@@ -253,24 +253,26 @@ void Core::carry_out_takeover(const std::shared_ptr<TakeoverRun>& run) {
 // Ends the tenure without its holder's word; `then` once that is durable.
 void Core::preempt(Image& image, UniqueFunction<void()> then) {
   const std::string holder = image.record.tenure.holder;
+  const Epoch epoch = image.record.tenure.epoch;
   kLog.warning("tenure_taken", {{"image", image.id},
                                 {"path", names_->path(image.record.inode)},
                                 {"from", holder},
-                                {"epoch", image.record.tenure.epoch},
+                                {"epoch", epoch},
                                 {"outdated", image.record.outdated},
                                 {"effect", "what that host writes alone is a branch"}});
   image.fencing = true;
   ++image.ops;
   // Its unread frames are never begun; what it reads from its own copy it asks for again, in a session that is fenced.
-  for (Session* session = session_of(holder); session != nullptr; session = session_of(holder)) {
-    end_session(sessions_.at(session->number), Status(Code::kUnavailable, "an image of it was taken over"));
-  }
-  auto fence_now = [this, &image, holder, then = std::move(then)]() mutable {
+  end_sessions_of(holder);
+  auto fence_now = [this, &image, holder, epoch, then = std::move(then)]() mutable {
     image.fencing = false;
     if (image.record.tenure.holder != holder) {   // given back meanwhile
       --image.ops;
       return then();
     }
+    // Back meanwhile, after a crash, and granted it anew: that is over as well, and no answer would ever say so to a
+    // host that only reads.
+    if (image.record.tenure.epoch != epoch) end_sessions_of(holder);
     image.record.outdated = 0;   // it is the main line now
     kv::WriteBatch batch;
     if (image.record.cut != 0 && group_->look_at(image.id)) {
@@ -291,6 +293,11 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
   image.when_written.push_back([self = self_, go = std::move(written)]() mutable {
     if (*self != nullptr) go();
   });
+}
+
+void Core::end_sessions_of(const std::string& host) {
+  for (Session* session = session_of(host); session != nullptr; session = session_of(host))
+    end_session(sessions_.at(session->number), Status(Code::kUnavailable, "an image of it was taken over"));
 }
 
 // What the holder had acknowledged and no flush of it had covered: whoever takes the image copies it as it is read, and
