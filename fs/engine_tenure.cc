@@ -52,9 +52,10 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
   using Answer = Result<wire::Grant>;
   make_only_copy(im);
   Status failed;
+  auto wanted = [&] { return (wait_ms != 0 || !im.parked.empty() || im.recall_wanted) && !stopping_; };
   for (;;) {
-    while (!mirror_->up() && (wait_ms != 0 || !im.parked.empty()) && !stopping_)
-      co_await wait_link(std::chrono::seconds(1));
+    while (!mirror_->up() && wanted()) co_await wait_link(std::chrono::seconds(1));
+    const uint64_t session = mirror_->hello().session;
     wire::Acquire ask{im.id, wait_ms, copy_absent(im)};
     auto grant = co_await async<Answer>([&](Callback<Answer> done) {
       mirror_->request<wire::Grant>(wire::Type::kAcquire, ask, std::move(done));
@@ -72,8 +73,9 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
       if (settled.is_ok()) continue;
       failed = settled;
     }
-    bool link_lost = failed.code() == Code::kUnavailable && !mirror_->up();
-    if (link_lost && !stopping_ && (wait_ms != 0 || !im.parked.empty())) continue;
+    // What was granted in a session that has ended may be over, and was not taken up: asked again, if anybody waits.
+    const bool may_be_over = failed.code() == Code::kUnavailable || (grant && failed.code() == Code::kFenced);
+    if (may_be_over && !mirror_->stands(session) && wanted()) continue;
     // A write came while only a free tenure was asked for: now it is worth waiting.
     bool writes_wait = wait_ms == 0 && !im.parked.empty();
     if (!writes_wait) break;
@@ -113,6 +115,7 @@ Task<Status> Engine::yield_unused(const ImageId& id, Epoch epoch) {
 }
 
 Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
+  const uint64_t session = mirror_->hello().session;
   const uint8_t told_absent = copy_absent(im);
   if (Status s = co_await ask_policy(im); !s) co_return s;
   if (copy_absent(im) > told_absent) {   // it was `none`, as far as was known here
@@ -256,7 +259,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     auto told = co_await say_resumed(im, im.epoch, ahead);
     if (!told) co_return told.status().with_context("the shared node did not take the size");
   }
-  if (!mirror_->up()) co_return Status(Code::kUnavailable, "the link was lost while a tenure began");
+  // No resume() confirmed it in a later one: only what is held is told then, and by now it may be another host's.
+  if (!mirror_->stands(session)) co_return Status(Code::kUnavailable, "the link was lost while a tenure began");
 
   im.attr.epoch = grant.epoch;
   im.attr.holder = options_.config.node.name;

@@ -47,6 +47,8 @@ class Mirror {
   void stop();   // no further session; the standing one is closed
   bool up() const { return up_; }
   const wire::HelloAnswer& hello() const { return answer_; }
+  // Whether the session of this number still stands.
+  bool stands(uint64_t session) const { return up_ && answer_.session == session; }
   const Status& last_error() const { return last_error_; }
   io::Duration round_trip() const;
   // Since the shared node held this session for certain; on all of its connections.

@@ -71,5 +71,57 @@ TEST_F(TakenMeanwhile, AHolderThatIsBackBeforeTheFenceHearsOfIt) {
   }
 }
 
+TEST_F(TakenMeanwhile, AGrantThatIsTakenUpLateCountsInItsOwnSessionOnly) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab, Crash::kKill);
+    lab.start("host1");
+    lab.world.set_store_fault("host1", StoreFault{"/state/drl", Status::ok(), false, seconds(5)});
+    open_on_both(lab);
+    auto got = lab.read("host1", first_, 4096);
+    ASSERT_TRUE(got.is_ok() && *got == 'a') << got.status().to_string();
+    lab.world.run_for(seconds(1));
+    auto taken = lab.take_at_shared(kTake);
+    ASSERT_TRUE(taken.is_ok() && taken->find("\"taken\":true") != std::string::npos) << taken.status().to_string();
+    lab.world.clear_faults("host1");
+    lab.world.run_for(seconds(6));
+    expect_nothing_old(lab);
+  }
+}
+
+// Nothing was taken: the host asks again, and other hosts' reads need not wait for a session that is over.
+TEST_F(TakenMeanwhile, AGrantWhoseSessionIsOverIsAskedForAgain) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab, Crash::kKill);
+    lab.start("host1");
+    lab.world.set_store_fault("host1", StoreFault{"/state/drl", Status::ok(), false, seconds(5)});
+    open_on_both(lab);
+    const bool writes = seed % 2 == 0;
+    std::optional<Status> wrote;
+    const Bytes data(4096, 'b');
+    if (writes) {
+      lab.engine("host1").write(first_, 4096, data, io::IoMode::kQueued,
+                                [&](Result<size_t> n) { wrote = n.status(); });
+    } else {
+      auto got = lab.read("host1", first_, 4096);
+      ASSERT_TRUE(got.is_ok() && *got == 'a') << got.status().to_string();
+    }
+    lab.world.run_for(seconds(1));
+    lab.world.reset_connections("host1", "shared1");
+    lab.world.run_for(seconds(1));
+    lab.world.clear_faults("host1");
+    lab.world.run_for(seconds(10));
+    if (writes) {
+      ASSERT_TRUE(wrote && wrote->is_ok()) << (wrote ? wrote->to_string() : "no answer");
+    }
+    auto got = lab.read("host2", second_, 4096);
+    EXPECT_TRUE(got.is_ok() && *got == (writes ? 'b' : 'a')) << got.status().to_string();
+    ASSERT_TRUE(lab.healthy("host1")) << lab.engine("host1").status_json();
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim
