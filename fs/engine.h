@@ -154,6 +154,7 @@ class Engine final : public journal::BlockSource {
     Image* image = nullptr;
     bool wrote = false;
     bool fenced = false;                 // the image was taken by force while it was open
+    bool inherited = false;              // open since a run before
   };
   enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
   enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8,
@@ -322,6 +323,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> settle_fence(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<void> after_fence(Image& image);
   void fence_handles(Image& image);
+  bool fence_inherited(Image& image);
   bool standing_in(const Image& image) const;
   Task<Result<std::vector<Extent>>> shared_extents(Image& image, uint64_t size);
   void record_whole(Image& image, const std::vector<Extent>& extents, const wire::TenureParent& parent);
@@ -379,6 +381,7 @@ class Engine final : public journal::BlockSource {
   // ---- engine_succession.cc
   void remember(Image& image);
   void take_over_handles();
+  void serve(Image& image);
   Task<bool> carry_on(ImageId id, const journal::DirtyImage* dirty);
   Task<void> carry_on_clean(ImageId id);
   Task<void> hand_over_task(io::Duration timeout, Done done);

@@ -278,6 +278,21 @@ void Engine::fence_handles(Image& im) {
   }
 }
 
+// This run learns of a takeover that met a run before. Its guests' handles were there: they are as if it had heard it
+// itself, those opened since beside them too, and what they asked for meanwhile is answered. Before the shared node is
+// told: a run that follows finds it no more. False: nobody was there.
+bool Engine::fence_inherited(Image& im) {
+  const bool there = std::ranges::any_of(
+      handles_, [&](const Handle& h) { return h.image == &im && h.inherited && !h.fenced; });
+  if (!there) return false;
+  kLog.warning("inherited_handles_fenced", {{"image", im.id}});
+  fence_handles(im);
+  im.inherited_writer = false;
+  const Status taken(Code::kFenced, "image " + im.id.to_string() + " was taken over by another host");
+  for (Op* op : std::exchange(im.parked, {})) refuse(op, taken);
+  return true;
+}
+
 // ---- the host that took it ------------------------------------------------------------------------
 
 bool Engine::standing_in(const Image& im) const {

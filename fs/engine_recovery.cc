@@ -46,6 +46,8 @@ Task<void> Engine::recover_all() {
   }
   for (journal::DirtyImage& d : dirty) tasks_.spawn(recover(d));
   for (const ImageId& id : clean) tasks_.spawn(carry_on_clean(id));
+  for (auto& [id, image] : images_)
+    if (!image->recovering) serve(*image);
   co_return;
 }
 
@@ -106,8 +108,7 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
   if (im != nullptr) {
     im->recovering = false;
     if (im->state == MirrorState::kReadingShared && im->held) apply(*im, MirrorEvent::kGranted);
-    unpark(*im);
-    if (im->recall_wanted) try_yield(*im);
+    serve(*im);
   }
   kLog.info("recovered", {{"image", dirty.image}});
 }
@@ -115,6 +116,7 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
 // What this host wrote and the shared copy's line lacks is kept: all of the image's dirty regions as a branch here, and
 // in the resync batch, under the epoch in which they were written, as a branch at the replica. The own copy is behind.
 Task<Status> Engine::keep_tail(Image& im, journal::DirtyImage dirty) {
+  fence_inherited(im);
   if (im.copy != nullptr) attach(im, im.copy->size());   // so that the journal hears how far it reaches
   reach(dirty, im.copy != nullptr ? im.copy->size() : im.size);
   if (Status s = co_await set_aside(im, dirty.epoch, dirty.regions, dirty.region_bytes); !s) co_return s;
@@ -203,6 +205,7 @@ Task<Status> Engine::reconcile(Image& im, journal::DirtyImage dirty) {
       // Taken by force before this host came back. What it had shipped or journaled stays a branch at the replica.
       if (im.copy != nullptr) attach(im, im.copy->size());
       im.facts.alone = dirty.alone;
+      fence_inherited(im);
       reach(dirty, im.copy != nullptr ? im.copy->size() : im.size);
       Status settled = co_await settle_fence(im, dirty.epoch, dirty.regions, dirty.region_bytes);
       im.diverged = settled.is_ok();

@@ -54,7 +54,9 @@ bool Engine::gate(Op* op) {
   }
   // Of what was `none` the shared copy has nothing yet that could be read: it is copied there first.
   const bool copied_first = !im.held && op->kind == OpKind::kRead && !im.facts.policy_none && only_here(im);
-  if (!changes(op->kind) && !copied_first) return true;
+  // A guest that was writing it must not be shown another host's line: whether it was taken is asked first.
+  const bool asked_first = im.inherited_writer && op->kind == OpKind::kRead && !reads_alone(im);
+  if (!changes(op->kind) && !copied_first && !asked_first) return true;
   if (!im.held) {
     park(op);
     want_tenure(im, true);

@@ -52,9 +52,10 @@ void Engine::take_over_handles() {
     Image& im = **image;
     if (im.attr.size == 0 && im.local()) im.attr.size = im.copy->size();
     if (saved.index >= handles_.size()) handles_.resize(saved.index + 1);
-    handles_[saved.index] = {&im, saved.wrote, saved.fenced};
+    handles_[saved.index] = {&im, saved.wrote, saved.fenced, true};
     ++im.handles;
     if (saved.wrote) ++im.wrote;
+    im.inherited_writer = im.wrote != 0;
   }
   for (size_t i = handles_.size(); i-- > 0;)
     if (handles_[i].image == nullptr) free_handles_.push_back(static_cast<uint32_t>(i));
@@ -126,6 +127,7 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   im.mtime_pushed = dirty == nullptr;
   im.open_marked = im.wrote != 0;
   im.held = true;
+  im.inherited_writer = false;
   kLog.info("tenure_carried_on",
             {{"image", im.id}, {"epoch", im.epoch}, {"dirty_regions", dirty ? dirty->regions.size() : 0}});
   if (none) {
@@ -150,8 +152,15 @@ Task<void> Engine::carry_on_clean(ImageId id) {
   if (im == nullptr) co_return;
   im->recovering = false;
   if (!carried) kLog.info("tenure_not_carried_on", {{"image", id}});
-  unpark(*im);
-  if (im->recall_wanted) try_yield(*im);
+  serve(*im);
+}
+
+// What is due of the run before has ended, as far as it could without asking. The writers that it had keep the image
+// from now on, as they did before: the tenure is taken up for them at once, or they hear that it was taken.
+void Engine::serve(Image& im) {
+  if (im.inherited_writer) want_tenure(im, true);
+  unpark(im);
+  if (im.recall_wanted) try_yield(im);
 }
 
 void Engine::hand_over(io::Duration timeout, Done done) {

@@ -24,7 +24,8 @@ void Engine::want_tenure(Image& im, bool wait) {
     im.try_again = env_.now() + kOpportunityInterval;
   }
   im.acquiring = true;
-  tasks_.spawn(acquire(im, wait ? static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000 : 0));
+  const bool waits = wait && !im.inherited_writer;   // of that one first whether it was taken: reads wait for it
+  tasks_.spawn(acquire(im, waits ? static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000 : 0));
 }
 
 // Held according to the shared node, but not here: granted to an earlier run, or to a request whose answer got lost.
@@ -52,7 +53,9 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
   using Answer = Result<wire::Grant>;
   make_only_copy(im);
   Status failed;
-  auto wanted = [&] { return (wait_ms != 0 || !im.parked.empty() || im.recall_wanted) && !stopping_; };
+  auto wanted = [&] {
+    return (wait_ms != 0 || !im.parked.empty() || im.recall_wanted || im.inherited_writer) && !stopping_;
+  };
   for (;;) {
     while (!mirror_->up() && wanted()) co_await wait_link(std::chrono::seconds(1));
     const uint64_t session = mirror_->hello().session;
@@ -66,6 +69,7 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
     if (failed.is_ok()) break;
     if (!grant && failed.code() == Code::kFenced) {
       // A tenure of an earlier run was taken by force, and this run has not told yet that it knows.
+      if (fence_inherited(im)) wait_ms = 0;   // whoever waited was answered
       std::vector<RegionIndex> dirty;
       if (im.attached) dirty = journal_->dirty_regions(im.slot);
       Status settled = co_await settle_fence(im, im.attr.epoch, std::move(dirty),
@@ -76,6 +80,8 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
     // What was granted in a session that has ended may be over, and was not taken up: asked again, if anybody waits.
     const bool may_be_over = failed.code() == Code::kUnavailable || (grant && failed.code() == Code::kFenced);
     if (may_be_over && !mirror_->stands(session) && wanted()) continue;
+    // Refused it may be, or another host's: taken by force it was not.
+    if (std::exchange(im.inherited_writer, false)) unpark(im);
     // A write came while only a free tenure was asked for: now it is worth waiting.
     bool writes_wait = wait_ms == 0 && !im.parked.empty();
     if (!writes_wait) break;
@@ -269,6 +275,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.mtime = im.attr.mtime;
   im.mtime_pushed = true;
   im.held = true;
+  im.inherited_writer = false;
   im.open_marked = false;
   wire::Mark mark = mark_of(im, wire::MarkKind::kTenureStart);
   mark.number = grant.event;

@@ -158,6 +158,7 @@ struct Image {
   // ---- handles and name
   uint32_t handles = 0;
   uint32_t wrote = 0;                  // handles that have written since they were opened
+  bool inherited_writer = false;       // one of a run before; whether the image was taken since is not known yet
   bool open_marked = false;
   bool nameless = false;               // unlinked; dropped at the last close
   bool doomed = false;                 // dropped; its blocks go once they are staged
