@@ -102,7 +102,7 @@ class Engine final : public journal::BlockSource {
   // A request that has not changed anything yet (it waits for a tenure, the link, a recovery) is answered EINTR.
   void interrupt(uint64_t tag);
   enum class Fallocate : uint8_t { kAllocate, kAllocateKeepSize, kPunch, kZero, kZeroKeepSize };
-  void fallocate(HandleId handle, Fallocate what, Extent extent, Done done);
+  void fallocate(HandleId handle, Fallocate what, Extent extent, Done done, uint64_t tag = 0);
   // SEEK_DATA or SEEK_HOLE; ENXIO past the end.
   void seek(HandleId handle, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   // The journal can no longer be relied on: stop and start anew, which recovers.

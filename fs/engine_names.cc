@@ -309,7 +309,7 @@ Task<void> Engine::end_if_shorter(Op* op) {
 
 // ---- sparse operations ----------------------------------------------------------------------------
 
-void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done) {
+void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done, uint64_t tag) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "fallocate"));
   if (h->fenced) return done(Status::from_errno(EIO, "fallocate: the image was taken over by another host"));
@@ -322,6 +322,7 @@ void Engine::fallocate(HandleId handle, Fallocate what, Extent extent, Done done
                 : what == Fallocate::kAllocate || what == Fallocate::kAllocateKeepSize ? OpKind::kAllocate
                                                                                        : OpKind::kZero;
   Op* op = take_op(im, kind, io::IoMode::kQueued);
+  op->tag = tag;
   op->extent = extent;
   op->done = [done = std::move(done)](Result<size_t> r) mutable { done(r ? Status::ok() : r.status()); };
   if (grows && (extent.end() > im.size_now() || !im.held)) return extend_then_write(op, extent.end());

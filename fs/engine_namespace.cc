@@ -178,6 +178,7 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
       auto resized = co_await async<Result<size_t>>([&](Callback<Result<size_t>> d) {
         Op* op = take_op(im, OpKind::kResize, io::IoMode::kQueued);
         op->extent = {change.size, 0};
+        op->tag = change.tag;
         op->done = std::move(d);
         start_op(op);
       });

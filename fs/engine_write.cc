@@ -339,6 +339,7 @@ void Engine::extend_then_write(Op* op, uint64_t new_size) {
   if (!im.held) return start_op(op);
   Op* grow = take_op(im, OpKind::kResize, io::IoMode::kQueued);
   grow->extent = {new_size, 0};
+  grow->tag = op->tag;
   grow->at_least = true;  // another may have grown it further by the time that this one is carried out
   grow->done = [this, op](Result<size_t> r) {
     if (r) return start_op(op);

@@ -200,7 +200,7 @@ void FuseOps::fallocate(fuse_req_t req, fuse_ino_t, int mode, off_t offset, off_
   }
   Extent extent{static_cast<uint64_t>(offset), static_cast<uint64_t>(length)};
   shell_of(req).engine_.fallocate(handle_of(fi), what, extent,
-                                  [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); });
+                                  [req](Status s) { fuse_reply_err(req, s ? 0 : errno_of(s)); }, interruptible(req));
 }
 
 void FuseOps::lseek(fuse_req_t req, fuse_ino_t, off_t offset, int whence, fuse_file_info* fi) {

@@ -185,6 +185,7 @@ void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_se
     change.set_size = true;
     change.touch = true;   // the times move even where the size stays, as ftruncate and O_TRUNC must and ext4 does
     change.size = static_cast<uint64_t>(st->st_size);
+    change.tag = interruptible(req);
   }
   shell.engine_.setattr(InodeNumber(ino), std::move(change), reply_attr(req));
 }
