@@ -16,6 +16,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -155,6 +156,7 @@ class Engine final : public journal::BlockSource {
     bool wrote = false;
     bool fenced = false;                 // the image was taken by force while it was open
     bool inherited = false;              // open since a run before
+    std::optional<uint64_t> keeps;       // its last write failed, and may be undone: down to this size, not below
   };
   enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
   enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8,
@@ -171,6 +173,7 @@ class Engine final : public journal::BlockSource {
   void recycle(Op* op);
   bool gate(Op* op);
   bool refuse(Op* op, const Status& status);
+  void note_failed(const Op& op);
   void park(Op* op);
   void unpark(Image& image);
   void unpark_later(Image& image);
@@ -389,6 +392,7 @@ class Engine final : public journal::BlockSource {
   Task<void> do_lookup(InodeNumber parent, std::string name, AttrDone done);
   Task<void> do_getattr(InodeNumber inode, AttrDone done);
   Task<void> do_setattr(InodeNumber inode, SetAttr change, AttrDone done);
+  Status may_resize(HandleId handle, uint64_t size);
   Task<void> do_create(wire::Create request, AttrDone done);
   Task<void> do_unlink(wire::Unlink request, Done done);
   Task<void> do_rename(wire::Rename request, Done done);

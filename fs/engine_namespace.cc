@@ -164,6 +164,17 @@ void Engine::setattr(InodeNumber inode, SetAttr change, AttrDone done) {
   tasks_.spawn(do_setattr(inode, std::move(change), std::move(done)));
 }
 
+// By this handle. A truncation that is meant cannot be told from the kernel's undoing of a write (note_failed): the
+// first one after a write that failed counts as that.
+Status Engine::may_resize(HandleId handle, uint64_t size) {
+  Handle* h = handle_of(handle);
+  if (h == nullptr) return Status::from_errno(EBADF, "ftruncate");
+  if (h->fenced) return Status::from_errno(EIO, "ftruncate: the image was taken over by another host");
+  const auto keeps = std::exchange(h->keeps, std::nullopt);
+  if (!keeps || size >= *keeps) return Status::ok();
+  return Status::from_errno(EIO, "ftruncate: the write before it failed, and what it did not write would be cut");
+}
+
 Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) {
   using Attr = Result<wire::Attr>;
   auto attr = co_await async<Attr>([&](Callback<Attr> d) { getattr(inode, std::move(d)); });
@@ -173,6 +184,9 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
     auto image = image_of(*attr);
     if (!image) co_return done(image.status());
     Image& im = **image;
+    if (change.handle.value != 0) {   // looked at now: getattr() may have taken any time
+      if (Status s = may_resize(change.handle, change.size); !s) co_return done(s);
+    }
     if (change.size > limits::kImageBytesMax) co_return done(Status::from_errno(EFBIG, "an image's size is limited"));
     if (change.size != im.size_now() || !im.held) {
       auto resized = co_await async<Result<size_t>>([&](Callback<Result<size_t>> d) {

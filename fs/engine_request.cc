@@ -23,7 +23,7 @@ Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
   op->local = op->remote = Status::ok();
   op->coordinator = CoordinatorSequence(0);
   op->digest = 0;
-  op->tag = 0;
+  op->tag = op->handle = 0;
   ++ops_in_flight_;
   return op;
 }
@@ -69,7 +69,18 @@ bool Engine::gate(Op* op) {
   return true;
 }
 
+// Of an asynchronous write past the end, as the kernel knows the end, that failed it cuts the image to that end again.
+// But it need not know what another host has made of it: what was there before that write is not to be cut.
+void Engine::note_failed(const Op& op) {
+  Handle* h = op.handle == 0 ? nullptr : handle_of({op.handle});
+  if (h == nullptr) return;
+  const bool held = op.image->held && op.epoch_before == op.image->epoch;   // throughout: nobody else changed it
+  const uint64_t keeps = held ? op.size_before : UINT64_MAX;
+  h->keeps = std::min(h->keeps.value_or(UINT64_MAX), keeps);   // one write comes as several requests
+}
+
 bool Engine::refuse(Op* op, const Status& status) {
+  note_failed(*op);
   Callback<Result<size_t>> done = std::move(op->done);
   recycle(op);
   done(status);
@@ -111,6 +122,7 @@ void Engine::in_order(Op* op) {
 // Gives the place in the order up and the answer to the guest.
 void Engine::leave(Op* op, Result<size_t> result) {
   Image& im = *op->image;
+  if (!result) note_failed(*op);
   auto done = std::move(op->done);
   if (op->hold.held) im.order.release(op->hold);
   recycle(op);
@@ -141,9 +153,8 @@ void Engine::interrupt(uint64_t tag) {
     if (at == parked.end()) continue;
     Op* op = *at;
     parked.erase(at);
-    auto done = std::move(op->done);
-    recycle(op);
-    return done(Status::from_errno(EINTR, "interrupted"));
+    refuse(op, Status::from_errno(EINTR, "interrupted"));
+    return;
   }
 }
 

@@ -43,6 +43,7 @@ struct SetAttr {
   bool set_size = false;
   bool touch = false;                    // the times move even if the size stays
   uint64_t size = 0;
+  HandleId handle;                       // by which the size is set; 0: by the name
   uint64_t tag = 0;                      // names the request for interrupt(); 0: it cannot be interrupted
 };
 

@@ -287,6 +287,10 @@ void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode m
   note_wrote(*h);
   Op* op = take_op(*h->image, OpKind::kWrite, mode);
   op->tag = tag;
+  op->handle = handle.value;
+  op->epoch_before = h->image->held ? h->image->epoch : Epoch(0);
+  op->size_before = h->image->size_now();
+  h->keeps.reset();
   op->extent = {offset, data.size()};
   op->data = data;
   op->done = std::move(done);
@@ -318,9 +322,8 @@ void Engine::take_set_id(HandleId handle, Done done) {
 void Engine::extend_then_write(Op* op, uint64_t new_size) {
   Image& im = *op->image;
   if (new_size > limits::kImageBytesMax) {
-    auto done = std::move(op->done);
-    recycle(op);
-    return done(Status::from_errno(EFBIG, "an image's size is limited"));
+    refuse(op, Status::from_errno(EFBIG, "an image's size is limited"));
+    return;
   }
   if (im.held && new_size <= im.size) return start_op(op);
   if (!im.held && !im.recovering && !im.yielding && im.state != MirrorState::kFenced) {
@@ -330,9 +333,7 @@ void Engine::extend_then_write(Op* op, uint64_t new_size) {
     wait->tag = op->tag;
     wait->done = [this, op, new_size](Result<size_t> r) {
       if (r) return extend_then_write(op, new_size);
-      auto done = std::move(op->done);
-      recycle(op);
-      done(r.status());
+      refuse(op, r.status());
     };
     return start_op(wait);
   }
@@ -343,9 +344,7 @@ void Engine::extend_then_write(Op* op, uint64_t new_size) {
   grow->at_least = true;  // another may have grown it further by the time that this one is carried out
   grow->done = [this, op](Result<size_t> r) {
     if (r) return start_op(op);
-    auto done = std::move(op->done);
-    recycle(op);
-    done(r.status());
+    refuse(op, r.status());
   };
   start_op(grow);
 }

@@ -159,7 +159,7 @@ void FuseOps::getattr(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
   shell_of(req).engine_.getattr(InodeNumber(ino), reply_attr(req));
 }
 
-void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set, fuse_file_info*) {
+void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_set, fuse_file_info* fi) {
   FuseShell& shell = shell_of(req);
   SetAttr change;
   WallTime now = shell.env_.wall();
@@ -185,6 +185,7 @@ void FuseOps::setattr(fuse_req_t req, fuse_ino_t ino, struct stat* st, int to_se
     change.set_size = true;
     change.touch = true;   // the times move even where the size stays, as ftruncate and O_TRUNC must and ext4 does
     change.size = static_cast<uint64_t>(st->st_size);
+    if (fi != nullptr) change.handle = HandleId{fi->fh};   // ftruncate(), or the undoing of a write that failed
     change.tag = interruptible(req);
   }
   shell.engine_.setattr(InodeNumber(ino), std::move(change), reply_attr(req));

@@ -59,6 +59,9 @@ struct Op {
   LossId loss;                         // kFlush: as the shared node answered
   Generation generation;               // kResize: of the new size
   uint64_t tag = 0;                    // names it for an interrupt
+  uint64_t handle = 0;                 // kWrite: a guest's, by that handle; 0: nobody's
+  Epoch epoch_before;                  // kWrite: held when it came, under this epoch; 0: it was not
+  uint64_t size_before = 0;            // and the size then
   Op* next = nullptr;                  // free list
 };
 
