@@ -103,7 +103,7 @@ class Intake {
 
   // intake_resync.cc
   struct Step;
-  struct LaidImage { ImageIndex index; std::optional<uint64_t> shrink_to; };
+  struct LaidImage { ImageIndex index; std::optional<uint64_t> shrink_to; uint64_t size = 0; };
   using LaidImages = std::map<ImageId, LaidImage>;
   Task<Status> take_step(std::function<void(Step&)> work);
   Task<Status> clear_laid();

@@ -14,18 +14,26 @@
 namespace tidemark::replica {
 namespace {
 
-// The changes of each image that the end names, of so many extents of one part.
+// The changes of each image that the end names, of so many extents of one part. What a piece has past the size at the
+// end was cut off since: it would lie over the shrink, and be seen as soon as the image grows.
+struct Place { ImageIndex image; uint64_t size = 0; };
 struct Laid { ImageIndex image; std::vector<Change> changes; };
 std::vector<Laid> changes_of(const journal::SegmentHead& head, SegmentId segment, size_t from, size_t to,
-                             const std::vector<std::optional<ImageIndex>>& images) {
+                             const std::vector<std::optional<Place>>& places) {
   std::vector<Laid> out;
   for (size_t i = from; i < to; ++i) {
     const journal::SegmentExtent& e = head.extents[i];
-    const std::optional<ImageIndex>& image = images[e.image];
-    if (!image) continue;
-    if (out.empty() || out.back().image != *image) out.push_back({*image, {}});
+    const std::optional<Place>& place = places[e.image];
+    if (!place) continue;
     const bool data = e.kind == journal::ExtentKind::kData;
-    out.back().changes.push_back({e.extent, data ? segment : SegmentId(0), data ? e.position : 0});
+    Extent extent = e.extent;
+    if (data && extent.end() > place->size) {
+      const uint64_t end = (place->size + kUnitBytes - 1) / kUnitBytes * kUnitBytes;
+      if (extent.offset >= end) continue;
+      extent.length = end - extent.offset;
+    }
+    if (out.empty() || out.back().image != place->image) out.push_back({place->image, {}});
+    out.back().changes.push_back({extent, data ? segment : SegmentId(0), data ? e.position : 0});
   }
   return out;
 }
@@ -66,16 +74,17 @@ Task<Status> Intake::clear_laid() {
 
 // One part, under what is laid out. `named`: the images that the end names, and that are not branched.
 Task<Status> Intake::lay_part(const journal::SegmentHead& head, SegmentId segment, const LaidImages& named) {
-  std::vector<std::optional<ImageIndex>> images;
+  std::vector<std::optional<Place>> places;
   for (const journal::SegmentImage& slice : head.images) {
     auto known = named.find(slice.image);
-    images.push_back(known == named.end() ? std::nullopt : std::optional(known->second.index));
+    if (known == named.end()) places.push_back(std::nullopt);
+    else places.push_back(Place{known->second.index, known->second.size});
   }
   for (size_t from = 0; from < head.extents.size(); from += step_extents_) {
     const size_t to = std::min(from + step_extents_, head.extents.size());
     // Whoever calls waits for it: what it refers to stays.
     std::function<void(Step&)> work = [&](Step& step) {
-      for (const Laid& laid : changes_of(head, segment, from, to, images)) {
+      for (const Laid& laid : changes_of(head, segment, from, to, places)) {
         step.status = lay_under(*step.snapshot, step.out, laid.image, laid.changes);
         if (!step.status) return;
       }
@@ -147,7 +156,8 @@ Task<Status> Intake::prepare_resync(const ApplyAction& action, const BatchRecord
   for (const journal::SegmentImage& slice : input.heads.front().images) {
     const bool branched = std::find(lost.begin(), lost.end(), slice.image) != lost.end();
     const Catalog::Image* image = catalog_.image(slice.image);
-    if (!branched && image != nullptr) named[slice.image] = {image->index, shrunk_to(*image, slice)};
+    if (branched || image == nullptr) continue;
+    named[slice.image] = {image->index, shrunk_to(*image, slice), slice.size};
   }
   Status s = co_await clear_laid();
   if (s) s = co_await lay_out(name, record, input.heads, pieces, named, input.marks_before);

@@ -119,6 +119,16 @@ TEST_F(PiecesTest, TheyOutliveARestartAndTheImageThatTheEndDoesNotNameIsLeftOut)
   EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'b'}, {1, 'e'}, {2, 'b'}}));
 }
 
+// Another host cuts the image between a piece and the end, and its own batch that says so becomes a branch.
+TEST_F(PiecesTest, WhatWasCutOffSinceAPieceDoesNotComeBack) {
+  piece({slice(kOne, {units(1, 3, 'b')})});
+  piece({slice(kOne, {units(3, 1, 'c')})});
+  ASSERT_EQ(end({slice(kOne, {}, 2 * kUnit)}).json()["applied"], true);
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'a'}, {1, 'b'}}));
+  ASSERT_EQ(h.put(host1, host1.make({slice(kOne, {})})).json()["applied"], true);
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'a'}, {1, 'b'}, {2, '\0'}}));
+}
+
 TEST_F(PiecesTest, AResyncThatBeganAgainDropsWhatCameInPart) {
   host1.kind = journal::BatchKind::kPiece;
   host1.supersedes_first = BatchNumber(2);
