@@ -104,13 +104,17 @@ Status Catalog::load_images(kv::Snapshot& snapshot, Catalog& out) {
   return Status::ok();
 }
 
-// The batch before it in its stream is a piece.
+// The batch before it in its stream is a piece. Those that came in part are given up: it stands in their place.
 Result<bool> Catalog::ends_resync(kv::Snapshot& snapshot, const BatchFacts& facts) {
   auto cursor = snapshot.cursor(kBatches);
   const Bytes here = batch_key(facts.source, facts.generation, facts.number);
-  if (!cursor->seek_before(here) || !starts_with(cursor->key(), ByteSpan(here).first(here.size() - 8))) return false;
-  TM_ASSIGN_OR_RETURN(BatchRecord before, wire::decode<BatchRecord>(cursor->value()));
-  return before.kind == journal::BatchKind::kPiece;
+  const ByteSpan stream = ByteSpan(here).first(here.size() - 8);
+  for (bool found = cursor->seek_before(here); found && starts_with(cursor->key(), stream);
+       found = cursor->previous()) {
+    TM_ASSIGN_OR_RETURN(BatchRecord before, wire::decode<BatchRecord>(cursor->value()));
+    if (before.state != BatchState::kPartial) return before.kind == journal::BatchKind::kPiece;
+  }
+  return false;
 }
 
 Bytes Catalog::piece_value(const BatchFacts& piece) {

@@ -88,18 +88,26 @@ TEST(Crash, AtEveryCommitWithPowerLoss) { crash_everywhere(true, sim::Crash::kPo
 // is done, and what another source sends meanwhile does not come in between.
 class Resync {
  public:
-  Resync() {
+  // `begun_again`: the host gave up its end when a part of it was there already, and made another one.
+  explicit Resync(bool begun_again) {
     auto first = host1.make({slice(kA, all('a')), slice(kB, all('a'))},
                             {create_mark(1, "host1", 2, kA, "a.img"), create_mark(2, "host1", 3, kB, "b.img")});
     host1.kind = journal::BatchKind::kPiece;
     auto piece = host1.make({slice(kA, all('b')), slice(kB, all('x'))}, {create_mark(3, "host1", 4, kC, "c.img")});
     host1.kind = journal::BatchKind::kPiece;
     auto second = host1.make({slice(kA, {{4 * kStride, Bytes(4096, 'c')}, {6 * kStride, {}, 4096}})});
+    const Sha256 previous = host1.previous();
+    host1.kind = journal::BatchKind::kResync;
+    auto given_up = host1.make({slice(kA, all('z'))}, {}, {}, 2);
+    host1.set_chain(begun_again ? given_up.number.next() : given_up.number, previous);
+    if (begun_again) host1.supersedes_first = host1.supersedes_last = given_up.number;
     host1.kind = journal::BatchKind::kResync;
     auto end = host1.make({slice(kA, {{2 * kStride, Bytes(4096, 'd')}}), slice(kB, {}, kSize / 2)},
                           {rename_mark(4, "host1", 2, kA, "a.img", "moved.img")});
     auto other = host2.make({slice(kC, {{0, Bytes(4096, 'o')}})}, {open_mark("host2", 4, kC)});
-    shipments = {{&host1, first, 0}, {&host1, piece, 0}, {&host2, other, 0}, {&host1, second, 0}, {&host1, end, 0}};
+    shipments = {{&host1, first, 0}, {&host1, piece, 0}, {&host2, other, 0}, {&host1, second, 0}};
+    if (begun_again) shipments.push_back({&host1, given_up, 0});
+    shipments.push_back({&host1, end, 0});
   }
   static constexpr uint64_t kPieces = 10, kStride = 128 << 10, kSize = kPieces * kStride;   // two leaves
   static SliceSpec slice(const Uuid& image, std::vector<Piece> pieces, uint64_t size = kSize) {
@@ -126,8 +134,8 @@ class Resync {
   std::vector<Shipment> shipments;
 };
 
-void crash_in_resync(sim::Crash kind) {
-  const Resync history;
+void crash_in_resync(sim::Crash kind, bool begun_again = false) {
+  const Resync history(begun_again);
   uint64_t nth = 1;
   for (;; ++nth) {
     SCOPED_TRACE("commit " + std::to_string(nth));
@@ -164,6 +172,7 @@ void crash_in_resync(sim::Crash kind) {
 
 TEST(Crash, AtEveryCommitOfAResyncsEnd) { crash_in_resync(sim::Crash::kKill); }
 TEST(Crash, AtEveryCommitOfAResyncsEndWithPowerLoss) { crash_in_resync(sim::Crash::kPowerLoss); }
+TEST(Crash, AtEveryCommitOfAnEndThatStandsForOneGivenUpInPart) { crash_in_resync(sim::Crash::kKill, true); }
 
 TEST(Faults, EveryFailedFileOperationIsAnsweredAndNothingIsLost) {
   const History history;
