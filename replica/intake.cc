@@ -316,6 +316,19 @@ Task<PutAnswer> Intake::accept(std::shared_ptr<Upload> up, std::optional<BatchRe
   co_return answer_stored(up->name, record);
 }
 
+// Whether the batch ends a resync. What stands in for a host that is gone came with the pieces then; the order looks at
+// the end alone.
+Result<bool> Intake::find_pieces(BatchFacts& end) {
+  auto snapshot = store_.snapshot();
+  TM_ASSIGN_OR_RETURN(const bool ends, Catalog::ends_resync(*snapshot, end));
+  if (!ends) return false;
+  TM_ASSIGN_OR_RETURN(const std::vector<ImageId> whole, Catalog::whole_of_pieces(*snapshot, end));
+  for (SliceFacts& slice : end.slices) {
+    slice.whole = slice.whole || std::find(whole.begin(), whole.end(), slice.image) != whole.end();
+  }
+  return true;
+}
+
 // The last part of a batch: the batch joins its stream, and the order says what follows.
 Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
                                  std::vector<journal::SegmentHead> heads, kv::WriteBatch out) {
@@ -327,11 +340,19 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   record.digest.assign(digest.begin(), digest.end());
   record.state = BatchState::kHeld;
 
-  StreamRecord stream;
-  if (const StreamRecord* known = catalog_.stream(name.source, name.generation)) stream = *known;
+  // All that may fail comes before anything is changed in memory: nothing of that is committed then.
+  std::vector<const journal::SegmentHead*> parts;
+  for (const auto& head : heads) parts.push_back(&head);
+  BatchFacts facts = facts_of(parts);
+  const bool piece = header.kind == journal::BatchKind::kPiece;
+  auto ends = piece ? Result<bool>(false) : find_pieces(facts);
+  if (!ends) co_return refuse(*up, 500, "corruption", ends.status().to_string());
   if (Status dropped = drop_superseded(header, out); !dropped) {
+    doomed_.clear();
     co_return refuse(*up, 500, "corruption", dropped.to_string());
   }
+  StreamRecord stream;
+  if (const StreamRecord* known = catalog_.stream(name.source, name.generation)) stream = *known;
   stream.expected = name.number.next();
   stream.last_digest = record.digest;
   stream.accepted = name.number;
@@ -344,9 +365,6 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   source.last = header.last;
   source.role = static_cast<uint8_t>(up->role);
   catalog_.put_source(name.source, source, out);
-  std::vector<const journal::SegmentHead*> parts;
-  for (const auto& head : heads) parts.push_back(&head);
-  BatchFacts facts = facts_of(parts);
   for (const auto& head : heads) {
     for (const auto& m : head.marks) {
       if (binds(m.mark.kind) && !m.mark.node.image.is_nil())
@@ -356,7 +374,7 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   for (const ImageId& image : facts.created) catalog_.mark_created(image, out);
   for (const Taken& taken : facts.taken) catalog_.put_taken(taken, out);
   ++counters_.batches_accepted;
-  if (header.kind == journal::BatchKind::kPiece) {
+  if (piece) {
     for (const ImageId& image : facts.created) catalog_.order.created.insert(image);
     put_record(out, kBatches, batch_key(name.source, name.generation, name.number), record);
     out.put(kPieces, batch_key(name.source, name.generation, name.number), Catalog::piece_value(facts));
@@ -366,17 +384,7 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
                      kept.message());
   }
 
-  auto ends = Catalog::ends_resync(*store_.snapshot(), facts);
-  if (!ends) co_return refuse(*up, 500, "corruption", ends.status().to_string());
-  if (*ends) {
-    catalog_.order.resyncs.insert({facts.source, facts.number});
-    // What stands in for a host that is gone came with the pieces; the order looks at the end alone.
-    auto whole = Catalog::whole_of_pieces(*store_.snapshot(), facts);
-    if (!whole) co_return refuse(*up, 500, "corruption", whole.status().to_string());
-    for (SliceFacts& slice : facts.slices) {
-      slice.whole = slice.whole || std::find(whole->begin(), whole->end(), slice.image) != whole->end();
-    }
-  }
+  if (*ends) catalog_.order.resyncs.insert({facts.source, facts.number});
   std::vector<ApplyAction> actions = step(catalog_.order, facts);
   const bool at_once = !*ends && catalog_.ready.empty() && !actions.empty() &&
                        actions[0].batch.number == facts.number && actions[0].batch.source == facts.source &&

@@ -100,6 +100,7 @@ class Intake {
   void drop_batch(const PartName& name, const BatchRecord& record, kv::WriteBatch& out);
   Status drop_superseded(const journal::BatchHeader& header, kv::WriteBatch& out);
   std::vector<BatchNumber> pieces_before(const PartName& name);
+  Result<bool> find_pieces(BatchFacts& end);
 
   // intake_resync.cc
   struct Step;
