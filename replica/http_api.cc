@@ -253,6 +253,8 @@ class Request {
   }
 
   void hash(const ReadTarget& target) {
+    // Judged before it is parsed, on the loop: what is parsed may take a hundred times its bytes.
+    if (http_.body.size() > kHashRequestBytesMax) return fail(413, "too_large", "a request for hashes is short");
     auto request = parse_hash_request(http_.body);
     if (!request) return fail(400, "malformed", request.status().message());
     if (request->range.length > kHashBytesMax) return fail(413, "too_large", "at most 64 MiB are hashed at once");

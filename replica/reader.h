@@ -20,6 +20,7 @@ namespace tidemark::replica {
 
 inline constexpr uint64_t kReadBytesMax = 1ull << 20;
 inline constexpr uint64_t kHashBytesMax = 64ull << 20;     // of one request
+inline constexpr size_t kHashRequestBytesMax = 4096;       // of its body
 inline constexpr uint32_t kListCountMax = 10000;           // entries of one page
 inline constexpr size_t kTreesKeptMax = 4;
 

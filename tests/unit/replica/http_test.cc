@@ -125,6 +125,23 @@ TEST_F(HttpTest, BatchInAndEveryReadersPathOut) {
   }
 }
 
+// What is parsed takes many times its bytes, and the loop stands still meanwhile.
+TEST_F(HttpTest, ALongRequestForHashesIsRefusedUnparsed) {
+  auto host = client(issue("host1", net::Role::kHost));
+  BatchMaker maker("host1");
+  ASSERT_EQ(ask(*host, put_request(maker, maker.make({{.image = kA, .size = 4096}},
+                                                     {create_mark(1, "host1", 2, kA, "disk.img")})))
+                ->status,
+            200);
+  net::HttpRequest hash{.method = "POST", .target = "/v1/points/latest/images/" + kA.to_string() + "/hash"};
+  hash.body.assign(1 << 20, '[');
+  auto answer = ask(*host, hash);
+  ASSERT_TRUE(answer.is_ok()) << answer.status().to_string();
+  EXPECT_EQ(answer->status, 413);
+  hash.body.assign(4096, '[');
+  EXPECT_EQ(ask(*host, hash)->status, 400);
+}
+
 TEST_F(HttpTest, WrongNameRoleAndClusterChangeNothing) {
   BatchMaker maker("host1");
   auto made = maker.make({}, {create_mark(1, "host1", 2, kA, "disk.img")});
