@@ -125,11 +125,12 @@ void SegmentFiles::drop_incoming(const std::string& path) {
 Status SegmentFiles::keep(const std::string& incoming, const SegmentRecord& record) {
   io::FileSystem& files = env_.files();
   const std::string directory = directory_of(options_.directory, record);
-  auto there = files.stat(directory);
-  if (!there) {
+  // Once in each run, though it is there: the run that made it may have been killed before its name was synced.
+  if (!named_.contains(directory) || !files.stat(directory)) {
     TM_RETURN_IF_ERROR(files.make_directories(directory));
     TM_RETURN_IF_ERROR(files.sync_directory(options_.directory + "/segments/" + record.source));
     TM_RETURN_IF_ERROR(files.sync_directory(options_.directory + "/segments"));
+    named_.insert(directory);
   }
   TM_RETURN_IF_ERROR(files.rename(incoming, path_of(record)));
   return files.sync_directory(directory);

@@ -10,6 +10,7 @@
 #include <functional>
 #include <list>
 #include <map>
+#include <set>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -83,6 +84,7 @@ class SegmentFiles {
   kv::Store& store_;
   const Options options_;
   uint64_t next_incoming_ = 0;
+  std::set<std::string> named_;   // directories below segments/ whose names are durable
   uint64_t busy_ = 0;             // operations that still hold files
   std::map<SegmentId, std::shared_ptr<OpenSegment>> open_;  // shared with reads in flight
   std::list<SegmentId> open_used_;                           // newest first

@@ -196,6 +196,26 @@ TEST(Faults, EveryFailedFileOperationIsAnsweredAndNothingIsLost) {
   }
 }
 
+// Killed between making a stream's directory and syncing its name: the next run finds it there, and syncs that.
+TEST(Faults, ADirectoryThatAKilledRunMadeIsGivenADurableName) {
+  const History history;
+  const Shipment& s = history.shipments.front();
+  Harness h;
+  h.world.inject("replica", sim::CrashPoint{.operations = static_cast<uint16_t>(sim::FileOp::kMakeDirectory)});
+  ASSERT_EQ(h.put(*s.maker, s.made).status, 0);
+  h.reopen_after_crash();
+  const std::string directory = "/state/segments/host1/" + s.maker->generation().to_string();
+  ASSERT_TRUE(h.env->files().make_directories(directory).is_ok());
+  h.restart();
+  const auto syncs = static_cast<uint16_t>(sim::FileOp::kSyncDirectory);
+  h.world.inject("replica", sim::FileFault{.nth = 3, .operations = syncs, .path_contains = "/segments"});
+  EXPECT_GE(h.put(*s.maker, s.made).status, 500) << "two above it, and its own";
+  ASSERT_EQ(h.put(*s.maker, s.made).status, 200);
+  // From then on its own alone.
+  h.world.inject("replica", sim::FileFault{.nth = 2, .operations = syncs, .path_contains = "/segments"});
+  EXPECT_EQ(h.put(*history.shipments[2].maker, history.shipments[2].made, 0).status, 200);
+}
+
 TEST(Faults, FlippedByteIsAClearErrorAndAnAlarm) {
   const History history;
   Harness h;
