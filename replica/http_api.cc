@@ -91,7 +91,15 @@ class Request {
     }
     auto generation = Uuid::parse(p[3]);
     if (!is_source_name(p[2]) || !generation) return fail(400, "malformed", "the path is not /SOURCE/GENERATION/...");
-    if (p[1] == "sources") return get_only() ? ok(source_json(replica_, p[2], *generation)) : method();
+    if (p[1] == "sources") {
+      if (!get_only()) return method();
+      // What it has of the stream is about to change, and may not: a source must not go by either number.
+      if (replica_.intake().taking(p[2], *generation)) {
+        return fail(503, "unavailable", "a part of this stream is being taken: ask again");
+      }
+      Result<std::string> known = source_json(replica_, p[2], *generation);
+      return known ? ok(std::move(*known)) : fail(known.status());
+    }
     if (http_.method != "PUT") return method();
     auto number = parse_number(p[4]), part = parse_number(p[5]);
     if (!number || !part || *number == 0 || *part >= journal::kSegmentPartsMax) {

@@ -30,7 +30,7 @@ ByteRange parse_range(const std::string& header, uint64_t size);
 
 // JSON texts (http_json.cc).
 std::string put_json(const PutAnswer& answer);
-std::string source_json(Replica& replica, const std::string& source, const Uuid& generation);
+Result<std::string> source_json(Replica& replica, const std::string& source, const Uuid& generation);
 std::string status_text(Replica& replica);
 std::string point_json(const Point& point);
 std::string points_json(const PointPage& page);

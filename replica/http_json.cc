@@ -128,12 +128,14 @@ std::string put_json(const PutAnswer& a) {
   return text(json);
 }
 
-std::string source_json(Replica& replica, const std::string& source, const Uuid& generation) {
-  const StreamRecord* known = replica.catalog().stream(source, generation);
-  const StreamRecord stream = known != nullptr ? *known : StreamRecord{};
+// Durable numbers alone: of a commit that never ends a source would make a replica that has gone back.
+Result<std::string> source_json(Replica& replica, const std::string& source, const Uuid& generation) {
+  auto snapshot = replica.store().snapshot();
+  auto known = read_record<StreamRecord>(*snapshot, kStreams, stream_key(source, generation));
+  if (!known && known.status().code() != Code::kNotFound) return known.status().with_context("table streams");
+  const StreamRecord stream = known ? *known : StreamRecord{};
   Json parts = Json::array();
-  auto record =
-      read_record<BatchRecord>(*replica.store().snapshot(), kBatches, batch_key(source, generation, stream.expected));
+  auto record = read_record<BatchRecord>(*snapshot, kBatches, batch_key(source, generation, stream.expected));
   if (record) {
     for (size_t i = 0; i < record->parts.size(); ++i) {
       if (record->parts[i].present != 0) parts.push_back(i);

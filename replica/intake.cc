@@ -80,6 +80,7 @@ void Intake::put(PartName name, net::Role role, Bytes body, Sha256 claimed, Call
   up->claimed = claimed;
   up->done = std::move(done);
   ++in_flight_;
+  ++taking_[{up->name.source, up->name.generation}];
   counters_.received_bytes += up->body.size();
   receive(up);
 }
@@ -142,6 +143,8 @@ Task<void> Intake::run_lane() {
     if (up->incoming && *up->incoming) files_.drop_incoming(**up->incoming);   // not kept
     stalled = false;
     --in_flight_;
+    auto taken = taking_.find({up->name.source, up->name.generation});
+    if (--taken->second == 0) taking_.erase(taken);
     up->done(std::move(answer));
   }
   lane_running_ = false;

@@ -66,6 +66,10 @@ class Intake {
   // The source's first held batch has waited long enough for what its whole images stand in for.
   void release(const std::string& source);
 
+  // Whether a part of this stream was received and is not answered yet, though nobody may wait for the answer any more.
+  bool taking(const std::string& source, const Uuid& generation) const {
+    return taking_.contains({source, generation});
+  }
   const IntakeCounters& counters() const { return counters_; }
   bool idle() const { return in_flight_ == 0 && !lane_running_; }
   // Not OK once the store has failed: nothing is accepted any more, restart the daemon.
@@ -133,6 +137,7 @@ class Intake {
   std::deque<std::shared_ptr<Upload>> lane_;
   bool lane_running_ = false;
   uint64_t in_flight_ = 0;        // uploads not yet answered
+  std::map<Catalog::StreamId, uint64_t> taking_;   // how many of them, where there are any
   std::vector<SegmentRecord> doomed_;   // files to remove once the next commit is durable
   IntakeCounters counters_;
   Status broken_;

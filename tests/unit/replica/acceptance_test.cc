@@ -50,6 +50,30 @@ TEST_F(Acceptance, AppliesAtOnceWhatNothingHolds) {
   EXPECT_EQ(source["last_digest"], to_hex(host1.previous()));
 }
 
+// Told before, a power cut would make a replica that has gone back of one that never had it. Told that it is not there,
+// a source that gave up waiting would send another one in its place.
+TEST_F(Acceptance, ASourceIsToldOfABatchOnceItIsDurable) {
+  ASSERT_EQ(h.put(host1, first()).status, 200);
+  auto known = [&] {
+    return h.ask({.method = "GET", .target = "/v1/sources/host1/" + host1.generation().to_string()}, "host1",
+                 net::Role::kHost);
+  };
+  h.world.set_store_fault("replica", sim::StoreFault{.delay = std::chrono::seconds(1)});
+  auto made = host1.make({slice(kImage, 2)});
+  net::HttpRequest put{.method = "PUT", .target = "/v1/batches/host1/" + host1.generation().to_string() + "/2/0"};
+  put.headers["x-tidemark-digest"] = to_hex(journal::sha256(made.parts[0]));
+  put.body = made.parts[0];
+  put.peer = {kTestCluster, net::Role::kHost, "host1"};
+  int status = 0;
+  h.replica->handle(std::move(put), [&](net::HttpResponse r) { status = r.status; });
+  h.world.run_for(std::chrono::milliseconds(500));
+  ASSERT_EQ(status, 0) << "its commit is under way";
+  EXPECT_EQ(known().status, 503);
+  ASSERT_TRUE(h.world.run_until([&] { return status != 0; }, std::chrono::seconds(10)));
+  EXPECT_EQ(status, 200);
+  EXPECT_EQ(known().json()["expected"], 3);
+}
+
 TEST_F(Acceptance, RepeatedPartIsAnsweredAsBefore) {
   auto made = first();
   const auto before = h.put(host1, made);
