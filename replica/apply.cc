@@ -40,7 +40,7 @@ class Builder {
       if (!in_.ends_resync) {
         const std::vector<Change> of_image = changes[i].take();
         TM_RETURN_IF_ERROR(
-            history.apply(known->second.index, in_.point, shrunk_to(known->second, slice), of_image));
+            history.apply(known->second.index, in_.point, shrunk_to(known->second, slice, in_.action.batch), of_image));
       }
       put_version(slice.image, known->second.index,
                   {.size = slice.size, .epoch = slice.epoch, .source = batch_.source,
@@ -153,9 +153,14 @@ class Builder {
 
 }  // namespace
 
-std::optional<uint64_t> shrunk_to(const Catalog::Image& known, const journal::SegmentImage& slice) {
-  if (!known.has_version || slice.size >= known.newest.size) return std::nullopt;
-  return slice.size;
+std::optional<uint64_t> shrunk_to(const Catalog::Image& known, const journal::SegmentImage& slice,
+                                  const BatchFacts& batch) {
+  if (!known.has_version) return std::nullopt;
+  // The tenure that was lost may have made it longer than the new one found it: seen as soon as this one does, too.
+  const bool whole = std::any_of(batch.slices.begin(), batch.slices.end(),
+                                 [&](const SliceFacts& s) { return s.whole && s.image == slice.image; });
+  if (whole) return 0;
+  return slice.size < known.newest.size ? std::optional(slice.size) : std::nullopt;
 }
 
 ApplyOutput build_changes(kv::Snapshot& snapshot, const ApplyInput& input) { return Builder(snapshot, input).run(); }

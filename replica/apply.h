@@ -34,8 +34,9 @@ struct ApplyOutput {
   uint64_t leaves = 0;
 };
 ApplyOutput build_changes(kv::Snapshot& snapshot, const ApplyInput& input);
-// What the image is cut off to, if it is, before the batch's changes.
-std::optional<uint64_t> shrunk_to(const Catalog::Image& known, const journal::SegmentImage& slice);
+// What the image is cut off to, if it is, before the batch's changes. One that the batch holds whole: to nothing.
+std::optional<uint64_t> shrunk_to(const Catalog::Image& known, const journal::SegmentImage& slice,
+                                  const BatchFacts& batch);
 // Those images that build_changes() wants to know: of the slices and of the source's own creates.
 std::vector<ImageId> images_of(const std::vector<journal::SegmentHead>& heads);
 

@@ -157,7 +157,7 @@ Task<Status> Intake::prepare_resync(const ApplyAction& action, const BatchRecord
     const bool branched = std::find(lost.begin(), lost.end(), slice.image) != lost.end();
     const Catalog::Image* image = catalog_.image(slice.image);
     if (branched || image == nullptr) continue;
-    named[slice.image] = {image->index, shrunk_to(*image, slice), slice.size};
+    named[slice.image] = {image->index, shrunk_to(*image, slice, action.batch), slice.size};
   }
   Status s = co_await clear_laid();
   if (s) s = co_await lay_out(name, record, input.heads, pieces, named, input.marks_before);

@@ -96,6 +96,22 @@ TEST_F(PiecesTest, AnImageThatAPieceSaysIsWholeIsAppliedWithoutWhatNeverComes) {
   EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'y'}, {3, 'z'}}));
 }
 
+// host1's lost tenure made it longer; the one that host2 took by force does so too, before its first cut.
+TEST_F(PiecesTest, OfAnImageThatIsWholeNothingIsLeftOfWhatALostTenureAdded) {
+  const WriteSequence held{Incarnation(1), host1.counter()};
+  SliceSpec tail = slice(kOne, {units(3, 5, 'l')}, 8 * kUnit);
+  ASSERT_EQ(h.put(host1, host1.make({tail})).json()["applied"], true);
+  wire::Mark opened = create_of(kOne, 7, "host2"), whole = opened;
+  opened.kind = wire::MarkKind::kOpenWrite;
+  whole.kind = wire::MarkKind::kWhole;
+  SliceSpec taken = slice(kOne, {units(0, 1, 'n'), {.offset = kUnit, .data = {}, .zeros = 3 * kUnit}}, 8 * kUnit);
+  taken.epoch = Epoch(2);
+  taken.parent = {Epoch(1), "host1", held, wire::kTaken};
+  auto answer = h.put(host2, host2.make({taken}, {opened, whole}));
+  ASSERT_EQ(answer.json()["applied"], true) << answer.body;
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'n'}, {7, '\0'}}));
+}
+
 TEST_F(PiecesTest, WhatIsNewerLiesOverWhatIsOlder) {
   piece({slice(kOne, {units(0, 4, 'b')})});
   piece({slice(kOne, {units(1, 2, 'c')})}, 2);
