@@ -223,6 +223,7 @@ class JournalImpl final : public Journal {
 
   // preserve.cc
   void needed_runs(uint32_t slot, Extent extent, std::vector<Extent>& out) const;
+  BlockSource::Wanted wanted_of(uint32_t slot, Extent extent) const;
   void keep_block(uint32_t slot, uint64_t granule, ByteSpan bytes);
   void preserve_failed(uint32_t slot, Extent extent, const char* why);
   void break_freeze(const char* why);

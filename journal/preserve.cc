@@ -111,6 +111,18 @@ void JournalImpl::keep_block(uint32_t slot, uint64_t granule, ByteSpan bytes) {
   if (!missing.empty()) frozen_->blocks.emplace(granule, get());
 }
 
+// What a batch has because the replica lacks it is kept as the newest, as staging would read it: this copy may not be filled there
+// yet. Should the newest be out of reach, the batch is given up, and what takes it over lacks the same.
+BlockSource::Wanted JournalImpl::wanted_of(uint32_t slot, Extent extent) const {
+  for (size_t i = 0; i + 1 < batches_.size(); ++i) {
+    const Batch& batch = *batches_[i];
+    const BatchImage* image = batch.image(slot);
+    const bool needed = image != nullptr && batch.needs_preserving() && image->needs.any(first_granule(extent), end_granule(extent));
+    if (needed && batch.lacks(slots_[slot].image, extent)) return BlockSource::Wanted::kNewest;
+  }
+  return BlockSource::Wanted::kOwnWrites;
+}
+
 void JournalImpl::drop_preserved(Batch& batch) {
   for (const auto& [key, block] : batch.preserved) {
     if (block.use_count() == 1) preserved_bytes_ -= kGranule;
@@ -164,8 +176,7 @@ struct JournalImpl::PreserveRun : std::enable_shared_from_this<JournalImpl::Pres
     ++in_flight;
     auto buffer = std::make_shared<io::AlignedBuffer>(piece.length * kGranule);   // shared with the read: it may outlive this
     Extent bytes{piece.offset * kGranule, piece.length * kGranule};
-    journal->blocks_.read_block(journal->slots_[slot].image, bytes, BlockSource::Wanted::kOwnWrites,
-                                buffer->span().first(bytes.length),
+    journal->blocks_.read_block(journal->slots_[slot].image, bytes, journal->wanted_of(slot, bytes), buffer->span().first(bytes.length),
                                 [self = shared_from_this(), buffer, piece](Status status) {
                                   if (self->alive.expired()) return;
                                   self->finished(status, piece, buffer->span());

@@ -168,7 +168,7 @@ bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
 
 // ---- the copy -----------------------------------------------------------------------------------
 
-void FakeCopy::read_block(const ImageId& image, Extent extent, Wanted, MutableByteSpan out, Callback<Status> done) {
+void FakeCopy::read_block(const ImageId& image, Extent extent, Wanted wanted, MutableByteSpan out, Callback<Status> done) {
   TM_CHECK(extent.offset % kG == 0 && extent.length % kG == 0 && out.size() == extent.length, "unaligned read");
   ++reads;
   if (fail_reads > 0) {
@@ -180,12 +180,17 @@ void FakeCopy::read_block(const ImageId& image, Extent extent, Wanted, MutableBy
     env->post([done = std::move(done)]() mutable { done(Status(Code::kCorruption, "its object was cut short")); });
     return;
   }
+  if (away.contains(image)) {
+    env->post([done = std::move(done)]() mutable { done(Status(Code::kUnavailable, "no link to the shared node")); });
+    return;
+  }
   if (!images.contains(image)) {
     env->post([done = std::move(done)]() mutable { done(Status(Code::kNotFound, "no such image")); });
     return;
   }
-  auto part = [this, image](Extent e, MutableByteSpan to) {
-    const Bytes& bytes = images[image];
+  const bool old = wanted == Wanted::kOwnWrites && unfilled.contains(image);
+  auto part = [this, image, old](Extent e, MutableByteSpan to) {
+    const Bytes& bytes = old ? unfilled[image] : images[image];
     std::fill(to.begin(), to.end(), 0);
     if (e.offset < bytes.size()) {
       std::copy_n(bytes.begin() + static_cast<ptrdiff_t>(e.offset), std::min<uint64_t>(e.length, bytes.size() - e.offset), to.begin());

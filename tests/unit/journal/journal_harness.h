@@ -71,13 +71,15 @@ class FakeReplica {
 class FakeCopy final : public BlockSource {
  public:
   explicit FakeCopy(sim::World& world) : world_(world) {}
-  void read_block(const ImageId& image, Extent extent, Wanted, MutableByteSpan out, Callback<Status> done) override;
+  void read_block(const ImageId& image, Extent extent, Wanted wanted, MutableByteSpan out, Callback<Status> done) override;
   Images images;
   sim::SimEnv* env = nullptr;
   bool hold_reads = false;                          // staging stands still at a gate
   std::vector<UniqueFunction<void()>> held;
   uint32_t fail_reads = 0;                          // the next so many
   std::set<ImageId> cut;                            // images of which nothing can be read
+  std::set<ImageId> away;                           // likewise, for as long as the shared node is away
+  Images unfilled;                                  // what is read of these unless it is to be the newest
   uint64_t reads = 0;
   void open_gate();
 

@@ -123,6 +123,38 @@ TEST_F(WithheldTest, AResyncEndsWithoutIt) {
   mended();
 }
 
+// Withheld before the host's copy was filled, and read again from the shared one, it is lacked whole: its old blocks are those.
+TEST_F(WithheldTest, WhatTheReplicaLacksIsPreservedAsTheNewest) {
+  for (bool failing : {false, true}) {
+    if (journal_ == nullptr) begin();
+    write(cut_, failing ? 0x55 : 0x56);
+    cut();
+    empty_replica();
+    resync_all();
+    ASSERT_TRUE(settle([&] { return withheld() && journal_->usage().shipping == Shipping::kNormal; }, 600));
+    copy_.unfilled[cut_] = Bytes(copy_.images[cut_].size(), 0x77);
+    copy_.cut.clear();
+    ASSERT_TRUE(settle([&] { return !withheld(); }));
+    copy_.hold_reads = true;
+    const Point point = journal_->cut(Journal::CutReason::kNamed, "filled meanwhile");
+    ASSERT_TRUE(settle([&] { return !copy_.held.empty(); }));
+    copy_.hold_reads = false;
+    copy_.fail_reads = failing ? 1 : 0;
+    bool kept = false;
+    const Extent all{0, copy_.images[cut_].size()};
+    ASSERT_TRUE(journal_->must_preserve(slot(cut_), all));
+    journal_->preserve(slot(cut_), all, [&] { kept = true; });
+    ASSERT_TRUE(settle([&] { return kept; }));
+    EXPECT_FALSE(journal_->must_preserve(slot(cut_), all));
+    if (!failing) copy_.unfilled.clear();   // it was filled
+    copy_.open_gate();
+    ASSERT_TRUE(settle([&] { return journal_->usage().newest_durable >= point.batch; }));
+    for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes) << image.to_string();
+    EXPECT_EQ(replica_->points.back().name, failing ? "" : "filled meanwhile");
+    copy_.unfilled.clear();
+  }
+}
+
 // A tenure taken by force begins with all of the image, and with a mark that says so: the replica waits for the host that
 // lost it where it finds the one without the other.
 TEST_F(WithheldTest, TheMarkThatItIsWholeComesWithIt) {
