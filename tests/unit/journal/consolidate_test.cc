@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 #include <random>
@@ -138,6 +139,59 @@ TEST(GranuleMap, EqualsASetOfNumbers) {
     }
     ASSERT_EQ(map.population(), model.size());
   }
+}
+
+// All of a large image, as a change of it that failed, or a host whose journal was lost, needs.
+TEST(GranuleMap, TakesLittleMemoryForLongRangesAndAnswersAsForShortOnes) {
+  constexpr uint64_t kUnit = 1u << 17, kGranules = 300 * kUnit;   // the model has an entry for each unit
+  std::mt19937_64 rng(5);
+  GranuleMap map, into;
+  std::vector<bool> model(300);
+  size_t bytes_max = 0;
+  auto count = [&] { return static_cast<uint64_t>(std::count(model.begin(), model.end(), true)) * kUnit; };
+  for (int i = 0; i < 300; ++i) {
+    const uint64_t first = rng() % 300, end = std::min<uint64_t>(300, first + 1 + rng() % 100);
+    const bool sets = rng() % 2 == 0;
+    if (sets) map.set(first * kUnit, end * kUnit);
+    else map.clear(first * kUnit, end * kUnit);
+    for (uint64_t u = first; u < end; ++u) model[u] = sets;
+    ASSERT_EQ(map.population(), count());
+    // A few granules of it go, or come, and are back as they were.
+    const uint64_t at = rng() % kGranules;
+    const bool there = map.contains(at);
+    ASSERT_EQ(there, model[at / kUnit]);
+    if (there) map.clear(at, at + 1);
+    else map.set(at, at + 1);
+    ASSERT_NE(map.contains(at), there);
+    ASSERT_EQ(map.any(at, at + 1), !there);
+    ASSERT_EQ(map.population(), there ? count() - 1 : count() + 1);
+    if (rng() % 4 == 0) into.merge(map);
+    if (there) map.set(at, at + 1);
+    else map.clear(at, at + 1);
+    ASSERT_EQ(map.any(first * kUnit, end * kUnit), sets);
+    std::vector<Extent> runs, joined;
+    map.runs(0, kGranules, runs);
+    for (const Extent& run : runs) {
+      ASSERT_TRUE(joined.empty() || joined.back().end() <= run.offset) << "in ascending order";
+      if (!joined.empty() && joined.back().end() == run.offset) joined.back().length += run.length;
+      else joined.push_back(run);
+    }
+    std::vector<Extent> expected;
+    for (uint64_t u = 0; u < 300; ++u) {
+      if (!model[u]) continue;
+      if (!expected.empty() && expected.back().end() == u * kUnit) expected.back().length += kUnit;
+      else expected.push_back({u * kUnit, kUnit});
+    }
+    ASSERT_EQ(joined, expected);
+    bytes_max = std::max(bytes_max, map.memory_bytes());
+  }
+  for (uint64_t u = 0; u < 300; ++u) into.set(u * kUnit, (u + 1) * kUnit);
+  EXPECT_EQ(into.population(), kGranules);
+  ASSERT_LT(bytes_max, 256u << 10);
+  GranuleMap all;
+  all.set(0, uint64_t{1} << 34);   // 64 TiB
+  EXPECT_EQ(all.population(), uint64_t{1} << 34);
+  EXPECT_LT(all.memory_bytes(), 1u << 10);
 }
 
 TEST(RecordPack, RoundTripAndBounds) {

@@ -296,6 +296,26 @@ TEST_F(LimitTest, AnImageThatWasRemovedMeanwhileHoldsNothingUp) {
   for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes);
 }
 
+// What the guest was told has failed is read and sent, all of it: more than a batch may have.
+TEST_F(LimitTest, APunchOfAHugeImageThatFailedIsGivenUpForRegions) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  const Slot huge = journal_->attach(image_id(9), uint64_t{1} << 44);
+  journal_->set_tenure(huge, Epoch(3), {});
+  bool dirty = false;
+  journal_->mark_dirty(huge, {0, uint64_t{1} << 44}, [&](const Status& status) { dirty = status.is_ok(); });
+  ASSERT_TRUE(settle([&] { return dirty; }));
+  journal_->failed(journal_->begin(huge, RecordKind::kDiscard, {0, uint64_t{1} << 44}), CoordinatorSequence(0));
+  EXPECT_FALSE(degraded());
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  EXPECT_GE(journal_->usage().resync_left_bytes, uint64_t{1} << 44);
+  journal_->detach(huge);
+  replica_back();
+  expect_level();
+}
+
 TEST_F(LimitTest, TheEndOfAResyncWaitsForAWriteBegunBefore) {
   options_.settings.cut_interval = std::chrono::seconds(60);
   parent_ = {};             // no image is lacked whole
