@@ -1,6 +1,7 @@
 #include "replica/intake.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "shared/base/log.h"
 #include "shared/base/planted.h"
@@ -9,6 +10,9 @@ namespace tidemark::replica {
 namespace {
 
 const log::Logger kLog("intake");
+
+// Of batches for which there was no room: a try may lay out much before it finds that out.
+constexpr io::Duration kTryAfterMin = std::chrono::seconds(5), kTryAfterMax = std::chrono::minutes(5);
 
 SegmentRecord segment_record(const PartName& name, const journal::SegmentReader& reader) {
   SegmentRecord record{.source = name.source, .generation = name.generation, .number = name.number, .part = name.part,
@@ -118,6 +122,11 @@ void Intake::received(const std::shared_ptr<Upload>& up) {
   wake();
 }
 
+// Whoever makes room says so to nobody, and a batch that was taken is not sent again.
+void Intake::try_again() {
+  if (!stalled_ && env_.now() >= try_at_) wake();
+}
+
 void Intake::wake() {
   if (lane_running_ || (lane_.empty() && catalog_.ready.empty())) return;
   lane_running_ = true;
@@ -126,12 +135,13 @@ void Intake::wake() {
 }
 
 Task<void> Intake::run_lane() {
-  bool stalled = false;   // for want of space: tried again after the next part
+  bool stalled = false;   // for want of space: tried again after the next part, or after a while
   for (;;) {
     if (!catalog_.ready.empty() && broken_ && !stalled) {
       Status s = co_await apply_ready();
       if (!s) kLog.warning("apply_failed", {{"reason", s}});
       stalled = !s;
+      note_stalled(std::move(s));
     }
     if (lane_.empty()) {
       if (catalog_.ready.empty() || !broken_ || stalled) break;
@@ -148,6 +158,15 @@ Task<void> Intake::run_lane() {
     up->done(std::move(answer));
   }
   lane_running_ = false;
+  if (!stalled && catalog_.ready.empty()) note_stalled(Status::ok());
+}
+
+void Intake::note_stalled(Status status) {
+  const bool again = !stalled_;
+  stalled_ = std::move(status);
+  if (stalled_) return;
+  try_after_ = again ? std::min(kTryAfterMax, 2 * try_after_) : kTryAfterMin;
+  try_at_ = env_.now() + try_after_;
 }
 
 Result<std::optional<BatchRecord>> Intake::stored_batch(const PartName& name) {

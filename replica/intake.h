@@ -72,6 +72,10 @@ class Intake {
   }
   const IntakeCounters& counters() const { return counters_; }
   bool idle() const { return in_flight_ == 0 && !lane_running_; }
+  // Why batches that could be applied are not: the store is full.
+  const Status& stalled() const { return stalled_; }
+  // Asked now and then: tries to apply these again, ever less often, once in five minutes in the end.
+  void try_again();
   // Not OK once the store has failed: nothing is accepted any more, restart the daemon.
   const Status& broken() const { return broken_; }
 
@@ -84,6 +88,7 @@ class Intake {
   bool may_be_new(const PartName& name) const;
 
   void wake();
+  void note_stalled(Status status);
   Task<void> run_lane();
   Task<PutAnswer> process(std::shared_ptr<Upload> up);
   Task<PutAnswer> accept(std::shared_ptr<Upload> up, std::optional<BatchRecord> stored);
@@ -140,7 +145,9 @@ class Intake {
   std::map<Catalog::StreamId, uint64_t> taking_;   // how many of them, where there are any
   std::vector<SegmentRecord> doomed_;   // files to remove once the next commit is durable
   IntakeCounters counters_;
-  Status broken_;
+  Status broken_, stalled_;
+  io::BootTime try_at_;           // while it is stalled
+  io::Duration try_after_{};
   TaskGroup tasks_;
 };
 

@@ -144,6 +144,7 @@ void Replica::release_overdue() {
 
 void Replica::watch_held() {
   release_overdue();
+  intake_->try_again();
   std::set<std::string> told;
   for (const Overdue& o : overdue()) {
     if (!overdue_told_.contains(o.batch)) raise_alarm("held_too_long", o.batch, o.text);
@@ -158,6 +159,7 @@ std::string Replica::status_json() { return status_text(*this); }
 std::vector<std::string> Replica::health() {
   std::vector<std::string> reasons;
   if (!intake_->broken()) reasons.push_back("the store has failed: " + intake_->broken().to_string());
+  else if (!intake_->stalled()) reasons.push_back("batches wait to be applied: " + intake_->stalled().to_string());
   if (closing_) reasons.push_back("the replica is stopping");
   for (Overdue& o : overdue()) reasons.push_back(std::move(o.text));
   return reasons;

@@ -1,6 +1,8 @@
 // Pieces of a resync: kept aside until the batch that ends it, applied with it at one point, the newer over the older.
 #include <gtest/gtest.h>
 
+#include <functional>
+
 #include "replica/overlay.h"
 #include "tests/repeat.h"
 #include "tests/unit/replica/harness.h"
@@ -159,6 +161,33 @@ TEST_F(PiecesTest, AResyncThatBeganAgainDropsWhatCameInPart) {
   ASSERT_EQ(h.put(host1, host1.make({slice(kOne, {units(1, 1, 'c')})})).json()["complete"], true);
   EXPECT_EQ(end({slice(kOne, {})}).json()["applied"], true);
   EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'a'}, {1, 'c'}, {2, 'a'}}));
+}
+
+// Room is made, and nobody sends anything more.
+TEST_F(PiecesTest, AFullStoreSaysSoAndGoesOnByItselfOnceThereIsRoom) {
+  piece({slice(kOne, {units(0, 4, 'b')})});
+  host1.kind = journal::BatchKind::kResync;
+  const auto made = host1.make({slice(kOne, {units(3, 1, 'c')})});
+  const uint64_t before = h.world.commits("replica");
+  std::function<void()> fill = [&] {   // once the end is taken
+    if (h.world.commits("replica") == before) return h.world.at(std::chrono::microseconds(1), fill);
+    const Status full(Code::kOutOfSpace, "full");
+    h.world.set_store_fault("replica", sim::StoreFault{.path_contains = "/state/store", .status = full});
+  };
+  fill();
+  const Harness::Answer answer = h.put(host1, made);
+  ASSERT_EQ(answer.status, 200) << answer.body;
+  ASSERT_EQ(answer.json()["applied"], false);
+  for (int i = 0; i < 20; ++i) {
+    h.world.run_for(std::chrono::seconds(61));
+    ASSERT_FALSE(h.replica->health().empty()) << "it stands still";
+  }
+  EXPECT_EQ(points(), 1u);
+  h.world.set_store_fault("replica", std::nullopt);
+  h.world.run_for(std::chrono::minutes(10));
+  ASSERT_EQ(points(), 2u);
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{3, 'b'}, {1, 'c'}}));
+  EXPECT_TRUE(h.replica->health().empty()) << h.replica->health().front();
 }
 
 // ---- in steps -------------------------------------------------------------------------------------
