@@ -385,12 +385,16 @@ Task<void> Engine::do_resync_replica(Callback<Result<std::string>> done) {
     if (!im || (*im)->doomed) continue;
     ++count;
     journal_->mark(mark_of(**im, wire::MarkKind::kOpenWrite));
-    for (const Extent& extent : allocated_regions(**im, empty)) {
+    std::vector<Extent> regions = allocated_regions(**im, empty);
+    if (regions.empty()) regions.push_back({});   // its size is told all the same
+    for (const Extent& extent : regions) {
       bytes += extent.length;
       all.push_back({attr.image, extent});
     }
   }
-  journal_->resync_replica(std::move(all));
+  Status durable = co_await async<Status>(
+      [&](Callback<Status> d) { journal_->resync_replica(std::move(all), std::move(d)); });
+  if (!durable) co_return done(durable.with_context("the journal"));
   kLog.warning("replica_resync_asked", {{"images", count}, {"bytes", bytes}});
   done(json{{"images", count}, {"bytes", bytes}}.dump());
 }

@@ -182,7 +182,6 @@ Task<void> JournalImpl::degrade() {
   if (last_staged_ > shipper_->replica().newest) marks = marks_of_staged();
   pending_.erase_range(kMarksTable, {}, batch_prefix(last_staged_.next()));
   take_over(given, std::move(marks));
-  for (const ImageExtent& e : std::exchange(full_wanted_, {})) lacks_.set(e.image, e.extent);
   put_degraded();
   kLog.warning("degraded", {{"reason", degraded_.why}, {"batches", given.size()}, {"bytes", bytes},
                             {"lacked_bytes", lacks_.bytes()},
@@ -286,10 +285,19 @@ Status JournalImpl::begin_degraded() {
 
 // ---- the resync ---------------------------------------------------------------------------------
 
-void JournalImpl::resync_replica(std::vector<ImageExtent> all) {
-  full_wanted_ = std::move(all);
-  degraded_.full = true;            // kept with the first commit of the degraded state
+// What it lacks, and that it is degraded, in one transaction: a start that finds the one finds the other.
+void JournalImpl::resync_replica(std::vector<ImageExtent> all, Callback<Status> done) {
+  // An image without data is told with its first region, and its size with that.
+  for (const ImageExtent& e : all) lacks_.set(e.image, e.extent.length != 0 ? e.extent : Extent{0, limits::kOrderGranule});
+  for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
   want_degrade("a full resynchronization of the replica was asked for");
+  DegradedRow row = degraded_;
+  if (shipping_ == Shipping::kNormal) row.since = env_.wall();
+  row.why = degrade_wanted_;
+  row.full = degraded_.full = true;
+  lacks_.put_changed(pending_);
+  pending_.put(kMetaTable, as_bytes("degraded"), encode_degraded(row));
+  commit_now(std::move(done));
 }
 
 void JournalImpl::ask_replica() {
@@ -401,7 +409,8 @@ void JournalImpl::resync_staged(const Batch& batch) {
   lacks_.staged(batch.lacked);
   note_named(batch);
   if (shipping_ != Shipping::kResyncing || batch.kind == BatchKind::kPiece) return;
-  if (!lacks_.empty()) {            // a tenure that began meanwhile: what it follows is to be sent, too
+  // A tenure that began meanwhile: what it follows is to be sent, too. Or it is to begin again.
+  if (!lacks_.empty() || !degrade_wanted_.empty()) {
     resync_end_ = BatchNumber();
     return;
   }

@@ -238,8 +238,9 @@ class Journal {
   virtual void start_shipping(std::unique_ptr<net::HttpClient> client) = 0;
   virtual void pause_shipping(bool paused) = 0;                      // staging too; cuts coalesce
   // An operator's word that the replica, emptied or replaced, is to be brought level: `all` is everything that it must
-  // hold of this source's images. Goes on over restarts until it is done; asked again, it begins again.
-  virtual void resync_replica(std::vector<ImageExtent> all) = 0;
+  // hold of this source's images, of one without data an empty extent. From `done` on no crash forgets it: it goes on over
+  // restarts until it is done. Asked again, it begins again.
+  virtual void resync_replica(std::vector<ImageExtent> all, Callback<Status> done) = 0;
   virtual Usage usage() const = 0;
   // Not OK once the journal can no longer be relied on (a commit failed): the owner logs it, stops
   // and restarts, which recovers. No write may be acknowledged from then on that needs a new dirty region.

@@ -96,7 +96,7 @@ class JournalImpl final : public Journal {
   void when_shipped(BatchNumber batch, Callback<Result<std::string>> done) override;
   void start_shipping(std::unique_ptr<net::HttpClient> client) override;
   void pause_shipping(bool paused) override;
-  void resync_replica(std::vector<ImageExtent> all) override;
+  void resync_replica(std::vector<ImageExtent> all, Callback<Status> done) override;
   Usage usage() const override;
   Status condition() const override { return condition_; }
 
@@ -314,7 +314,6 @@ class JournalImpl final : public Journal {
   LackMap lacks_;
   DegradedRow degraded_;
   std::string degrade_wanted_;                   // why; empty: it is not
-  std::vector<ImageExtent> full_wanted_;         // with it: all that a replaced replica must have
   std::optional<Shipper::Facts> facts_;          // the replica has answered
   Counter resync_from_;                          // writes begun before it are marked, not recorded
   uint32_t resync_rounds_ = 0;                   // pieces since nothing was lacked any more

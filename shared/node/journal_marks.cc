@@ -76,7 +76,7 @@ MarkSink::Usage JournalMarks::usage() const {
   return out;
 }
 
-void JournalMarks::resync_replica() { journal_->resync_replica({}); }
+void JournalMarks::resync_replica(Callback<Status> done) { journal_->resync_replica({}, std::move(done)); }
 
 void JournalMarks::stop(UniqueFunction<void()> done) {
   journal_->close(kCloseMax, [done = std::move(done)](Status status) mutable {

@@ -31,7 +31,7 @@ class JournalMarks final : public MarkSink {
   void forget(const ImageId& image) override;
   void settle(Callback<Status> done) override;
   Usage usage() const override;
-  void resync_replica() override;
+  void resync_replica(Callback<Status> done) override;
   void stop(UniqueFunction<void()> done) override;
 
  private:

@@ -33,8 +33,8 @@ class MarkSink {
   // OK once all marks recorded so far can no longer be lost with this node; kUnavailable: ask again later.
   virtual void settle(Callback<Status> done) = 0;
   virtual Usage usage() const = 0;
-  // The replica was emptied or replaced, and an operator says that it is to be taken.
-  virtual void resync_replica() {}
+  // The replica was emptied or replaced, and is to be taken: an operator's word. No crash forgets that after `done`.
+  virtual void resync_replica(Callback<Status> done) { done(Status::ok()); }
   virtual void stop(UniqueFunction<void()> done) = 0;
 };
 

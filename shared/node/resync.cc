@@ -53,9 +53,11 @@ void Core::resync_replica(Callback<Result<std::string>> done) {
   for (const wire::Mark& mark : marks) put_mark(batch, mark);
   commit(std::move(batch), [this, marks = std::move(marks), done = std::move(done)]() mutable {
     record_marks(marks);
-    marks_->resync_replica();
-    kLog.warning("replica_resync_asked", {{"names", marks.size()}});
-    done(nlohmann::json{{"names", marks.size()}}.dump());
+    marks_->resync_replica([names = marks.size(), done = std::move(done)](const Status& durable) mutable {
+      if (!durable) return done(durable);
+      kLog.warning("replica_resync_asked", {{"names", names}});
+      done(nlohmann::json{{"names", names}}.dump());
+    });
   });
 }
 

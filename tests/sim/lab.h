@@ -94,6 +94,12 @@ class Lab final : public fs::MemoryKeeper {
     return wait<Result<std::string>>([&](auto done) { shared_->takeover(request, std::move(done)); });
   }
   void begin_take(const std::string& request) { shared_->takeover(request, [](Result<std::string>) {}); }
+  Result<std::string> resync_names() {
+    return wait<Result<std::string>>([&](auto done) { shared_->resync_replica(std::move(done)); });
+  }
+  Result<std::string> resync_replica(const std::string& host) {
+    return wait<Result<std::string>>([&](auto done) { engine(host).resync_replica(std::move(done)); });
+  }
   std::string shared_status() { return shared_->status_json(); }
   const Uuid& cluster() const { return cluster_; }
 

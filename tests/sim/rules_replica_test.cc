@@ -269,11 +269,69 @@ TEST(Rules, AResyncOfTheReplicaSendsWhatTheOwnCopyIsNotFilledWithYet) {
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
     ASSERT_TRUE(lab.write("host1", *first, 0, 'c').is_ok());
     ASSERT_NE(lab.engine("host1").status_json().find("\"mirror\":\"filling\""), std::string::npos);
-    auto begun = lab.wait<Result<std::string>>([&](auto done) { lab.engine("host1").resync_replica(std::move(done)); });
+    auto begun = lab.resync_replica("host1");
     ASSERT_TRUE(begun.is_ok()) << begun.status().to_string();
     ASSERT_TRUE(lab.healthy("host1", seconds(600))) << lab.engine("host1").status_json();
     EXPECT_EQ(site.verify("host1"), "");
   }
+}
+
+// An operator was told that it has begun: it is not forgotten, however the daemon ends in that moment.
+TEST(Rules, AResyncOfAnEmptiedReplicaThatWasAskedForIsNotForgotten) {
+  for (auto kind : {Crash::kKill, Crash::kPowerLoss}) {
+    for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+      Lab lab(seed, false, Plant::kNone, Ships::kYes);
+      auto before = std::make_unique<Site>(lab);
+      auto image = lab.open_filled("host1");
+      ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+      ASSERT_EQ(before->verify("host1"), "");
+      lab.world.run_for(seconds(40));        // the dirty-region log is clean
+      before.reset();
+      Site site(lab, "/emptied");
+      auto names = lab.resync_names();
+      lab.crash("shared1", kind);
+      ASSERT_TRUE(names.is_ok()) << names.status().to_string();
+      lab.start("shared1");
+      lab.world.run_for(seconds(5));
+      auto begun = lab.resync_replica("host1");
+      lab.crash("host1", kind);
+      ASSERT_TRUE(begun.is_ok()) << begun.status().to_string();
+      lab.start("host1");
+      ASSERT_TRUE(lab.open("host1").is_ok());
+      EXPECT_TRUE(lab.healthy("host1", seconds(300))) << "seed " << seed << ": " << lab.engine("host1").status_json();
+      EXPECT_EQ(lab.shared_status().find("\"needs_full_resync\":true"), std::string::npos) << lab.shared_status();
+      EXPECT_EQ(site.verify("host1"), "") << "seed " << seed;
+    }
+  }
+}
+
+// What the replica was restored to is of before the image was cut to nothing, which left no block to be sent.
+TEST(Rules, AReplicaThatWentBackLearnsThatAnImageHasNoDataAnyMore) {
+  Lab lab(1, false, Plant::kNone, Ships::kYes);
+  auto before = std::make_unique<Site>(lab);
+  ASSERT_TRUE(lab.open_filled("host1").is_ok());
+  lab.world.run_for(seconds(40));
+  before.reset();
+  const auto backup = lab.world.keep("replica1", {"/state"});
+  before = std::make_unique<Site>(lab);
+  ASSERT_TRUE(lab.resize("host1", lab.inode_of("host1"), 0).is_ok());
+  lab.world.run_for(seconds(40));
+  before.reset();
+  lab.world.put_back("replica1", *backup);
+  Site site(lab);
+  auto size = [&] {
+    const auto tree = nlohmann::json::parse(site.ask("/v1/points/latest/tree"));
+    for (const auto& e : tree["entries"])
+      if (e["path"] == "disk.img") return e["size"].get<uint64_t>();
+    return UINT64_MAX;
+  };
+  ASSERT_EQ(size(), Lab::kImageBytes);
+  auto names = lab.resync_names();
+  ASSERT_TRUE(names.is_ok()) << names.status().to_string();
+  auto begun = lab.resync_replica("host1");
+  ASSERT_TRUE(begun.is_ok()) << begun.status().to_string();
+  lab.world.run_for(seconds(120));
+  EXPECT_EQ(size(), 0u) << site.ask("/v1/points/latest/tree");
 }
 
 }  // namespace

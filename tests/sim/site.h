@@ -14,9 +14,9 @@ namespace tidemark::sim {
 // replica1, which remembers what was sent to it.
 class Site {
  public:
-  explicit Site(Lab& lab) : lab_(lab) {
+  explicit Site(Lab& lab, const std::string& directory = "/state") : lab_(lab) {
     SimEnv& env = lab.world.start("replica1");
-    auto opened = replica::Replica::open(env, {.directory = "/state", .cluster = lab.cluster(), .node = "replica1"});
+    auto opened = replica::Replica::open(env, {.directory = directory, .cluster = lab.cluster(), .node = "replica1"});
     if (!opened) {
       ADD_FAILURE() << opened.status().to_string();
       return;

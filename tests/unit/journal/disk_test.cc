@@ -227,7 +227,7 @@ TEST_P(BusyDiskTest, WhileTheSpoolIsGivenUp) {
   ASSERT_TRUE(settle([&] { return spool_files() > 1; }));
   replica_back();
   broken_disk();
-  journal_->resync_replica({});
+  resync({});
   expect_outlived();
 }
 
@@ -262,7 +262,7 @@ TEST_F(DiskTest, StoresThatCannotBeOpenedAnewAreTriedAgainAndNobodyFallsOverThei
   ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
   world_.run_for(std::chrono::seconds(12));
   run_load(400, 16);        // cold regions
-  journal_->resync_replica({});
+  resync({});
   EXPECT_GT(journal_->usage().resync_left_bytes, 0u);
   world_.run_for(std::chrono::seconds(12));
   EXPECT_TRUE(journal_->condition());

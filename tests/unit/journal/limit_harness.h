@@ -35,8 +35,9 @@ class LimitTest : public JournalTest {
   void resync_all() {
     std::vector<ImageExtent> all;
     for (const auto& [image, bytes] : copy_.images) all.push_back({image, {0, bytes.size()}});
-    journal_->resync_replica(all);
+    resync(std::move(all));
   }
+  void resync(std::vector<ImageExtent> all) { journal_->resync_replica(std::move(all), [](const Status&) {}); }
   void load_until(std::function<bool()> done) {
     for (int i = 0; i < 300 && !done(); ++i) {
       run_load(40, 8);

@@ -324,7 +324,7 @@ TEST_F(LimitTest, TheEndOfAResyncWaitsForAWriteBegunBefore) {
   wait_shipped();
   replica_away();
   // All that is lacked is of an image that nobody knows; a write begun while degraded is not answered yet.
-  journal_->resync_replica({{image_id(9), {0, kG}}});
+  resync({{image_id(9), {0, kG}}});
   ASSERT_TRUE(settle([&] { return degraded(); }));
   ImageId written = image_id(0);
   Bytes data(kG, 9);
@@ -345,7 +345,7 @@ TEST_F(LimitTest, ATenureThatFollowsAnotherAsTheResyncEndsIsSentWhole) {
   wait_shipped();
   replica_away();
   run_load(50, 8);
-  journal_->resync_replica({});
+  resync({});
   ASSERT_TRUE(settle([&] { return degraded(); }));
   replica_back();
   // The resync's last batch is cut and not staged yet.
@@ -409,7 +409,7 @@ TEST_F(SlowWorkersTest, ABatchWhoseRecordsAreWithAWorkerIsNotGivenUpBeforeTheyAr
   }
   ASSERT_LT(journal_->usage().records_unstaged, 1u << 18) << "they are with the worker";
   // The spool is given up meanwhile; when the answer comes, that batch is closed first.
-  journal_->resync_replica({});
+  resync({});
   world_.run_for(std::chrono::milliseconds(1));
   replica_->release_answers();
   ASSERT_TRUE(settle([&] { return degraded(); }));

@@ -165,5 +165,18 @@ TEST_P(ResyncAgainTest, AnImageThatWasWithheldAndOnlyMadeLongerHasItsSizeInTheEn
 
 INSTANTIATE_TEST_SUITE_P(Reasons, ResyncAgainTest, testing::Values(Again::kStop, Again::kKill, Again::kPowerLoss, Again::kLimit));
 
+TEST_F(ResyncTest, AnEmptiedReplicaLearnsOfAnImageThatHasNoDataAndOfItsSize) {
+  add_image(3, 0);
+  add_image(4, 40 * kG);
+  begin();
+  empty_replica();
+  std::vector<ImageExtent> all;
+  for (int i = 0; i < 5; ++i) all.push_back({image_id(i), {0, i < 3 ? sizes_[image_id(i)] : 0}});
+  resync(std::move(all));
+  ASSERT_TRUE(settle([&] { return !replica_->points.empty(); }, 120)) << journal_->usage().ship_error;
+  expect_level();
+  for (int i = 3; i < 5; ++i) ASSERT_TRUE(replica_->images.contains(image_id(i))) << i;
+}
+
 }  // namespace
 }  // namespace tidemark::journal
