@@ -84,7 +84,9 @@ struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun>
     const Status found = s;
     if (!stopped()) journal->block_read(*batch, *job, index, s);
     if (status && !s && !found) {
-      const bool lacked = batch->lacks(journal->slots_[job->units[index].slot].image, job->units[index].extent);
+      // Of a piece all is: it is sent because the replica lacks something, and left out it is lacked again.
+      const bool lacked = batch->kind == BatchKind::kPiece ||
+                          batch->lacks(journal->slots_[job->units[index].slot].image, job->units[index].extent);
       journal->unreadable_ = {job->units[index].slot, job->units[index].extent, found, lacked};
     }
     if (status && !s) status = std::move(s);

@@ -178,5 +178,24 @@ TEST_F(ResyncTest, AnEmptiedReplicaLearnsOfAnImageThatHasNoDataAndOfItsSize) {
   for (int i = 3; i < 5; ++i) ASSERT_TRUE(replica_->images.contains(image_id(i))) << i;
 }
 
+// Written in the midst of a resync by a host that has no copy of its own, just before the shared node is away.
+TEST_F(ResyncTest, APieceGoesWithoutWhatOnlyTheSharedNodeHas) {
+  begin();
+  replica_away();
+  write(2, {0, sizes_[image_id(2)]}, 0x22);
+  degrade();
+  answer_until([this] { return replica_->pieces > 0; });
+  ASSERT_TRUE(settle([&] { return replica_->pieces > 0 && !journal_->usage().ship_error.empty(); }));
+  ASSERT_EQ(journal_->usage().shipping, Shipping::kResyncing);
+  write(1, {0, kG}, 0x33);
+  copy_.away.insert(image_id(1));
+  replica_back();
+  ASSERT_TRUE(settle([&] { return replica_->images[image_id(2)] == copy_.images[image_id(2)]; }, 120)) << "it waits for the other";
+  ASSERT_FALSE(journal_->usage().withheld.empty());
+  copy_.away.clear();
+  ASSERT_TRUE(settle([&] { return journal_->usage().withheld.empty(); }));
+  expect_level_in_the_end();
+}
+
 }  // namespace
 }  // namespace tidemark::journal
