@@ -1,7 +1,7 @@
 // The Journal's one implementation. Its parts: journal_impl.cc (writes, commits), slots.cc (images),
 // recovery.cc (opening), events.cc (metadata events), cuts.cc (cuts, giving up, compaction), preserve.cc (old blocks, freeze),
-// stager.cc (closed batches into segment files), withheld.cc (images that cannot be read), shipping.cc (what the shipper
-// has sent).
+// stager.cc (closed batches into segment files), spool.cc (these files), withheld.cc (images that cannot be read),
+// shipping.cc (what the shipper has sent; usage).
 #pragma once
 
 #include <deque>
@@ -136,7 +136,6 @@ class JournalImpl final : public Journal {
   Status begin_incarnation();
   void put_incarnation(kv::WriteBatch& batch);
   Status load_runs(kv::Snapshot& snapshot, const Uuid& last_nonce);
-  void sweep_spool();
   void recover_batch(std::vector<ChangeRecord> records, std::vector<StoredMark> marks);
   void start_timers();
 
@@ -211,7 +210,6 @@ class JournalImpl final : public Journal {
   void note_named(const Batch& batch);
   void end_resync();
   std::vector<ImageExtent> regions_of(const StagePlan& plan) const;
-  void fill_usage(Usage& usage) const;
 
   // disk.cc
   void disk_failed(const Status& status);
@@ -238,9 +236,6 @@ class JournalImpl final : public Journal {
   Task<Result<PartInfo>> stage_part(BatchPtr batch, std::shared_ptr<StagePlan> plan, uint32_t index);
   Task<Status> read_blocks(BatchPtr batch, std::shared_ptr<PartJob> job);
   void block_read(Batch& batch, PartJob& job, size_t unit, Status& status);
-  void remove_spool_files(BatchNumber number, size_t parts);
-  Task<Status> write_spool(std::shared_ptr<SpoolWrite> file);
-  Task<Status> sync_spool();
   Task<Status> commit_staged(BatchPtr batch, std::vector<PartInfo> parts, std::vector<ImageExtent> regions);
   void restore_piece(Batch& batch);
   Task<std::vector<ImageExtents>> consolidate_batch(BatchPtr batch);
@@ -249,7 +244,14 @@ class JournalImpl final : public Journal {
   bool can_stage() const;
   void kick_stager();
   void answer_staged(BatchNumber first, BatchNumber last, const Status& status);
+  // spool.cc
+  Task<Status> write_spool(std::string path, Bytes bytes);
+  Task<Status> sync_spool();
+  void remove_spool_files(BatchNumber number, size_t parts);
+  void sweep_spool();
+
   // shipping.cc
+  void fill_usage(Usage& usage) const;
   void ended_shipping(const StagedBatch& batch, const std::string& receipt);
   void forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done);
   void fail_waiters(const Status& status);

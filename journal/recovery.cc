@@ -282,22 +282,6 @@ void JournalImpl::start_timers() {
   if (clean_timer_.value == 0) tick();
 }
 
-void JournalImpl::sweep_spool() {
-  // What is staged and not yet acknowledged stays; the rest was never committed or is done with.
-  std::set<std::string> wanted;
-  for (const StagedBatch& b : staged_at_open_) {
-    for (uint32_t i = 0; i < b.parts.size(); ++i) wanted.insert(spool_file_name(b.number, i));
-  }
-  Result<std::vector<std::string>> names = env_.files().list(spool_);
-  if (!names) return kLog.warning("spool_unreadable", {{"status", names.status()}});
-  for (const std::string& name : *names) {
-    if (wanted.erase(name) > 0) continue;
-    Status removed = env_.files().unlink(spool_ + "/" + name);
-    if (!removed) kLog.warning("spool_unlink", {{"file", name}, {"status", removed}});
-  }
-  for (const std::string& name : wanted) kLog.error("spool_file_missing", {{"file", name}, {"effect", "shipping will stop there"}});
-}
-
 void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<StoredMark> marks) {
   Batch& batch = open_batch();
   batch.kind = BatchKind::kResync;

@@ -93,4 +93,27 @@ Usage JournalImpl::usage() const {
   return u;
 }
 
+void JournalImpl::fill_usage(Usage& u) const {
+  u.shipping = shipping_;
+  u.degraded_why = degraded_.why;
+  u.degraded_since = degraded_.since;
+  u.limit_bytes = limit_bytes();
+  u.ship_rate = options_.settings.ship_rate;
+  u.limit_age_ns = std::chrono::nanoseconds(options_.settings.limit_age).count();
+  u.points_given_up = points_given_up_;
+  u.resyncs_ended = resyncs_ended_;
+  u.names_given_up.assign(names_given_up_.begin(), names_given_up_.end());
+  u.needs_full_resync = shipper_->lost();
+  u.replica_empty = shipper_->lost_all();
+  u.resync_sent_bytes = resync_sent_;
+  bool on_its_way = resync_end_.value != 0;
+  if (shipping_ != Shipping::kNormal || on_its_way) u.resync_left_bytes = lacks_.bytes() + shipper_->queued_bytes();
+  if (shipper_->idle()) return;
+  u.oldest_unshipped_ns = (env_.now() - shipper_->queue().front().staged_at).count();
+  if (shipping_ != Shipping::kNormal || growth_ <= 0) return;
+  double left = static_cast<double>(u.limit_bytes) - static_cast<double>(std::min(u.limit_bytes, u.spool_bytes));
+  double by_bytes = left / growth_, by_age = static_cast<double>(u.limit_age_ns - u.oldest_unshipped_ns) / 1e9;
+  u.full_in_ns = static_cast<int64_t>(std::max(0.0, std::min({by_bytes, by_age, 1e9})) * 1e9);
+}
+
 }  // namespace tidemark::journal

@@ -19,7 +19,6 @@ const log::Logger kLog("stager");
 constexpr uint64_t kReadBytes = 256u << 10;
 constexpr uint32_t kStagingReadsMax = 32;
 constexpr uint64_t kReadBytesInFlightMax = 2u << 20;
-constexpr size_t kWritePieceBytes = 1u << 20;
 constexpr uint64_t kHandoverReserve = 8;          // one part in so many of the spool, above its limit
 constexpr io::Duration kRetryMin = std::chrono::seconds(1), kRetryMax = std::chrono::seconds(30);
 
@@ -33,12 +32,6 @@ struct JournalImpl::PartJob {
   uint64_t data_bytes = 0;
   std::vector<bool> absent;          // by granule of `data`; empty: none
   std::vector<SegmentImage> images;
-};
-
-struct JournalImpl::SpoolWrite {
-  std::string path;
-  std::unique_ptr<io::File> file;
-  Bytes bytes;
 };
 
 struct JournalImpl::ReadRun : std::enable_shared_from_this<JournalImpl::ReadRun> {
@@ -367,10 +360,7 @@ Task<Result<PartInfo>> JournalImpl::stage_part(BatchPtr batch, std::shared_ptr<S
   });
   if (!built->part) co_return built->part.status();
   PartInfo info{built->part->digest, built->part->file.size()};
-  auto file = std::make_shared<SpoolWrite>();   // shared with its writes
-  file->path = spool_ + "/" + spool_file_name(batch->number, index);
-  file->bytes = std::move(built->part->file);
-  Status written = co_await write_spool(file);
+  Status written = co_await write_spool(spool_ + "/" + spool_file_name(batch->number, index), std::move(built->part->file));
   if (!written) co_return written;
   co_return info;
 }
@@ -415,42 +405,6 @@ Task<Status> JournalImpl::read_blocks(BatchPtr batch, std::shared_ptr<PartJob> j
     run->done = std::move(done);
     run->pump();
   });
-}
-
-Task<Status> JournalImpl::write_spool(std::shared_ptr<SpoolWrite> file) {
-  auto opened = env_.files().open(file->path, {.create = true, .background = true});
-  if (!opened) co_return opened.status();
-  file->file = std::move(*opened);
-  Status status = file->file->truncate(0);
-  for (size_t at = 0; status && at < file->bytes.size(); at += kWritePieceBytes) {
-    ByteSpan piece = ByteSpan(file->bytes).subspan(at, std::min(kWritePieceBytes, file->bytes.size() - at));
-    status = co_await async<Status>([&](Callback<Status> done) {
-      file->file->write(at, piece, io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
-    });
-  }
-  if (status) {
-    status = co_await async<Status>([&](Callback<Status> done) {
-      file->file->sync(io::IoMode::kQueued, [file, done = std::move(done)](Status s) mutable { done(std::move(s)); });
-    });
-  }
-  co_return status ? status : status.with_context(file->path);
-}
-
-Task<Status> JournalImpl::sync_spool() {
-  auto result = std::make_shared<Status>();   // shared by the worker and the loop, one after the other
-  co_await async<bool>([&](Callback<bool> done) {
-    // A directory's fsync has no asynchronous form; it needs nothing but its path, so a worker may do it.
-    env_.offload([result, files = &env_.files(), path = spool_] { *result = files->sync_directory(path); },
-                 [done = std::move(done)]() mutable { done(true); });
-  });
-  co_return std::move(*result);
-}
-
-void JournalImpl::remove_spool_files(BatchNumber number, size_t parts) {
-  for (uint32_t i = 0; i < parts; ++i) {
-    Status removed = env_.files().unlink(spool_ + "/" + spool_file_name(number, i));
-    if (!removed && removed.code() != Code::kNotFound) kLog.warning("spool_unlink", {{"batch", number}, {"status", removed}});
-  }
 }
 
 Task<Status> JournalImpl::commit_staged(BatchPtr batch, std::vector<PartInfo> parts, std::vector<ImageExtent> regions) {
