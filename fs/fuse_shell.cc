@@ -6,7 +6,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -19,10 +18,6 @@
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/io/turn_share.h"
-
-#ifndef PR_SET_IO_FLUSHER
-#define PR_SET_IO_FLUSHER 57
-#endif
 
 namespace tidemark::fs {
 namespace {
@@ -116,8 +111,6 @@ Status FuseShell::start() {
   TM_RETURN_IF_ERROR(open_session());
   if (options_.session >= 0) TM_RETURN_IF_ERROR(take_over());
   else TM_RETURN_IF_ERROR(mount_anew());
-  // The daemon stands in the write-back path of loop mounts over its own images.
-  if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) kLog.info("no_io_flusher", {{"errno", errno}});
   notifier_ = std::make_unique<Notifier>(session_);
   engine_.set_memory_keeper(this);
   engine_.on_invalidate([this](const wire::InvalidateNotify& m) { notifier_->push(m); });

@@ -3,6 +3,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
@@ -13,6 +14,10 @@
 #include "shared/daemon/daemon.h"
 #include "shared/io/real_files.h"
 #include "shared/state/identity.h"
+
+#ifndef PR_SET_IO_FLUSHER
+#define PR_SET_IO_FLUSHER 57
+#endif
 
 namespace tidemark::fs {
 namespace {
@@ -161,6 +166,8 @@ int run_host(const Arguments& arguments, const config::Host& config, const Uuid&
   const bool successor = holding && holding->successor();
   auto daemon = daemon::Daemon::create(std::move(options));
   if (!daemon) return daemon::fail(kName, daemon.status());
+  // It stands in the write-back path of loop mounts over its own images. Its threads, begun later, take after this one.
+  if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) kLog.info("no_io_flusher", {{"errno", errno}});
   // A process that was killed may have left writes with the disk that land after its end.
   if (Status s = io::await_earlier_writes(config.storage.bricks, kEarlierWritesMax); !s) return daemon::fail(kName, s);
 
