@@ -97,6 +97,43 @@ TEST_P(ByDirt, AHandleOfTheRunBeforeIsFencedByATakeover) {
   }
 }
 
+// It had gone on alone, a sync of its own copy failed, and so its successor must ask: what it wrote alone is a branch,
+// and its guest is told.
+TEST(InheritedHandle, OneThatWroteAloneIsFencedAndItsTailIsKept) {
+  for (uint64_t seed = 1; seed <= seeds_of(8); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    auto old = lab.open_filled("host1");
+    ASSERT_TRUE(old.is_ok()) << old.status().to_string();
+    lab.world.partition("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *old, 0, 't').is_ok());
+    lab.world.inject("host1", FileFault{.operations = kSync, .path_contains = ".data"});
+    EXPECT_FALSE(lab.flush("host1", *old).is_ok());
+    ASSERT_TRUE(take_by_force(lab).is_ok());
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 4096, 'c').is_ok());
+    ASSERT_TRUE(lab.flush("host2", *second).is_ok());
+    const bool closed = seed % 2 == 0;
+    if (closed) lab.engine("host2").release(*second);
+    lab.crash("host1", Crash::kKill);
+    lab.succeed("host1");
+    lab.world.heal_all();
+    EXPECT_EQ(errno_of(lab.read("host1", *old, 4096).status()), EIO);
+    EXPECT_EQ(errno_of(lab.write("host1", *old, 0, 'z')), EIO);
+    ASSERT_TRUE(lab.world.run_until([&] { return lab.engine("host1").branches().size() == 1; }, seconds(60)));
+    EXPECT_EQ(errno_of(lab.write("host1", *old, 0, 'z')), EIO);
+    EXPECT_EQ(errno_of(lab.flush("host1", *old)), EIO);
+    auto byte = lab.read("host2", *second, 0);
+    EXPECT_TRUE(closed || (byte.is_ok() && *byte == 'a')) << byte.status().to_string();
+    lab.engine("host1").release(*old);
+    auto anew = lab.open("host1");
+    ASSERT_TRUE(anew.is_ok()) << anew.status().to_string();
+    byte = lab.read("host1", *anew, 4096);
+    EXPECT_TRUE(byte.is_ok() && *byte == 'c') << byte.status().to_string();
+  }
+}
+
 // Nothing was taken: whatever the successor could not carry on, its guests do not notice.
 TEST_P(ByDirt, AHandleOfTheRunBeforeGoesOnWhereNothingWasTaken) {
   for (uint64_t seed = 1; seed <= seeds_of(8); ++seed) {
