@@ -246,7 +246,7 @@ Shipper::Outcome Shipper::judge_facts(const std::string& body) {
   if (facts.expected.value == 1) facts.last_digest = {};
   std::string fault = judge_(facts);
   if (!fault.empty()) {
-    note_lost(facts.expected.value);
+    note_lost(facts.expected, !replica_.store.is_nil() && facts.store != replica_.store);
     return stop("replica_unfit", std::move(fault));
   }
   lost_ = false;
@@ -254,9 +254,10 @@ Shipper::Outcome Shipper::judge_facts(const std::string& body) {
   return Outcome::kDone;
 }
 
-void Shipper::note_lost(uint64_t expected) {
+// One that went back has others' streams, and what they wrote to the same images, though it may not know this one.
+void Shipper::note_lost(BatchNumber expected, bool replaced) {
   lost_ = true;
-  lost_all_ = expected == 1;
+  lost_all_ = replaced && expected.value == 1;
 }
 
 Shipper::Outcome Shipper::judge_state(const std::string& body) {
@@ -265,7 +266,7 @@ Shipper::Outcome Shipper::judge_state(const std::string& body) {
   if (expected == 0) return retry("replica's answer names no expected number: " + body.substr(0, 200));
   auto store = Uuid::parse(text_of(j, "store"));
   if (!replica_.store.is_nil() && store && *store != replica_.store) {
-    note_lost(expected);
+    note_lost(BatchNumber(expected), true);
     return stop("replica_store_changed", "the replica has another store (" + store->to_string() + ", before " +
                 replica_.store.to_string() + "): " + std::string(kFullResyncRemedy));
   }
@@ -273,7 +274,7 @@ Shipper::Outcome Shipper::judge_state(const std::string& body) {
   const StagedBatch& oldest = queue_.front();
   uint64_t reach = oldest.supersedes_first.value != 0 ? oldest.supersedes_first.value : oldest.number.value;
   if (expected < reach) {
-    note_lost(expected);
+    note_lost(BatchNumber(expected), false);
     return stop("replica_behind", "the replica expects batch " + std::to_string(expected) + ", the oldest kept is " +
                 std::to_string(reach) + ": " + std::string(kFullResyncRemedy));
   }

@@ -99,7 +99,7 @@ class Shipper {
   Task<void> run();
   Task<Outcome> ask();
   Outcome judge_facts(const std::string& body);
-  void note_lost(uint64_t expected);
+  void note_lost(BatchNumber expected, bool replaced);
   void wake_now();
   Task<Outcome> send_batch();
   Task<Outcome> finish_batch(std::string receipt);

@@ -263,6 +263,19 @@ TEST_F(LimitTest, AReplacedReplicaIsRefusedUntilAnOperatorSaysSoAndThenBroughtLe
   EXPECT_FALSE(journal_->usage().needs_full_resync);
 }
 
+// A backup of it was put back in which nothing of this stream is yet: others' streams may be.
+TEST_F(LimitTest, AReplicaThatWentBackToBeforeThisStreamIsNotTakenForAnEmptyOne) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  const Uuid store = replica_->store;
+  empty_replica();
+  replica_->store = store;
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return journal_->usage().needs_full_resync; }, 60));
+  EXPECT_FALSE(journal_->usage().replica_empty);
+}
+
 TEST_F(LimitTest, AFullResyncThatWasAskedForGoesOnAfterACrash) {
   open_journal();
   run_load(200, 8);
