@@ -11,7 +11,7 @@
 // engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
 // engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
 // engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc,
-// engine_alarms.cc, engine_status.cc.
+// engine_alarms.cc, engine_status.cc, engine_unheld.cc (what nobody held as the replica was to be brought level).
 #pragma once
 
 #include <map>
@@ -487,6 +487,9 @@ class Engine final : public journal::BlockSource {
   // ---- engine_status.cc
   Task<void> do_resync_replica(Callback<Result<std::string>> done);
   std::vector<Extent> allocated_regions(Image& image, bool data_only);
+  // ---- engine_unheld.cc
+  Task<Result<std::set<ImageId>>> unheld_to_send(const std::vector<wire::Attr>& images);
+  bool unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const;
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;

@@ -354,8 +354,10 @@ std::string Engine::journal_json() {
 
 void Engine::resync_replica(Callback<Result<std::string>> done) { tasks_.spawn(do_resync_replica(std::move(done))); }
 
-// Each image is sent by the host that wrote it last: its tenure is the newest. A host that is gone leaves its images to
-// whoever takes their tenures next. The shared node says which these are, so it must be there.
+// Each image is sent by the host that has its newest tenure, or, where nobody holds it, wrote it last
+// (engine_unheld.cc); and by each that has something of it to ship yet, since what the next tenure's holder ships rests
+// on that. A host that is gone leaves its images to whoever takes their tenures next. The shared node says which these
+// are, so it must be there.
 Task<void> Engine::do_resync_replica(Callback<Result<std::string>> done) {
   if (!options_.config.replica) co_return done(Status(Code::kInvalidArgument, "no [replica] is configured"));
   if (!co_await wait_link(std::chrono::seconds(5))) {
@@ -374,18 +376,25 @@ Task<void> Engine::do_resync_replica(Callback<Result<std::string>> done) {
     }
     end = page->end != 0 || page->entries.empty();
   }
+  auto unheld = co_await unheld_to_send(images);
+  if (!unheld) co_return done(unheld.status());
   // From here on in one turn: the marks that bind the images to this stream go with the resync.
   const bool empty = journal_->usage().replica_empty;
   std::vector<journal::ImageExtent> all;
   uint64_t count = 0, bytes = 0;
   for (const wire::Attr& attr : images) {
     const Epoch own = journal_->tenure_epoch(attr.image);
-    if (own.value == 0 || attr.epoch > own) continue;
+    if (own.value == 0) continue;
     auto im = image_of(attr);
     if (!im || (*im)->doomed) continue;
-    ++count;
+    // Whoever has it by now: what this host has yet to ship of it is bound to its stream.
     journal_->mark(mark_of(**im, wire::MarkKind::kOpenWrite));
-    std::vector<Extent> regions = allocated_regions(**im, empty);
+    const bool elsewhere = attr.epoch > own && !unheld->contains(attr.image);
+    if (elsewhere && !journal_->unshipped(attr.image)) continue;
+    ++count;
+    // Holes too, where another host may send what it had there.
+    const bool data_only = empty && !elsewhere && !journal_->followed(attr.image);
+    std::vector<Extent> regions = allocated_regions(**im, data_only);
     if (regions.empty()) regions.push_back({});   // its size is told all the same
     for (const Extent& extent : regions) {
       bytes += extent.length;

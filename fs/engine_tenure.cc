@@ -192,7 +192,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.size_generation = grant.size_generation;
   Status adopted = co_await adopt_size(im, grant.size, grant.size_generation);
   if (!adopted && !own_copy_failed(im, adopted)) co_return adopted;
-  const bool whole = !none && (grant.parent.clean == wire::kTaken || standing_in(im));
+  const bool whole =
+      !none && (grant.parent.clean == wire::kTaken || standing_in(im) || unheld_since_word(im.id, grant.parent));
   std::vector<Extent> allocated;
   if (whole) {   // durable before the first write: until it is staged
     if (Status s = set_flag(im, kFlagStandIn, true); !s) co_return s;

@@ -341,13 +341,14 @@ void JournalImpl::begin_resync() {
   row.digest = facts.last_digest;
   if (replaced) {
     row.label = WallTime();
-    // What came before an image's tenure is in what is sent of it.
+    // What came before an image's tenure is in what is sent of it. Whose it was stays on record (followed()).
+    auto unwait = [](wire::TenureParent& parent) { parent = {Epoch(), std::move(parent.source), {}, 1}; };
     for (uint32_t slot = 0; slot < slots_.size(); ++slot) {
-      slots_[slot].parent = {};
+      unwait(slots_[slot].parent);
       if (slots_[slot].attached) put_tenure(slot);
     }
     for (auto& [image, tenure] : known_tenures_) {
-      tenure.parent = {};
+      unwait(tenure.parent);
       pending_.put(kImagesTable, kv::KeyBuilder().uuid(image), encode_tenure(tenure));
     }
   }

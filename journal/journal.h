@@ -183,6 +183,10 @@ class Journal {
   virtual ImageCounters counters(Slot slot) const = 0;
   // Of the newest tenure of this source, of whichever run; 0: it has had none.
   virtual Epoch tenure_epoch(const ImageId& image) const = 0;
+  // Before the newest tenure of this source another one wrote it.
+  virtual bool followed(const ImageId& image) const = 0;
+  // Something of it is on its way to the replica, if only that a tenure has ended.
+  virtual bool unshipped(const ImageId& image) const = 0;
 
   // ---- dirty-region log -----------------------------------------------------------------------
   virtual bool is_dirty(Slot slot, Extent extent) const = 0;         // hot path: every region of it

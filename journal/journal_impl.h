@@ -62,6 +62,8 @@ class JournalImpl final : public Journal {
   void note_copies(Slot slot, LossId host, LossId shared, bool alone, Callback<Status> done) override;
   ImageCounters counters(Slot slot) const override;
   Epoch tenure_epoch(const ImageId& image) const override;
+  bool followed(const ImageId& image) const override;
+  bool unshipped(const ImageId& image) const override;
 
   bool is_dirty(Slot slot, Extent extent) const override {
     return slots_[slot.index].uncommitted == 0 && drl_->is_dirty(slot.index, extent);

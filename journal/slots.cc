@@ -1,4 +1,6 @@
 // The images of this host, each in its slot: sizes, tenures and what is kept of its copies.
+#include <algorithm>
+
 #include "journal/journal_impl.h"
 
 namespace tidemark::journal {
@@ -120,6 +122,25 @@ Epoch JournalImpl::tenure_epoch(const ImageId& image) const {
   if (slot != slot_by_image_.end()) return slots_[slot->second].epoch;
   auto known = known_tenures_.find(image);
   return known == known_tenures_.end() ? Epoch() : known->second.epoch;
+}
+
+bool JournalImpl::followed(const ImageId& image) const {
+  const wire::TenureParent* parent = nullptr;
+  if (auto slot = slot_by_image_.find(image); slot != slot_by_image_.end()) parent = &slots_[slot->second].parent;
+  else if (auto known = known_tenures_.find(image); known != known_tenures_.end()) parent = &known->second.parent;
+  return parent != nullptr && !parent->source.empty() && parent->source != options_.source;
+}
+
+bool JournalImpl::unshipped(const ImageId& image) const {
+  if (lacks_.bytes(image) != 0 || lacks_.is_unnamed(image)) return true;
+  auto names_it = [&](const StagedBatch& batch) {
+    return std::any_of(batch.regions.begin(), batch.regions.end(), [&](const ImageExtent& e) { return e.image == image; });
+  };
+  if (std::any_of(shipper_->queue().begin(), shipper_->queue().end(), names_it)) return true;
+  auto slot = slot_by_image_.find(image);
+  return slot != slot_by_image_.end() && std::any_of(batches_.begin(), batches_.end(), [&](const BatchPtr& batch) {
+    return batch->image(slot->second) != nullptr;
+  });
 }
 
 }  // namespace tidemark::journal

@@ -433,6 +433,8 @@ void Core::stale_map_request(const PeerPtr& peer, wire::Request& request) {
     wire::Grant map = make_grant(*image, host, known);
     const fence::State& tenure = image->record.tenure;
     if (tenure.holder == host) map.epoch = tenure.epoch;
+    if (tenure.holder.empty())
+      map.parent = {tenure.parent.epoch, tenure.parent.source, tenure.parent.last, parent_clean(tenure.parent)};
     peer->link->respond(wire::Type::kStaleMap, id, map);
   });
 }

@@ -219,7 +219,8 @@ struct RecallNotify {             // shared node to holder: another host wants t
   std::string wanted_by;
   template <class A> void fields(A& a) { a(image, epoch, wanted_by); }
 };
-struct StaleMap {                 // answer: Grant, with the epoch of this host's tenure (before: 0), or 0
+struct StaleMap {                 // answer: Grant, with the epoch of this host's tenure (before: 0), or 0. Where nobody
+                                  // holds the image, with the parent that the next tenure will have (before: none)
   ImageId image;
   uint8_t copy_absent = 0;               // as in Acquire
   template <class A> void fields(A& a) { a(image, copy_absent); }

@@ -11,7 +11,7 @@
 
 namespace tidemark::sim {
 
-// replica1, which remembers what was sent to it.
+// replica1, which remembers what was sent to it. In another directory it is another one, which has nothing.
 class Site {
  public:
   explicit Site(Lab& lab, const std::string& directory = "/state") : lab_(lab) {
@@ -62,15 +62,22 @@ class Site {
     return said.dump();
   }
 
-  std::string ask(const std::string& target) {
+  std::string ask(const std::string& target, const std::string& range = {}) {
     auto answer = lab_.wait<Result<net::HttpResponse>>([&](auto done) {
       net::HttpRequest request;
       request.method = "GET";
       request.target = target;
+      if (!range.empty()) request.headers["range"] = range;
       request.peer = {.cluster = lab_.cluster(), .role = net::Role::kOperator, .node = "operator"};
       replica_->handle(std::move(request), [done = std::move(done)](net::HttpResponse r) mutable { done(std::move(r)); });
     });
-    return answer ? std::string(answer->body.begin(), answer->body.end()) : answer.status().to_string();
+    if (!answer) return answer.status().to_string();
+    if (answer->source) {                    // of what is long, its first piece
+      auto piece = lab_.wait<Result<Bytes>>([&](auto done) { answer->source(1 << 20, std::move(done)); });
+      if (!piece) return piece.status().to_string();
+      answer->body = std::move(*piece);
+    }
+    return std::string(answer->body.begin(), answer->body.end());
   }
 
   // What the replica has kept aside.

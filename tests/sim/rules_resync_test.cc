@@ -1,0 +1,216 @@
+// A replica that was emptied or put back, and brought level by an operator's word on each node: every image is sent by
+// the host that answers for it, wherever it was moved meanwhile. And what a host hands over that cannot ship it exactly.
+#include "tests/repeat.h"
+#include "tests/sim/site.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::seconds;
+
+class RulesOfResync {
+ public:
+  explicit RulesOfResync(uint64_t seed) : lab(seed, false, Plant::kNone, Ships::kYes), site(std::make_unique<Site>(lab)) {}
+
+  // Another one, which has nothing.
+  void replace_replica() {
+    site.reset();
+    site = std::make_unique<Site>(lab, "/state-2");
+  }
+  // As it was then.
+  std::shared_ptr<const World::Kept> back_up() {
+    site.reset();
+    auto kept = lab.world.keep("replica1", {"/state"});
+    site = std::make_unique<Site>(lab);
+    return kept;
+  }
+  void put_back(const World::Kept& kept) {
+    site.reset();
+    lab.world.put_back("replica1", kept);
+    site = std::make_unique<Site>(lab);
+  }
+  void say(const std::string& host) {
+    lab.world.run_for(seconds(5));
+    auto said = lab.wait<Result<std::string>>([&](auto done) { lab.engine(host).resync_replica(std::move(done)); });
+    ASSERT_TRUE(said.is_ok()) << said.status().to_string();
+    lab.world.run_for(seconds(60));
+  }
+  void say_names() {
+    auto said = lab.resync_names();
+    ASSERT_TRUE(said.is_ok()) << said.status().to_string();
+    lab.world.run_for(seconds(10));
+  }
+  void stop(const std::string& host) {
+    auto stopped = lab.wait<Status>([&](auto done) { lab.engine(host).stop(seconds(20), std::move(done)); });
+    ASSERT_TRUE(stopped.is_ok()) << stopped.to_string();
+    lab.crash(host, Crash::kKill);
+  }
+  void write(const std::string& host, uint64_t offset, uint8_t byte, uint64_t length = 4096) {
+    auto handle = lab.open(host);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    Status wrote = lab.write(host, *handle, offset, byte, length);
+    ASSERT_TRUE(wrote.is_ok()) << wrote.to_string();
+    ASSERT_TRUE(lab.flush(host, *handle).is_ok());
+    lab.engine(host).release(*handle);
+  }
+  void fill(const std::string& host) {
+    auto handle = lab.open_filled(host);
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    lab.engine(host).release(*handle);
+    lab.world.run_for(seconds(20));
+  }
+  // The replica has all of it, and nobody says otherwise.
+  void expect_level(const std::string& host) {
+    for (const char* each : {"host1", "host2"}) {
+      EXPECT_TRUE(lab.healthy(each)) << lab.engine(each).status_json();
+    }
+    EXPECT_EQ(site->verify(host), "");
+  }
+
+  Lab lab;
+  std::unique_ptr<Site> site;
+};
+
+// The epoch that a rebuilt shared node gives to what nobody holds is in nobody's journal.
+TEST(Rules, AnImageThatNobodyHoldsAfterARebuildIsSentByItsLastHolder) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RulesOfResync t(seed);
+    t.fill("host1");
+    t.stop("host1");
+    t.lab.crash("shared1", Crash::kKill);
+    t.lab.world.wipe("shared1", {"/state"});
+    t.lab.rebuild_from = {"host1", "host2"};
+    t.lab.start("shared1");
+    t.lab.start("host1");
+    ASSERT_TRUE(t.lab.healthy("host1") && t.lab.healthy("host2"));
+    t.replace_replica();
+    t.lab.world.run_for(seconds(60));
+    t.say_names();
+    t.say("host1");
+    t.say("host2");
+    t.write("host1", 0, 'b');
+    t.expect_level("host1");
+  }
+}
+
+// Two hosts had it in turn: the one that wrote last sends it, and only that one.
+TEST(Rules, AnImageThatNobodyHoldsIsNotSentByAnEarlierHolder) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RulesOfResync t(seed);
+    t.fill("host1");
+    t.write("host2", Lab::kRegion, 'b');
+    t.lab.world.run_for(seconds(20));
+    t.stop("host2");
+    t.lab.start("host2");
+    t.replace_replica();
+    t.lab.world.run_for(seconds(60));
+    t.say_names();
+    t.say("host2");
+    t.say("host1");
+    t.write("host2", 0, 'c');
+    t.expect_level("host2");
+    EXPECT_EQ(t.site->branches(), 0u);
+  }
+}
+
+// It is moved between the two words, and the first host's is said before it has it.
+TEST(Rules, AnImageThatIsMovedBetweenTheWordsIsSentByTheHostThatHadIt) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RulesOfResync t(seed);
+    t.fill("host2");
+    const auto kept = t.back_up();
+    t.write("host2", Lab::kRegion, 'b');     // the replica loses it
+    t.lab.world.run_for(seconds(20));
+    t.put_back(*kept);
+    t.lab.world.run_for(seconds(60));
+    t.say_names();
+    t.say("host1");
+    t.write("host1", 0, 'c');
+    t.lab.world.run_for(seconds(60));
+    t.say("host2");
+    t.expect_level("host1");
+  }
+}
+
+// It was written while the replica was away, and moved before the replica was replaced: the host that had it has yet to
+// ship that, and says in its new stream that it may.
+TEST(Rules, WhatWasWrittenBeforeAnImageMovedIsShippedToAReplacedReplica) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RulesOfResync t(seed);
+    auto handle = t.lab.open_filled("host2");
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    t.lab.world.run_for(seconds(20));
+    for (const char* host : {"host1", "host2"}) t.lab.world.partition(host, "replica1");
+    ASSERT_TRUE(t.lab.write("host2", *handle, Lab::kRegion, 'b').is_ok());
+    t.lab.engine("host2").release(*handle);
+    t.write("host1", 0, 'c');
+    t.replace_replica();
+    t.lab.world.heal_all();
+    t.lab.world.run_for(seconds(60));
+    t.say_names();
+    for (const char* host : {"host1", "host2"}) t.say(host);
+    t.lab.world.run_for(seconds(60));
+    t.expect_level("host1");
+  }
+}
+
+// Nobody held it when the replica was lost. A host that has said the word takes it before its last holder has: what that
+// one will send of its other images is no word of this one.
+TEST(Rules, AnImageThatIsTakenBeforeItsLastHolderHasSaidTheWordIsSentByWhoeverTakesIt) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RulesOfResync t(seed);
+    t.fill("host2");
+    t.stop("host2");
+    t.replace_replica();
+    t.lab.world.run_for(seconds(40));
+    t.say_names();
+    t.say("host1");
+    t.write("host1", 0, 'b');
+    t.lab.start("host2");
+    t.lab.world.run_for(seconds(60));
+    t.say("host2");
+    t.expect_level("host1");
+  }
+}
+
+// The host was added after the backup that the replica is put back from: nothing of its stream is there, and yet the
+// replica is not empty.
+TEST(Rules, AReplicaThatWasPutBackIsSentHolesToo) {
+  constexpr uint64_t kStep = limits::kRegionBytesMin;
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RulesOfResync t(seed);
+    t.fill("host1");
+    ASSERT_TRUE(t.lab.resize("host1", t.lab.inode_of("host1"), 2 * kStep).is_ok());
+    t.write("host1", kStep, 'b', 65536);
+    t.lab.world.run_for(seconds(20));
+    const auto kept = t.back_up();
+    t.lab.add_third_host();
+    t.lab.world.run_for(seconds(5));
+    auto handle = t.lab.open("host3");
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    Status punched = t.lab.wait<Status>([&](auto done) {
+      t.lab.engine("host3").fallocate(*handle, fs::Engine::Fallocate::kPunch, {kStep, kStep}, std::move(done));
+    });
+    ASSERT_TRUE(punched.is_ok()) << punched.to_string();
+    t.lab.engine("host3").release(*handle);
+    ASSERT_TRUE(t.lab.healthy("host3"));
+    t.lab.world.run_for(seconds(20));
+    t.stop("host3");
+    t.put_back(*kept);
+    t.lab.start("host3");                    // which does not touch the image
+    t.lab.world.run_for(seconds(60));
+    t.say_names();
+    for (const char* host : {"host1", "host3"}) t.say(host);
+    t.write("host3", 0, 'c');
+    t.expect_level("host3");
+  }
+}
+
+}  // namespace
+}  // namespace tidemark::sim
