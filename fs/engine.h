@@ -309,6 +309,8 @@ class Engine final : public journal::BlockSource {
   struct HandoverCut { Counter counter; bool staged = false; std::vector<ImageId> without; };   // withheld ones
   Task<HandoverCut> handover_cut();
   bool has_all(const HandoverCut& cut, const ImageId& image) const;
+  bool ships_as_now(const Image& image, const HandoverCut& cut) const;
+  Task<Status> yield_at(const Image& image, Epoch epoch, const HandoverCut& cut);
   Task<void> yield(Image& image);
   void tenure_ended(Image& image);
   Task<void> give_back(ImageId id);

@@ -110,7 +110,8 @@ std::vector<std::string> Engine::notes() {
                     (im.witness_error.empty() ? "" : " (" + im.witness_error + ")"));
     if (im.held && !im.taken_from.empty())
       out.push_back(name + ": taken by force from " + im.taken_from +
-                    ", which may be writing on alone: what only it has becomes a branch there");
+                    ", which may be writing on alone (or given away by it before it could ship all of it): what only "
+                    "that host has, or ships of it later, becomes a branch");
     if (im.state == MirrorState::kFenced)
       out.push_back(name + ": taken by another host; what only this one has is put aside");
   }

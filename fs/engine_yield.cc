@@ -3,6 +3,7 @@
 
 #include "fs/engine.h"
 #include "shared/base/log.h"
+#include "shared/wire/features.h"
 
 namespace tidemark::fs {
 namespace {
@@ -113,6 +114,33 @@ bool Engine::has_all(const HandoverCut& cut, const ImageId& image) const {
   return !left_out && (cut.staged || !journal_->unreadable(image));
 }
 
+// What is shipped of the image is what it is now, whoever writes it from here on: as segments, or as the own copy has
+// all of it, which another host's writes do not change. What would be read from the shared copy is as that is by then.
+bool Engine::ships_as_now(const Image& im, const HandoverCut& cut) const {
+  const bool whole = im.local() && !im.behind && im.stale.none() && !has_flag(im.id, kFlagPartial) && !standing_in(im);
+  return cut.staged || whole || !options_.config.replica;
+}
+
+// Where it is not, the next tenure stands in for this one with all of the image, as for one that was taken: rather a
+// point that says what it is without than a guest that waits until the own copy is whole.
+Task<Status> Engine::yield_at(const Image& im, Epoch epoch, const HandoverCut& cut) {
+  const bool known = (mirror_->hello().features & wire::kFeatureYieldUnshipped) != 0;
+  const bool unshipped = known && cut.counter.value != 0 && !ships_as_now(im, cut);
+  if (unshipped) {
+    kLog.warning("handover_unshipped",
+                 {{"image", im.id}, {"epoch", epoch},
+                  {"reason", "not all of it is on this host's copy, and nothing is staged now"},
+                  {"effect", "the next holder ships all of it; what this one still ships is a branch at the replica"}});
+  }
+  using Answer = Result<wire::Yielded>;
+  wire::Yield ask{im.id, epoch, {journal_->incarnation(), cut.counter}};
+  auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
+    const wire::Type type = unshipped ? wire::Type::kYieldUnshipped : wire::Type::kYield;
+    mirror_->request<wire::Yielded>(type, ask, std::move(done));
+  });
+  co_return yielded.status();
+}
+
 Task<void> Engine::yield(Image& im) {
   im.yielding = true;
   if (giving_up_) giving_up_(im.inode);
@@ -140,13 +168,8 @@ Task<void> Engine::yield(Image& im) {
     im.yield_unknown = true;
     im.facts.handshaken = false;
     remember(im);
-    using Answer = Result<wire::Yielded>;
-    wire::Yield ask{im.id, im.epoch, {journal_->incarnation(), cut.counter}};
-    auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
-      mirror_->request<wire::Yielded>(wire::Type::kYield, ask, std::move(done));
-    });
-    status = yielded ? Status::ok() : yielded.status();
-    if (!yielded) mirror_->note_failure();
+    status = co_await yield_at(im, im.epoch, cut);
+    if (!status) mirror_->note_failure();
   } else if (status.is_ok()) {
     status = Status(Code::kUnavailable, "the copies are not level any more");
   }
@@ -238,12 +261,9 @@ Task<Status> Engine::take_and_yield(wire::Attr attr) {
   // Nor do its own that it lost by a takeover: that it was taken must reach the tenure that is used.
   const bool own = grant->parent.source == options_.config.node.name && grant->parent.clean != wire::kTaken;
   if (!own) cut.counter = Counter(0);
-  using Answer = Result<wire::Yielded>;
-  wire::Yield give{attr.image, grant->epoch, {journal_->incarnation(), cut.counter}};
-  auto yielded = co_await async<Answer>([&](Callback<Answer> done) {
-    mirror_->request<wire::Yielded>(wire::Type::kYield, give, std::move(done));
-  });
-  co_return yielded.status();
+  auto im = image_of(attr);
+  if (!im) co_return im.status();
+  co_return co_await yield_at(**im, grant->epoch, cut);
 }
 
 // What the shared node says of an image; nothing, should it not answer.

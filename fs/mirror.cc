@@ -103,6 +103,7 @@ Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
   wire::Hello hello = options_.hello;
   hello.session = session;
   hello.features |= wire::kFeatureHelloMore | wire::kFeatureCompare | wire::kFeatureSpecialFiles;
+  hello.features |= wire::kFeatureYieldUnshipped;
   if (session == 0 && events_.on_met) hello.features |= wire::kFeatureMeet;
   auto answer = co_await greet(*link, hello);
   if (!answer) co_return answer.status();

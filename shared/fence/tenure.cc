@@ -116,6 +116,7 @@ class Stepper {
     }
     if (!may_write(s(), e.host, e.epoch)) return fenced();
     end(e.last.counter.value != 0, e.last, true);
+    if (e.unshipped && e.last.counter.value != 0) stand_in();
     act(Action::Kind::kAccepted);
     grant_first_waiter();
   }
@@ -140,9 +141,7 @@ class Stepper {
     const std::string host = s().holder;
     end(s().written, e.last_applied, false);
     // Also where nothing was written there, as far as is known: what the holder wrote alone is not of the main line.
-    s().parent.taken = true;
-    s().parent.clean = false;
-    out_.actions.back().parent = s().parent;
+    stand_in();
     s().fenced[host] = s().epoch;
     s().last_holder.clear();   // a yield said again would be taken for one that was answered
     act(Action::Kind::kAccepted);
@@ -173,6 +172,13 @@ class Stepper {
     a.parent = s().parent;
     s().holder.clear();
     out_.durable = true;
+  }
+
+  // The next tenure holds all of the image, whatever is shipped of the one that has just ended.
+  void stand_in() {
+    s().parent.taken = true;
+    s().parent.clean = false;
+    out_.actions.back().parent = s().parent;
   }
 
   void start(const std::string& host, Ticket ticket) {

@@ -33,7 +33,8 @@ struct Parent {
   std::string source;
   WriteSequence last;
   bool clean = true;      // false: not the holder's own word
-  bool taken = false;     // by force: what the shared copy holds is the main line, all else of older epochs a branch
+  // By force, or given back unshipped: what the shared copy holds is the main line, all else of older epochs a branch.
+  bool taken = false;
   bool operator==(const Parent&) const = default;
 };
 
@@ -64,7 +65,7 @@ struct Event {
   enum class Kind : uint8_t {
     kAcquire,       // host, ticket, may_wait, last_applied
     kTimeout,       // ticket
-    kYield,         // host, epoch, last
+    kYield,         // host, epoch, last, unshipped
     kResume,        // host, epoch
     kFirstWrite,    // host, epoch: becomes durable before the write is applied
     kHostGone,      // host: its waiting requests are void; what it holds it goes on holding
@@ -76,6 +77,7 @@ struct Event {
   Ticket ticket = 0;
   Epoch epoch;
   bool may_wait = false;
+  bool unshipped = false;      // yield: what the tenure wrote is in no batch that will be shipped as it is
   WriteSequence last;          // yield: the tenure's last write, counter 0: none
   WriteSequence last_applied;  // acquire, preempt: the last of this epoch that the shared copy holds
 

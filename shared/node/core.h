@@ -310,7 +310,7 @@ class Core {
   void acquire_request(const PeerPtr& peer, wire::Request& request);
   void resume_request(const PeerPtr& peer, wire::Request& request);
   void yield_request(const PeerPtr& peer, wire::Request& request);
-  void yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& message);
+  void yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& message, wire::Type type);
   void stale_map_request(const PeerPtr& peer, wire::Request& request);
   void level_request(const PeerPtr& peer, wire::Request& request);
   void apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, UniqueFunction<void(bool accepted)> answer);

@@ -67,7 +67,8 @@ void Core::dispatch(const PeerPtr& peer, wire::Request request) {
     case Type::kRepair: return repair_request(peer, request);
     case Type::kAcquire: return acquire_request(peer, request);
     case Type::kResume: return resume_request(peer, request);
-    case Type::kYield: return yield_request(peer, request);
+    case Type::kYield:
+    case Type::kYieldUnshipped: return yield_request(peer, request);
     case Type::kStaleMap: return stale_map_request(peer, request);
     case Type::kLevel: return level_request(peer, request);
     case Type::kTakeover: return takeover_request(peer, request);
@@ -252,7 +253,8 @@ wire::HelloAnswer Core::hello_answer(const wire::Hello& hello) const {
   answer.loss_id = group_->loss_id();
   answer.event = names_->last_event();
   answer.clock = env_.wall();
-  answer.features = hello.features & (wire::kFeatureCompare | wire::kFeatureSpecialFiles);
+  answer.features =
+      hello.features & (wire::kFeatureCompare | wire::kFeatureSpecialFiles | wire::kFeatureYieldUnshipped);
   return answer;
 }
 

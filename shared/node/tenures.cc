@@ -154,22 +154,22 @@ void Core::yield_request(const PeerPtr& peer, wire::Request& request) {
   wire::Yield m;
   Image* image = image_of(peer, request, m);
   if (image == nullptr) return;
-  if (image->write_ops == 0) return yield_now(peer, request.id, *image, m);
+  if (image->write_ops == 0) return yield_now(peer, request.id, *image, m, request.type);
   // Begun writes of this tenure end in it.
-  image->when_written.push_back([this, self = self_, peer, id = request.id, m] {
+  image->when_written.push_back([this, self = self_, peer, id = request.id, m, type = request.type] {
     if (*self == nullptr) return;
     auto it = images_.find(m.image);
-    if (it != images_.end()) yield_now(peer, id, *it->second, m);
+    if (it != images_.end()) yield_now(peer, id, *it->second, m, type);
   });
 }
 
-void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& m) {
+void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire::Yield& m, wire::Type type) {
   Image* im = &image;
   if (image.fencing)
-    return peer->link->respond_failure(wire::Type::kYield, id, Status(Code::kUnavailable, "it is being taken over"));
+    return peer->link->respond_failure(type, id, Status(Code::kUnavailable, "it is being taken over"));
   const bool holds = fence::may_write(image.record.tenure, peer->session->host, m.epoch);
   if (holds && image.attr->mirror == 0 && m.last.counter.value != 0) {   // begun before its policy changed
-    return peer->link->respond_failure(wire::Type::kYield, id,
+    return peer->link->respond_failure(type, id,
                                        Status(Code::kBusy, label(image) + " has `mirror = none`: its holder keeps it"));
   }
   if (holds && image.record.cut == 0) {   // else nobody is served here before a host with a whole copy has compared it
@@ -178,11 +178,13 @@ void Core::yield_now(const PeerPtr& peer, uint64_t id, Image& image, const wire:
     image.refused_writes = false;
   }
   if (holds) refuse_waiters_if_cut(image);
-  apply(image, fence::step(image.record.tenure, Event::yield(peer->session->host, m.epoch, m.last)), {},
-        [this, peer, id, im](bool accepted) {
-          if (accepted) return peer->link->respond(wire::Type::kYield, id, wire::Yielded{im->attr->event});
+  Event yield = Event::yield(peer->session->host, m.epoch, m.last);
+  yield.unshipped = type == wire::Type::kYieldUnshipped;
+  apply(image, fence::step(image.record.tenure, yield), {},
+        [this, peer, id, im, type](bool accepted) {
+          if (accepted) return peer->link->respond(type, id, wire::Yielded{im->attr->event});
           fenced_total_.add();
-          peer->link->respond_failure(wire::Type::kYield, id,
+          peer->link->respond_failure(type, id,
                                       Status(Code::kFenced, label(*im) + ": this tenure is over"));
         });
 }

@@ -20,5 +20,7 @@ inline constexpr uint64_t kFeatureCompare = 16;
 // Either end knows FIFOs, sockets and devices. They are not shown to a host that does not offer it, and not sent to a
 // shared node that does not answer with it.
 inline constexpr uint64_t kFeatureSpecialFiles = 32;
+// A tenure may end by kYieldUnshipped.
+inline constexpr uint64_t kFeatureYieldUnshipped = 64;
 
 }  // namespace tidemark::wire

@@ -48,6 +48,7 @@ std::string_view type_name(Type type) {
     case Type::kTakeover: return "takeover";
     case Type::kFenceSeen: return "fence_seen";
     case Type::kTerms: return "terms";
+    case Type::kYieldUnshipped: return "yield_unshipped";
     case Type::kLookup: return "lookup";
     case Type::kGetAttr: return "getattr";
     case Type::kSetAttr: return "setattr";

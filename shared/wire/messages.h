@@ -28,7 +28,7 @@ enum class Type : uint16_t {
   kWrite = 10, kZero = 11, kResize = 12, kFlush = 13, kRead = 14, kHash = 15, kExtents = 16, kRepair = 17,
   // tenures
   kAcquire = 20, kResume = 21, kYield = 22, kRecallNotify = 23, kLevel = 24, kStaleMap = 25,
-  kTakeover = 26, kFenceSeen = 27, kTerms = 28,
+  kTakeover = 26, kFenceSeen = 27, kTerms = 28, kYieldUnshipped = 29,
   // name space
   kLookup = 30, kGetAttr = 31, kSetAttr = 32, kCreate = 33, kUnlink = 34, kRename = 35, kReadDir = 36,
   kSetXattr = 37, kStatFs = 38, kDrop = 39, kDump = 40, kInvalidateNotify = 41,
@@ -160,7 +160,8 @@ struct TenureParent {
   Epoch epoch;                           // 0: the image was never written
   std::string source;                    // node that held it
   WriteSequence last;                    // its last write of that tenure (counter 0: none)
-  uint8_t clean = 1;                     // 0: without the holder's own word; 2: taken from it by force (kTaken)
+  uint8_t clean = 1;                     // 0: without the holder's own word; 2: taken from it by force, or ended by a
+                                         // kYieldUnshipped (kTaken)
   template <class A> void fields(A& a) { a(epoch, source, last, clean); }
 };
 struct Acquire {
@@ -212,6 +213,8 @@ struct Yield {  // the holder gives the tenure back (recalled, or clean stop); a
   WriteSequence last;                    // last write of this tenure
   template <class A> void fields(A& a) { a(image, epoch, last); }
 };
+// kYieldUnshipped, the same of a tenure whose writes this host cannot ship as they are now: the next one's parent is
+// kTaken, so that its first batch holds all of the image (kFeatureYieldUnshipped).
 struct Yielded { EventNumber event; template <class A> void fields(A& a) { a(event); } };
 struct RecallNotify {             // shared node to holder: another host wants to write; yield when released
   ImageId image;

@@ -212,5 +212,54 @@ TEST(Rules, AReplicaThatWasPutBackIsSentHolesToo) {
   }
 }
 
+// Degraded, and its copy not filled yet: what it will send of the image is as the next holder has it by then.
+TEST(Rules, NoPointOfTheNextHolderShowsWhatItWroteLater) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    RulesOfResync t(seed);
+    t.fill("host2");
+    ASSERT_EQ(t.site->verify("host2"), "");
+    t.lab.resync_rate = 4 << 10;
+    t.lab.limit_age = seconds(10);
+    t.stop("host1");
+    t.lab.start("host1");
+    t.lab.world.run_for(seconds(5));
+    auto first = t.lab.open("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    t.lab.world.partition("host1", "replica1");
+    ASSERT_TRUE(t.lab.write("host1", *first, 2 * Lab::kRegion, 'b').is_ok());
+    auto degraded = [&] { return t.lab.engine("host1").status_json().find("\"shipping\":\"degraded\"") != std::string::npos; };
+    ASSERT_TRUE(t.lab.world.run_until(degraded, seconds(60))) << t.lab.engine("host1").status_json();
+    ASSERT_NE(t.lab.engine("host1").status_json().find("\"mirror\":\"filling\""), std::string::npos);
+    ASSERT_TRUE(t.lab.write("host1", *first, 2 * Lab::kRegion + 8192, 'b').is_ok());
+    t.lab.engine("host1").release(*first);
+    const auto began = t.lab.world.elapsed();
+    auto second = t.lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(t.lab.write("host2", *second, 0, 'c').is_ok());
+    EXPECT_LT(t.lab.world.elapsed() - began, seconds(4)) << "the guest waits";
+    auto marked = t.lab.wait<Result<std::string>>(
+        [&](auto done) { t.lab.engine("host2").mark("c1", false, seconds(0), std::move(done)); });
+    ASSERT_TRUE(marked.is_ok()) << marked.status().to_string();
+    t.lab.world.run_for(seconds(2));
+    ASSERT_TRUE(t.lab.write("host2", *second, Lab::kRegion, 'd').is_ok());
+    ASSERT_TRUE(t.lab.flush("host2", *second).is_ok());
+    t.lab.world.run_for(seconds(2));
+    t.lab.world.heal_all();
+    t.lab.world.run_for(seconds(90));
+    const auto status = nlohmann::json::parse(t.lab.engine("host2").status_json());
+    const std::string uuid = status["images"][0]["uuid"];
+    auto at = [&](uint64_t offset) {
+      return t.site->ask("/v1/points/c1/images/" + uuid + "/data", "bytes=" + std::to_string(offset) + "-" + std::to_string(offset + 3));
+    };
+    EXPECT_EQ(at(0), "cccc");
+    EXPECT_EQ(at(Lab::kRegion), "aaaa") << "written after the point";
+    EXPECT_EQ(at(2 * Lab::kRegion), "bbbb");
+    EXPECT_EQ(at(2 * Lab::kRegion + 8192), "bbbb");
+    ASSERT_TRUE(t.lab.healthy("host1") && t.lab.healthy("host2"));
+    EXPECT_EQ(t.site->verify("host2"), "");
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim
