@@ -69,11 +69,12 @@ class Engine final : public journal::BlockSource {
   bool may_be_cached(const wire::Attr& attr) const;
   bool may_be_cached(HandleId handle) const;
   void setattr(InodeNumber inode, SetAttr change, AttrDone done);
-  void create(wire::Create request, AttrDone done);
-  void unlink(InodeNumber parent, std::string name, bool directory, Done done);
-  void rename(wire::Rename request, Done done);
+  // These change names once, whoever asks again: the engine where the link went, or the kernel a successor.
+  void create(wire::Create request, AttrDone done, RequestId id = {});
+  void unlink(InodeNumber parent, std::string name, bool directory, Done done, RequestId id = {});
+  void rename(wire::Rename request, Done done, RequestId id = {});
   void readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done);
-  void set_xattr(wire::SetXattr request, Done done);
+  void set_xattr(wire::SetXattr request, Done done, RequestId id = {});
   void statfs(Callback<Result<wire::StatFsAnswer>> done);
   // The kernel is to forget what it knows: (inode, parent, name); name empty for the inode's own data.
   void on_invalidate(UniqueFunction<void(const wire::InvalidateNotify&)> fn) { invalidate_ = std::move(fn); }
@@ -81,10 +82,7 @@ class Engine final : public journal::BlockSource {
   void on_giving_up(UniqueFunction<void(InodeNumber)> fn) { giving_up_ = std::move(fn); }
 
   // ---- images ---------------------------------------------------------------------------------
-  // `request` names the open for a successor; `again`: a run before may have carried it out.
-  void open_image(InodeNumber inode, Callback<Result<HandleId>> done, uint64_t request = 0, bool again = false);
-  // What the cache knows to stand at a name; 0: nothing.
-  InodeNumber known_at(InodeNumber parent, const std::string& name) const;
+  void open_image(InodeNumber inode, Callback<Result<HandleId>> done, RequestId id = {});
   void release(HandleId handle);
   // As a handle that is closed at once, of which no successor hears. At most a request's size. EINTR once it has waited
   // for longer than `limit` and could be answered by nobody at that time.
@@ -395,19 +393,21 @@ class Engine final : public journal::BlockSource {
   Task<void> do_getattr(InodeNumber inode, AttrDone done);
   Task<void> do_setattr(InodeNumber inode, SetAttr change, AttrDone done);
   Status may_resize(HandleId handle, uint64_t size);
-  Task<void> do_create(wire::Create request, AttrDone done);
-  Task<void> do_unlink(wire::Unlink request, Done done);
-  Task<void> do_rename(wire::Rename request, Done done);
+  Task<void> do_create(wire::Create request, AttrDone done, RequestId id);
+  Task<void> do_unlink(wire::Unlink request, Done done, RequestId id);
+  Task<void> do_rename(wire::Rename request, Done done, RequestId id);
   Task<void> do_readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done);
-  Task<void> do_set_xattr(wire::SetXattr request, Done done);
+  Task<void> do_set_xattr(wire::SetXattr request, Done done, RequestId id);
   Task<void> do_statfs(Callback<Result<wire::StatFsAnswer>> done);
   template <class A, class M>
   Task<Result<A>> ask(wire::Type type, M message, io::Duration limit, bool* lost = nullptr);
   template <class M>
-  Task<Status> change_name(wire::Type type, M request, std::optional<wire::Attr> over);
+  Task<Status> change_name(wire::Type type, M request, std::optional<wire::Attr> over, RequestId id);
+  Task<Result<InodeNumber>> begin_change(InodeNumber parent, std::string name, RequestId id);
+  void end_change(RequestId id);
   Task<Status> was_done(const wire::Unlink& request, InodeNumber node, io::BootTime deadline);
   Task<Status> was_done(const wire::Rename& request, InodeNumber node, io::BootTime deadline);
-  Task<Status> change_xattr(wire::SetXattr request);
+  Task<Status> change_xattr(wire::SetXattr request, RequestId id);
   Task<Result<wire::Attr>> look_at(InodeNumber parent, std::string name, io::Duration limit);
   wire::Attr local_view(wire::Attr attr);
   void invalidated(const wire::InvalidateNotify& message);

@@ -50,30 +50,25 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   return out;
 }
 
-InodeNumber Engine::known_at(InodeNumber parent, const std::string& name) const {
-  auto attr = names_->lookup(parent, name);
-  return attr ? attr->inode : InodeNumber();
-}
-
 Engine::Handle* Engine::handle_of(HandleId handle) {
   uint64_t index = handle.value - 1;
   if (index >= handles_.size() || handles_[index].image == nullptr) return nullptr;
   return &handles_[index];
 }
 
-void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done, uint64_t request, bool again) {
-  if (again && options_.survivor != nullptr) {  // made before its answer was lost
-    auto index = options_.survivor->opened_by(request, inode);
+void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done, RequestId id) {
+  if (id.again && options_.survivor != nullptr) {  // made before its answer was lost
+    auto index = options_.survivor->opened_by(id.number, inode);
     if (index && handle_of({*index + 1u}) != nullptr) return done(HandleId{*index + 1u});
   }
-  getattr(inode, [this, inode, request, done = std::move(done)](Result<wire::Attr> attr) mutable {
+  getattr(inode, [this, inode, id, done = std::move(done)](Result<wire::Attr> attr) mutable {
     if (!attr) return done(attr.status());
     auto image = image_of(*attr);
     if (!image) return done(image.status());
     auto taken = take_handle(**image);
     if (!taken) return done(taken.status());
     const uint32_t index = *taken;
-    if (options_.survivor != nullptr) options_.survivor->opened({index, inode, (*image)->id, false}, request);
+    if (options_.survivor != nullptr) options_.survivor->opened({index, inode, (*image)->id, false}, id.number);
     done(HandleId{index + 1u});
   });
 }

@@ -3,8 +3,10 @@
 #include <algorithm>
 
 #include "fs/engine.h"
+#include "fs/survivor.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/wire/create_once.h"
 #include "shared/wire/features.h"
 
 namespace tidemark::fs {
@@ -239,66 +241,104 @@ Task<void> Engine::push_times(InodeNumber inode, wire::Attr values) {
   else kLog.info("times_not_kept", {{"inode", inode}, {"error", answer.status()}});
 }
 
-void Engine::create(wire::Create request, AttrDone done) {
-  tasks_.spawn(do_create(std::move(request), std::move(done)));
+void Engine::create(wire::Create request, AttrDone done, RequestId id) {
+  tasks_.spawn(do_create(std::move(request), std::move(done), id));
 }
 
-Task<void> Engine::do_create(wire::Create request, AttrDone done) {
-  if (wire::is_special(request.kind)) {
+// Asked again it has its number: the shared node knows what it has made by it, and that another host's is not that.
+Task<void> Engine::do_create(wire::Create request, AttrDone done, RequestId id) {
+  const io::BootTime deadline = env_.now() + kChangeWait;
+  const wire::CreateOnce once{std::move(request), id.number};
+  Result<wire::Changed> answer = unreachable();
+  for (bool lost = true; lost;) {
     bool up = mirror_->up();
-    if (!up) up = co_await wait_link(kChangeWait);
+    if (!up && env_.now() < deadline) up = co_await wait_link(deadline - env_.now());
     if (!up) co_return done(unreachable());
-    const bool known = (mirror_->hello().features & wire::kFeatureSpecialFiles) != 0;
-    if (!known) co_return done(Status::from_errno(EPERM, "the shared node's version knows no such files: update it"));
+    const uint64_t features = mirror_->hello().features;
+    const bool known = !wire::is_special(once.create.kind) || (features & wire::kFeatureSpecialFiles) != 0;
+    if (!known)
+      co_return done(Status::from_errno(EPERM, "the shared node's version knows no such files: update it"));
+    lost = false;
+    if ((features & wire::kFeatureCreateOnce) != 0)
+      answer = co_await ask<wire::Changed>(wire::Type::kCreate, once, kQueryWait, &lost);
+    else
+      answer = co_await ask<wire::Changed>(wire::Type::kCreate, once.create, kQueryWait, &lost);
+    if (lost && env_.now() >= deadline) co_return done(unreachable());
   }
-  auto answer = co_await ask<wire::Changed>(wire::Type::kCreate, std::move(request), kChangeWait);
   if (!answer) co_return done(answer.status());
-  changed(*answer);
+  if (answer->mark.number.value != 0) changed(*answer);
+  else names_->put_entry(once.create.parent, once.create.name, answer->mark.node);   // made, and told of, before
   done(local_view(std::move(answer->mark.node)));
 }
 
-void Engine::unlink(InodeNumber parent, std::string name, bool directory, Done done) {
+void Engine::unlink(InodeNumber parent, std::string name, bool directory, Done done, RequestId id) {
   wire::Unlink request{parent, std::move(name), static_cast<uint8_t>(directory ? 1 : 0)};
-  tasks_.spawn(do_unlink(std::move(request), std::move(done)));
+  tasks_.spawn(do_unlink(std::move(request), std::move(done), id));
 }
 
-Task<void> Engine::do_unlink(wire::Unlink request, Done done) {
+Task<void> Engine::do_unlink(wire::Unlink request, Done done, RequestId id) {
   const auto known = names_->lookup(request.parent, request.name);
   co_await make_use_known(*mirror_, known ? find(known->image) : nullptr);
-  done(co_await change_name(wire::Type::kUnlink, std::move(request), known));
+  done(co_await change_name(wire::Type::kUnlink, std::move(request), known, id));
+  end_change(id);
 }
 
-void Engine::rename(wire::Rename request, Done done) { tasks_.spawn(do_rename(std::move(request), std::move(done))); }
+void Engine::rename(wire::Rename request, Done done, RequestId id) {
+  tasks_.spawn(do_rename(std::move(request), std::move(done), id));
+}
 
-Task<void> Engine::do_rename(wire::Rename request, Done done) {
+Task<void> Engine::do_rename(wire::Rename request, Done done, RequestId id) {
   const auto replaced = names_->lookup(request.new_parent, request.new_name);
   co_await make_use_known(*mirror_, replaced ? find(replaced->image) : nullptr);
-  done(co_await change_name(wire::Type::kRename, std::move(request), replaced));
+  done(co_await change_name(wire::Type::kRename, std::move(request), replaced, id));
+  end_change(id);
 }
 
-// Carried out at most once. Where the answer is lost the names tell: once a new session stands the shared node has done
-// it, or never will. Sent again unseen it could strike what another host has put there since, or undo an exchange.
-// `over`: what is to lose its name by it.
-template <class M>
-Task<Status> Engine::change_name(wire::Type type, M request, std::optional<wire::Attr> over) {
-  const io::BootTime deadline = env_.now() + kChangeWait;
-  auto node = names_->lookup(request.parent, request.name);
+// What stands at the name now, as a successor is to know before the change is asked for.
+Task<Result<InodeNumber>> Engine::begin_change(InodeNumber parent, std::string name, RequestId id) {
+  auto node = names_->lookup(parent, name);
   if (!node) {
-    auto there = co_await look_at(request.parent, request.name, kChangeWait);
+    auto there = co_await look_at(parent, name, kChangeWait);
     if (!there) co_return there.status();
     node = std::move(*there);
   }
+  if (options_.survivor != nullptr && id.number != 0) options_.survivor->begin_change(id.number, node->inode);
+  co_return node->inode;
+}
+
+void Engine::end_change(RequestId id) {
+  if (options_.survivor != nullptr && id.number != 0) options_.survivor->end_change(id.number);
+}
+
+// Carried out at most once. Where the answer is lost, with the link or with the run before, the names tell, the shared
+// node's alone: once a new session stands it has done it, or never will. Sent again unseen it could strike what another
+// host has put there since, or undo an exchange. `over`: what is to lose its name by it.
+template <class M>
+Task<Status> Engine::change_name(wire::Type type, M request, std::optional<wire::Attr> over, RequestId id) {
+  const io::BootTime deadline = env_.now() + kChangeWait;
+  std::optional<InodeNumber> node;
+  if (id.again && options_.survivor != nullptr) node = options_.survivor->change(id.number);
+  if (node && node->value == 0) node.reset();   // of an older program, which had not looked
+  bool lost = node.has_value();
+  if (!node) {
+    auto begun = co_await begin_change(request.parent, request.name, id);
+    if (!begun) co_return begun.status();
+    node = *begun;
+  }
   for (;;) {
-    bool lost = false;
+    if (lost) {
+      auto now = co_await look_at(request.parent, request.name, deadline - env_.now());
+      if (!now || now->inode != *node) {
+        Status done = now.status();
+        if (now || done.code() == Code::kNotFound) done = co_await was_done(request, *node, deadline);
+        if (over && !over->image.is_nil()) tasks_.spawn(check_name(std::move(*over)));
+        co_return done;
+      }
+    }
+    lost = false;
     auto answer = co_await ask<wire::Changed>(type, request, deadline - env_.now(), &lost);
     if (answer) changed(*answer);
     if (!lost) co_return answer.status();
-    auto now = co_await look_at(request.parent, request.name, deadline - env_.now());
-    if (now && now->inode == node->inode) continue;   // it was not done
-    Status done = now.status();
-    if (now || done.code() == Code::kNotFound) done = co_await was_done(request, node->inode, deadline);
-    if (over && !over->image.is_nil()) tasks_.spawn(check_name(std::move(*over)));
-    co_return done;
   }
 }
 
@@ -336,18 +376,18 @@ Task<void> Engine::do_readdir(InodeNumber inode, std::string after, Callback<Res
   done(std::move(known));
 }
 
-void Engine::set_xattr(wire::SetXattr request, Done done) {
-  tasks_.spawn(do_set_xattr(std::move(request), std::move(done)));
+void Engine::set_xattr(wire::SetXattr request, Done done, RequestId id) {
+  tasks_.spawn(do_set_xattr(std::move(request), std::move(done), id));
 }
 
-Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done) {
+Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done, RequestId id) {
   const InodeNumber inode = request.inode;
   auto known = names_->get(inode);
   Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;
   const bool noted_before = im != nullptr && host_only(*im);
   if (Status s = before_policy(request); !s) co_return done(s);
   const bool noted = im != nullptr && !noted_before && host_only(*im);
-  Status set = co_await change_xattr(std::move(request));
+  Status set = co_await change_xattr(std::move(request), id);
   if (!set && noted && mirror_->up()) {
     // Refused, then the note goes. Not if it was taken before, and that answer got lost.
     auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{inode}, kQueryWait);
@@ -361,20 +401,23 @@ Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done) {
 }
 
 // As change_name(): what is there tells whether it was done, and "only if new" holds.
-Task<Status> Engine::change_xattr(wire::SetXattr request) {
+Task<Status> Engine::change_xattr(wire::SetXattr request, RequestId id) {
   const io::BootTime deadline = env_.now() + kChangeWait;
+  bool lost = id.again;
   for (;;) {
-    bool lost = false;
+    if (lost) {
+      auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{request.inode}, deadline - env_.now());
+      if (!now) co_return now.status();
+      names_->put(*now);
+      const bool there = std::any_of(now->xattrs.begin(), now->xattrs.end(), [&](const auto& x) {
+        return x.first == request.name && (request.remove != 0 || x.second == request.value);
+      });
+      if (there == (request.remove == 0)) co_return Status::ok();
+    }
+    lost = false;
     auto answer = co_await ask<wire::Changed>(wire::Type::kSetXattr, request, deadline - env_.now(), &lost);
     if (answer) changed(*answer);
     if (!lost) co_return answer.status();
-    auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{request.inode}, deadline - env_.now());
-    if (!now) co_return now.status();
-    names_->put(*now);
-    const bool there = std::any_of(now->xattrs.begin(), now->xattrs.end(), [&](const auto& x) {
-      return x.first == request.name && (request.remove != 0 || x.second == request.value);
-    });
-    if (there == (request.remove == 0)) co_return Status::ok();
   }
 }
 

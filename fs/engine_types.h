@@ -37,6 +37,12 @@ using Done = Callback<Status>;
 using AttrDone = Callback<Result<wire::Attr>>;
 struct HandleId { uint64_t value = 0; };  // table index + 1
 
+// The kernel's own number of a request, the same when a successor is handed it once more.
+struct RequestId {
+  uint64_t number = 0;                   // 0: it has none
+  bool again = false;                    // it is handed out once more: a run before may have carried it out
+};
+
 struct SetAttr {
   uint32_t mask = 0;                     // wire::SetAttrMask
   wire::Attr values;

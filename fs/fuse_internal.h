@@ -4,8 +4,6 @@
 #define FUSE_USE_VERSION 312
 #include <fuse_lowlevel.h>
 
-#include <optional>
-
 #include "fs/fuse_shell.h"
 
 namespace tidemark::fs {
@@ -38,22 +36,6 @@ struct stat stat_of(const wire::Attr& attr);
 fuse_entry_param entry_of(fuse_req_t req, const wire::Attr& attr);
 bool view_shows(std::string_view name, wire::NodeKind kind);   // in its listings; the footer is looked at later
 
-// A change of names under way. Should this run die before the answer, the request comes again to a successor, which
-// must find out whether it was carried out: what stood at the name before tells. (The shared node answers a successor's
-// first word only after it has finished what the run before had begun.)
-struct NameChange {
-  NameChange(fuse_req_t req, InodeNumber parent, const char* name);
-  void end() const;                      // once it is answered
-  // Of one that came again and finds its name taken: `then` gets what a run before made there, whose answer was lost,
-  // or EEXIST if it was there before.
-  AttrDone unless_made(wire::NodeKind kind, AttrDone then) const;
-
-  Survivor* survivor;
-  uint64_t request;
-  bool again;
-  std::optional<InodeNumber> before;     // of one that came again and had been begun
-};
-
 // Name-space operations (fuse_names.cc), those on open images (fuse_io.cc), and the raw view, which stands before both.
 struct FuseOps {
   static void fill_names(fuse_lowlevel_ops& ops);
@@ -85,8 +67,6 @@ struct FuseOps {
   static void readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi);
   static void readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* fi);
   static void list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size, uint64_t offset, bool plus);
-  // Carries `change` out, unless it came again and the name no longer stands for what it did.
-  static void vacate(fuse_req_t req, InodeNumber parent, const char* name, UniqueFunction<void(Done)> change);
   static void send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t size, uint64_t offset, bool plus);
   static void releasedir(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi);
   static void fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, fuse_file_info* fi);

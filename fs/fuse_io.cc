@@ -69,7 +69,7 @@ void FuseOps::open(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
     if (!shell.engine_.may_be_cached(*handle)) shell.forget_attributes(InodeNumber(ino));   // of a lookup before
     reply_open(req, *handle, nullptr);
   };
-  shell.engine_.open_image(InodeNumber(ino), opened, shell.request_, shell.again_);
+  shell.engine_.open_image(InodeNumber(ino), opened, shell.request_);
 }
 
 void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t mode, fuse_file_info* fi) {
@@ -82,32 +82,26 @@ void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t
   request.uid = who->uid;
   request.gid = who->gid;
   bool exclusive = (fi->flags & O_EXCL) != 0;
-  const NameChange change(req, request.parent, name);
-  auto open = [&shell, req, change](Result<wire::Attr> attr) {
+  auto open = [&shell, req, id = shell.request_](Result<wire::Attr> attr) {
     if (attr && attr->kind != wire::NodeKind::kImage) {
       // The kernel looks again, and does itself what it does with the others.
       const bool directory = attr->kind == wire::NodeKind::kDirectory;
       attr = Status::from_errno(directory ? EISDIR : ESTALE, "open");
     }
-    if (!attr) {
-      reply_error(req, attr.status());
-      return change.end();
-    }
-    auto opened = [req, change, attr = std::make_unique<wire::Attr>(*attr)](Result<HandleId> handle) {
+    if (!attr) return reply_error(req, attr.status());
+    auto opened = [req, attr = std::make_unique<wire::Attr>(*attr)](Result<HandleId> handle) {
       if (!handle) reply_error(req, handle.status());
       else reply_open(req, *handle, attr.get());
-      change.end();
     };
-    shell.engine_.open_image(attr->inode, std::move(opened), change.request, change.again);
+    shell.engine_.open_image(attr->inode, std::move(opened), id);
   };
-  shell.engine_.create(request, [&shell, request, exclusive, change, open](Result<wire::Attr> attr) {
-    if (attr || attr.status().code() != Code::kAlreadyExists) return open(std::move(attr));
-    // Another host was faster: without O_EXCL that is an open. Or this very request was carried out by a run before.
-    if (!exclusive) return shell.engine_.lookup(request.parent, request.name, open);
-    if (change.before)
-      return shell.engine_.lookup(request.parent, request.name, change.unless_made(wire::NodeKind::kImage, open));
+  auto created = [&shell, request, exclusive, open](Result<wire::Attr> attr) {
+    // Another host was faster: without O_EXCL that is an open.
+    const bool there = !attr && attr.status().code() == Code::kAlreadyExists;
+    if (there && !exclusive) return shell.engine_.lookup(request.parent, request.name, open);
     open(std::move(attr));
-  });
+  };
+  shell.engine_.create(request, std::move(created), shell.request_);
 }
 
 void FuseOps::release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {

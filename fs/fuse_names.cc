@@ -111,27 +111,6 @@ fuse_entry_param entry_of(fuse_req_t req, const wire::Attr& attr) {
   return entry;
 }
 
-NameChange::NameChange(fuse_req_t req, InodeNumber parent, const char* name) {
-  FuseShell& shell = shell_of(req);
-  survivor = shell.options_.survivor;
-  request = shell.request_;
-  again = shell.again_;
-  if (survivor == nullptr) return;
-  if (again) before = survivor->change(request);
-  if (!before) survivor->begin_change(request, shell.engine_.known_at(parent, name));
-}
-
-AttrDone NameChange::unless_made(wire::NodeKind kind, AttrDone then) const {
-  return [before = *before, kind, then = std::move(then)](Result<wire::Attr> now) mutable {
-    if (now && !made_before(before, *now, kind)) now = Status::from_errno(EEXIST, "create");
-    then(std::move(now));
-  };
-}
-
-void NameChange::end() const {
-  if (survivor != nullptr) survivor->end_change(request);
-}
-
 void FuseOps::init(void* userdata, fuse_conn_info* conn) {
   auto& shell = *static_cast<FuseShell*>(userdata);
   conn->max_write = limits::kIoBytesMax;
@@ -206,33 +185,7 @@ void FuseOps::make(fuse_req_t req, wire::Create request) {
   request.uid = who->uid;
   request.gid = who->gid;
   FuseShell& shell = shell_of(req);
-  const NameChange change(req, request.parent, request.name.c_str());
-  auto reply = [req, change](Result<wire::Attr> attr) {
-    reply_entry(req)(std::move(attr));
-    change.end();
-  };
-  shell.engine_.create(request, [&shell, request, change, reply](Result<wire::Attr> attr) {
-    if (!attr && attr.status().code() == Code::kAlreadyExists && change.before)
-      return shell.engine_.lookup(request.parent, request.name, change.unless_made(request.kind, reply));
-    reply(std::move(attr));
-  });
-}
-
-void FuseOps::vacate(fuse_req_t req, InodeNumber parent, const char* name, UniqueFunction<void(Done)> carry_out) {
-  FuseShell& shell = shell_of(req);
-  const NameChange change(req, parent, name);
-  auto reply = [req, change](Status s) {
-    reply_status(req)(std::move(s));
-    change.end();
-  };
-  if (!change.before) return carry_out(reply);
-  auto look = [change, reply, carry_out = std::move(carry_out)](Result<wire::Attr> attr) mutable {
-    bool gone = !attr && attr.status().code() == Code::kNotFound;
-    bool other = attr && change.before->value != 0 && attr->inode != *change.before;
-    if (gone || other) return reply(Status::ok());
-    carry_out(reply);
-  };
-  shell.engine_.lookup(parent, name, std::move(look));
+  shell.engine_.create(std::move(request), reply_entry(req), shell.request_);
 }
 
 // The kernel has seen to it that only root makes devices. What is done with a FIFO or a socket it does itself, and it
@@ -265,14 +218,12 @@ void FuseOps::symlink(fuse_req_t req, const char* target, fuse_ino_t parent, con
 void FuseOps::link(fuse_req_t req, fuse_ino_t, fuse_ino_t, const char*) { fuse_reply_err(req, EPERM); }
 
 void FuseOps::unlink(fuse_req_t req, fuse_ino_t parent, const char* name) {
-  vacate(req, InodeNumber(parent), name, [&shell = shell_of(req), parent, name = std::string(name)](Done done) {
-    shell.engine_.unlink(InodeNumber(parent), name, false, std::move(done));
-  });
+  FuseShell& shell = shell_of(req);
+  shell.engine_.unlink(InodeNumber(parent), name, false, reply_status(req), shell.request_);
 }
 void FuseOps::rmdir(fuse_req_t req, fuse_ino_t parent, const char* name) {
-  vacate(req, InodeNumber(parent), name, [&shell = shell_of(req), parent, name = std::string(name)](Done done) {
-    shell.engine_.unlink(InodeNumber(parent), name, true, std::move(done));
-  });
+  FuseShell& shell = shell_of(req);
+  shell.engine_.unlink(InodeNumber(parent), name, true, reply_status(req), shell.request_);
 }
 void FuseOps::rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_ino_t new_parent, const char* new_name,
                      unsigned flags) {
@@ -281,10 +232,9 @@ void FuseOps::rename(fuse_req_t req, fuse_ino_t parent, const char* name, fuse_i
     fuse_reply_err(req, EINVAL);
     return;
   }
-  wire::Rename request{InodeNumber(parent), name, InodeNumber(new_parent), new_name, flags};
-  vacate(req, InodeNumber(parent), name, [&shell = shell_of(req), request](Done done) {
-    shell.engine_.rename(request, std::move(done));
-  });
+  FuseShell& shell = shell_of(req);
+  shell.engine_.rename({InodeNumber(parent), name, InodeNumber(new_parent), new_name, flags}, reply_status(req),
+                       shell.request_);
 }
 
 // ---- directories --------------------------------------------------------------------------------
@@ -403,8 +353,8 @@ void FuseOps::setxattr(fuse_req_t req, fuse_ino_t ino, const char* name, const c
   request.inode = InodeNumber(ino);
   request.name = name;
   request.value.assign(text.begin(), text.end());
-  request.flags = shell_of(req).again_ ? 0 : static_cast<uint32_t>(flags);   // "only if new" held the first time
-  shell_of(req).engine_.set_xattr(std::move(request), reply_status(req));
+  request.flags = static_cast<uint32_t>(flags);
+  shell_of(req).engine_.set_xattr(std::move(request), reply_status(req), shell_of(req).request_);
 }
 
 void FuseOps::getxattr(fuse_req_t req, fuse_ino_t ino, const char* name, size_t size) {
@@ -451,11 +401,7 @@ void FuseOps::removexattr(fuse_req_t req, fuse_ino_t ino, const char* name) {
   request.inode = InodeNumber(ino);
   request.name = name;
   request.remove = 1;
-  auto reply = [req, again = shell_of(req).again_](Status s) {
-    bool gone = again && (s.code() == Code::kNotFound || s.sys_errno() == ENODATA);
-    reply_status(req)(gone ? Status::ok() : std::move(s));
-  };
-  shell_of(req).engine_.set_xattr(std::move(request), reply);
+  shell_of(req).engine_.set_xattr(std::move(request), reply_status(req), shell_of(req).request_);
 }
 
 void FuseOps::fill_names(fuse_lowlevel_ops& ops) {

@@ -106,8 +106,7 @@ Status FuseShell::ask_again() {
 void FuseShell::note_request() {
   fuse_in_header header;
   memcpy(&header, current_->start(), sizeof header);
-  request_ = header.unique & ~kUniqueResend;
-  again_ = (header.unique & kUniqueResend) != 0;
+  request_ = {header.unique & ~kUniqueResend, (header.unique & kUniqueResend) != 0};
   if (header.opcode != FUSE_INIT || options_.survivor == nullptr) return;
   ByteSpan request(current_->start(), header.len);
   options_.survivor->set_can_resend(has_resend(request));

@@ -68,7 +68,6 @@ class FuseShell final : public MemoryKeeper {
  private:
   friend struct FuseOps;
   friend struct RawOps;
-  friend struct NameChange;
   class Notifier;
   struct Buffer;
   struct ReadBuffer;
@@ -121,8 +120,7 @@ class FuseShell final : public MemoryKeeper {
   std::vector<io::AlignedBuffer> hung_reads_;            // a device may write to them
   std::unordered_map<uint64_t, Directory> directories_;
   uint64_t last_directory_ = 0;            // a successor's begin where no handle of the run before can be
-  uint64_t request_ = 0;                   // names the request being processed, the same when it comes again
-  bool again_ = false;                     // it came again: a run before may have carried it out
+  RequestId request_;                      // the one being processed
   std::atomic<uint64_t> agreement_{0};     // the FUSE_INIT being answered
   bool swallow_ = false;                   // answers are kept in swallowed_, not given
   std::string swallowed_;

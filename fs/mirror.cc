@@ -102,8 +102,8 @@ Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
   link->start(std::move(handlers));
   wire::Hello hello = options_.hello;
   hello.session = session;
-  hello.features |= wire::kFeatureHelloMore | wire::kFeatureCompare | wire::kFeatureSpecialFiles;
-  hello.features |= wire::kFeatureYieldUnshipped;
+  hello.features |= wire::kFeatureHelloMore | wire::kFeatureCompare | wire::kFeatureSpecialFiles |
+                    wire::kFeatureYieldUnshipped | wire::kFeatureCreateOnce;
   if (session == 0 && events_.on_met) hello.features |= wire::kFeatureMeet;
   auto answer = co_await greet(*link, hello);
   if (!answer) co_return answer.status();

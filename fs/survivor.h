@@ -79,7 +79,7 @@ class Survivor {
   void let_go(const ImageId& image);
   std::vector<SavedTenure> tenures() const;
 
-  // ---- changes of names under way: the request, and what stood at the name before (0: nothing known)
+  // ---- changes of names under way: the request, and what stood at the name before it was asked for
   void begin_change(uint64_t request, InodeNumber before);
   void end_change(uint64_t request);
   std::optional<InodeNumber> change(uint64_t request) const;
@@ -90,11 +90,5 @@ class Survivor {
   Layout* layout_;
   uint32_t tenures_used_ = 0;            // no entry beyond is held
 };
-
-// A request to make something came again, and its name is taken: whether by what a run before made of it. `before`:
-// what stood there when that run began (0: nothing).
-inline bool made_before(InodeNumber before, const wire::Attr& now, wire::NodeKind kind) {
-  return now.inode != before && now.kind == kind;
-}
 
 }  // namespace tidemark::fs

@@ -32,6 +32,8 @@
 #include "shared/node/order.h"
 #include "shared/wire/connection.h"
 
+namespace tidemark::wire { struct CreateOnce; }
+
 namespace tidemark::node {
 
 struct Session;
@@ -378,6 +380,7 @@ class Core {
 
   // ---- name_requests.cc -----------------------------------------------------------------------
   void name_request(const PeerPtr& peer, wire::Request& request);
+  void create_request(const PeerPtr& peer, uint64_t id, const wire::CreateOnce& m, const Origin& origin);
   void set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin);
   void mirror_request(const PeerPtr& peer, uint64_t id, const wire::SetXattr& m, const Origin& origin);
   Status check_policy(const wire::SetAttr& m, const Session* by) const;   // null: an operator here
@@ -414,6 +417,9 @@ class Core {
   std::vector<SessionPtr> draining_;          // ended, with requests still under way
   uint64_t next_session_ = 0;
   std::map<std::string, io::BootTime> host_gone_at_;
+  struct Made { uint64_t number = 0; InodeNumber inode; };
+  static constexpr size_t kMadeMax = 1024;
+  std::map<std::string, std::deque<Made>> made_;   // by host: what its last numbered creates have made
 
   fence::Ticket next_ticket_ = 0;
   std::map<fence::Ticket, Waiting> waiting_;

@@ -8,6 +8,7 @@
 #include "shared/base/log.h"
 #include "shared/node/core.h"
 #include "shared/wire/codec.h"
+#include "shared/wire/create_once.h"
 #include "shared/wire/features.h"
 
 namespace tidemark::node {
@@ -47,9 +48,11 @@ void Core::name_request(const PeerPtr& peer, wire::Request& request) {
       return set_attr_request(peer, request.id, m, origin);
     }
     case Type::kCreate: {
-      wire::Create m;
-      if (!peer->link->decode_or_close(request.type, request.body, m)) return;
-      return answer_change(peer, request.type, request.id, names_->create(m, env_.random_uuid(), origin));
+      wire::CreateOnce m;
+      const bool once = (peer->session->features & wire::kFeatureCreateOnce) != 0;
+      if (once && !peer->link->decode_or_close(request.type, request.body, m)) return;
+      if (!once && !peer->link->decode_or_close(request.type, request.body, m.create)) return;
+      return create_request(peer, request.id, m, origin);
     }
     case Type::kUnlink: {
       wire::Unlink m;
@@ -75,6 +78,25 @@ void Core::name_request(const PeerPtr& peer, wire::Request& request) {
       return peer->link->close(
           Status(Code::kCorruption, "a " + std::string(wire::type_name(request.type)) + " is no request of a host"));
   }
+}
+
+// What this very request made before its answer was lost is its answer: nobody else's is.
+void Core::create_request(const PeerPtr& peer, uint64_t id, const wire::CreateOnce& m, const Origin& origin) {
+  std::deque<Made>& made = made_[peer->session->host];
+  auto before = std::find_if(made.begin(), made.end(), [&](const Made& one) { return one.number == m.number; });
+  const auto there = names_->lookup(m.create.parent, m.create.name);
+  if (m.number != 0 && before != made.end() && there && (*there)->attr.inode == before->inode) {
+    wire::Changed answer;
+    answer.mark.node = attr_of(**there, true);
+    answer.mark.name = m.create.name;
+    return commit({}, [peer, id, answer] { peer->link->respond(wire::Type::kCreate, id, answer); });
+  }
+  Result<Change> change = names_->create(m.create, env_.random_uuid(), origin);
+  if (change && m.number != 0) {
+    made.push_back({m.number, change->mark.node.inode});
+    if (made.size() > kMadeMax) made.pop_front();
+  }
+  answer_change(peer, wire::Type::kCreate, id, std::move(change));
 }
 
 void Core::set_attr_request(const PeerPtr& peer, uint64_t id, const wire::SetAttr& m, const Origin& origin) {

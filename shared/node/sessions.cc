@@ -209,6 +209,7 @@ void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   kv::WriteBatch batch;
   HostRun& newest = catalogue_->hosts[hello.node];
   if (newest.incarnation != hello.incarnation) {
+    if ((hello.features & wire::kFeatureSuccessor) == 0) made_.erase(hello.node);   // its numbers begin anew
     newest = session->run;
     put_host(batch, hello.node, newest);
   }
@@ -253,8 +254,8 @@ wire::HelloAnswer Core::hello_answer(const wire::Hello& hello) const {
   answer.loss_id = group_->loss_id();
   answer.event = names_->last_event();
   answer.clock = env_.wall();
-  answer.features =
-      hello.features & (wire::kFeatureCompare | wire::kFeatureSpecialFiles | wire::kFeatureYieldUnshipped);
+  answer.features = hello.features & (wire::kFeatureCompare | wire::kFeatureSpecialFiles |
+                                      wire::kFeatureYieldUnshipped | wire::kFeatureCreateOnce);
   return answer;
 }
 

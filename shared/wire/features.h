@@ -22,5 +22,7 @@ inline constexpr uint64_t kFeatureCompare = 16;
 inline constexpr uint64_t kFeatureSpecialFiles = 32;
 // A tenure may end by kYieldUnshipped.
 inline constexpr uint64_t kFeatureYieldUnshipped = 64;
+// Create is CreateOnce, between two ends that both have it.
+inline constexpr uint64_t kFeatureCreateOnce = 128;
 
 }  // namespace tidemark::wire

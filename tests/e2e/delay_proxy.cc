@@ -8,7 +8,7 @@
 //   stats          one line a connection before, "NUMBER OPEN DELAY_MS BYTES_FROM_CLIENT"
 //   hold WAY       up (from the clients), down or both: nothing passes that way on any connection, also on new ones;
 //                  nobody is told, as with a cable pulled
-//   pass           all passes again: what was held comes late, as by retransmission
+//   pass [WAY]     all passes again, that way or both: what was held comes late, as by retransmission
 //   reset WAY N    all connections are reset once N more bytes went that way on any of them: in mid-frame
 //   resets         how many times that happened: a line "N" before
 #include <arpa/inet.h>
@@ -258,8 +258,10 @@ bool obey(const std::string& line) {
   if (v == "stats") return the_proxy->print_stats(), true;
   if (v == "resets") return std::printf("%llu\n", static_cast<unsigned long long>(faults.resets)), true;
   std::lock_guard lock(faults.mutex);
-  if (v == "pass") {
-    faults.held[kUp] = faults.held[kDown] = false;
+  const bool both = words == 1 || w == "both";
+  if (v == "pass" && (both || w == "up" || w == "down")) {
+    faults.held[kUp] = faults.held[kUp] && !both && w != "up";
+    faults.held[kDown] = faults.held[kDown] && !both && w != "down";
   } else if (v == "hold" && (w == "up" || w == "down" || w == "both")) {
     faults.held[kUp] = faults.held[kUp] || w != "down";
     faults.held[kDown] = faults.held[kDown] || w != "up";

@@ -12,20 +12,29 @@ constexpr uint32_t kExchange = 2, kOnlyIfNew = 1;
 
 class LostAnswerTest : public EngineTest {
  protected:
-  Pending rename(const std::string& name, const std::string& new_name, uint32_t flags = 0) {
+  Pending rename(const std::string& name, const std::string& new_name, uint32_t flags = 0, RequestId id = {}) {
     auto r = std::make_shared<Request>();
-    engine(1).rename({kTop, name, kTop, new_name, flags}, [r](Status s) { r->answer = std::move(s); });
+    engine(1).rename({kTop, name, kTop, new_name, flags}, [r](Status s) { r->answer = std::move(s); }, id);
     return r;
   }
-  Pending unlink(int host, const std::string& name) {
+  Pending unlink(int host, const std::string& name, RequestId id = {}) {
     auto r = std::make_shared<Request>();
-    engine(host).unlink(kTop, name, false, [r](Status s) { r->answer = std::move(s); });
+    engine(host).unlink(kTop, name, false, [r](Status s) { r->answer = std::move(s); }, id);
     return r;
   }
-  Pending set_xattr(const File& f, const std::string& value, uint32_t flags, bool remove = false) {
+  Pending make_directory(int host, const std::string& name, RequestId id = {}) {
+    auto r = std::make_shared<Request>();
+    auto made = [r](Result<wire::Attr> attr) {
+      r->answer = attr.status();
+      if (attr) r->attr = *attr;
+    };
+    engine(host).create({kTop, name, wire::NodeKind::kDirectory, 0700}, made, id);
+    return r;
+  }
+  Pending set_xattr(const File& f, const std::string& value, uint32_t flags, bool remove = false, RequestId id = {}) {
     auto r = std::make_shared<Request>();
     wire::SetXattr ask{f.inode, "user.lock", Bytes(value.begin(), value.end()), static_cast<uint8_t>(remove ? 1 : 0), flags};
-    engine(f.host).set_xattr(ask, [r](Status s) { r->answer = std::move(s); });
+    engine(f.host).set_xattr(ask, [r](Status s) { r->answer = std::move(s); }, id);
     return r;
   }
   std::string xattr(const File& f) {
@@ -206,6 +215,128 @@ TEST_F(LostAnswerTest, AnExtendedAttributeThatIsToBeNewIsNotTakenForAnothers) {
   ASSERT_TRUE(wait(set_xattr(theirs, "host2", kOnlyIfNew)));
   EXPECT_EQ(after_loss(done).sys_errno(), EEXIST);
   EXPECT_EQ(xattr(theirs), "host2");
+}
+
+// ---- the daemon dies with the answer, and its successor finds no link at first ---------------------
+
+class LostRunTest : public LostAnswerTest {
+ protected:
+  static constexpr RequestId kFirst{42}, kAgain{42, true};
+  // The run ends with what it has under way, which the kernel hands to the next one. That has no link at first.
+  void die(const Pending& request) {
+    await_loss(request);
+    world_->partition("host1", "shared1");
+    crash_host(1, sim::Crash::kKill);
+    succeed_host(1);
+    world_->run_for(milliseconds(4500));   // it tries again after 5 s
+  }
+  Status link_back(const Pending& again) {
+    world_->run_for(milliseconds(300));
+    EXPECT_FALSE(again->answer) << "by a cache of names from before: " << again->answer->to_string();
+    heal_link(1);
+    return wait(again);
+  }
+};
+
+TEST_F(LostRunTest, AnExchangeThatWasDoneIsNotUndone) {
+  start();
+  File a = create(1, "a", kMiB), b = create(1, "b", kMiB);
+  lose_answers();
+  die(rename("a", "b", kExchange, kFirst));
+  ASSERT_EQ(at("a"), b.inode);
+  EXPECT_TRUE(link_back(rename("a", "b", kExchange, kAgain)));
+  EXPECT_EQ(at("a"), b.inode);
+  EXPECT_EQ(at("b"), a.inode);
+  EXPECT_FALSE(survivors_[1]->change(kFirst.number));
+}
+
+TEST_F(LostRunTest, AnExchangeThatWasNotDoneIsDoneOnce) {
+  start();
+  File a = create(1, "a", kMiB), b = create(1, "b", kMiB);
+  lose_questions();
+  die(rename("a", "b", kExchange, kFirst));
+  ASSERT_EQ(at("a"), a.inode);
+  EXPECT_TRUE(link_back(rename("a", "b", kExchange, kAgain)));
+  EXPECT_EQ(at("a"), b.inode);
+  EXPECT_EQ(at("b"), a.inode);
+}
+
+TEST_F(LostRunTest, WhatWasDoneIsSaidToBeDone) {
+  start();
+  File a = written(1, "a"), b = written(1, "b");
+  close(a);
+  close(b);
+  lose_answers();
+  Pending gone = unlink(1, "a", {44}), moved = rename("b", "c", 0, {46});
+  Pending made = make_directory(1, "d", {48}), set = set_xattr(b, "host1", kOnlyIfNew, false, {50});
+  die(made);
+  ASSERT_TRUE(missing("a"));
+  gone = unlink(1, "a", {44, true});
+  moved = rename("b", "c", 0, {46, true});
+  made = make_directory(1, "d", {48, true});
+  set = set_xattr(b, "host1", kOnlyIfNew, false, {50, true});
+  EXPECT_TRUE(link_back(gone));
+  EXPECT_TRUE(wait(moved));
+  EXPECT_TRUE(wait(made)) << "it made it itself";
+  EXPECT_TRUE(wait(set));
+  EXPECT_EQ(at("c"), b.inode);
+  EXPECT_EQ(xattr(open(1, "c")), "host1");
+  expect_freed(a);
+}
+
+// Only what it made itself is its own, however the name came to be taken.
+TEST_F(LostRunTest, WhatAnotherHostDidMeanwhileIsNotItsOwn) {
+  start();
+  File a = create(1, "a", kMiB), job = create(1, "job", kMiB), f = create(1, "f", kMiB), theirs = open(2, "f");
+  lose_questions();
+  Pending gone = unlink(1, "a", {44}), moved = rename("job", "job.1", 0, {46});
+  Pending made = make_directory(1, "lock", {48}), set = set_xattr(f, "host1", kOnlyIfNew, false, {50});
+  die(made);
+  auto done = std::make_shared<Request>();
+  engine(2).rename({kTop, "job", kTop, "job.2", 0}, [done](Status s) { done->answer = std::move(s); });
+  ASSERT_TRUE(wait(done));
+  done = std::make_shared<Request>();
+  engine(2).rename({kTop, "a", kTop, "b", 0}, [done](Status s) { done->answer = std::move(s); });
+  ASSERT_TRUE(wait(done));
+  ASSERT_TRUE(wait(make_directory(2, "lock")));
+  ASSERT_TRUE(wait(set_xattr(theirs, "host2", kOnlyIfNew)));
+  gone = unlink(1, "a", {44, true});
+  moved = rename("job", "job.1", 0, {46, true});
+  made = make_directory(1, "lock", {48, true});
+  set = set_xattr(f, "host1", kOnlyIfNew, false, {50, true});
+  EXPECT_EQ(link_back(made).sys_errno(), EEXIST);
+  EXPECT_EQ(wait(moved).code(), Code::kNotFound);
+  EXPECT_EQ(wait(gone).code(), Code::kNotFound);
+  EXPECT_EQ(wait(set).sys_errno(), EEXIST);
+  EXPECT_EQ(at("job.2"), job.inode);
+  EXPECT_EQ(at("b"), a.inode);
+  EXPECT_EQ(xattr(theirs), "host2");
+}
+
+TEST_F(LostRunTest, WhereNobodyKnowsItSaysSo) {
+  start();
+  File b = create(1, "b", kMiB);
+  create(1, "a", kMiB);
+  lose_answers();
+  die(rename("a", "b", kExchange, kFirst));
+  EXPECT_EQ(wait(rename("a", "b", kExchange, kAgain)).sys_errno(), EHOSTUNREACH);
+  heal_link(1);
+  EXPECT_EQ(at("a"), b.inode);
+}
+
+// Within one run, too: by its number the shared node knows what it has made.
+TEST_F(LostAnswerTest, AMkdirIsCarriedOutOnce) {
+  start();
+  lose_answers();
+  Pending made = make_directory(1, "d", {44});
+  await_loss(made);
+  ASSERT_FALSE(missing("d"));
+  EXPECT_TRUE(after_loss(made));
+  lose_questions();
+  made = make_directory(1, "lock", {46});
+  await_loss(made);
+  ASSERT_TRUE(wait(make_directory(2, "lock")));
+  EXPECT_EQ(after_loss(made).sys_errno(), EEXIST);
 }
 
 // ---- removed by another host ----------------------------------------------------------------------

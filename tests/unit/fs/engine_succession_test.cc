@@ -150,10 +150,10 @@ TEST_F(SuccessionTest, AnOpenThatComesAgainGetsTheHandleThatItMade) {
   start();
   File f = create(1, "a.img", kMiB);
   std::optional<HandleId> first, second;
-  engine(1).open_image(f.inode, [&](Result<HandleId> h) { first = *h; }, 42);
+  engine(1).open_image(f.inode, [&](Result<HandleId> h) { first = *h; }, {42});
   ASSERT_TRUE(until([&] { return first.has_value(); }));
   kill_and_succeed(1);
-  engine(1).open_image(f.inode, [&](Result<HandleId> h) { second = *h; }, 42, true);
+  engine(1).open_image(f.inode, [&](Result<HandleId> h) { second = *h; }, {42, true});
   ASSERT_TRUE(until([&] { return second.has_value(); }));
   EXPECT_EQ(first->value, second->value);
   EXPECT_EQ(survivors_[1]->handles().size(), 2u);

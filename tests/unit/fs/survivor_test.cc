@@ -111,16 +111,5 @@ TEST_F(SurvivorTest, AnotherLayoutIsRefused) {
   EXPECT_EQ(Survivor::attach(memory_).status().code(), Code::kUnsupported);
 }
 
-// O_EXCL asked twice for one name: the second asker, whose request came again, must not be told that it made it.
-TEST_F(SurvivorTest, WhatStoodAtANameBeforeWasNotMadeByTheRequestThatCameAgain) {
-  wire::Attr now;
-  now.inode = InodeNumber(40);
-  now.kind = wire::NodeKind::kImage;
-  EXPECT_TRUE(made_before(InodeNumber(0), now, wire::NodeKind::kImage));
-  EXPECT_TRUE(made_before(InodeNumber(39), now, wire::NodeKind::kImage));
-  EXPECT_FALSE(made_before(InodeNumber(40), now, wire::NodeKind::kImage));
-  EXPECT_FALSE(made_before(InodeNumber(0), now, wire::NodeKind::kDirectory));
-}
-
 }  // namespace
 }  // namespace tidemark::fs

@@ -1,3 +1,4 @@
+#include "shared/wire/create_once.h"
 #include "shared/wire/features.h"
 #include "tests/unit/node/fixture.h"
 
@@ -50,6 +51,44 @@ TEST_F(NodeTest, SpecialFilesSurviveEveryCrashOnceAnswered) {
   EXPECT_EQ(a->lookup("disk")->target, "8:1");
   EXPECT_EQ(a->lookup("disk")->gid, 6u);
   EXPECT_EQ(errno_of(a->lookup("sock").status()), ENOENT);
+}
+
+// What is there may be another host's: only the request that made it gets it for its own.
+TEST_F(NodeTest, ACreateThatIsAskedAgainGetsWhatItMadeAndNothingElse) {
+  auto a = std::make_unique<HostClient>(world_, "host1");
+  auto b = host("host2");
+  a->hello.features |= wire::kFeatureCreateOnce;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_NE(a->answer.features & wire::kFeatureCreateOnce, 0u);
+  EXPECT_EQ(b->answer.features & wire::kFeatureCreateOnce, 0u);
+  auto make = [&](const std::string& name, uint64_t number) {
+    return a->ask<wire::Changed>(Type::kCreate, wire::CreateOnce{{kRoot, name, NodeKind::kDirectory, 0700}, number});
+  };
+  auto first = make("lock", 7);
+  ASSERT_TRUE(first);
+  EXPECT_NE(first->mark.number, EventNumber(0));
+  ASSERT_TRUE(make("other", 0));
+  const size_t told = marks_.size();
+  a->hello.incarnation = Incarnation(2);
+  a->hello.features |= wire::kFeatureSuccessor;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  auto again = make("lock", 7);
+  ASSERT_TRUE(again);
+  EXPECT_EQ(again->mark.node.inode, first->mark.node.inode);
+  EXPECT_EQ(again->mark.number, EventNumber(0)) << "its event was told";
+  EXPECT_EQ(marks_.size(), told);
+  EXPECT_EQ(errno_of(make("lock", 9).status()), EEXIST);
+  EXPECT_EQ(errno_of(make("other", 0).status()), EEXIST) << "no number names nothing";
+  ASSERT_TRUE(b->ask<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, "lock", 1}));
+  ASSERT_TRUE(b->create("lock", kRoot, NodeKind::kDirectory));
+  EXPECT_EQ(errno_of(make("lock", 7).status()), EEXIST) << "it is host2's";
+  ASSERT_TRUE(make("mine", 11));
+  a->hello.features &= ~wire::kFeatureSuccessor;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_TRUE(make("mine", 11)) << "the same run";
+  a->hello.incarnation = Incarnation(3);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_EQ(errno_of(make("mine", 11).status()), EEXIST) << "of another mount";
 }
 
 // A tidemark-fs that does not know them would show empty images, and its guests would open them.
