@@ -203,6 +203,7 @@ class Engine final : public journal::BlockSource {
   void copies_apart(Image& image);
   void writes_lost(Image& image, std::string_view how);
   void tell_behind(Image& image);
+  Task<void> say_behind(Image& image);
   void answer_untold(Image& image);
   void try_failed_copies();
   Status open_failed_copy(Image& image);
@@ -251,7 +252,10 @@ class Engine final : public journal::BlockSource {
   // ---- engine_policy.cc
   void take_attr(Image& image, const wire::Attr& attr);
   bool host_only(const Image& image) const;
+  static bool asks_none(const wire::SetXattr& request);
   Status before_policy(const wire::SetXattr& request);
+  Task<void> after_policy(Image& image);
+  Status note_only_copy(Image& image);
   void policy_seen(Image& image, uint8_t mirror);
   Task<Status> ask_policy(Image& image);
   Task<Status> all_dirty(Image& image, uint64_t size);
@@ -292,7 +296,7 @@ class Engine final : public journal::BlockSource {
   Task<void> call_when_linked(io::Duration limit, UniqueFunction<void()> fn);
   // ---- engine_tenure.cc
   void want_tenure(Image& image, bool wait);
-  void make_only_copy(Image& image);
+  Status make_only_copy(Image& image);
   Task<void> acquire(Image& image, uint32_t wait_ms);
   uint8_t copy_absent(const Image& image) const;
   Task<Status> take_grant(Image& image, wire::Grant grant);
@@ -346,7 +350,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> fill_for(Op& op);
   Task<Status> sync_level(Image& image);
   Task<Status> level(Image& image, uint64_t map_cut, std::vector<uint64_t> regions);
-  Task<Status> tell_level(Image& image, uint64_t map_cut, Bytes regions);
+  Task<Status> tell_level(Image& image, uint64_t map_cut, Bytes regions, bool stale = false);
   Task<Status> level_all(Image& image, Epoch epoch, const std::vector<uint64_t>& filled);
   Task<Result<wire::Grant>> ask_map(const Image& image, uint8_t copy_absent);
   // ---- engine_pace.cc

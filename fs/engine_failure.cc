@@ -12,10 +12,11 @@ const log::Logger kLog("fs");
 constexpr std::chrono::seconds kReopenInterval{30};
 }  // namespace
 
-// Nothing was acknowledged that the shared copy does not have.
+// Nothing was acknowledged that the shared copy does not have. Nor is it being given up: until `none` is answered it
+// may be gone already.
 bool Engine::shared_whole(const Image& im) const {
-  bool counts = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling ||
-                (im.state == MirrorState::kReadingShared && !only_here(im));
+  const bool serves = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
+  const bool counts = serves ? !host_only(im) : im.state == MirrorState::kReadingShared && !only_here(im);
   return counts && !im.facts.alone && im.attr.mirror != 0;
 }
 
@@ -74,18 +75,30 @@ bool Engine::was_cut(const ImageId& id) const { return has_flag(id, kFlagCut); }
 void Engine::tell_behind(Image& im) {
   if (im.telling || !im.broken || im.attr.mirror == 0) return;
   im.telling = true;
+  tasks_.spawn(say_behind(im));
+}
+
+// Once that is heard the shared copy is not given up: `none` keeps only a copy that is whole on record. If it was
+// before, this one is the only copy after all; so the policy is asked for, and nobody answered until it is known.
+Task<void> Engine::say_behind(Image& im) {
+  Pin pin(im);
   uint64_t regions = (im.size + im.map_region_bytes - 1) / im.map_region_bytes;
-  wire::Level message{im.id, im.map_cut, Bytes((regions + 7) / 8, 0), 1};
-  for (uint64_t r = 0; r < regions; ++r) message.regions[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
-  mirror_->send(wire::Type::kLevel, wire::encode(message), {}, [this, &im](Result<wire::Answer> answer) {
-    im.telling = false;
-    if (!answer && answer.status().code() == Code::kUnavailable) {
-      mirror_->note_failure();
-      return;  // again when the link is back; those that wait for it wait on
-    }
-    if (!answer) kLog.warning("behind_not_told", {{"image", im.id}, {"error", answer.status()}});
-    answer_untold(im);
-  });
+  Bytes bitmap((regions + 7) / 8, 0);
+  for (uint64_t r = 0; r < regions; ++r) bitmap[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
+  const Status told = co_await tell_level(im, im.map_cut, std::move(bitmap), true);
+  Status asked = told;
+  if (told.code() != Code::kUnavailable) asked = co_await ask_policy(im);
+  im.telling = false;
+  if (asked.code() == Code::kUnavailable) {
+    mirror_->note_failure();
+    co_return;  // again when the link is back; those that wait for it wait on
+  }
+  if (!told) kLog.warning("behind_not_told", {{"image", im.id}, {"error", told}});
+  answer_untold(im);
+  if (!im.held || !im.facts.policy_none) co_return;
+  auto map = co_await ask_map(im, 0);   // it is not behind: `none` could not be taken back
+  if (map) asked = co_await tell_level(im, map->map_cut, std::move(map->stale_regions));
+  if (!map || !asked) kLog.warning("level_not_told", {{"image", im.id}, {"error", map ? asked : map.status()}});
 }
 
 void Engine::answer_untold(Image& im) {

@@ -89,8 +89,9 @@ Task<Status> Engine::level(Image& im, uint64_t map_cut, std::vector<uint64_t> re
   co_return co_await tell_level(im, map_cut, std::move(bitmap));
 }
 
-Task<Status> Engine::tell_level(Image& im, uint64_t map_cut, Bytes regions) {
-  wire::Level message{im.id, map_cut, std::move(regions)};
+// `stale`: that they are behind.
+Task<Status> Engine::tell_level(Image& im, uint64_t map_cut, Bytes regions, bool stale) {
+  wire::Level message{im.id, map_cut, std::move(regions), static_cast<uint8_t>(stale ? 1 : 0)};
   using Answer = Result<wire::Answer>;
   co_return co_await async<Status>([&](Callback<Status> done) {
     mirror_->send(wire::Type::kLevel, wire::encode(message), {},

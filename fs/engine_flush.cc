@@ -29,6 +29,7 @@ void Engine::start_flush(Op* op) {
   }
   // Nothing of this host's is unflushed: a yield flushes, and a tenure ends with a yield.
   if (!im.held || !im.unsynced.any()) return leave(op, size_t(0));
+  if (im.state == MirrorState::kNone && !im.local()) return leave(op, failed(im));
   bool resyncing_unknown = im.state == MirrorState::kResyncing && !im.facts.alone;
   if (im.state == MirrorState::kWaiting || resyncing_unknown) return im.flushes.push_back(op);
   if (im.local() && im.own_in_doubt()) {
@@ -93,6 +94,7 @@ void Engine::settle_flush(Op* op) {
     }
     if (op->remote.code() != Code::kUnavailable) refused(im, op->remote);
     if (im.state == MirrorState::kFenced) return leave(op, op->remote);
+    if (im.state == MirrorState::kNone) return start_flush(op);   // the own copy is the only one now
     if (im.state == MirrorState::kLocalOnly) {
       if (im.facts.alone) return leave(op, size_t(0));
       im.flushes.push_back(op);

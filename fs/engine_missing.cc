@@ -39,7 +39,8 @@ void Engine::note_elsewhere(Image& im) {
 
 void Engine::note_missing(Image& im, const Status& why) {
   const bool none = im.attr.mirror == 0 || only_here(im);
-  const std::string path = names_->path_of(im.inode);
+  std::string path = names_->path_of(im.inode);
+  if (path.empty()) path = im.id.to_string();   // its name is being asked for anew
   std::string text = none ? "its only copy, this host's, is not there" : "writes that only this host has are not there";
   text += " (" + why.message() + "): bring it back; or ";
   if (was_cut(im.id))
@@ -76,6 +77,7 @@ bool Engine::find_missing(Image& im) {
   if (im.local()) return true;
   if (im.copy != nullptr && !im.copy->idle()) return false;
   if (was_cut(im.id) || !group_->look_at_bricks()) return false;
+  im.copy.reset();   // one that failed
   auto opened = group_->open_image(im.id);
   if (opened.status().code() == Code::kCorruption) note_cut(im.id);
   if (!opened) return false;

@@ -381,22 +381,15 @@ void Engine::set_xattr(wire::SetXattr request, Done done, RequestId id) {
 }
 
 Task<void> Engine::do_set_xattr(wire::SetXattr request, Done done, RequestId id) {
-  const InodeNumber inode = request.inode;
-  auto known = names_->get(inode);
-  Image* im = known && !known->image.is_nil() ? find(known->image) : nullptr;
-  const bool noted_before = im != nullptr && host_only(*im);
   if (Status s = before_policy(request); !s) co_return done(s);
-  const bool noted = im != nullptr && !noted_before && host_only(*im);
+  auto known = names_->get(request.inode);
+  Image* im = asks_none(request) && known ? find(known->image) : nullptr;
+  if (im == nullptr) co_return done(co_await change_xattr(std::move(request), id));
+  Pin pin(*im);
+  ++im->asking_none;
   Status set = co_await change_xattr(std::move(request), id);
-  if (!set && noted && mirror_->up()) {
-    // Refused, then the note goes. Not if it was taken before, and that answer got lost.
-    auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{inode}, kQueryWait);
-    im = find(known->image);
-    if (now && now->mirror != 0 && im != nullptr && !im->facts.policy_none && !im->facts.alone) {
-      if (Status s = set_flag(*im, kFlagHostOnly, false); !s)
-        kLog.warning("flag_not_kept", {{"image", im->id}, {"error", s}});
-    }
-  }
+  --im->asking_none;
+  if (!set) co_await after_policy(*im);
   done(std::move(set));
 }
 

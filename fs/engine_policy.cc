@@ -17,19 +17,49 @@ bool Engine::has_flag(const ImageId& id, uint8_t flag) const {
 
 bool Engine::host_only(const Image& im) const { return has_flag(im.id, kFlagHostOnly); }
 
-// `none` gives the shared copy up: only where this host's has everything, and it is noted here first.
+bool Engine::asks_none(const wire::SetXattr& request) {
+  return request.name == kMirrorName && request.remove == 0 && as_text(request.value) == "none";
+}
+
+// `none` gives the shared copy up: only where this host's has everything, and it is noted here first. Until that is
+// answered, whatever becomes of the link, this copy stays in use (shared_whole).
 Status Engine::before_policy(const wire::SetXattr& request) {
-  if (request.name != kMirrorName || as_text(request.value) != "none") return Status::ok();
+  if (!asks_none(request)) return Status::ok();
   auto attr = names_->get(request.inode);
   if (!attr || attr->mirror == 0 || attr->epoch.value == 0) return Status::ok();  // nobody ever wrote it
   Image* im = find(attr->image);
   // Not while the tenure is given back: whoever gets it next would have the image, and nothing of it.
-  bool whole =
-      im != nullptr && im->held && im->local() && im->state == MirrorState::kMirrored && !im->yielding;
+  bool whole = im != nullptr && im->held && im->local() && im->state == MirrorState::kMirrored && !im->yielding &&
+               !im->recovering;
   if (!whole)
     return Status(Code::kBusy,
                   "mirror = none keeps only this host's copy: write the image here, and wait until it is `mirrored`");
   return set_flag(*im, kFlagHostOnly, true);
+}
+
+// Refused, then the note goes. Not if it was taken before, and that answer got lost: after an outage a resync tells.
+Task<void> Engine::after_policy(Image& im) {
+  if (im.asking_none != 0 || !host_only(im) || !mirror_->up()) co_return;
+  const Epoch epoch = im.epoch;
+  wire::GetAttr which{im.inode};
+  auto now = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
+    mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
+  });
+  const bool noted_for_it =
+      im.held && im.epoch == epoch && !im.recovering && !im.facts.policy_none && !im.facts.alone && im.asking_none == 0;
+  if (!now || now->mirror == 0 || !noted_for_it) co_return;
+  if (Status s = set_flag(im, kFlagHostOnly, false); !s)
+    kLog.warning("flag_not_kept", {{"image", im.id}, {"error", s}});
+}
+
+// From now on this host's copy is the only one, and has everything: the shared node gave its own up only because
+// nothing of this one was on record as behind.
+Status Engine::note_only_copy(Image& im) {
+  TM_RETURN_IF_ERROR(set_flag(im, kFlagHostOnly, true));
+  TM_RETURN_IF_ERROR(set_flag(im, kFlagBehind | kFlagPartial, false));
+  im.behind = im.refilling = false;
+  im.stale.clear_all();
+  return Status::ok();
 }
 
 void Engine::take_attr(Image& im, const wire::Attr& attr) {
@@ -65,9 +95,16 @@ void Engine::policy_seen(Image& im, uint8_t mirror) {
     tasks_.spawn(mirror_again(im));
     return;
   }
-  if (Status s = set_flag(im, kFlagHostOnly, true); !s) kLog.error("policy_not_kept", {{"image", im.id}, {"error", s}});
+  if (Status s = note_only_copy(im); !s) kLog.error("policy_not_kept", {{"image", im.id}, {"error", s}});
   im.facts.policy_none = true;
+  if (!im.local()) {
+    // It had just failed, and the shared node did not hear that in time. No request was answered without it since: what
+    // was acknowledged is there, once it serves again, though a sync that failed may not have covered it.
+    ++im.syncs_failed;
+    note_missing(im, Status(Code::kIoError, "it failed as the shared copy was given up"));
+  }
   apply(im, MirrorEvent::kGranted);
+  for (Op* op : std::exchange(im.untold, {})) settle(op);
 }
 
 // Every region of an image of this size is durably dirty.
@@ -90,11 +127,12 @@ Task<Status> Engine::all_apart(Image& im) {
 
 Task<void> Engine::mirror_again(Image& im) {
   Pin pin(im);
-  for (;;) {
-    Status apart = co_await all_apart(im);
+  for (bool told = false;; told = true) {
+    Status apart = failed(im);   // nothing is copied from what is not there
+    if (im.missing.empty()) apart = co_await all_apart(im);
     if (!im.held || im.attr.mirror == 0 || !im.facts.policy_none) co_return;
     if (apart.is_ok()) break;
-    kLog.warning("mirror_waits", {{"image", im.id}, {"error", apart}});
+    if (!told) kLog.warning("mirror_waits", {{"image", im.id}, {"error", apart}});
     co_await sleep(kRetry);
   }
   im.facts.policy_none = false;

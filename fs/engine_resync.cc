@@ -271,6 +271,8 @@ Task<void> Engine::resync(Image& im) {
   Counter counter = journal_->last_finished();
   uint64_t unsynced = im.unsynced.mark();
   if (status.is_ok()) status = co_await sync_equal(im, run);
+  if (status.is_ok() && im.asking_none != 0)   // else it would count while the shared copy is given up
+    status = Status(Code::kUnavailable, "`mirror = none` is asked for");
   if (status.is_ok() && run.stands(im)) status = set_flag(im, kFlagHostOnly, false);
   if (status.is_ok() && run.stands(im)) status = co_await tell_equal(im, run);
   if (status.is_ok() && run.stands(im)) {

@@ -43,20 +43,26 @@ uint8_t Engine::copy_absent(const Image& im) const {
 }
 
 // So that one of `mirror = none` that lacks its copy later on is never taken for one that nobody wrote.
-void Engine::make_only_copy(Image& im) {
-  if (im.attr.mirror != 0 || im.attr.epoch.value != 0 || im.copy != nullptr || im.broken) return;
+Status Engine::make_only_copy(Image& im) {
+  if (im.attr.mirror != 0 || im.attr.epoch.value != 0 || find_missing(im)) return Status::ok();
   auto made = group_->create(im.id, im.attr.size, im.attr.size_generation);
-  if (made) im.copy = std::move(*made);
+  if (!made) return made.status();
+  im.copy = std::move(*made);
+  im.broken = false;
+  return Status::ok();
 }
 
 Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
   using Answer = Result<wire::Grant>;
-  make_only_copy(im);
   Status failed;
   auto wanted = [&] {
     return (wait_ms != 0 || !im.parked.empty() || im.recall_wanted || im.inherited_writer) && !stopping_;
   };
   for (;;) {
+    if (failed = make_only_copy(im); !failed) {
+      im.inherited_writer = false;
+      break;
+    }
     while (!mirror_->up() && wanted()) co_await wait_link(std::chrono::seconds(1));
     const uint64_t session = mirror_->hello().session;
     wire::Acquire ask{im.id, wait_ms, copy_absent(im)};
@@ -151,8 +157,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     note_elsewhere(im);
     co_return failed(im);
   }
-  if (!im.local() && !im.behind && (only_here(im) || (none && used))) {
-    if (Status s = set_flag(im, kFlagHostOnly, true); !s) co_return s;
+  if (!im.local() && (only_here(im) || (none && used))) {
+    if (Status s = note_only_copy(im); !s) co_return s;
     note_missing(im, Status(Code::kNotFound, "there is no copy of it here"));
     co_return failed(im);
   }
@@ -166,7 +172,10 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     auto made = group_->create(im.id, grant.size, grant.size_generation);
     if (made) {
       im.copy = std::move(*made);
+      if (none) im.broken = false;
       im.refilling = im.behind;  // what this host wrote without a copy is on the shared one alone: read there
+    } else if (none) {
+      co_return made.status();
     } else {
       kLog.warning("no_local_copy", {{"image", im.id}, {"error", made.status()}, {"now", "served by the shared copy"}});
       im.broken = true;
@@ -229,7 +238,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   // What a shared node that is rebuilt must not take for whole.
   if (Status s = set_flag(im, kFlagPartial, !none && !im.stale.none()); !s) co_return s;
   if (none) {  // before the first write that only this host has; and the shared node knows who has it
-    if (Status s = set_flag(im, kFlagHostOnly, true); !s) co_return s;
+    if (Status s = note_only_copy(im); !s) co_return s;
     if (stale) {
       Status told = co_await tell_level(im, grant.map_cut, std::move(grant.stale_regions));
       if (!told) co_return told;
@@ -277,6 +286,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.mtime_pushed = true;
   im.held = true;
   im.inherited_writer = false;
+  if (im.broken) tell_behind(im);   // first, as in resume()
   im.open_marked = false;
   wire::Mark mark = mark_of(im, wire::MarkKind::kTenureStart);
   mark.number = grant.event;

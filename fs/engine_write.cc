@@ -195,7 +195,11 @@ void Engine::settle(Op* op) {
     if (is_refusal(op->remote)) return finish_op(op, op->remote);
   }
   if (op->local_asked && !op->local && im.local()) return settle_local_failed(op);
-  if (op->local_asked && !op->local && op->remote.is_ok() && im.telling) {   // as settle_local_failed
+  // Of `none` the own copy is the only one, whatever was asked before: a size is told later, and what only the copy has
+  // that was given up nobody has.
+  if (im.state == MirrorState::kNone && op->remote.code() != Code::kFenced)
+    return finish_op(op, op->local_asked ? op->local : failed(im));
+  if (op->remote.is_ok() && im.telling && im.held) {   // as settle_local_failed()
     im.untold.push_back(op);
     return;
   }
@@ -205,7 +209,6 @@ void Engine::settle(Op* op) {
     return finish_op(op, op->remote);
   }
   if (im.state == MirrorState::kFenced) return finish_op(op, Status(Code::kFenced, "the tenure has moved"));
-  if (im.state == MirrorState::kNone && op->local_asked) return finish_op(op, Status::ok());  // a size is told later
   if (sends_mirror(im.state)) {
     if (op->remote.code() == Code::kUnavailable) {  // the session it was sent on is gone, a new one stands
       auto again = [this, op] {

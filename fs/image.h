@@ -114,6 +114,7 @@ struct Image {
   bool noting_alone = false;
   std::vector<Callback<Status>> noted;  // go on when that has ended
   uint32_t resuming = 0;               // questions under way which say that nothing was acknowledged alone: nothing is
+  uint32_t asking_none = 0;            // requests under way that it be kept on this host alone
   bool diverged = false;               // its dirty regions are a branch, not to be written before they are in a batch
   bool own_failed = false;             // reading or writing the own copy failed while it was made equal
   bool broken = false;                 // the own copy failed; all goes to the shared one

@@ -211,6 +211,7 @@ TEST_F(FailureTest, AFailedGrowOfTheOwnCopyAtAGrantIsNoErrorToTheGuest) {
   fail_local(sim::FileOp::kTruncate, 1000);
   f = open(1, "a.img");
   EXPECT_TRUE(write_now(f, 6 * kMiB, 0x33, kMiB));
+  EXPECT_EQ(behind_bytes(f), 8 * kMiB) << "it would let this host's copy be the only one";
   EXPECT_EQ(byte_at(f, 4 * kMiB, kMiB), 0x22);
   EXPECT_EQ(byte_at(f, 6 * kMiB, kMiB), 0x33);
 }

@@ -12,6 +12,42 @@ class NoneTest : public EngineTest {
     shared_->set_policy(f.image.to_string(), policy, [r](Result<std::string> out) { r->answer = out.status(); });
     return wait(r);
   }
+  // A write that the shared copy has, and that the own brick still has under way.
+  Pending write_held_up(const File& f) {
+    world_->inject("host1", sim::FileFault{.operations = kWrites, .path_contains = "objects", .hangs = true});
+    Pending written = write(f, 0, 0x22, 4096);
+    EXPECT_TRUE(until([&] { return world_->hung("host1") == 1; }));
+    world_->run_for(milliseconds(10));
+    EXPECT_FALSE(written->answer);
+    return written;
+  }
+  // It fails, and all others do until `clear_faults`.
+  void fail_brick() {
+    constexpr uint16_t kSyncsToo = kWrites | static_cast<uint16_t>(sim::FileOp::kSync);
+    world_->inject("host1", sim::FileFault{.times = 1u << 20, .operations = kSyncsToo, .path_contains = "objects"});
+    world_->release_hung("host1", EIO);
+  }
+  // No copy has what they ask for: nothing is acknowledged. Nor are bytes made up.
+  void expect_errors(const File& f) {
+    EXPECT_FALSE(write_now(f, 2 * kMiB, 0x33, 4096));
+    EXPECT_FALSE(wait(flush(f)));
+    EXPECT_FALSE(wait(resize(f, 16 * kMiB)));
+    const int byte = byte_at(f, kMiB - 4096, 4096);
+    EXPECT_TRUE(byte == 0x11 || byte == -2) << byte;
+  }
+  // The brick serves again: the copy there is the only one, and has all that was acknowledged.
+  void expect_own_copy(const File& f) {
+    world_->clear_faults("host1");
+    ASSERT_TRUE(until([&] { return write_now(f, 2 * kMiB, 0x33, 4096).is_ok(); }));
+    EXPECT_TRUE(wait(flush(f)));
+    EXPECT_EQ(byte_at(f, 4096, kMiB - 4096), 0x11);
+    EXPECT_EQ(byte_at(f, 2 * kMiB, 4096), 0x33);
+    ASSERT_TRUE(wait(set_mirror(f, "sync")));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    EXPECT_EQ(byte_at(open(2, "a.img"), 4096, kMiB - 4096), 0x11);
+    EXPECT_EQ(verify(f), "");
+  }
+  static constexpr uint16_t kWrites = static_cast<uint16_t>(sim::FileOp::kWrite);
 };
 
 // Decided at the shared node in the moment in which its host dies, which has written since it was level, or not.
@@ -123,6 +159,68 @@ TEST_F(NoneTest, NoneAskedForWhileTheTenureIsGivenAway) {
     close(f);
     close(theirs);
   }
+}
+
+// The shared node has given its copy up, its answer is on its way: then the own brick fails.
+TEST_F(NoneTest, AnOwnBrickThatFailsAsNoneIsAskedForIsAnErrorAndStaysTheOnlyCopy) {
+  File f = start_written();
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_TRUE(wait(flush(f)));
+  Pending written = write_held_up(f);
+  world_->cut("shared1", "host1");
+  Pending none = set_mirror(f, "none");
+  ASSERT_TRUE(until([&] { return logged("copy_given_up"); }));
+  fail_brick();
+  EXPECT_EQ(wait(written).code(), Code::kIoError);
+  lose_link(1);
+  heal_link(1);
+  EXPECT_TRUE(wait(none));
+  ASSERT_TRUE(await_mirror(f, "none"));
+  expect_errors(f);
+  expect_own_copy(f);
+}
+
+// The other way round: this host has not told of its brick yet when an operator at the shared node decides.
+TEST_F(NoneTest, NoneDecidedBeforeTheSharedNodeHearsOfAFailedBrickIsAnErrorUntilThatServesAgain) {
+  for (bool new_session : {false, true}) {
+    SCOPED_TRACE(new_session);
+    File f = start_written();
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    ASSERT_TRUE(wait(flush(f)));
+    ASSERT_TRUE(write_now(f, 3 * kMiB, 0x55, 4096));   // to be flushed
+    Pending written = write_held_up(f);
+    world_->cut("host1", "shared1");
+    fail_brick();
+    Pending later = write(f, kMiB, 0x44, 4096), flushed = flush(f);
+    ASSERT_TRUE(until([&] { return logged("local_copy_behind"); }));
+    ASSERT_TRUE(set_at_node(f, "none"));
+    if (new_session) lose_link(1);
+    heal_link(1);
+    EXPECT_EQ(wait(written).code(), Code::kIoError);
+    EXPECT_FALSE(wait(later));
+    EXPECT_FALSE(wait(flushed));
+    EXPECT_TRUE(await_mirror(f, "failed"));
+    expect_errors(f);
+    expect_own_copy(f);
+    EXPECT_EQ(byte_at(f, 3 * kMiB, 4096), 0x55);
+    crash_all();
+    log_.clear();
+  }
+}
+
+// Nobody ever wrote it: its copy is made at its first use, or the brick refuses that.
+TEST_F(NoneTest, AnImageWhoseOnlyCopyCannotBeMadeIsAnError) {
+  start();
+  File f = create(1, "a.img", 0);
+  ASSERT_TRUE(wait(set_mirror(f, "none")));
+  constexpr uint16_t kMakes = static_cast<uint16_t>(sim::FileOp::kOpen);
+  world_->inject("host1", sim::FileFault{.times = 1u << 20, .operations = kMakes, .path_contains = "objects"});
+  EXPECT_FALSE(write_now(f, 0, 0x22, 4096));
+  EXPECT_FALSE(write_now(f, 0, 0x22, 4096));
+  world_->clear_faults("host1");
+  ASSERT_TRUE(until([&] { return write_now(f, 0, 0x22, 4096).is_ok(); }));
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
+  EXPECT_EQ(mirror(f), "none");
 }
 
 }  // namespace
