@@ -61,11 +61,6 @@ void Engine::take_over_handles() {
     if (handles_[i].image == nullptr) free_handles_.push_back(static_cast<uint32_t>(i));
   kLog.info("handles_taken_over",
             {{"handles", handles_.size() - free_handles_.size()}, {"missed", missed}});
-  // Names may have gone while nobody listened; sizes and policies, too.
-  when_linked(std::chrono::hours(1), [this] {
-    for (auto& [id, image] : images_)
-      if (image->handles != 0 || image->held) tasks_.spawn(check_attr(*image));
-  });
 }
 
 Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
@@ -140,8 +135,8 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
     if (im.facts.asks_first && !im.facts.witnessed) tasks_.spawn(ask_unless_linked(im));
     else apply(im, MirrorEvent::kLinkLost);
     remember(im);
-    if (mirror_->up()) tasks_.spawn(resume(im));
   }
+  if (mirror_->up()) tasks_.spawn(resume(im));
   co_return true;
 }
 

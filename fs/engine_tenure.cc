@@ -32,7 +32,8 @@ void Engine::want_tenure(Image& im, bool wait) {
 // Taken anew, if it is still so: another host is told to wait for this one, and must not do so for nothing.
 void Engine::take_up_tenures() {
   for (auto& [id, image] : images_) {
-    if (!image->held && image->attr.holder == options_.config.node.name) want_tenure(*image, false);
+    const bool lost = !image->held && !image->doomed && image->attr.holder == options_.config.node.name;
+    if (lost) want_tenure(*image, false);
   }
 }
 

@@ -68,16 +68,21 @@ void expect_writes_alone_survive(Lab& lab, const std::string& host, fs::HandleId
   EXPECT_EQ(static_cast<char>(*got), 'z') << "acknowledged, and flushed";
 }
 
+// The image is all written and closed on host1, and opened on host2.
+Result<fs::HandleId> fill_on_host1_and_open_on_host2(Lab& lab) {
+  auto first = lab.open_filled("host1");
+  if (!first) return first;
+  if (!lab.healthy("host1")) return Status(Code::kUnavailable, "host1 is not level");
+  lab.engine("host1").release(*first);
+  lab.world.run_for(seconds(5));
+  return lab.open("host2");
+}
+
 TEST(Handover, ACopyThatIsFilledWhileTheSharedNodeStartsAnewIsOnRecordAsLevel) {
   for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    auto first = lab.open_filled("host1");
-    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    ASSERT_TRUE(lab.healthy("host1"));
-    lab.engine("host1").release(*first);
-    lab.world.run_for(seconds(5));
-    auto second = lab.open("host2");
+    auto second = fill_on_host1_and_open_on_host2(lab);
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
     lab.world.slow_reads("shared1", "/brick", seconds(1));
     ASSERT_TRUE(lab.write("host2", *second, 0, 'b').is_ok());
@@ -93,15 +98,12 @@ TEST(Handover, WhatIsOnRecordBeyondTheEndOfAShrunkImageGoesBeforeItGrowsAgain) {
   for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    auto first = lab.open_filled("host1");
-    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    lab.engine("host1").release(*first);
-    auto second = lab.open("host2");
+    auto second = fill_on_host1_and_open_on_host2(lab);
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
     ASSERT_TRUE(lab.write("host2", *second, 0, 'b').is_ok());
     ASSERT_TRUE(comes_to_be(lab, "host2", "mirrored")) << lab.engine("host2").status_json();
     lab.engine("host2").release(*second);
-    first = lab.open("host1");
+    auto first = lab.open("host1");
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
     ASSERT_TRUE(lab.write("host1", *first, 0, 'c', Lab::kImageBytes).is_ok());
     ASSERT_TRUE(lab.resize("host1", lab.inode_of("host1"), 0).is_ok());

@@ -83,15 +83,20 @@ TEST_F(LostLine, AGrowOfItIsNotSeenWhereTheMainLineGrowsLater) {
   EXPECT_EQ(lab_.verify("host1"), "");
 }
 
+// By host1, which waits where it may not go on alone.
+Result<fs::HandleId> open_under_pause(Lab& lab) {
+  lab.pause = true;
+  lab.crash("host1", Crash::kKill);
+  lab.start("host1");
+  return lab.open_filled("host1");
+}
+
 // The shared node has no room for the note of it: the guest hears of that, and goes on with the size from before.
 TEST(Resize, WhatTheSharedNodeRefusesChangesNeitherCopy) {
   for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    lab.pause = true;
-    lab.crash("host1", Crash::kKill);
-    lab.start("host1");
-    auto first = lab.open_filled("host1");
+    auto first = open_under_pause(lab);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
     const InodeNumber inode = lab.inode_of("host1");
     lab.world.inject("shared1", FileFault{1, 1, kMutatingFileOps, ".meta", kNoSpace});
@@ -119,10 +124,7 @@ TEST(Resize, OneWhoseAnswerIsLostIsDoneOnceAndCostsNoCopy) {
   for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    lab.pause = true;
-    lab.crash("host1", Crash::kKill);
-    lab.start("host1");
-    auto first = lab.open_filled("host1");
+    auto first = open_under_pause(lab);
     ASSERT_TRUE(first.is_ok()) << first.status().to_string();
     const InodeNumber inode = lab.inode_of("host1");
     fs::SetAttr change;
