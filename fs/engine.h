@@ -274,6 +274,8 @@ class Engine final : public journal::BlockSource {
   Task<Status> greeted(wire::Connection& link, const wire::HelloAnswerMore& hello);
   // ---- engine_rebuild.cc
   Task<Status> check_shared(wire::Connection& link, const wire::HelloAnswerMore& hello);
+  using CopiesById = std::map<ImageId, const image::ImageMetadata*>;
+  std::vector<wire::DirEntry> names_to_report(const CopiesById& copies);
   Task<Status> report(wire::Connection& link);
   Task<Status> adopt_rebuilt(wire::Connection& link);
   Task<Status> push_all(const wire::Attr& attr);
@@ -415,9 +417,11 @@ class Engine final : public journal::BlockSource {
   Task<Result<wire::Attr>> look_at(InodeNumber parent, std::string name, io::Duration limit);
   wire::Attr local_view(wire::Attr attr);
   void invalidated(const wire::InvalidateNotify& message);
+  Task<Result<wire::Attr>> attr_of(InodeNumber inode, ImageId image);
   Task<Result<wire::Attr>> renew_attr(Image& image);
   Task<void> check_attr(Image& image);
   Task<void> check_name(wire::Attr image);
+  Task<void> sweep_removed();
   Task<Status> ask_size(Image& image, uint64_t offset);
   // ---- engine_names.cc
   Image* find(const ImageId& id);

@@ -227,12 +227,15 @@ Task<Status> Engine::settle_fence(Image& im, Epoch epoch, std::vector<RegionInde
   im.unsynced.clear();
   // Of whatever epoch: before this is answered the host gets no newer one.
   wire::FenceSeen seen{im.id, Epoch(UINT64_MAX)};
-  co_return co_await async<Status>([&](Callback<Status> done) {
+  Status told = co_await async<Status>([&](Callback<Status> done) {
     mirror_->send(wire::Type::kFenceSeen, wire::encode(seen), {},
                   [done = std::move(done)](Result<wire::Answer> answer) mutable {
                     done(answer ? Status::ok() : answer.status());
                   });
   });
+  const bool removed = told.code() == Code::kNotFound;   // there is no tenure of it any more
+  if (told || removed) tasks_.spawn(check_name(im.attr));   // it may have been removed since it was taken
+  co_return removed ? Status::ok() : told;
 }
 
 // After a fence in the midst of a run. Until it has ended every request of the image is answered with an error.
@@ -252,10 +255,6 @@ Task<void> Engine::after_fence(Image& im) {
     }
     Status settled = co_await settle_fence(im, epoch, std::move(regions), region_bytes);
     if (settled.is_ok()) break;
-    if (settled.code() == Code::kNotFound) {   // it is gone; what only this host had is kept
-      tasks_.spawn(check_attr(im));
-      co_return;
-    }
     if (stopping_ || im.doomed) co_return;
     if (!told) kLog.warning("branch_waits", {{"image", im.id}, {"error", settled}});
     im.fence_error = settled.to_string();
@@ -265,7 +264,6 @@ Task<void> Engine::after_fence(Image& im) {
   im.fence_error.clear();
   if (im.state != MirrorState::kFenced) co_return;
   apply(im, MirrorEvent::kYielded);
-  tasks_.spawn(check_attr(im));   // it may have been removed since it was taken
 }
 
 void Engine::fence_handles(Image& im) {

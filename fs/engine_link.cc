@@ -33,6 +33,7 @@ void Engine::link_up(const wire::HelloAnswer& hello) {
     const bool used = im->handles != 0 || im->facts.policy_none;
     if (used && !im->held && !im->doomed && im->state != MirrorState::kFenced) tasks_.spawn(check_attr(*im));
   }
+  tasks_.spawn(sweep_removed());
 }
 
 void Engine::link_down() {
@@ -93,22 +94,20 @@ Task<Result<wire::Resumed>> Engine::say_resumed(Image& im, Epoch epoch, uint8_t 
 Task<void> Engine::resume(Image& im) {
   Pin pin(im);
   const Epoch epoch = im.epoch;
-  // The policy may be another one by now, the name gone. Should this fail, so does what follows.
-  wire::GetAttr which{im.inode};
-  auto attr = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
-    mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
-  });
+  // The policy may be another one by now, or the mode, the name gone. Should this fail, so does what follows.
+  auto attr = co_await attr_of(im.inode, im.id);
   if (attr && im.held && im.epoch == epoch) {
+    names_->put(*attr);
     im.attr.mirror = attr->mirror;
+    im.attr.mode = attr->mode;
     policy_seen(im, attr->mirror);
     if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
   }
   // Removed. Unless it was taken from this host before that: what only this one has is kept as a branch first.
-  const bool gone = attr ? attr->nlink == 0 && attr->image == im.id : attr.status().code() == Code::kNotFound;
+  const bool removed = attr ? attr->nlink == 0 : attr.status().code() == Code::kNotFound;
   const bool taken =
       attr ? attr->holder != options_.config.node.name || attr->epoch != epoch : im.facts.alone;
-  if (gone && !taken) {
-    if (attr) names_->put(*attr);
+  if (removed && !taken) {
     lost_name(im.id);
     const bool waits = im.active != 0 || !im.parked.empty() || !im.flushes.empty() || !im.unknown.empty();
     if (im.doomed && !waits) co_return;   // else the refusal that follows answers what waits

@@ -159,7 +159,7 @@ void Engine::last_writer_closed(Image& im) {
   if (im.recall_wanted) try_yield(im);
 }
 
-// ---- images without a name ------------------------------------------------------------------------
+// ---- names that change -----------------------------------------------------------------------------
 
 // Every answer of a change: the host's journal has the same event as the shared node's.
 void Engine::changed(const wire::Changed& change) {
@@ -199,6 +199,8 @@ void Engine::take_mark(const wire::Mark& mark) {
   }
   lost_name(mark.replaced);
 }
+
+// ---- images without a name ------------------------------------------------------------------------
 
 void Engine::lost_name(const ImageId& id) {
   Image* im = find(id);
@@ -246,7 +248,6 @@ void Engine::reap() {
   journal::Usage usage = journal_->usage();
   for (auto at = images_.begin(); at != images_.end();) {
     Image& im = *at->second;
-    if (im.doomed && !im.held) im.attr.holder.clear();   // no tenure is taken up for it, time and again
     bool quiet = im.active == 0 && im.pins == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() &&
                  im.order.idle() && !im.acquiring && !im.yielding && !im.recovering && !im.fill_running &&
                  !im.resync_running && !im.noting_alone;
@@ -292,7 +293,7 @@ Task<void> Engine::learn_size(Op* op) {
 Task<void> Engine::end_if_shorter(Op* op) {
   Image& im = *op->image;
   auto now = co_await renew_attr(im);
-  if (!now) {
+  if (!now && (!mirror_->up() || now.status().code() == Code::kUnavailable)) {
     step_back(op);
     if (mirror_->up()) unpark_later(im);
     co_return;

@@ -16,9 +16,16 @@ constexpr std::chrono::seconds kChangeWait{5};
 // A query that the cache can answer waits only for a link that is coming back at this moment.
 constexpr std::chrono::milliseconds kQueryWait{0};
 constexpr std::chrono::hours kCheckWait{1};   // nobody waits for it
+constexpr std::chrono::milliseconds kSweepPace{5};
 
 Status unreachable() { return Status::from_errno(EHOSTUNREACH, "the shared node is unreachable"); }
 bool is_unreachable(const Status& s) { return s.code() == Code::kUnavailable || s.sys_errno() == EHOSTUNREACH; }
+
+// A catalogue that was made anew may have given the number to another image: that says nothing of this one.
+Result<wire::Attr> of_image(Result<wire::Attr> answer, const ImageId& image) {
+  if (!answer || answer->image == image) return answer;
+  return Status(Code::kInvalidArgument, "its number is that of image " + answer->image.to_string());
+}
 
 // The shared node keeps an image that lost its name for the hosts that it knows to use it: those that read or write it.
 // One that is open here, of which neither was asked yet, is made known by a read of nothing: no copy is asked, and no
@@ -453,9 +460,20 @@ void Engine::invalidated(const wire::InvalidateNotify& message) {
   if (invalidate_ && cached) invalidate_(message);
 }
 
+// What the shared node says of this image, on the link that stands. kNotFound: it has nothing under that number.
+Task<Result<wire::Attr>> Engine::attr_of(InodeNumber inode, ImageId image) {
+  wire::GetAttr which{inode};
+  using Answer = Result<wire::Attr>;
+  auto answer = co_await async<Answer>([&](Callback<Answer> done) {
+    mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
+  });
+  co_return of_image(std::move(answer), image);
+}
+
 // What the shared node says of it now, believed where it is not held.
 Task<Result<wire::Attr>> Engine::renew_attr(Image& im) {
   auto answer = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{im.inode}, kQueryWait);
+  answer = of_image(std::move(answer), im.id);
   if (!answer) co_return answer;
   names_->put(*answer);
   if (!im.held) take_attr(im, *answer);
@@ -472,7 +490,7 @@ Task<void> Engine::check_attr(Image& im) {
       im.attr.mode = answer->mode;
     }
     policy_seen(im, answer->mirror);
-    if (answer->nlink == 0 && answer->image == im.id) lost_name(im.id);
+    if (answer->nlink == 0) lost_name(im.id);
   } else if (answer.status().code() == Code::kNotFound) {
     lost_name(im.id);
   }
@@ -482,12 +500,31 @@ Task<void> Engine::check_attr(Image& im) {
 // name is not there, or is another's, says nothing: it may have been renamed.
 Task<void> Engine::check_name(wire::Attr image) {
   auto now = co_await ask<wire::Attr>(wire::Type::kGetAttr, wire::GetAttr{image.inode}, kCheckWait);
+  now = of_image(std::move(now), image.image);
   if (now) names_->put(*now);
   const bool gone = now ? now->nlink == 0 : now.status().code() == Code::kNotFound;
   if (!gone) co_return;
   const ImageId& id = image.image;
   if (find(id) != nullptr || group_->contains(id) || flags_.contains(id)) lost_name(id);
   else names_->erase(image.inode);
+}
+
+// Of an image that is not used here nobody asks, and what removed it may have gone unheard, in whichever run: its copy
+// here would stay. So they are all asked after, one by one, once in each session.
+Task<void> Engine::sweep_removed() {
+  const uint64_t session = mirror_->hello().session;
+  co_await sleep(kRetry);   // what is used comes first
+  const std::vector<std::pair<ImageId, InodeNumber>> images = names_->all_images();
+  for (const auto& [id, inode] : images) {
+    if (!mirror_->up() || mirror_->hello().session != session || stopping_) co_return;   // the next one begins anew
+    const Image* im = find(id);
+    const bool used =
+        im != nullptr && (im->held || im->handles != 0 || im->nameless || im->state == MirrorState::kFenced);
+    if (used || unreconciled_.contains(id) || (!group_->contains(id) && !flags_.contains(id))) continue;
+    auto known = names_->by_image(id);
+    if (known) co_await check_name(std::move(*known));
+    co_await sleep(kSweepPace);
+  }
 }
 
 // What another host has made of an image's size. First a byte of it is read: that waits, or fails, where its holder may

@@ -41,10 +41,7 @@ Status Engine::before_policy(const wire::SetXattr& request) {
 Task<void> Engine::after_policy(Image& im) {
   if (im.asking_none != 0 || !host_only(im) || !mirror_->up()) co_return;
   const Epoch epoch = im.epoch;
-  wire::GetAttr which{im.inode};
-  auto now = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
-    mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
-  });
+  auto now = co_await attr_of(im.inode, im.id);
   const bool noted_for_it =
       im.held && im.epoch == epoch && !im.recovering && !im.facts.policy_none && !im.facts.alone && im.asking_none == 0;
   if (!now || now->mirror == 0 || !noted_for_it) co_return;
@@ -76,10 +73,7 @@ void Engine::take_attr(Image& im, const wire::Attr& attr) {
 // As it is now: the notification of a change may have been missed. Any other failure than a lost link meets what
 // follows, too.
 Task<Status> Engine::ask_policy(Image& im) {
-  wire::GetAttr which{im.inode};
-  auto attr = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
-    mirror_->request<wire::Attr>(wire::Type::kGetAttr, which, std::move(done));
-  });
+  auto attr = co_await attr_of(im.inode, im.id);
   if (!attr) co_return attr.status().code() == Code::kUnavailable ? attr.status() : Status::ok();
   im.attr.mirror = attr->mirror;
   if (im.held) policy_seen(im, attr->mirror);

@@ -5,9 +5,11 @@
 #include "fs/engine.h"
 
 #include <algorithm>
+#include <set>
 
 #include "shared/base/log.h"
 #include "shared/wire/connection.h"
+#include "shared/wire/recovered_name.h"
 
 namespace tidemark::fs {
 namespace {
@@ -106,6 +108,23 @@ wire::ReportEntry Engine::report_of(const wire::DirEntry& known, const image::Im
   return out;
 }
 
+// All names, and the images of which none is known just now (a rename was heard of, and the new name not yet) and that
+// go on here, or have a copy here: what nobody reports does not exist any more.
+std::vector<wire::DirEntry> Engine::names_to_report(const CopiesById& copies) {
+  std::vector<wire::DirEntry> out = names_->entries();
+  std::set<ImageId> named;
+  for (const wire::DirEntry& e : out) named.insert(e.attr.image);
+  for (const auto& [id, inode] : names_->all_images()) {
+    const Image* im = find(id);
+    const bool here = copies.contains(id) || (im != nullptr && (im->held || only_here(*im))) || alone_before_crash(id);
+    auto attr = names_->get(inode);
+    if (!here || named.contains(id) || !attr || attr->nlink == 0 || (im != nullptr && im->nameless)) continue;
+    attr->parent = InodeNumber(1);
+    out.push_back({wire::recovered_name(id), std::move(*attr)});
+  }
+  return out;
+}
+
 Task<Status> Engine::report(wire::Connection& link) {
   wire::ReportMore more;
   auto seen = known_shared_run();
@@ -120,9 +139,9 @@ Task<Status> Engine::report(wire::Connection& link) {
   }
   auto copies = group_->list();
   if (!copies) co_return copies.status();
-  std::map<ImageId, const image::ImageMetadata*> by_id;
+  CopiesById by_id;
   for (const image::ImageMetadata& m : copies->images) by_id[m.id] = &m;
-  const std::vector<wire::DirEntry> known = names_->entries();
+  const std::vector<wire::DirEntry> known = names_to_report(by_id);
   size_t at = 0;
   do {
     for (; at < known.size() && part.entries.size() < kEntriesPerPart; ++at) {
@@ -154,6 +173,7 @@ Task<Status> Engine::adopt_rebuilt(wire::Connection& link) {
     for (wire::DirEntry& e : page->entries) {
       ask.after = e.attr.inode;
       if (!e.name.empty()) names_->put_entry(e.attr.parent, e.name, e.attr);
+      if (Image* im = find(e.attr.image)) im->inode = im->attr.inode = e.attr.inode;
       const bool own = e.attr.holder == options_.config.node.name && e.attr.mirror != 0;
       if (own && !e.attr.image.is_nil()) mine.push_back(e.attr);
     }

@@ -270,10 +270,7 @@ Task<Status> Engine::take_and_yield(wire::Attr attr) {
 Task<std::optional<wire::Attr>> Engine::attr_now(ImageId id) {
   auto known = names_->by_image(id);
   if (!known) co_return std::nullopt;
-  wire::GetAttr ask{known->inode};
-  auto now = co_await async<Result<wire::Attr>>([&](Callback<Result<wire::Attr>> done) {
-    mirror_->request<wire::Attr>(wire::Type::kGetAttr, ask, std::move(done));
-  });
+  auto now = co_await attr_of(known->inode, id);
   if (!now) co_return std::nullopt;
   co_return std::move(*now);
 }

@@ -78,9 +78,8 @@ struct LevelRun {
 };
 
 struct Image {
-  // Constant after construction.
-  ImageId id;
-  InodeNumber inode;
+  ImageId id;                          // constant after construction
+  InodeNumber inode;                   // likewise, but for a shared node whose catalogue was made anew
 
   wire::Attr attr;                     // as last known from the shared node
   std::unique_ptr<image::ImageCopy> copy;

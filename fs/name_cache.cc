@@ -61,6 +61,10 @@ void NameCache::commit(kv::WriteBatch batch) {
 void NameCache::put(const wire::Attr& attr) {
   auto at = attrs_.find(attr.inode);
   if (at == attrs_.end() && attrs_.size() >= kEntriesMax) return;
+  // A catalogue that was made anew has given either another number: what was known by the former is forgotten.
+  if (at != attrs_.end() && at->second.image != attr.image) forget_image(at->second);
+  auto numbered = images_.find(attr.image);
+  if (numbered != images_.end() && numbered->second != attr.inode) erase(numbered->second);
   if (!attr.image.is_nil()) images_[attr.image] = attr.inode;
   Bytes value = wire::encode(attr);
   bool same = at != attrs_.end() && wire::encode(at->second) == value;
@@ -113,10 +117,16 @@ void NameCache::erase_entry(InodeNumber parent, const std::string& name) {
   commit(std::move(batch));
 }
 
+// Unless it has another number by now.
+void NameCache::forget_image(const wire::Attr& attr) {
+  auto at = images_.find(attr.image);
+  if (at != images_.end() && at->second == attr.inode) images_.erase(at);
+}
+
 void NameCache::erase(InodeNumber inode) {
   auto at = attrs_.find(inode);
   if (at == attrs_.end()) return;
-  images_.erase(at->second.image);
+  forget_image(at->second);
   attrs_.erase(at);
   kv::WriteBatch batch;
   batch.erase(tables_.attr, kv::key_u64(inode.value));

@@ -31,6 +31,8 @@ class NameCache {
   wire::DirEntries list(InodeNumber parent, const std::string& after, uint32_t count_max) const;
   // Every image known that has a name.
   std::vector<wire::Attr> images() const;
+  // Every image known, its name or none.
+  std::vector<std::pair<ImageId, InodeNumber>> all_images() const { return {images_.begin(), images_.end()}; }
   // Every node known that has a name, with that name.
   std::vector<wire::DirEntry> entries() const;
   // "dir/name" as far as known.
@@ -42,6 +44,7 @@ class NameCache {
   using Place = std::pair<InodeNumber, std::string>;   // parent, name
 
   void forget_removed();
+  void forget_image(const wire::Attr& attr);
   void commit(kv::WriteBatch batch);
 
   kv::Store& store_;

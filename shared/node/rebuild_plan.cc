@@ -3,6 +3,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/node/rebuild.h"
+#include "shared/wire/recovered_name.h"
 
 namespace tidemark::node {
 
@@ -25,6 +26,7 @@ class Planner {
 
   RebuildPlan run() {
     gather();
+    find_names();
     place_names();
     for (const image::ImageMetadata& m : in_.bricks) bricks_[m.id] = &m;
     for (Node& node : out_.nodes) {
@@ -54,6 +56,23 @@ class Planner {
         const bool newer = e.attr.event > at->second.entry.attr.event;
         const bool same = e.attr.event == at->second.entry.attr.event;
         if (!added && (newer || (same && e.held != 0))) at->second = {e, host};
+      }
+    }
+  }
+
+  // Of images whose host goes on with them and knows no name.
+  void find_names() {
+    for (auto& [inode, named] : newest_) {
+      wire::ReportEntry& found = named.entry;
+      if (found.attr.image.is_nil() || found.name != wire::recovered_name(found.attr.image)) continue;
+      EventNumber newest;
+      const std::string none = found.name;
+      for (const Named& claim : claims_.at(found.attr.image)) {
+        const wire::ReportEntry& e = claim.entry;
+        if (e.name == none || e.attr.inode != inode || e.attr.event < newest) continue;
+        newest = e.attr.event;
+        found.name = e.name;
+        found.attr.parent = e.attr.parent;
       }
     }
   }
@@ -214,7 +233,7 @@ class Planner {
     node.attr.size = metadata.size;
     node.attr.size_generation = metadata.size_generation;
     node.attr.atime = node.attr.mtime = node.attr.ctime = node.attr.btime = in_.now;
-    node.name = "recovered-" + metadata.id.to_string();
+    node.name = wire::recovered_name(metadata.id);
     RebuildPlan::Placed placed;
     placed.record = record_of(node.attr);
     placed.record.has_copy = 1;

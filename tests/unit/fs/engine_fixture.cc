@@ -281,6 +281,28 @@ EngineTest::Pending EngineTest::set_mirror(const File& f, const std::string& pol
   return r;
 }
 
+EngineTest::Pending EngineTest::rename(int host, const std::string& name, const std::string& new_name, uint32_t flags,
+                                       RequestId id) {
+  Pending r = request();
+  engine(host).rename({kRoot, name, kRoot, new_name, flags}, [r](Status s) { r->answer = std::move(s); }, id);
+  return r;
+}
+
+EngineTest::Pending EngineTest::unlink(int host, const std::string& name, RequestId id) {
+  Pending r = request();
+  engine(host).unlink(kRoot, name, false, [r](Status s) { r->answer = std::move(s); }, id);
+  return r;
+}
+
+EngineTest::Pending EngineTest::take_over(int host, const std::string& request_text) {
+  Pending r = request();
+  engine(host).takeover(request_text, [r](Result<std::string> report) {
+    r->text = report ? *report : std::string();
+    r->answer = report.status();
+  });
+  return r;
+}
+
 // ---- looking --------------------------------------------------------------------------------------
 
 bool EngineTest::until(UniqueFunction<bool()> done, sim::Duration limit) {
@@ -325,6 +347,13 @@ int EngineTest::shared_byte_at(const File& f, uint64_t offset, uint64_t length) 
   if (!wait(r)) return -2;
   bool alike = std::all_of(r->bytes.begin(), r->bytes.end(), [&](uint8_t b) { return b == r->bytes[0]; });
   return alike ? r->bytes[0] : -1;
+}
+
+bool EngineTest::has_blocks(const std::string& node, const File& f) {
+  const auto files = world_->files(node, "/brick1");
+  return std::any_of(files.begin(), files.end(), [id = f.image.to_string()](const auto& file) {
+    return file.first.find(id) != std::string::npos;
+  });
 }
 
 std::string EngineTest::verify(const File& f) {

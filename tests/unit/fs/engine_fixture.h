@@ -98,6 +98,12 @@ class EngineTest : public testing::Test {
   std::string verify(const File& f);
   bool logged(const std::string& event) const { return log_.find(event) != std::string::npos; }
   Pending set_mirror(const File& f, const std::string& policy);
+  // In the root.
+  Pending rename(int host, const std::string& name, const std::string& new_name, uint32_t flags = 0, RequestId id = {});
+  Pending unlink(int host, const std::string& name, RequestId id = {});
+  Pending take_over(int host, const std::string& request);   // JSON of control-api.md
+  // Does anything of it lie on that machine's brick?
+  bool has_blocks(const std::string& node, const File& f);
 
   sim::WorldOptions options_{.seed = 5};
   std::unique_ptr<sim::World> world_;

@@ -349,6 +349,24 @@ TEST_F(LinkTest, AResyncUnderAnotherLossIdThatIsRefusedIsResumedAsOne) {
   EXPECT_EQ(verify(f), "");
 }
 
+// Attributes of an image that is held are answered from here.
+TEST_F(LinkTest, AModeThatWasSetElsewhereWhileTheLinkWasDownIsSeenOnceItIsBack) {
+  File f = start_written();
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  lose_link(1);
+  SetAttr change;
+  change.mask = wire::kSetMode;
+  change.values.mode = 0640;
+  Pending set = std::make_shared<Request>();
+  engine(2).setattr(f.inode, change, [set](Result<wire::Attr> attr) { set->answer = attr.status(); });
+  ASSERT_TRUE(wait(set));
+  heal_link(1);
+  ASSERT_TRUE(until([&] { return linked(1) && mirror(f) == "mirrored"; }));
+  Pending seen = getattr(f);
+  ASSERT_TRUE(wait(seen));
+  EXPECT_EQ(seen->attr.mode & 07777, 0640u);
+}
+
 // Its read is under way when its time is over, and only then the link dies: it ends all the same.
 TEST_F(LinkTest, APeekEndsWhereverItIsWhenItsTimeIsOver) {
   start();

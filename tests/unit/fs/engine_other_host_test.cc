@@ -76,12 +76,7 @@ TEST_F(EngineTest, AnUnlinkWaitsForNoHolder) {
   File a = start_written();
   File b = open(2, "a.img");
   close(a);
-  auto unlink = [&](const std::string& name) {
-    auto answer = std::make_shared<std::optional<Status>>();   // shared with one that comes too late
-    engine(2).unlink(InodeNumber(1), name, false, [answer](Status s) { answer->emplace(std::move(s)); });
-    return until([answer] { return answer->has_value(); }, seconds(1)) && (*answer)->is_ok();
-  };
-  EXPECT_TRUE(unlink("a.img"));
+  EXPECT_TRUE(wait(unlink(2, "a.img"), seconds(1)));
   world_->run_for(std::chrono::minutes(30));
   EXPECT_EQ(byte_at(b, 0, kMiB), 0x11) << "it is open";
   File d = create(1, "d.img", kMiB);
@@ -89,7 +84,7 @@ TEST_F(EngineTest, AnUnlinkWaitsForNoHolder) {
   open(2, "d.img");
   lose_link(1);
   world_->run_for(seconds(2));            // the shared node has noticed
-  EXPECT_TRUE(unlink("d.img")) << "its holder is away";
+  EXPECT_TRUE(wait(unlink(2, "d.img"), seconds(1))) << "its holder is away";
 }
 
 TEST_F(EngineTest, VerifyOfAVastSparseImagePassesOverItsHoles) {

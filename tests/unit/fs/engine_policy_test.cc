@@ -24,14 +24,6 @@ class PolicyTest : public EngineTest {
     return std::any_of(reasons.begin(), reasons.end(),
                        [&](const std::string& r) { return r.find(what) != std::string::npos; });
   }
-  Pending take(const char* text) {   // by host 2
-    Pending r = std::make_shared<Request>();
-    engine(2).takeover(text, [r](Result<std::string> report) {
-      r->text = report ? *report : std::string();
-      r->answer = report.status();
-    });
-    return r;
-  }
   // The objects of host 1's brick, while its daemon is down.
   void remove_objects() {
     sim::SimEnv& env = world_->start("host1");
@@ -283,10 +275,10 @@ TEST_F(PolicyTest, AnImageThatWasNoneAndWasTakenIsKeptAsABranch) {
   crash_host(1, sim::Crash::kKill);
   File theirs = open(2, "a.img");
   ASSERT_TRUE(wait(set_mirror(theirs, "sync")));
-  Status refused = wait(take(R"({"images": ["a.img"], "force": true})"));
+  Status refused = wait(take_over(2, R"({"images": ["a.img"], "force": true})"));
   EXPECT_EQ(refused.code(), Code::kBusy) << refused.to_string();
   EXPECT_NE(refused.message().find("outdated"), std::string::npos) << refused.message();
-  ASSERT_TRUE(wait(take(R"({"images": ["a.img"], "force": true, "accept_loss": true})")));
+  ASSERT_TRUE(wait(take_over(2, R"({"images": ["a.img"], "force": true, "accept_loss": true})")));
   ASSERT_TRUE(write_now(theirs, 0, 0x33, kMiB));
   start_host(1);
   ASSERT_TRUE(until([&] { return linked(1); }));
@@ -379,11 +371,11 @@ TEST_F(PolicyTest, WritesAloneOnABrickThatIsGoneAreABranchIfTheImageIsTaken) {
   start_host(1);
   ASSERT_TRUE(until([&] { return linked(1) && linked(2); }));
   ASSERT_TRUE(until([&] {   // once the shared node has heard of it
-    Pending asked = take(R"({"images": ["a.img"], "dry_run": true})");
+    Pending asked = take_over(2, R"({"images": ["a.img"], "dry_run": true})");
     return wait(asked).is_ok() && asked->text.find("outdated: host1") != std::string::npos;
   }));
-  EXPECT_EQ(wait(take(R"({"images": ["a.img"], "force": true})")).code(), Code::kBusy);
-  ASSERT_TRUE(wait(take(R"({"images": ["a.img"], "force": true, "accept_loss": true})")));
+  EXPECT_EQ(wait(take_over(2, R"({"images": ["a.img"], "force": true})")).code(), Code::kBusy);
+  ASSERT_TRUE(wait(take_over(2, R"({"images": ["a.img"], "force": true, "accept_loss": true})")));
   File theirs = open(2, "a.img");
   ASSERT_TRUE(write_now(theirs, kMiB, 0x33, 4096));
   EXPECT_EQ(byte_at(theirs, 0, 4096), 0x11);

@@ -103,6 +103,37 @@ TEST_F(RebuildTest, AnEmptyOneGetsAllThatItsHostsHold) {
   EXPECT_EQ(byte_at(held2, 2 * kMiB, kMiB), 0x13);
 }
 
+// It was renamed just now, and the link went before this host could ask for the new name: it knows none.
+TEST_F(RebuildTest, AnImageThatIsHeldAndWhoseNameIsNotKnownIsReported) {
+  for (bool known_elsewhere : {false, true}) {
+    SCOPED_TRACE(known_elsewhere);
+    start();
+    File f = create(1, "a.img", 4 * kMiB);
+    ASSERT_TRUE(fill(f, 0x11, 4));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    open(2, "a.img");
+    world_->cut("host1", "shared1");
+    ASSERT_TRUE(wait(rename(2, "a.img", "c.img")));
+    ASSERT_TRUE(until([&] { return engine(1).known_at(InodeNumber(1), "a.img") == InodeNumber(); }));
+    lose_link(1);
+    ASSERT_TRUE(write_now(f, kMiB, 0x12, kMiB));     // alone
+    heal_link(1);
+    std::vector<std::string> hosts{"host1"};
+    if (known_elsewhere) hosts.push_back("host2");
+    replace_shared(true, hosts);
+    ASSERT_TRUE(rebuilt());
+    ASSERT_TRUE(until([&] { return linked(1); }));
+    EXPECT_TRUE(write_now(f, 2 * kMiB, 0x13, kMiB));
+    ASSERT_TRUE(await_mirror(f, "mirrored"));
+    EXPECT_EQ(verify(f), "");
+    const File found = open(1, known_elsewhere ? "c.img" : "recovered-" + f.image.to_string());
+    EXPECT_EQ(found.image, f.image);
+    EXPECT_EQ(byte_at(found, kMiB, kMiB), 0x12);
+    crash_all();
+    shared_state_ = "/state";
+  }
+}
+
 // With its bricks the newest state is there for what nobody holds, and the rest is compared.
 TEST_F(RebuildTest, ALostCatalogueIsMadeAnewBesideItsBricks) {
   start();
@@ -170,10 +201,7 @@ TEST_F(RebuildTest, WhatWasWrittenAloneBeforeATakeoverIsABranchOfItsHost) {
   crash_host(1, sim::Crash::kKill);
   start_shared();
   ASSERT_TRUE(until([&] { return linked(2); }));
-  Pending taken = std::make_shared<Request>();
-  engine(2).takeover(R"({"images": ["a.img"], "force": true, "accept_loss": true})",
-                     [taken](Result<std::string> report) { taken->answer = report.status(); });
-  ASSERT_TRUE(wait(taken));
+  ASSERT_TRUE(wait(take_over(2, R"({"images": ["a.img"], "force": true, "accept_loss": true})")));
   File theirs = open(2, "a.img");
   ASSERT_TRUE(write_now(theirs, 2 * kMiB, 0x22, kMiB));
   ASSERT_TRUE(await_mirror(theirs, "mirrored"));

@@ -10,11 +10,6 @@ class SuccessionTest : public EngineTest {
     crash_host(host, sim::Crash::kKill);
     succeed_host(host);
   }
-  Status unlink(int host, const std::string& name) {
-    std::optional<Status> answer;
-    engine(host).unlink(InodeNumber(1), name, false, [&](Status s) { answer = std::move(s); });
-    return until([&] { return answer.has_value(); }) ? *answer : Status(Code::kCancelled, "no answer");
-  }
 };
 
 TEST_F(SuccessionTest, AKilledHostServesAtOnceAndIsLevelLater) {
@@ -78,7 +73,7 @@ TEST_F(SuccessionTest, WithoutAMirrorItGoesOn) {
 
 TEST_F(SuccessionTest, AnUnlinkedFileStaysAsLongAsItIsOpen) {
   File f = start_written();
-  ASSERT_TRUE(unlink(1, "a.img"));
+  ASSERT_TRUE(wait(unlink(1, "a.img")));
   kill_and_succeed(1);
   EXPECT_EQ(byte_at(f, 0, kMiB), 0x11);
   EXPECT_TRUE(wait(write(f, 0, 0x22, 4096), seconds(1)));

@@ -165,5 +165,30 @@ TEST_F(NameCacheTest, OfTwoNamesOfOneNodeBothAreKnownUntilOneIsFoundTrue) {
   }
 }
 
+// As of a catalogue that was made anew.
+TEST_F(NameCacheTest, AnImageIsKnownByTheNumberThatItHasNow) {
+  wire::Attr a = node(7, 1, wire::NodeKind::kImage), b = node(8, 1, wire::NodeKind::kImage);
+  cache_->put_entry(InodeNumber(1), "a", a);
+  cache_->put_entry(InodeNumber(1), "b", b);
+  const ImageId first = a.image, second = b.image;
+  a.image = second;                      // 7 is b's, and a has another one
+  cache_->put_entry(InodeNumber(1), "b", a);
+  EXPECT_FALSE(cache_->by_image(first)) << "b would be taken for it";
+  for (int run = 0; run < 2; ++run) {
+    ASSERT_TRUE(cache_->by_image(second));
+    EXPECT_EQ(cache_->by_image(second)->inode, InodeNumber(7));
+    EXPECT_FALSE(cache_->get(InodeNumber(8)));
+    ASSERT_TRUE(cache_->lookup(InodeNumber(1), "b"));
+    EXPECT_EQ(cache_->lookup(InodeNumber(1), "b")->image, second);
+    reopen();
+  }
+  wire::Attr moved = node(9, 1, wire::NodeKind::kImage);
+  moved.image = first;
+  cache_->put(moved);
+  EXPECT_EQ(cache_->by_image(first)->inode, InodeNumber(9));
+  cache_->erase(InodeNumber(7));
+  EXPECT_TRUE(cache_->by_image(first));
+}
+
 }  // namespace
 }  // namespace tidemark::fs

@@ -194,6 +194,24 @@ TEST_F(RebuildPlanTest, OfTwoReportsOfANameTheNewerCountsAndNothingIsDropped) {
   EXPECT_GT(p.event, EventNumber(9));
 }
 
+TEST_F(RebuildPlanTest, AnImageWhoseHostKnowsNoNameOfItGetsAnothersOrOneOfItsOwn) {
+  for (uint64_t inode : {2u, 3u}) {
+    const std::string none = "recovered-" + image(static_cast<uint8_t>(inode)).to_string();
+    tenure(entry("a", inode, none, 9), 5, 5, 2, true);
+  }
+  entry("b", 2, "older", 3);
+  entry("c", 2, "newer", 5);
+  RebuildPlan p = plan();
+  std::map<uint64_t, std::string> names;
+  for (const Node& node : p.nodes) {
+    names[node.attr.inode.value] = node.name;
+    EXPECT_EQ(p.images.at(node.attr.image).record.tenure.holder, "a");
+    EXPECT_EQ(node.attr.event, EventNumber(9)) << "all else is of the newest report";
+  }
+  EXPECT_EQ(names.at(2), "newer");
+  EXPECT_EQ(names.at(3), "recovered-" + image(3).to_string());
+}
+
 TEST_F(RebuildPlanTest, ADeviceIsPlacedAsItWasAndHasNoBlocks) {
   wire::ReportEntry& e = entry("a", 2, "disk");
   e.attr.kind = wire::NodeKind::kBlockDevice;
