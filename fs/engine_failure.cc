@@ -82,7 +82,9 @@ void Engine::tell_behind(Image& im) {
 // before, this one is the only copy after all; so the policy is asked for, and nobody answered until it is known.
 Task<void> Engine::say_behind(Image& im) {
   Pin pin(im);
-  uint64_t regions = (im.size + im.map_region_bytes - 1) / im.map_region_bytes;
+  // More than a map can have: the image has outgrown it, and whatever is named, the shared node marks all of it.
+  const uint64_t regions =
+      std::min<uint64_t>((im.size + im.map_region_bytes - 1) / im.map_region_bytes, limits::kRegionsPerImageMax);
   Bytes bitmap((regions + 7) / 8, 0);
   for (uint64_t r = 0; r < regions; ++r) bitmap[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
   const Status told = co_await tell_level(im, im.map_cut, std::move(bitmap), true);

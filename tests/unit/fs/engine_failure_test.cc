@@ -43,6 +43,20 @@ TEST_F(FailureTest, TheSharedNodeKnowsOfAFailedCopyBeforeTheAnswer) {
   EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
 }
 
+// It has grown since it was granted, by more than the map of that grant has regions for: all of it is behind.
+TEST_F(FailureTest, TheSharedNodeKnowsOfAFailedCopyOfAnImageThatOutgrewItsMap) {
+  for (uint64_t size : {200 * 1024 * kMiB, 16 * 1024 * 1024 * kMiB}) {
+    SCOPED_TRACE(size);
+    File f = start_written();
+    ASSERT_TRUE(wait(resize(f, size)));
+    fail_local(sim::FileOp::kWrite, 1);
+    ASSERT_TRUE(write_now(f, 0, 0x22, 4096));
+    EXPECT_FALSE(logged("behind_not_told"));
+    EXPECT_EQ(behind_bytes(f), size);
+    crash_all();
+  }
+}
+
 // The fault was a passing one: the copy is filled anew and counts again, without a restart.
 TEST_F(FailureTest, ACopyWhoseBrickServesAgainIsFilledAndCountsAgain) {
   start();
