@@ -309,13 +309,24 @@ Result<std::vector<Brick>> open_bricks(io::Env& env, const StorageGroupOptions& 
   return bricks;
 }
 
+namespace {
+Status is_there(io::FileSystem& files, const Brick& brick) {
+  TM_ASSIGN_OR_RETURN(Bytes bytes, files.read_file(marker_path(brick.directory)));
+  TM_ASSIGN_OR_RETURN(BrickMarker marker, decode_marker(bytes));
+  if (marker.brick == brick.marker.brick) return Status::ok();
+  return Status(Code::kIoError, "another brick is in the directory of " + brick.marker.brick.to_string());
+}
+}  // namespace
+
 Status record_failed_syncs(io::FileSystem& files, std::vector<Brick>& bricks, uint64_t counter) {
   bool durable = false;
-  Status last;
+  Status last(Code::kIoError, "no brick is there");
   for (Brick& brick : bricks) {
     brick.marker.failed_syncs = counter;
     if (!brick.absent) continue;
-    Status status = files.write_file_atomically(marker_path(brick.directory), encode_marker(brick.marker));
+    // Its files may be open still after its device was detached: a marker would make a brick of what lies beneath.
+    Status status = is_there(files, brick);
+    if (status) status = files.write_file_atomically(marker_path(brick.directory), encode_marker(brick.marker));
     if (status) {
       durable = true;
     } else {

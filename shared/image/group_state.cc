@@ -140,6 +140,7 @@ Status GroupState::look_at_bricks() {
   }
   for (const Brick& brick : bricks_) failed_syncs_ = std::max(failed_syncs_, brick.marker.failed_syncs);
   loss_id_ = compute_loss_id(env_.boot_id(), bricks_, failed_syncs_);
+  if (lost_) lost_ = !record_failed_syncs(files(), bricks_, failed_syncs_).is_ok();   // one that is back takes it
   return Status::ok();
 }
 

@@ -315,6 +315,39 @@ TEST_F(RunTest, ABrickThatComesBackWithinARunIsCounted) {
   EXPECT_TRUE(all_there(*begin()));
 }
 
+// Its device was detached, and its files are open still: a marker in the empty directory would make a brick of that.
+TEST_F(RunTest, AFailedSyncIsRecordedOnNothingButItsBricks) {
+  auto group = begin();
+  auto away = [&](uint32_t i) { return root_ + "/away" + std::to_string(i); };
+  auto detach = [&](uint32_t i) {
+    fs::rename(brick(i), away(i));
+    fs::create_directories(brick(i));
+  };
+  detach(0);
+  const LossId before = group->loss_id();
+  EXPECT_TRUE(group->note_failed_sync(ImageId())) << "the other brick has it";
+  EXPECT_TRUE(fs::is_empty(brick(0)));
+  ASSERT_TRUE(group->look_at_bricks());
+  EXPECT_FALSE(all_there(*group));
+  detach(1);
+  EXPECT_FALSE(group->note_failed_sync(ImageId()));
+  EXPECT_TRUE(fs::is_empty(brick(1)));
+  EXPECT_TRUE(group->lost());
+  for (uint32_t i : {0, 1}) {
+    fs::remove_all(brick(i));
+    fs::rename(away(i), brick(i));
+  }
+  ASSERT_TRUE(group->look_at_bricks());
+  EXPECT_TRUE(all_there(*group));
+  EXPECT_FALSE(group->lost()) << "it is recorded by now";
+  const LossId now = group->loss_id();
+  EXPECT_TRUE(sync_failed_between(before, now));
+  group.reset();
+  group = begin();
+  EXPECT_TRUE(all_there(*group));
+  EXPECT_FALSE(sync_failed_between(now, group->loss_id()));
+}
+
 // A kill or a failure at any step of that leaves a brick that is of this time; and it is not used before it is counted.
 TEST_F(RunTest, ABrickThatComesBackIsOfThisTimeWhateverFails) {
   for (int save : {0, 1, 2}) {   // that fails
