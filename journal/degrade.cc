@@ -52,7 +52,7 @@ std::string_view shipping_name(Shipping shipping) {
 // ---- marking ------------------------------------------------------------------------------------
 
 void JournalImpl::note_lack(uint32_t slot, RecordKind kind, Extent extent) {
-  // A resize's length is what it cut off; of a grow only the size is to be told (but see lack_growth()).
+  // A resize's length is what it cut off; what a grow adds reads as zeros everywhere, and only the size is to be told.
   const ImageId& image = slots_[slot].image;
   const bool resized = kind == RecordKind::kResize && lacks_.set_unnamed(image, false);
   const bool lacked = kind != RecordKind::kMark && extent.length != 0 && lacks_.set(image, extent);
@@ -65,20 +65,10 @@ void JournalImpl::note_lack(uint32_t slot, RecordKind kind, Extent extent) {
 // this one's resync, and this one's for those. Whichever the replica applies first, what the newest tenure's holder sends is
 // all of it.
 void JournalImpl::lack_if_followed(uint32_t slot) {
-  if (is_followed(slot)) note_lack(slot, RecordKind::kWrite, {0, slots_[slot].size});
-}
-
-bool JournalImpl::is_followed(uint32_t slot) const {
   const SlotState& s = slots_[slot];
-  const bool other = !s.parent.source.empty() && s.parent.source != options_.source && s.parent.last.counter.value != 0;
-  return other && slot_by_image_.contains(s.image);
-}
-
-// What a grow adds reads as zeros. A replica that does not get to see that the image was shorter before has something there:
-// where another host cut it, whose batches may become a branch, or where this one's that said so were lost with a disk there.
-void JournalImpl::lack_growth(uint32_t slot, Extent added) {
-  if (shipping_ == Shipping::kNormal || !(is_followed(slot) || degraded_.full)) return;
-  note_lack(slot, RecordKind::kWrite, added);
+  if (s.parent.source.empty() || s.parent.source == options_.source || s.parent.last.counter.value == 0) return;
+  if (!slot_by_image_.contains(s.image)) return;
+  note_lack(slot, RecordKind::kWrite, {0, s.size});
 }
 
 // The records of the open batch become regions.

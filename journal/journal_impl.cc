@@ -141,7 +141,6 @@ void JournalImpl::finish(const Ticket& t, CoordinatorSequence coordinator, uint6
     batch.records.push_back({r.counter.value, r.extent.offset, r.extent.length, r.slot, t.kind});
     add_record(batch, r);
   }
-  if (t.kind == RecordKind::kResize && t.extent.offset > t.old_size) lack_growth(r.slot, region_extent(t));
   drl_->write_ends(t.slot.index, region_extent(t), r.counter.value, finish_serial_, now_seconds_);
   tracker_.finish(r.counter.value);
   settle(batch);

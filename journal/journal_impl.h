@@ -189,8 +189,6 @@ class JournalImpl final : public Journal {
   void note_lack(uint32_t slot, RecordKind kind, Extent extent);
   void absorb_open_batch();
   void lack_if_followed(uint32_t slot);
-  bool is_followed(uint32_t slot) const;
-  void lack_growth(uint32_t slot, Extent added);
   void put_degraded();
   uint64_t free_share() const;
   uint64_t limit_bytes() const;

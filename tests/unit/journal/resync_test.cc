@@ -63,37 +63,6 @@ class ResyncTest : public LimitTest {
   }
 };
 
-// Another host has cut the image meanwhile: its batches may become a branch, and what it cut off stay at the replica.
-TEST_F(ResyncTest, WhatGrowsAgainAfterAnotherHostHasCutItIsToldAsZeros) {
-  begin();
-  replica_away();
-  write(1, {0, kG}, 0x22);
-  degrade();
-  copy_.images[image_id(0)].resize(4 * kG);   // by that other host
-  sizes_[image_id(0)] = 4 * kG;
-  journal_->set_size(slot(image_id(0)), 4 * kG);
-  journal_->set_tenure(slot(image_id(0)), Epoch(5), {Epoch(4), "host2", {Incarnation(1), Counter(9)}, 1});
-  resize(0, 40 * kG);
-  replica_back();
-  ASSERT_TRUE(settle([&] { return normal(); }, 120)) << journal_->usage().ship_error;
-  expect_level_in_the_end();
-}
-
-TEST_F(ResyncTest, SoIsWhatGrowsWhileAReplicaThatWentBackIsSentEverything) {
-  begin();
-  const Images before = replica_->images;
-  resize(0, 4 * kG);
-  wait_shipped();
-  replica_away();
-  resync_all();
-  ASSERT_TRUE(settle([&] { return degraded(); }));
-  replica_->images = before;
-  resize(0, 40 * kG);
-  replica_back();
-  ASSERT_TRUE(settle([&] { return normal(); }, 120)) << journal_->usage().ship_error;
-  expect_level_in_the_end();
-}
-
 // The resync begins again, for one reason or another.
 enum class Again { kStop, kKill, kPowerLoss, kLimit };
 
