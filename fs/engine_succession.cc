@@ -53,6 +53,7 @@ void Engine::take_over_handles() {
     if (im.attr.size == 0 && im.local()) im.attr.size = im.copy->size();
     if (saved.index >= handles_.size()) handles_.resize(saved.index + 1);
     handles_[saved.index] = {&im, saved.wrote, saved.fenced, true};
+    if (saved.wrote) handles_[saved.index].keeps = UINT64_MAX;   // a write may have failed as that run ended
     ++im.handles;
     if (saved.wrote) ++im.wrote;
     im.inherited_writer = im.wrote != 0;
@@ -123,6 +124,8 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   im.open_marked = im.wrote != 0;
   im.held = true;
   im.inherited_writer = false;
+  for (Handle& h : handles_)
+    if (h.image == &im) h.keeps.reset();   // nobody else has changed it
   kLog.info("tenure_carried_on",
             {{"image", im.id}, {"epoch", im.epoch}, {"dirty_regions", dirty ? dirty->regions.size() : 0}});
   if (none) {

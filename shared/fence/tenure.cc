@@ -141,6 +141,7 @@ class Stepper {
     const std::string host = s().holder;
     end(s().written, e.last_applied, false);
     // Also where nothing was written there, as far as is known: what the holder wrote alone is not of the main line.
+    s().parent.clean = false;
     stand_in();
     s().fenced[host] = s().epoch;
     s().last_holder.clear();   // a yield said again would be taken for one that was answered
@@ -177,7 +178,6 @@ class Stepper {
   // The next tenure holds all of the image, whatever is shipped of the one that has just ended.
   void stand_in() {
     s().parent.taken = true;
-    s().parent.clean = false;
     out_.actions.back().parent = s().parent;
   }
 

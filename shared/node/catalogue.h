@@ -64,11 +64,13 @@ struct ImageRecord {
   Generation generation;             // of the copies' condition in this epoch: what the witness is asked under
   template <class A> void fields(A& a) {
     a(inode, has_copy, nameless, reserved, region_bytes, tenure.epoch, tenure.holder, tenure.last_holder);
-    uint8_t written = tenure.written, clean = tenure.parent.taken ? wire::kTaken : uint8_t{tenure.parent.clean};
+    // kTaken, and 3: `taken`, and flushed nevertheless.
+    uint8_t written = tenure.written, clean = uint8_t{tenure.parent.clean};
+    if (tenure.parent.taken) clean = static_cast<uint8_t>(wire::kTaken + clean);
     a(written, tenure.parent.epoch, tenure.parent.source, tenure.parent.last, clean);
     tenure.written = written != 0;
-    tenure.parent.taken = clean == wire::kTaken;
-    tenure.parent.clean = clean != 0 && !tenure.parent.taken;
+    tenure.parent.taken = clean >= wire::kTaken;
+    tenure.parent.clean = clean % 2 != 0;
     if (version < 2) return;
     std::vector<std::pair<std::string, Epoch>> fenced(tenure.fenced.begin(), tenure.fenced.end());
     uint8_t lacks = static_cast<uint8_t>(outdated | cut << 1 | in_doubt << 2);

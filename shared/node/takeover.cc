@@ -362,10 +362,12 @@ struct Core::Rewrite {
   io::AlignedBuffer buffer{kRewriteBytes};
 };
 
-// What no sync covers here yet is a lost holder's. (Of its own writes a holder keeps account itself.)
+// What no sync covers here yet is a lost holder's. (Of its own writes a holder keeps account itself, and flushes them
+// before it gives the image back.)
 bool Core::begins_upon_lost(const Image& image) const {
   const fence::State& tenure = image.record.tenure;
-  return tenure.parent.taken && (tenure.holder.empty() || !tenure.written);   // free, `written` is of the tenure before
+  const bool lost = tenure.parent.taken && !tenure.parent.clean;
+  return lost && (tenure.holder.empty() || !tenure.written);   // free, `written` is of the tenure before
 }
 
 // Nothing, or what an operator should know of it: no host gets the image before.

@@ -138,9 +138,9 @@ TEST(Tenure, OneGivenBackUnshippedIsFollowedAsOneThatWasTakenAndItsHolderMayHave
   run({{Event::acquire("a", 1, true), "started:a@1<0(0,0) grant#1", true},
        {Event::first_write("a", Epoch(1)), "accepted", true},
        {Event::acquire("b", 2, true), "recall:a->b", false},
-       {unshipped, "ended:a@1 accepted started:b@2<1a(1,3)!taken grant#2", true},
+       {unshipped, "ended:a@1 accepted started:b@2<1a(1,3)taken grant#2", true},
        {Event::yield("b", Epoch(2), {}), "ended:b@2 accepted", true},
-       {Event::acquire("a", 3, true), "started:a@3<1a(1,3)!taken grant#3", true},
+       {Event::acquire("a", 3, true), "started:a@3<1a(1,3)taken grant#3", true},
        {Event::yield("a", Epoch(3), at(1, 4)), "ended:a@3 accepted", true},
        {Event::acquire("b", 4, true), "started:b@4<3a(1,4) grant#4", true}});
 }
