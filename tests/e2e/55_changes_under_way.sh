@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Changes of names under way while the daemon dies, and its successor finds no link at first: what was done already is not
 # done twice, and what another host did meanwhile is not taken for one's own.
+# Runs alone: each request is answered only after the next step was taken, within the 5 s that it may wait for its link.
 source "$(dirname "$0")/lib.sh"
 configure host1 host2
 free_port; gate=$FREE_PORT
