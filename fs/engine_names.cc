@@ -252,8 +252,9 @@ void Engine::reap() {
                  im.order.idle() && !im.acquiring && !im.yielding && !im.recovering && !im.fill_running &&
                  !im.resync_running && !im.noting_alone;
     // Degraded, no batch needs its blocks: what is lacked of it is nothing any more.
-    bool staged = !im.attached || usage.shipping == journal::Shipping::kDegraded || !journal_->unshipped(im.id) ||
-                  (usage.closed_batches == 0 && usage.newest_closed.value >= im.doomed_batch);
+    bool staged = !im.attached || usage.shipping == journal::Shipping::kDegraded ||
+                  (usage.closed_batches == 0 &&
+                   (usage.newest_closed.value >= im.doomed_batch || usage.records_unstaged == 0));
     if (!im.doomed || im.handles != 0 || !quiet || !staged || (im.copy && !im.copy->idle())) {
       ++at;
       continue;

@@ -86,7 +86,7 @@ void Engine::policy_seen(Image& im, uint8_t mirror) {
   if (!im.held || (mirror == 0) == im.facts.policy_none) return;
   kLog.info("mirror_policy", {{"image", im.id}, {"mirror", mirror == 0 ? "none" : "sync"}});
   if (mirror != 0) {
-    tasks_.spawn(mirror_again(im));
+    if (!std::exchange(im.mirroring, true)) tasks_.spawn(mirror_again(im));
     return;
   }
   if (Status s = note_only_copy(im); !s) kLog.error("policy_not_kept", {{"image", im.id}, {"error", s}});
@@ -121,14 +121,16 @@ Task<Status> Engine::all_apart(Image& im) {
 
 Task<void> Engine::mirror_again(Image& im) {
   Pin pin(im);
-  for (bool told = false;; told = true) {
+  auto wanted = [&] { return im.held && im.attr.mirror != 0 && im.facts.policy_none; };
+  for (bool told = false; wanted(); told = true) {
     Status apart = failed(im);   // nothing is copied from what is not there
     if (im.missing.empty()) apart = co_await all_apart(im);
-    if (!im.held || im.attr.mirror == 0 || !im.facts.policy_none) co_return;
     if (apart.is_ok()) break;
     if (!told) kLog.warning("mirror_waits", {{"image", im.id}, {"error", apart}});
     co_await sleep(kRetry);
   }
+  im.mirroring = false;
+  if (!wanted()) co_return;
   im.facts.policy_none = false;
   im.facts.alone = true;
   im.facts.copy_whole = im.local();

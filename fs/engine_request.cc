@@ -75,7 +75,8 @@ void Engine::note_failed(const Op& op) {
   Handle* h = op.handle == 0 ? nullptr : handle_of({op.handle});
   if (h == nullptr) return;
   const bool held = op.image->held && op.epoch_before == op.image->epoch;   // throughout: nobody else changed it
-  if (held && !journal_->followed(op.image->id)) return;                    // nor before: the kernel knows its size
+  const bool followed = journal_->followed(op.image->id) || op.image->was_followed || h->inherited;
+  if (held && !followed) return;                                            // nor before: the kernel knows its size
   const uint64_t keeps = held ? op.size_before : UINT64_MAX;
   h->keeps = std::min(h->keeps.value_or(UINT64_MAX), keeps);   // one write comes as several requests
 }

@@ -124,8 +124,10 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   im.open_marked = im.wrote != 0;
   im.held = true;
   im.inherited_writer = false;
-  for (Handle& h : handles_)
-    if (h.image == &im) h.keeps.reset();   // nobody else has changed it
+  if (!journal_->followed(im.id)) {        // nobody else has changed it
+    for (Handle& h : handles_)
+      if (h.image == &im) h.keeps.reset();
+  }
   kLog.info("tenure_carried_on",
             {{"image", im.id}, {"epoch", im.epoch}, {"dirty_regions", dirty ? dirty->regions.size() : 0}});
   if (none) {

@@ -224,6 +224,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     if (!extents) co_return extents.status();
     allocated = std::move(*extents);
   }
+  im.was_followed = im.was_followed || journal_->followed(im.id);
   journal_->set_tenure(im.slot, grant.epoch, grant.parent);
   im.parent = grant.parent;
 

@@ -161,6 +161,8 @@ struct Image {
   // ---- handles and name
   uint32_t handles = 0;
   uint32_t wrote = 0;                  // handles that have written since they were opened
+  bool was_followed = false;           // a tenure of this run but the newest came after another host's
+  bool mirroring = false;              // mirror_again() is under way
   bool inherited_writer = false;       // one of a run before; whether the image was taken since is not known yet
   bool open_marked = false;
   bool nameless = false;               // unlinked; dropped at the last close

@@ -64,20 +64,20 @@ struct ImageRecord {
   Generation generation;             // of the copies' condition in this epoch: what the witness is asked under
   template <class A> void fields(A& a) {
     a(inode, has_copy, nameless, reserved, region_bytes, tenure.epoch, tenure.holder, tenure.last_holder);
-    // kTaken, and 3: `taken`, and flushed nevertheless.
-    uint8_t written = tenure.written, clean = uint8_t{tenure.parent.clean};
-    if (tenure.parent.taken) clean = static_cast<uint8_t>(wire::kTaken + clean);
+    uint8_t written = tenure.written, clean = tenure.parent.taken ? wire::kTaken : uint8_t{tenure.parent.clean};
+    uint8_t flushed = tenure.parent.taken && tenure.parent.clean;   // of one given back unshipped
     a(written, tenure.parent.epoch, tenure.parent.source, tenure.parent.last, clean);
     tenure.written = written != 0;
-    tenure.parent.taken = clean >= wire::kTaken;
-    tenure.parent.clean = clean % 2 != 0;
+    tenure.parent.taken = clean == wire::kTaken;
+    tenure.parent.clean = clean != 0 && !tenure.parent.taken;
     if (version < 2) return;
     std::vector<std::pair<std::string, Epoch>> fenced(tenure.fenced.begin(), tenure.fenced.end());
-    uint8_t lacks = static_cast<uint8_t>(outdated | cut << 1 | in_doubt << 2);
+    uint8_t lacks = static_cast<uint8_t>(outdated | cut << 1 | in_doubt << 2 | flushed << 3);
     a(fenced, lacks, generation);
     outdated = lacks & 1;
     cut = lacks >> 1 & 1;
     in_doubt = lacks >> 2 & 1;
+    if (tenure.parent.taken) tenure.parent.clean = (lacks >> 3 & 1) != 0;
     tenure.fenced = {fenced.begin(), fenced.end()};
   }
   uint8_t version = 2;               // of the bytes that it is read from

@@ -60,6 +60,15 @@ class Planner {
     }
   }
 
+  // By what is newer its name is another node's.
+  bool has_passed(const wire::ReportEntry& e) const {
+    return std::ranges::any_of(newest_, [&](const auto& other) {
+      const wire::ReportEntry& o = other.second.entry;
+      return other.first != e.attr.inode && o.name == e.name && o.attr.parent == e.attr.parent &&
+             o.attr.event > e.attr.event;
+    });
+  }
+
   // Of images whose host goes on with them and knows no name.
   void find_names() {
     for (auto& [inode, named] : newest_) {
@@ -69,7 +78,7 @@ class Planner {
       const std::string none = found.name;
       for (const Named& claim : claims_.at(found.attr.image)) {
         const wire::ReportEntry& e = claim.entry;
-        if (e.name == none || e.attr.inode != inode || e.attr.event < newest) continue;
+        if (e.name == none || e.attr.inode != inode || e.attr.event < newest || has_passed(e)) continue;
         newest = e.attr.event;
         found.name = e.name;
         found.attr.parent = e.attr.parent;
