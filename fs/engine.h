@@ -10,8 +10,9 @@
 // engine_yield.cc (giving a tenure back), engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
 // engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
 // engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
-// engine_namespace.cc, engine_names.cc (handles, unlink), engine_verify.cc, engine_scrub.cc, engine_settle.cc,
-// engine_alarms.cc, engine_status.cc, engine_unheld.cc (what nobody held as the replica was to be brought level).
+// engine_namespace.cc, engine_news.cc (what other hosts have done to names), engine_names.cc (handles, unlink),
+// engine_verify.cc, engine_scrub.cc, engine_settle.cc, engine_alarms.cc, engine_status.cc, engine_unheld.cc (what
+// nobody held as the replica was to be brought level).
 #pragma once
 
 #include <map>
@@ -416,13 +417,15 @@ class Engine final : public journal::BlockSource {
   Task<Status> change_xattr(wire::SetXattr request, RequestId id);
   Task<Result<wire::Attr>> look_at(InodeNumber parent, std::string name, io::Duration limit);
   wire::Attr local_view(wire::Attr attr);
-  void invalidated(const wire::InvalidateNotify& message);
   Task<Result<wire::Attr>> attr_of(InodeNumber inode, ImageId image);
+  Task<Result<wire::Attr>> ask_attr(InodeNumber inode, ImageId image, io::Duration limit);
   Task<Result<wire::Attr>> renew_attr(Image& image);
+  Task<Status> ask_size(Image& image, uint64_t offset);
+  // ---- engine_news.cc
+  void invalidated(const wire::InvalidateNotify& message);
   Task<void> check_attr(Image& image);
   Task<void> check_name(wire::Attr image);
   Task<void> sweep_removed();
-  Task<Status> ask_size(Image& image, uint64_t offset);
   // ---- engine_names.cc
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
