@@ -65,12 +65,15 @@ bytes_up() { # of all connections, by the proxy's count
 }
 came_up() { [ "$(bytes_up)" -gt $((BEFORE + 240)) ]; }
 succeeded() { local now; now=$(daemon_pid host1) && [ "$now" != "$1" ] && control host1 /v1/status; }
+takeovers() { grep -c 'fuse taken_over' "$D/log/host1.log" || true; }
+asked_again() { [ "$(takeovers)" -gt "$1" ]; }
 answer_of_successor() { # the daemon dies without a link, and the answer comes from the next one once it has one
-  local daemon
-  daemon=$(daemon_pid host1)
+  local daemon before
+  daemon=$(daemon_pid host1) before=$(takeovers)
   kill -KILL "$daemon"
   wait_for 20 "a successor" succeeded "$daemon"
-  sleep 1                                     # it is not linked by then, and asked again
+  wait_for 20 "the kernel to ask again" asked_again "$before"
+  ! connected > /dev/null || die "there is a link already"
   link
   timeout 30 tail --pid="$changing" -f /dev/null || die "no answer"
   ANSWER=$(cat "$D/answer")
@@ -117,8 +120,9 @@ a=$(inode "$one/a") b=$(inode "$one/b") c=$(inode "$one/c")
 exchanged() { [ "$(inode "$two/a")" = "$b" ] && [ "$(inode "$two/b")" = "$a" ]; }
 lose_answer exchanged exchange "$one/a" "$one/b"
 answered ok "an exchange that was done"
-sleep 1.1                                     # as long as a name is believed
-expect "it is done once" exchanged
+listed() { python3 -c 'import os, sys; print(*(e.inode() for e in os.scandir(sys.argv[1]) if e.name == sys.argv[2]))' "$1" "$2"; }
+stands_exchanged() { [ "$(listed "$two" a)" = "$b" ] && [ "$(listed "$two" b)" = "$a" ]; }   # listings are believed by nobody
+expect "it is done once" stands_exchanged
 moved() { [ "$(inode "$two/d$long")" = "$c" ]; }
 lose_answer_of_new moved rename "$one/c" "$one/d$long"
 answered ok "a rename that was done"
