@@ -11,13 +11,18 @@ constexpr uint64_t kBytes = Lab::kImageBytes;
 constexpr uint64_t kTag = 7;
 
 // As ftruncate() does it, and the kernel after an asynchronous write past the end, as it knows it, has failed.
-Status truncate_by(Lab& lab, const std::string& host, fs::HandleId handle, uint64_t size) {
+fs::SetAttr truncation(fs::HandleId handle, uint64_t size) {
   fs::SetAttr change;
   change.set_size = change.touch = true;
   change.size = size;
   change.handle = handle;
+  return change;
+}
+
+Status truncate_by(Lab& lab, const std::string& host, fs::HandleId handle, uint64_t size) {
   const InodeNumber inode = lab.inode_of(host);
-  return lab.wait<Result<wire::Attr>>([&](auto done) { lab.engine(host).setattr(inode, change, std::move(done)); }).status();
+  auto begin = [&](auto done) { lab.engine(host).setattr(inode, truncation(handle, size), std::move(done)); };
+  return lab.wait<Result<wire::Attr>>(begin).status();
 }
 
 uint64_t size_on(Lab& lab, const std::string& host) {
@@ -62,11 +67,8 @@ TEST(FailedWrite, ItsUndoCutsNothingThatAnotherHostHasWritten) {
     ASSERT_TRUE(lab.world.run_until([&] { return wrote.has_value(); }, seconds(30)));
     ASSERT_EQ(wrote->code(), Code::kBusy) << wrote->to_string();
     std::optional<Status> undone;
-    fs::SetAttr undo;
-    undo.set_size = undo.touch = true;
-    undo.size = kBytes;
-    undo.handle = *second;
-    lab.engine("host2").setattr(lab.inode_of("host2"), undo, [&](Result<wire::Attr> attr) { undone = attr.status(); });
+    lab.engine("host2").setattr(lab.inode_of("host2"), truncation(*second, kBytes),
+                                [&](Result<wire::Attr> attr) { undone = attr.status(); });
     lab.world.run_for(seconds(1));
     lab.engine("host1").release(*first);
     ASSERT_TRUE(lab.world.run_until([&] { return undone.has_value(); }, seconds(30)));
@@ -107,6 +109,36 @@ TEST(FailedWrite, OfTheHolderItsUndoTakesBackWhatItHasGrown) {
     EXPECT_TRUE(lab.write("host1", *handle, 0, 'c').is_ok());   // from here on nothing is to be undone
     EXPECT_TRUE(truncate_by(lab, "host1", *handle, kBytes / 2).is_ok());
     EXPECT_EQ(size_on(lab, "host1"), kBytes / 2);
+  }
+}
+
+// The run that refused the write is over, and the one that follows is asked to undo it. `held`: that host had the image
+// itself by then, and its kernel had not heard how long the other one had made it.
+TEST(FailedWrite, ItsUndoCutsNothingInTheRunThatFollowsEither) {
+  for (bool held : {false, true}) {
+    SCOPED_TRACE(held);
+    Lab lab(1);
+    auto first = lab.open_filled("host1");
+    auto second = lab.open("host2");
+    ASSERT_TRUE(first.is_ok() && second.is_ok());
+    ASSERT_TRUE(lab.write("host1", *first, kBytes, 'b', kBytes).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    if (held) {
+      lab.engine("host1").release(*first);
+      ASSERT_TRUE(lab.write("host2", *second, 0, 'a').is_ok());
+      ASSERT_TRUE(lab.healthy("host2"));
+      for (const char* node : {"host2", "shared1"})
+        lab.world.inject(node, FileFault{.times = UINT64_MAX, .operations = kWrite, .path_contains = ".data"});
+    }
+    EXPECT_FALSE(lab.write("host2", *second, kBytes, 'z').is_ok());
+    lab.crash("host2", Crash::kKill);
+    for (const char* node : {"host2", "shared1"}) lab.world.clear_faults(node);
+    lab.succeed("host2");
+    if (!held) lab.engine("host1").release(*first);
+    EXPECT_EQ(errno_of(truncate_by(lab, "host2", *second, kBytes)), EIO);
+    EXPECT_EQ(size_on(lab, "host2"), 2 * kBytes);
+    auto byte = lab.read("host2", *second, kBytes + 4096, kBytes - 4096);   // some of what failed may have landed
+    EXPECT_TRUE(byte.is_ok() && *byte == 'b') << byte.status().to_string();
   }
 }
 

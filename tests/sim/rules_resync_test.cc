@@ -31,11 +31,13 @@ class RulesOfResync {
   }
   void say(const std::string& host) {
     lab.world.run_for(seconds(5));
-    auto said = lab.wait<Result<std::string>>([&](auto done) { lab.engine(host).resync_replica(std::move(done)); });
+    auto said = lab.resync_replica(host);
     ASSERT_TRUE(said.is_ok()) << said.status().to_string();
     lab.world.run_for(seconds(60));
   }
+  // All nodes have noticed, and the word is said on the first of them.
   void say_names() {
+    lab.world.run_for(seconds(60));
     auto said = lab.resync_names();
     ASSERT_TRUE(said.is_ok()) << said.status().to_string();
     lab.world.run_for(seconds(10));
@@ -85,7 +87,6 @@ TEST(Rules, AnImageThatNobodyHoldsAfterARebuildIsSentByItsLastHolder) {
     t.lab.start("host1");
     ASSERT_TRUE(t.lab.healthy("host1") && t.lab.healthy("host2"));
     t.replace_replica();
-    t.lab.world.run_for(seconds(60));
     t.say_names();
     t.say("host1");
     t.say("host2");
@@ -105,7 +106,6 @@ TEST(Rules, AnImageThatNobodyHoldsIsNotSentByAnEarlierHolder) {
     t.stop("host2");
     t.lab.start("host2");
     t.replace_replica();
-    t.lab.world.run_for(seconds(60));
     t.say_names();
     t.say("host2");
     t.say("host1");
@@ -125,7 +125,6 @@ TEST(Rules, AnImageThatIsMovedBetweenTheWordsIsSentByTheHostThatHadIt) {
     t.write("host2", Lab::kRegion, 'b');     // the replica loses it
     t.lab.world.run_for(seconds(20));
     t.put_back(*kept);
-    t.lab.world.run_for(seconds(60));
     t.say_names();
     t.say("host1");
     t.write("host1", 0, 'c');
@@ -150,7 +149,6 @@ TEST(Rules, WhatWasWrittenBeforeAnImageMovedIsShippedToAReplacedReplica) {
     t.write("host1", 0, 'c');
     t.replace_replica();
     t.lab.world.heal_all();
-    t.lab.world.run_for(seconds(60));
     t.say_names();
     for (const char* host : {"host1", "host2"}) t.say(host);
     t.lab.world.run_for(seconds(60));
@@ -167,7 +165,6 @@ TEST(Rules, AnImageThatIsTakenBeforeItsLastHolderHasSaidTheWordIsSentByWhoeverTa
     t.fill("host2");
     t.stop("host2");
     t.replace_replica();
-    t.lab.world.run_for(seconds(40));
     t.say_names();
     t.say("host1");
     t.write("host1", 0, 'b');
@@ -204,7 +201,6 @@ TEST(Rules, AReplicaThatWasPutBackIsSentHolesToo) {
     t.stop("host3");
     t.put_back(*kept);
     t.lab.start("host3");                    // which does not touch the image
-    t.lab.world.run_for(seconds(60));
     t.say_names();
     for (const char* host : {"host1", "host3"}) t.say(host);
     t.write("host3", 0, 'c');

@@ -21,6 +21,17 @@ class TakenMeanwhile : public testing::Test {
     lab.world.run_for(seconds(30));
     lab.crash("host1", kind);
   }
+  // It is back, and its note of what it is granted takes 5 s to be durable.
+  void begin_slowly(Lab& lab) {
+    begin(lab, Crash::kKill);
+    lab.start("host1");
+    lab.world.set_store_fault("host1", StoreFault{"/state/drl", Status::ok(), false, seconds(5)});
+    open_on_both(lab);
+  }
+  void expect_read(Lab& lab) {
+    auto got = lab.read("host1", first_, 4096);
+    ASSERT_TRUE(got.is_ok() && *got == 'a') << got.status().to_string();
+  }
   void open_on_both(Lab& lab) {
     for (auto [host, handle] : {std::pair{"host1", &first_}, {"host2", &second_}}) {
       auto opened = lab.open(host);
@@ -61,8 +72,7 @@ TEST_F(TakenMeanwhile, AHolderThatIsBackBeforeTheFenceHearsOfIt) {
     lab.begin_take(kTake);
     lab.start("host1");
     open_on_both(lab);
-    auto got = lab.read("host1", first_, 4096);
-    ASSERT_TRUE(got.is_ok() && *got == 'a') << got.status().to_string();
+    expect_read(lab);
     ASSERT_TRUE(lab.healthy("host1", seconds(2))) << "it was not granted the image: " << lab.engine("host1").status_json();
     ASSERT_EQ(lab.world.hung("shared1"), 1u) << "the taking is over";
     lab.world.run_for(seconds(6));
@@ -75,12 +85,8 @@ TEST_F(TakenMeanwhile, AGrantThatIsTakenUpLateCountsInItsOwnSessionOnly) {
   for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    begin(lab, Crash::kKill);
-    lab.start("host1");
-    lab.world.set_store_fault("host1", StoreFault{"/state/drl", Status::ok(), false, seconds(5)});
-    open_on_both(lab);
-    auto got = lab.read("host1", first_, 4096);
-    ASSERT_TRUE(got.is_ok() && *got == 'a') << got.status().to_string();
+    begin_slowly(lab);
+    expect_read(lab);
     lab.world.run_for(seconds(1));
     auto taken = lab.take_at_shared(kTake);
     ASSERT_TRUE(taken.is_ok() && taken->find("\"taken\":true") != std::string::npos) << taken.status().to_string();
@@ -95,10 +101,7 @@ TEST_F(TakenMeanwhile, AGrantWhoseSessionIsOverIsAskedForAgain) {
   for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed);
-    begin(lab, Crash::kKill);
-    lab.start("host1");
-    lab.world.set_store_fault("host1", StoreFault{"/state/drl", Status::ok(), false, seconds(5)});
-    open_on_both(lab);
+    begin_slowly(lab);
     const bool writes = seed % 2 == 0;
     std::optional<Status> wrote;
     const Bytes data(4096, 'b');
@@ -106,8 +109,7 @@ TEST_F(TakenMeanwhile, AGrantWhoseSessionIsOverIsAskedForAgain) {
       lab.engine("host1").write(first_, 4096, data, io::IoMode::kQueued,
                                 [&](Result<size_t> n) { wrote = n.status(); });
     } else {
-      auto got = lab.read("host1", first_, 4096);
-      ASSERT_TRUE(got.is_ok() && *got == 'a') << got.status().to_string();
+      expect_read(lab);
     }
     lab.world.run_for(seconds(1));
     lab.world.reset_connections("host1", "shared1");

@@ -223,5 +223,39 @@ TEST_F(NoneTest, AnImageWhoseOnlyCopyCannotBeMadeIsAnError) {
   EXPECT_EQ(mirror(f), "none");
 }
 
+// Its only copy is not there, so that nothing can be mirrored yet.
+TEST_F(NoneTest, AMirrorThatIsWantedAgainBeginsOnceHoweverOftenTheLinkGoes) {
+  File f = start_written();
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  Pending written = write_held_up(f);
+  world_->cut("host1", "shared1");
+  fail_brick();
+  ASSERT_TRUE(until([&] { return logged("local_copy_behind"); }));
+  ASSERT_TRUE(set_at_node(f, "none"));
+  heal_link(1);
+  EXPECT_FALSE(wait(written));
+  ASSERT_TRUE(await_mirror(f, "failed"));
+  Status wanted = set_at_node(f, "sync");
+  for (int i = 0; i < 30 && !wanted; ++i) {   // not before it is told that this copy counts after all
+    world_->run_for(seconds(1));
+    wanted = set_at_node(f, "sync");
+  }
+  ASSERT_TRUE(wanted) << wanted.to_string();
+  ASSERT_TRUE(until([&] { return logged("mirror_waits"); }));
+  log_.clear();
+  for (int i = 0; i < 5; ++i) {
+    lose_link(1);
+    heal_link(1);
+    ASSERT_TRUE(until([&] { return linked(1); }));
+    world_->run_for(seconds(2));
+  }
+  EXPECT_FALSE(logged("mirror_waits")) << "another one waits beside it";
+  world_->clear_faults("host1");
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  world_->run_for(seconds(5));
+  EXPECT_EQ(mirror(f), "mirrored");
+  EXPECT_EQ(verify(f), "");
+}
+
 }  // namespace
 }  // namespace tidemark::fs

@@ -355,5 +355,25 @@ TEST_F(FailedSyncs, OfAnotherImageAreOfNoAccountToOneThatWasTakenAndSynced) {
   EXPECT_EQ(warnings_.find("main_line_written_again"), std::string::npos);
 }
 
+// Its holder gave it back by its own word, all of it flushed: nobody was lost, though the next tenure stands in for
+// what is not shipped. So it is after a restart, too.
+TEST_F(FailedSyncs, OfAnotherImageAreOfNoAccountToOneThatWasGivenBackUnshipped) {
+  begin();
+  for (const Held& h : {failing_, held_}) ASSERT_TRUE(flush(*a_, h));
+  ASSERT_TRUE(a_->ask<wire::Yielded>(Type::kYieldUnshipped,
+                                     wire::Yield{held_.image, held_.epoch, {a_->hello.incarnation, a_->counter}}));
+  restart_node(sim::Crash::kKill);
+  ASSERT_TRUE(b_->connect(port_, cluster_));
+  Held third = held_image(*b_, "third.img", kImageBytes);
+  ASSERT_TRUE(b_->write(third.image, third.epoch, 0, Bytes(4096, 1)));
+  fail_next_sync();
+  EXPECT_FALSE(flush(*b_, third));
+  auto c = host("host3");
+  const Result<wire::Grant> next = c->acquire(held_.image);
+  ASSERT_TRUE(next) << next.status().message();
+  EXPECT_EQ(next->parent.clean, wire::kTaken) << "its first batch holds all of the image";
+  EXPECT_EQ(warnings_.find("main_line_written_again"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace tidemark::node

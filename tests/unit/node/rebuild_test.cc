@@ -212,6 +212,18 @@ TEST_F(RebuildPlanTest, AnImageWhoseHostKnowsNoNameOfItGetsAnothersOrOneOfItsOwn
   EXPECT_EQ(names.at(3), "recovered-" + image(3).to_string());
 }
 
+// It was renamed since, and another was made where it stood: an old report does not know that.
+TEST_F(RebuildPlanTest, AnImageOfUnknownNameDoesNotGetOneThatIsAnothersByNow) {
+  const std::string none = "recovered-" + image(2).to_string();
+  tenure(entry("a", 2, none, 9), 5, 5, 2, true);
+  entry("b", 2, "disk", 1);
+  entry("c", 3, "disk", 5);
+  std::map<uint64_t, std::string> names;
+  for (const Node& node : plan().nodes) names[node.attr.inode.value] = node.name;
+  EXPECT_EQ(names.at(2), none);
+  EXPECT_EQ(names.at(3), "disk");
+}
+
 TEST_F(RebuildPlanTest, ADeviceIsPlacedAsItWasAndHasNoBlocks) {
   wire::ReportEntry& e = entry("a", 2, "disk");
   e.attr.kind = wire::NodeKind::kBlockDevice;
