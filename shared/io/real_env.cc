@@ -111,7 +111,7 @@ void RealEnv::turn(Duration wait_max) { state_->turn(*this, wait_max); }
 // False: another thread runs the loop by now. What is left of the turn is found by its next one.
 bool RealEnv::State::turn(RealEnv& env, Duration wait_max) {
   if (!wait_and_dispatch(env, wait_max)) return false;
-  if (ring != nullptr && ring->has_ready()) ring->reap();
+  if (!reap(env)) return false;
   run_timers();
   run_posted();
   if (!run_inline(env)) return false;
@@ -121,12 +121,11 @@ bool RealEnv::State::turn(RealEnv& env, Duration wait_max) {
     run_turn_end();
   }
   retired.clear();
-  if (ring != nullptr && ring->has_unsubmitted()) ring->submit();
-  return true;
+  return submit(env);
 }
 
 Duration RealEnv::State::wait_time(Duration wait_max) {
-  if (has_posted.load() || stopping.load() || !turn_end.empty()) return Duration::zero();
+  if (has_posted.load() || stopping.load() || !turn_end.empty() || !inline_operations.empty()) return Duration::zero();
   if (ring != nullptr && (ring->has_ready() || ring->has_unsubmitted())) return Duration::zero();
   Duration wait = std::clamp(wait_max, Duration::zero(), Duration(kWaitMax));
   if (auto deadline = timers.next_deadline()) {
@@ -137,7 +136,7 @@ Duration RealEnv::State::wait_time(Duration wait_max) {
 
 bool RealEnv::State::wait_and_dispatch(RealEnv& env, Duration wait_max) {
   // Work queued before the first turn, or by a callback that ran outside of one.
-  if (ring != nullptr && ring->has_unsubmitted()) ring->submit();
+  if (!submit(env)) return false;
   // Raised before looking for posted functions: a poster either is seen here or sees this and wakes us.
   waiting.store(true);
   Duration wait = wait_time(wait_max);
@@ -240,7 +239,7 @@ Ring* RealEnv::State::get_ring(RealEnv& env) {
     kLog.warning("no_io_uring", {{"reason", why}, {"effect", "queued file operations run on worker threads"}});
     return nullptr;
   }
-  Status status = env.add_fd(ring->event_fd(), EPOLLIN | EPOLLET, [this](uint32_t) { ring->reap(); });
+  Status status = env.add_fd(ring->event_fd(), EPOLLIN | EPOLLET, [](uint32_t) {});   // turn() reaps
   TM_CHECK(status.is_ok(), "epoll refused the ring");
   return ring.get();
 }

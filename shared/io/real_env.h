@@ -10,9 +10,11 @@
 //   env.run();
 //
 // Inline file operations are made by run() itself, between callbacks: a blocking system call of which no frame above
-// the loop knows. Should one not come back (a device that hangs), a second thread takes the loop over, as it stands,
-// and the call is left to its thread, with its buffers; when it returns its completion is posted like any other, and
-// that thread watches the other one. So "the loop thread" is one thread at any moment, not the same one for ever.
+// the loop knows; so is the submission of queued ones. Should one not come back (a device that hangs), a second thread
+// takes the loop over, as it stands, and the call is left to its thread, with its buffers; when it returns its
+// completion is posted like any other, and that thread watches the other one. So "the loop thread" is one thread at any
+// moment, not the same one for ever. What was submitted in the same turn, or had not ended, is heard of when that
+// thread is back.
 //
 // The thread that first calls run() or turn() is the loop thread. Before that, the thread that
 // built the Env may use it as if it were the loop thread. Construct and configure signals before

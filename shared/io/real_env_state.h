@@ -1,5 +1,5 @@
 // What a RealEnv holds. Inside of this folder: real_env.cc (a turn of the loop, and the Env's doors), leading.cc
-// (inline operations, and which of two threads runs the loop).
+// (calls that may hang, and which of two threads runs the loop).
 #pragma once
 
 #include <sys/epoll.h>
@@ -62,23 +62,19 @@ struct RealEnv::State {
   std::unique_ptr<RealFileSystem> files;
   OffloadPool offload;
 
-  // Inline operations, and which of two threads runs the loop.
-  struct StuckRing {
-    std::shared_ptr<Ring> ring;                         // shared by the loop and the thread that made it
-    std::thread::id owner;
-  };
+  // Calls that may hang (inline operations, entering the ring), and which of two threads runs the loop.
   bool running = false;                                 // in run(): there is a base to make calls from
   std::vector<InlineOperation> inline_operations;
   size_t inline_next = 0;
   uint64_t calls = 0;
-  std::thread::id leader;                               // who makes the call
   std::atomic<uint64_t> call = 0;                       // number of the call being made; 0: none
   std::mutex lead_mutex;
   std::condition_variable lead_changed;
   bool over = false;                                    // guarded by lead_mutex
-  uint32_t hung = 0;                                    // guarded by lead_mutex: threads that were left with a call
-  std::atomic<bool> left_alone = false;                 // hung != 0: nobody would take over from this one
-  std::vector<StuckRing> stuck_rings;                   // guarded by lead_mutex
+  // The other thread is left with a call, or with its ring: nobody would take over from this one.
+  std::atomic<bool> left_alone = false;                 // changed under lead_mutex
+  std::unique_ptr<Ring> stuck_ring;                     // of that thread, which alone lets it go, once done
+  bool stuck_ring_done = false;                         // guarded by lead_mutex: all that it had has ended
   std::thread second;
 
   void wake();
@@ -90,9 +86,15 @@ struct RealEnv::State {
   void run_turn_end();
   bool turn(RealEnv& env, Duration wait_max);
   bool run_inline(RealEnv& env);
+  bool submit(RealEnv& env);
+  bool reap(RealEnv& env);
+  bool enter_ring(RealEnv& env);
+  uint64_t begin_call(RealEnv& env);
+  bool end_call(uint64_t number);
+  void come_back(RealEnv& env);
   void queue(RealEnv& env, InlineOperation operation);
   void lead(RealEnv& env, bool leading);
-  bool follow(RealEnv& env);
+  bool follow();
   void take_over(RealEnv& env);
   void reap_stuck();
   void finish_leading();

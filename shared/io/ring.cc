@@ -50,11 +50,12 @@ struct Ring::State {
   io_uring ring{};
   std::deque<Operation> slots;        // grows to the deepest queue seen; slots are used again
   Operation* free_list = nullptr;
-  Operation* backlog_head = nullptr;  // waiting for room in the kernel's queues
+  Operation* backlog_head = nullptr;  // queued, and not in the kernel's queue yet
   Operation* backlog_tail = nullptr;
   size_t in_kernel = 0;
   size_t in_flight = 0;
   bool orphaned = false;              // nothing can be submitted any more
+  Ring* heir = nullptr;               // what an orphan cannot submit goes there; null: fails
   int event_fd = -1;
 
   ~State() { if (event_fd >= 0) ::close(event_fd); }
@@ -66,20 +67,21 @@ struct Ring::State {
     return op;
   }
 
+  void free_slot(Operation* op) {
+    op->next = free_list;
+    free_list = op;
+  }
+
   void push_backlog(Operation* op) {
     op->next = nullptr;
     (backlog_tail == nullptr ? backlog_head : backlog_tail->next) = op;
     backlog_tail = op;
   }
 
-  bool to_kernel(Operation* op) {
+  bool to_kernel(Operation* op, bool away) {
     if (in_kernel >= kCompletionEntries) return false;
     io_uring_sqe* sqe = io_uring_get_sqe(&ring);
-    if (sqe == nullptr) {
-      enter();
-      sqe = io_uring_get_sqe(&ring);
-      if (sqe == nullptr) return false;
-    }
+    if (sqe == nullptr) return false;
     const Request& r = op->request;
     switch (r.kind) {
       case Kind::kRead: io_uring_prep_read(sqe, r.fd, r.data, static_cast<unsigned>(r.length), r.offset); break;
@@ -94,31 +96,9 @@ struct Ring::State {
         break;
     }
     io_uring_sqe_set_data(sqe, op);
-    if (r.away) io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
+    if (away || r.away) io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
     ++in_kernel;
     return true;
-  }
-
-  // Finished operations that show up only once their thread enters the kernel: all where completions are deferred.
-  bool holds_back() const {
-    return !orphaned && (__atomic_load_n(ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN) != 0;
-  }
-
-  void enter() {
-    int n = io_uring_submit_and_get_events(&ring);
-    // EAGAIN, EBUSY and EINTR leave the entries queued; the next turn tries again.
-    TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
-  }
-
-  void start(Operation* op) {
-    if (backlog_head != nullptr || !to_kernel(op)) push_backlog(op);
-  }
-
-  void drain_backlog() {
-    while (backlog_head != nullptr && to_kernel(backlog_head)) {
-      backlog_head = backlog_head->next;
-      if (backlog_head == nullptr) backlog_tail = nullptr;
-    }
   }
 
   // True when the operation is over; false when its rest was queued again.
@@ -157,15 +137,18 @@ struct Ring::State {
     --in_kernel;
     Status status;
     bool over = advance(op, result, &status);
-    if (!over && !orphaned) {
-      start(op);
-      return;
-    }
+    if (!over && !orphaned) return push_backlog(op);
+    if (!over && heir != nullptr) return hand_over(op);
     if (!over) status = Status::from_errno(EIO, *op->request.path + ": " + verb(op->request.kind) + " was cut short");
     Callback<Status> done = take_out(op);
-    op->next = free_list;
-    free_list = op;
+    free_slot(op);
     done(std::move(status));
+  }
+
+  void hand_over(Operation* op) {
+    heir->queue(op->request, op->owner_in_flight, std::move(op->done));
+    --in_flight;
+    free_slot(op);
   }
 };
 
@@ -249,17 +232,23 @@ void Ring::queue(const Request& request, uint32_t* in_flight, Callback<Status> d
   op->owner_in_flight = in_flight;
   op->done = std::move(done);
   ++state_->in_flight;
-  state_->start(op);
+  state_->push_backlog(op);
 }
 
-void Ring::submit() {
-  state_->drain_backlog();
-  if (io_uring_sq_ready(&state_->ring) > 0) state_->enter();
+void Ring::prepare(bool away) {
+  State& s = *state_;
+  while (s.backlog_head != nullptr && s.to_kernel(s.backlog_head, away)) s.backlog_head = s.backlog_head->next;
+  if (s.backlog_head == nullptr) s.backlog_tail = nullptr;
+}
+
+void Ring::enter() {
+  int n = io_uring_submit_and_get_events(&state_->ring);
+  // EAGAIN, EBUSY and EINTR leave the entries queued; the next turn tries again.
+  TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
 }
 
 void Ring::reap() {
   State& s = *state_;
-  if (s.holds_back()) fetch();
   // The rest is found by the next turn, which does not wait before: others want theirs.
   unsigned ready = std::min(io_uring_cq_ready(&s.ring), turn_share(s.in_flight));
   while (ready-- > 0) {
@@ -270,17 +259,17 @@ void Ring::reap() {
     io_uring_cqe_seen(&s.ring, cqe);
     s.complete(op, result);
   }
-  if (!s.orphaned) s.drain_backlog();
 }
 
-void Ring::orphan() {
+void Ring::orphan(Ring* heir) {
   State& s = *state_;
   s.orphaned = true;
+  s.heir = heir;
   while (s.backlog_head != nullptr) {
     Operation* op = s.backlog_head;
     s.backlog_head = op->next;
     ++s.in_kernel;   // complete() counts it down
-    s.complete(op, -EIO);
+    s.complete(op, -EAGAIN);
   }
   s.backlog_tail = nullptr;
 }
@@ -306,12 +295,10 @@ void Ring::abandon() {
   }
 }
 
-void Ring::fetch() {
-  int n = io_uring_get_events(&state_->ring);
-  TM_CHECK(n >= 0 || n == -EAGAIN || n == -EBUSY || n == -EINTR, "io_uring_enter refused its own ring");
+bool Ring::has_ready() const { return io_uring_cq_ready(&state_->ring) > 0 || holds_back(); }
+bool Ring::holds_back() const {   // all of them, where completions are deferred
+  return !state_->orphaned && (__atomic_load_n(state_->ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN) != 0;
 }
-
-bool Ring::has_ready() const { return io_uring_cq_ready(&state_->ring) > 0 || state_->holds_back(); }
 bool Ring::has_unsubmitted() const {
   return io_uring_sq_ready(&state_->ring) > 0 ||
          (state_->backlog_head != nullptr && state_->in_kernel < kCompletionEntries);

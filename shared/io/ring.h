@@ -1,7 +1,9 @@
 // io_uring behind the file layer: operations are collected during a turn and submitted with one
 // system call; completions call back without allocating. liburing is named in ring.cc only.
 //
-// Loop thread only: the ring is created by the thread that submits (IORING_SETUP_SINGLE_ISSUER).
+// Loop thread only: the ring is created by the thread that submits (IORING_SETUP_SINGLE_ISSUER). A submission can hang
+// (a device whose queue is full, or that has yet to say where a file's blocks are): while a thread is in enter(), which
+// nothing else makes for it, another one may orphan() the ring and reap() what it shows.
 #pragma once
 
 #include <cstdint>
@@ -48,22 +50,24 @@ class Ring {
   // Queues a request; `done` runs from a later reap(), never inline. `in_flight` is decremented just
   // before: the owner's count, kept here so that `done` needs no wrapper (which would allocate).
   void queue(const Request& request, uint32_t* in_flight, Callback<Status> done);
-  // Submits what was queued, and lets finished work show up. One system call, none if nothing is queued.
-  void submit();
+  // Makes what was queued ready for enter(), as much as it takes at once. `away`: threads of the kernel's shall carry
+  // it out, so that it cannot hang whoever submits it.
+  void prepare(bool away);
+  // Submits, and lets finished work show up: one system call. Nothing here is touched after it.
+  void enter();
   // Runs the callbacks of finished operations, turn_share() of them at most: has_ready() says whether that was all.
-  // Asks the kernel first (one system call) where it holds some back until asked.
   void reap();
-  bool has_ready() const;       // reap() would find something; looks at memory only
+  bool has_ready() const;       // reap() would find something (after enter() if it holds_back()); asks only memory
+  bool holds_back() const;      // finished operations show up only once their thread enters the kernel
   bool has_unsubmitted() const;
   // Written when something finished while tell(true) holds, never read: watch it edge-triggered. A loop that is awake
   // looks at has_ready(), once more between tell(true) and its wait: nothing is told of what finished before.
   int event_fd() const;
   void tell(bool by_event_fd);
   size_t in_flight() const;
-  // The thread that made the ring is stuck elsewhere: nothing more can be submitted. Only that thread can have the
-  // kernel show what finished (fetch()); anybody may then reap(), one at a time.
-  void orphan();
-  void fetch();
+  // The thread that made the ring is stuck: nothing more can be submitted; what was not goes to `heir` (null: fails).
+  // Only that thread can have the kernel show what finished (enter()); anybody may then reap(), one at a time.
+  void orphan(Ring* heir);
   // The loop is over: waits for what the kernel has, while some of it ends now and then, and destroys all callbacks
   // uncalled. What does not end keeps its memory for good. As ~Ring().
   void abandon();

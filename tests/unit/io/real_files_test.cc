@@ -158,8 +158,8 @@ TEST_P(RealFiles, AReadThatThePageCacheRefusesIsTriedPastItUnlessTheDiskFailed) 
     std::optional<Status> result;
     ring->queue(request, &in_flight, [&](Status s) { result = std::move(s); });
     for (int turns = 0; !result && turns < 100'000; ++turns) {
-      ring->submit();
-      ring->fetch();
+      ring->prepare(false);
+      ring->enter();
       ring->reap();
     }
     return result.value_or(Status(Code::kUnavailable, "no answer"));
@@ -176,6 +176,44 @@ TEST_P(RealFiles, AReadThatThePageCacheRefusesIsTriedPastItUnlessTheDiskFailed) 
   ::close(bad);
   ::close(no_reads);
   ::close(reads);
+}
+
+// A ring that its thread is stuck with: what it cannot submit, and the rest of what came back in part, goes to another.
+TEST(Ring, AnOrphansOperationsGoOnWithItsHeir) {
+  std::string why;
+  auto ring = Ring::create(&why), heir = Ring::create(&why);
+  if (ring == nullptr || heir == nullptr) GTEST_SKIP() << why;
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const std::string path = "pipe";
+  uint8_t first[8] = {}, second[4] = {};
+  uint32_t in_flight = 2, done = 0;
+  auto count = [&](Status s) { done += s.is_ok(); };
+  ASSERT_EQ(::write(ends[1], "1234", 4), 4);
+  Ring::Request request{.kind = Ring::Kind::kRead, .fd = ends[0], .data = first, .length = 8, .path = &path};
+  ring->queue(request, &in_flight, count);
+  ring->prepare(false);
+  ring->enter();
+  ASSERT_TRUE(ring->has_ready());
+  request.data = second;
+  request.length = 4;
+  ring->queue(request, &in_flight, count);
+  ring->orphan(heir.get());
+  EXPECT_EQ(ring->in_flight(), 1u);
+  while (ring->has_ready()) ring->reap();
+  EXPECT_EQ(ring->in_flight(), 0u);
+  EXPECT_EQ(heir->in_flight(), 2u);
+  ASSERT_EQ(::write(ends[1], "56789012", 8), 8);
+  for (int turns = 0; done < 2 && turns < 100'000; ++turns) {
+    heir->prepare(true);
+    heir->enter();
+    heir->reap();
+  }
+  EXPECT_EQ(done, 2u);
+  EXPECT_EQ(in_flight, 0u);
+  EXPECT_EQ(std::memcmp(first, "1234", 4), 0);
+  ::close(ends[0]);
+  ::close(ends[1]);
 }
 
 // Whoever has asked for a file's times must see the next write in them: its inode would be written by each sync.

@@ -1,5 +1,5 @@
-// An inline file operation that does not come back: the loop goes on without it. The call hangs because the memory that
-// it is to fill is missing until this test says so (userfaultfd).
+// An inline file operation that does not come back, or a submission: the loop goes on without it. It hangs because the
+// memory that is to be filled is missing until this test says so (userfaultfd).
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/userfaultfd.h>
@@ -118,16 +118,79 @@ TEST_P(TakeoverTest, TheLoopGoesOnWhileAReadHangsAndHearsOfItsEnd) {
   for (const Bytes* bytes : {&before, &meanwhile, &after, &inline_meanwhile}) EXPECT_EQ(bytes->back(), 'x');
 }
 
+// Whoever submits may be kept by a device whose queue is full, or that has yet to say where a file's blocks are. What
+// has not been submitted by then goes on, and so does what is asked for from then on, though that hang too.
+TEST_P(TakeoverTest, TheLoopGoesOnWhileASubmissionHangs) {
+  constexpr int kMany = 1000;   // more than are submitted at once
+  MissingMemory missing, missing_too;
+  ASSERT_TRUE(missing.ok() && missing_too.ok());
+  Bytes bytes(kPage), inline_bytes(kPage);
+  int many = 0, meanwhile = 0;
+  bool provided = false;
+  const bool both = env_.has_io_uring();   // of the threads that stand in for it there are few
+  const int hang = both ? 2 : 1;
+  int hanging = hang;
+  auto hung_done = [&](Status s) {
+    EXPECT_TRUE(s.is_ok()) << s.to_string();
+    EXPECT_TRUE(provided);
+    if (--hanging == 0) env_.stop();
+  };
+  auto meanwhile_done = [&](Status s) {
+    EXPECT_TRUE(s.is_ok()) << s.to_string();
+    if (++meanwhile < 2) return;
+    EXPECT_GT(many, 0);
+    EXPECT_EQ(hanging, hang);
+    provided = true;
+    missing.provide();
+    if (both) missing_too.provide();
+  };
+  env_.post([&] {
+    file_->read(0, missing.span(), IoMode::kQueued, hung_done);
+    for (int i = 0; i < kMany; ++i) file_->read(0, bytes, IoMode::kQueued, [&](Status s) { many += s.is_ok(); });
+    env_.after(milliseconds(1), [&] {
+      if (both) file_->read(0, missing_too.span(), IoMode::kQueued, hung_done);
+      env_.after(milliseconds(1), [&] {
+        file_->read(0, bytes, IoMode::kQueued, meanwhile_done);
+        file_->read(0, inline_bytes, IoMode::kInline, meanwhile_done);
+      });
+    });
+  });
+  env_.run();
+  EXPECT_EQ(many, kMany);
+  EXPECT_EQ(meanwhile, 2);
+  EXPECT_EQ(missing.span().back(), 'x');
+  EXPECT_TRUE(!both || missing_too.span().back() == 'x');
+}
+
+// Inline operations that were to follow the submission are found by the other thread before it sleeps.
+TEST_P(TakeoverTest, WhatIsLeftOfTheTurnIsNotSleptOn) {
+  if (!env_.has_io_uring()) GTEST_SKIP() << "submissions do not hang";
+  MissingMemory missing;
+  ASSERT_TRUE(missing.ok());
+  Bytes bytes(kPage);
+  bool done = false;
+  env_.post([&] {
+    file_->read(0, missing.span(), IoMode::kQueued, [&](Status) { env_.stop(); });
+    file_->read(0, bytes, IoMode::kInline, [&](Status s) { done = s.is_ok(); });
+    env_.after(milliseconds(1200), [&] {   // a quarter of a second until it takes over, and then a sleep of one
+      EXPECT_TRUE(done);
+      missing.provide();
+    });
+  });
+  env_.run();
+  EXPECT_TRUE(done);
+}
+
 TEST_P(TakeoverTest, ManyInARow) {
-  int left = 3;
+  int left = 6;
   std::vector<std::unique_ptr<MissingMemory>> memory;
   for (int i = 0; i < left; ++i) memory.push_back(std::make_unique<MissingMemory>());
   UniqueFunction<void()> next = [&] {
     MissingMemory& missing = *memory[static_cast<size_t>(left - 1)];
-    file_->read(0, missing.span(), IoMode::kInline, [&](Status s) {
+    file_->read(0, missing.span(), left % 2 == 0 ? IoMode::kInline : IoMode::kQueued, [&](Status s) {
       EXPECT_TRUE(s.is_ok());
       if (--left == 0) env_.stop();
-      else env_.post([&] { next(); });
+      else env_.after(milliseconds(100), [&] { next(); });   // the other thread watches again by then
     });
     env_.after(milliseconds(1), [&] { memory[static_cast<size_t>(left - 1)]->provide(); });
   };
@@ -138,6 +201,21 @@ TEST_P(TakeoverTest, ManyInARow) {
 
 // What hangs for good must not keep a daemon that is told to stop.
 TEST_P(TakeoverTest, AStopIsCarriedOutAllTheSame) {
+  if (env_.has_io_uring()) {
+    EXPECT_EXIT(
+        {
+          RealEnv env;
+          auto file = env.files().open(path_, {});
+          MissingMemory missing;
+          env.post([&] {
+            (*file)->read(0, missing.span(), IoMode::kQueued, [](Status) {});
+            env.after(milliseconds(1), [&] { env.stop(); });
+          });
+          env.run();
+          std::_Exit(0);
+        },
+        testing::ExitedWithCode(EXIT_FAILURE), "");
+  }
   EXPECT_EXIT(
       {
         RealEnv env(RealEnvOptions{{}, {}, GetParam()});
