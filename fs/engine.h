@@ -96,8 +96,9 @@ class Engine final : public journal::BlockSource {
   // Whether a write by one who may not set them takes set-id bits of the image's mode; takes them.
   bool has_set_id(HandleId handle) const;
   void take_set_id(HandleId handle, Done done);
+  // `at_end`: of a file opened with O_APPEND. `offset` is where the kernel believes the end to be.
   void write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done,
-             uint64_t tag = 0);
+             uint64_t tag = 0, bool at_end = false);
   void flush(HandleId handle, io::IoMode mode, Done done, uint64_t tag = 0);
   // A request that has not changed anything yet (it waits for a tenure, the link, a recovery) is answered EINTR.
   void interrupt(uint64_t tag);
@@ -198,6 +199,7 @@ class Engine final : public journal::BlockSource {
   void settle_local_failed(Op* op);
   void finish_op(Op* op, Status status);
   void extend_then_write(Op* op, uint64_t new_size);
+  uint64_t put_at_end(Op* op);
   // ---- engine_failure.cc
   bool shared_whole(const Image& image) const;
   bool own_copy_failed(Image& image, const Status& why);
@@ -431,6 +433,7 @@ class Engine final : public journal::BlockSource {
   Result<Image*> image_of(const wire::Attr& attr);
   Handle* handle_of(HandleId handle);
   Result<uint32_t> take_handle(Image& im);  // its index; ENFILE
+  void set_foreign_end(Image& image, std::optional<uint64_t> end);
   void interrupt_after(io::Duration limit, uint64_t tag, std::shared_ptr<io::TimerId> timer);
   void note_wrote(Handle& handle);
   void last_writer_closed(Image& image);

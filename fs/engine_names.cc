@@ -83,8 +83,16 @@ Result<uint32_t> Engine::take_handle(Image& im) {
   uint32_t index = free_handles_.back();
   free_handles_.pop_back();
   handles_[index] = {&im, false, false};
-  ++im.handles;
+  if (++im.handles == 1 && im.foreign_end) set_foreign_end(im, im.foreign_end);
   return index;
+}
+
+// For a successor, too, as long as there are handles.
+void Engine::set_foreign_end(Image& im, std::optional<uint64_t> end) {
+  im.foreign_end = end;
+  if (options_.survivor == nullptr) return;
+  if (end && im.handles != 0) options_.survivor->keep_end(im.id, *end);
+  else options_.survivor->forget_end(im.id);
 }
 
 // Again and again: what is under way when the time is over may have to wait once more.
@@ -138,7 +146,7 @@ void Engine::release(HandleId handle) {
   *h = {};
   free_handles_.push_back(static_cast<uint32_t>(handle.value - 1));
   if (options_.survivor != nullptr) options_.survivor->closed(static_cast<uint32_t>(handle.value - 1));
-  --im.handles;
+  if (--im.handles == 0 && im.foreign_end) set_foreign_end(im, {});   // who opens it anew asks for its size
   if (wrote && --im.wrote == 0) last_writer_closed(im);
   if (im.handles == 0 && im.nameless) doom(im);
 }

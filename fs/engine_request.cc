@@ -18,7 +18,7 @@ Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
   op->image = &image;
   op->kind = kind;
   op->mode = mode;
-  op->begun = op->at_least = op->within = op->own = op->filled = op->sized = op->second = false;
+  op->begun = op->at_least = op->within = op->own = op->filled = op->sized = op->second = op->at_end = false;
   op->pending = 0;
   op->local = op->remote = Status::ok();
   op->coordinator = CoordinatorSequence(0);

@@ -57,6 +57,7 @@ void Engine::take_over_handles() {
     ++im.handles;
     if (saved.wrote) ++im.wrote;
     im.inherited_writer = im.wrote != 0;
+    im.foreign_end = options_.survivor->end_of(im.id);
   }
   for (size_t i = handles_.size(); i-- > 0;)
     if (handles_[i].image == nullptr) free_handles_.push_back(static_cast<uint32_t>(i));

@@ -52,8 +52,9 @@ void Engine::prepare(Op* op) {
   if (im.state == MirrorState::kFenced || !im.held) return finish_op(op, Status(Code::kFenced, "the tenure has moved"));
   if (op->kind != OpKind::kResize && op->extent.length == 0) return finish_op(op, Status::ok());
   if (op->kind == OpKind::kResize && op->at_least && op->extent.offset <= im.size) return finish_op(op, Status::ok());
-  if (op->kind != OpKind::kResize && op->extent.end() > im.size) {
-    if (!op->within) {  // a truncation came between: it grows the image once more
+  const bool not_placed = op->at_end && im.foreign_end;
+  if (op->kind != OpKind::kResize && (op->extent.end() > im.size || not_placed)) {
+    if (!op->within) {  // a truncation came between, or only now the end is known: it grows the image (once more)
       im.order.release(op->hold);
       deactivate(im);
       return extend_then_write(op, op->extent.end());
@@ -269,6 +270,8 @@ void Engine::finish_op(Op* op, Status status) {
     journal_->set_size(im.slot, im.size);
   }
   if (resized && (status.is_ok() || took)) {
+    const bool cut = op->extent.offset < im.size;   // by this host: as its kernel knows
+    if (cut && im.foreign_end) set_foreign_end(im, std::min(*im.foreign_end, op->extent.offset));
     im.size = op->extent.offset;
     im.size_generation = op->generation;
     im.attr.size = im.size;
@@ -283,7 +286,7 @@ void Engine::finish_op(Op* op, Status status) {
 }
 
 void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Result<size_t>> done,
-                   uint64_t tag) {
+                   uint64_t tag, bool at_end) {
   Handle* h = handle_of(handle);
   if (h == nullptr) return done(Status::from_errno(EBADF, "write"));
   if (h->fenced) return done(Status::from_errno(EIO, "write: the image was taken over by another host"));
@@ -295,10 +298,27 @@ void Engine::write(HandleId handle, uint64_t offset, ByteSpan data, io::IoMode m
   op->size_before = h->image->size_now();
   h->keeps.reset();
   op->extent = {offset, data.size()};
+  op->at_end = at_end;
   op->data = data;
   op->done = std::move(done);
-  if (op->extent.end() > h->image->size_now() || !h->image->held) return extend_then_write(op, op->extent.end());
+  const bool not_placed = at_end && h->image->foreign_end;
+  const bool extends = op->extent.end() > h->image->size_now() || !h->image->held;
+  if (extends || not_placed) return extend_then_write(op, op->extent.end());
   start_op(op);
+}
+
+// The kernel has sent it to where it takes the end to be. Below the end that another host has left, or beyond any, that
+// is of a time before: it goes behind all others. Else the kernel knows what this host has written there since, and it
+// means that place, where room may have been made for this very write before (by a run that died, or before an error).
+uint64_t Engine::put_at_end(Op* op) {
+  Image& im = *op->image;
+  const uint64_t end = std::max(im.size, im.append_end);
+  op->at_end = false;
+  if (op->extent.offset < *im.foreign_end || op->extent.offset > end) {
+    op->extent.offset = end;
+    set_foreign_end(im, std::max(*im.foreign_end, op->extent.end()));
+  }
+  return op->extent.end();
 }
 
 // As the kernel's own file systems do: a set-group-ID bit without execution by the group means something else.
@@ -324,6 +344,8 @@ void Engine::take_set_id(HandleId handle, Done done) {
 // it was granted, so the resize looks again then.
 void Engine::extend_then_write(Op* op, uint64_t new_size) {
   Image& im = *op->image;
+  const bool at_end = op->at_end && im.foreign_end && im.held;
+  if (at_end) new_size = put_at_end(op);
   if (new_size > limits::kImageBytesMax) {
     refuse(op, Status::from_errno(EFBIG, "an image's size is limited"));
     return;
@@ -345,7 +367,12 @@ void Engine::extend_then_write(Op* op, uint64_t new_size) {
   grow->extent = {new_size, 0};
   grow->tag = op->tag;
   grow->at_least = true;  // another may have grown it further by the time that this one is carried out
-  grow->done = [this, op](Result<size_t> r) {
+  if (at_end) {   // a large write comes in parts, maybe all at once
+    im.append_end = std::max(im.append_end, new_size);
+    ++im.appends;
+  }
+  grow->done = [this, op, at_end](Result<size_t> r) {
+    if (at_end && --op->image->appends == 0) op->image->append_end = 0;
     if (r) return start_op(op);
     refuse(op, r.status());
   };

@@ -160,13 +160,14 @@ void FuseOps::write(fuse_req_t req, fuse_ino_t, const char* data, size_t size, o
   };
   ByteSpan payload(reinterpret_cast<const uint8_t*>(data), size);
   HandleId handle = handle_of(fi);
+  const bool at_end = (fi->flags & O_APPEND) != 0;
   if ((write_flags(data) & FUSE_WRITE_KILL_SUIDGID) == 0 || !shell.engine_.has_set_id(handle)) {
-    shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
+    shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req), at_end);
     return;
   }
-  auto taken = [&shell, req, handle, offset, payload, done](Status s) mutable {
+  auto taken = [&shell, req, handle, offset, payload, at_end, done](Status s) mutable {
     if (!s) return done(s);
-    shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req));
+    shell.engine_.write(handle, static_cast<uint64_t>(offset), payload, mode, done, interruptible(req), at_end);
   };
   shell.engine_.take_set_id(handle, std::move(taken));
 }

@@ -6,6 +6,7 @@
 // of a killed daemon and other hosts know nothing of it. Names and attributes are changed at the image's own path: here
 // EROFS.
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -135,6 +136,7 @@ struct RawOps {
       fuse_reply_err(req, ENOSPC);
       return;
     }
+    fi->flags &= ~O_APPEND;   // never at the image's end, which is behind the footer
     FuseOps::write(req, node, data, std::min<uint64_t>(size, left), offset, fi);
   }
   static void fallocate(fuse_req_t req, fuse_ino_t node, int mode, off_t offset, off_t length, fuse_file_info* fi) {

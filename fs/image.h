@@ -4,6 +4,7 @@
 #include <chrono>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,7 @@ struct Op {
   bool begun = false;                  // the ticket is to be given back
   bool at_least = false;               // kResize: the image grows to that size, if it is smaller
   bool within = false;                 // clipped to the image's size when it is carried out
+  bool at_end = false;                 // kWrite: `extent` may not be where it is to be, which is the image's end
   bool own = false;                    // kFlush: the engine's, not a guest's
   bool filled = false;                 // its regions were filled for it: it goes before those that came later
   bool sized = false;                  // kRead: the shared node was asked how large the image is by now
@@ -137,6 +139,11 @@ struct Image {
   uint64_t map_cut = 0, map_region_bytes = limits::kRegionBytesMin;   // of the map that came with the grant
   StaleMap stale;
   uint64_t size = 0;                   // authoritative while held
+  // As another host left it: a kernel that believes in an older size puts what is to be at the end elsewhere. Moved on
+  // by each write that was put right, which the kernel adds to what it believes. Until the last handle is closed.
+  std::optional<uint64_t> foreign_end;
+  uint64_t append_end = 0;             // of the writes at the end for which room is being made; 0: none are
+  uint32_t appends = 0;                // these
   Generation size_generation;
   bool resync_running = false, fill_running = false;
   LevelRun run;                        // of the resync, the fill or the recovery

@@ -42,6 +42,10 @@ struct Change {
   uint64_t before;
   uint64_t request;
 };
+struct End {
+  uint8_t image[16];
+  uint64_t end;                   // and one more; 0: none
+};
 struct Agreed {
   uint8_t bytes[Survivor::kAgreedBytesMax];
   uint32_t size;
@@ -70,6 +74,7 @@ struct Survivor::Layout {
   Tenure tenures[kTenuresMax];
   Change changes[kChangesMax];
   Vote votes[kTenuresMax];
+  End ends[kEndsMax];
 };
 
 Survivor::Survivor(Layout* layout) : layout_(layout) {
@@ -232,6 +237,30 @@ std::optional<InodeNumber> Survivor::change(uint64_t request) const {
   if (request == 0) return std::nullopt;
   for (const Change& c : layout_->changes)
     if (c.request == request) return InodeNumber(c.before);
+  return std::nullopt;
+}
+
+void Survivor::keep_end(const ImageId& image, uint64_t end) {
+  End* at = nullptr;
+  for (End& e : layout_->ends) {
+    const bool same = e.end != 0 && std::memcmp(e.image, image.bytes.data(), sizeof e.image) == 0;
+    if (same || (at == nullptr && e.end == 0)) at = &e;
+    if (same) break;
+  }
+  if (at == nullptr) return;
+  std::memcpy(at->image, image.bytes.data(), sizeof at->image);
+  in_order();
+  at->end = end + 1;
+}
+
+void Survivor::forget_end(const ImageId& image) {
+  for (End& e : layout_->ends)
+    if (e.end != 0 && std::memcmp(e.image, image.bytes.data(), sizeof e.image) == 0) e.end = 0;
+}
+
+std::optional<uint64_t> Survivor::end_of(const ImageId& image) const {
+  for (const End& e : layout_->ends)
+    if (e.end != 0 && std::memcmp(e.image, image.bytes.data(), sizeof e.image) == 0) return e.end - 1;
   return std::nullopt;
 }
 

@@ -3,11 +3,13 @@
 // successor takes over. It never outlives the machine or the mount, and nothing in it decides what is on a disk.
 //
 //   | header | handles, 40 bytes each | tenures, 144 bytes each | name changes under way, 16 bytes each |
-//   | terms of the witness, 16 bytes for each tenure: zeros in what an older program laid out |
+//   | terms of the witness, 16 bytes for each tenure | ends of images, 24 bytes each |
+//
+// The last two are zeros in what an older program laid out.
 //
 // Valid if and only if magic and layout version agree; a program that knows another layout must not take over. A run
 // may die between any two instructions: an entry counts from the store of its last word on (`state`, `held`,
-// `request`), which is written last and cleared first. One writer, one thread.
+// `request`, `end`), which is written last and cleared first. One writer, one thread.
 #pragma once
 
 #include <cstddef>
@@ -48,6 +50,7 @@ class Survivor {
   static constexpr uint32_t kHandlesMax = 65536;
   static constexpr uint32_t kTenuresMax = 4096;
   static constexpr uint32_t kChangesMax = 1024;
+  static constexpr uint32_t kEndsMax = 1024;
   static constexpr size_t kAgreedBytesMax = 256;
   static constexpr size_t kBytes = 4u << 20;
 
@@ -83,6 +86,11 @@ class Survivor {
   void begin_change(uint64_t request, InodeNumber before);
   void end_change(uint64_t request);
   std::optional<InodeNumber> change(uint64_t request) const;
+
+  // ---- ends of open images as another host left them (Image::foreign_end); of more than kEndsMax some are not kept
+  void keep_end(const ImageId& image, uint64_t end);
+  void forget_end(const ImageId& image);
+  std::optional<uint64_t> end_of(const ImageId& image) const;
 
  private:
   struct Layout;

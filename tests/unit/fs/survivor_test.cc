@@ -92,6 +92,19 @@ TEST_F(SurvivorTest, AChangeOfNamesIsKnownUntilItIsAnswered) {
   EXPECT_FALSE(attach().change(0));
 }
 
+TEST_F(SurvivorTest, AnEndIsKeptUntilItIsForgotten) {
+  attach().keep_end(image(1), 0);
+  attach().keep_end(image(2), 700);
+  attach().keep_end(image(1), 300);
+  EXPECT_EQ(attach().end_of(image(1)), 300u);
+  EXPECT_FALSE(attach().end_of(image(3)));
+  attach().forget_end(image(1));
+  EXPECT_FALSE(attach().end_of(image(1)));
+  attach().keep_end(image(3), 0);
+  EXPECT_EQ(attach().end_of(image(3)), 0u);
+  EXPECT_EQ(attach().end_of(image(2)), 700u);
+}
+
 TEST_F(SurvivorTest, WhatWasAgreedIsKept) {
   EXPECT_TRUE(attach().request().empty());
   attach().keep_request(as_bytes("question"));
