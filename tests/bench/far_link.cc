@@ -2,15 +2,18 @@
 //
 //   far_link LISTEN_PORT TARGET_ADDRESS TARGET_PORT MICROSECONDS
 //
-// Listens on 127.0.0.1 until it is killed. Bytes leave in order, MICROSECONDS after they were received, so any number
-// of frames are under way at once. One thread, which sleeps between events: it takes as little of the processor from
-// what is measured as a proxy can, and adds its own wake-ups to the time asked for.
+// Listens on 127.0.0.1 until it is killed. Bytes leave in order, MICROSECONDS after the kernel received them, so any
+// number of frames are under way at once. One thread, which sleeps between events: it takes as little of the processor
+// from what is measured as a proxy can. Its wake-ups, which here take as long as a third of what is asked for, are not
+// added to it: a piece's time begins with the kernel's time stamp (SO_TIMESTAMPNS), and a sleep is shorter by what the
+// last ones took longer.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +22,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <deque>
 #include <list>
@@ -29,6 +33,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr size_t kUnderWayMax = 8u << 20;   // bytes of one direction: more than any link of a millisecond holds
+constexpr int64_t kLateMaxNs = 60'000;      // a wake-up that took longer is not one: the processors were taken
 
 [[noreturn]] void die(const char* what) {
   std::perror(what);
@@ -65,16 +70,33 @@ class Way {
     while (readable_ && !closed_ && held_ < ring_.size()) {
       const size_t at = (first_ + held_) % ring_.size();
       const size_t room = std::min(ring_.size() - held_, ring_.size() - at);
-      const ssize_t n = ::recv(from_, &ring_[at], room, MSG_DONTWAIT);
+      iovec into{.iov_base = &ring_[at], .iov_len = room};
+      alignas(cmsghdr) char control[CMSG_SPACE(sizeof(timespec))];
+      msghdr message{};
+      message.msg_iov = &into;
+      message.msg_iovlen = 1;
+      message.msg_control = control;
+      message.msg_controllen = sizeof control;
+      const ssize_t n = ::recvmsg(from_, &message, MSG_DONTWAIT);
       if (n < 0 && errno == EAGAIN) {
         readable_ = false;
       } else if (n <= 0) {
         closed_ = true;
       } else {
         held_ += static_cast<size_t>(n);
-        pieces_.push_back({Clock::now() + delay_, static_cast<size_t>(n)});
+        pieces_.push_back({Clock::now() - since_received(message) + delay_, static_cast<size_t>(n)});
       }
     }
+  }
+  // How long the last of these bytes have been here.
+  Clock::duration since_received(msghdr& message) const {
+    timespec at{}, now{};
+    for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c))
+      if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPNS) std::memcpy(&at, CMSG_DATA(c), sizeof at);
+    if (at.tv_sec == 0) return {};
+    ::clock_gettime(CLOCK_REALTIME, &now);
+    const std::chrono::nanoseconds age((now.tv_sec - at.tv_sec) * 1'000'000'000 + now.tv_nsec - at.tv_nsec);
+    return std::clamp<Clock::duration>(age, {}, delay_);
   }
   void send_due() {
     while (writable_ && !pieces_.empty() && pieces_.front().due <= Clock::now()) {
@@ -92,6 +114,7 @@ class Way {
         held_ -= sent;
         piece.size -= sent;
         if (piece.size == 0) pieces_.pop_front();
+        if (held_ == 0) first_ = 0;   // what is in the caches is used again
       }
     }
   }
@@ -169,13 +192,20 @@ class Link {
     auto due = Clock::time_point::max();
     for (const auto& c : connections_) due = std::min({due, c->up.due(), c->down.due()});
     timespec left{};
-    if (due != Clock::time_point::max()) {
-      const auto ns = std::max<int64_t>(0, std::chrono::nanoseconds(due - Clock::now()).count());
+    const bool timed = due != Clock::time_point::max();
+    int64_t ns = 0;
+    const auto asked = Clock::now();
+    if (timed) {
+      ns = std::max<int64_t>(0, std::chrono::nanoseconds(due - asked).count() - late_ns_);
       left = {ns / 1'000'000'000, ns % 1'000'000'000};
     }
     epoll_event events[64];
-    const int n = ::epoll_pwait2(poll_, events, 64, due == Clock::time_point::max() ? nullptr : &left, nullptr);
+    const int n = ::epoll_pwait2(poll_, events, 64, timed ? &left : nullptr, nullptr);
     if (n < 0 && errno != EINTR) die("epoll_pwait2");
+    if (n == 0 && ns > 0) {
+      const int64_t late = std::chrono::nanoseconds(Clock::now() - asked).count() - ns;
+      late_ns_ += (std::clamp<int64_t>(late, 0, kLateMaxNs) - late_ns_) / 8;
+    }
     for (int i = 0; i < n; ++i) {
       if (events[i].data.ptr == nullptr) {
         accept_all();
@@ -199,6 +229,7 @@ class Link {
         continue;
       }
       set(client, IPPROTO_TCP, TCP_NODELAY);
+      for (int fd : {client, server}) set(fd, SOL_SOCKET, SO_TIMESTAMPNS);
       connections_.push_back(std::make_unique<Connection>(client, server, delay_));
       watch(client);
       watch(server);
@@ -212,6 +243,7 @@ class Link {
   const int listener_, poll_;
   const sockaddr_in target_;
   const Clock::duration delay_;
+  int64_t late_ns_ = 0;                      // how much longer a sleep takes than is asked for, lately
   std::list<std::unique_ptr<Connection>> connections_;
 };
 
