@@ -26,15 +26,29 @@ Status CopyState::save(uint64_t size, Generation generation) {
   next.size = size;
   next.size_generation = generation;
   if (!removed_) {
+    TM_RETURN_IF_ERROR(group_.refuse_if_stuck());
     Status saved = group_.save_metadata(next);
-    // It may stand there all the same, though its name is not durable: the next open would cut the objects by it.
-    if (!saved) static_cast<void>(group_.save_metadata(metadata_));   // who asked hears of the first failure
-    TM_RETURN_IF_ERROR(saved);
+    if (!saved) {   // it may stand there all the same, though its name is not durable
+      auto there = group_.read_metadata(metadata_.id);
+      side_in_doubt_ = side_in_doubt_ || !there || there->size_generation != metadata_.size_generation;
+      static_cast<void>(put_back());   // who asked hears of the first failure
+      return saved;
+    }
+    side_in_doubt_ = false;
   }
   metadata_.size = size;
   size_least_ = std::min(size_least_, size);
   metadata_.size_generation = generation;
   note_ends();
+  return {};
+}
+
+// The next open would cut the objects by a size that was refused, or find them shorter than that: nothing that is
+// written from here on may count before the side file has the present one again.
+Status CopyState::put_back() {
+  if (!side_in_doubt_ || removed_) return {};
+  TM_RETURN_IF_ERROR(group_.save_metadata(metadata_).with_context("its size, which a resize that failed has changed"));
+  side_in_doubt_ = false;
   return {};
 }
 
@@ -50,6 +64,7 @@ void CopyState::resize(uint64_t new_size, Generation generation, Callback<Status
                                                    std::to_string(metadata_.size_generation.value)));
   }
   if (Status s = group_.refuse_if_stuck(); !s) return done(std::move(s));
+  if (Status s = put_back(); !s) return done(std::move(s));   // a grow cuts the objects first
   Op* op = take_op(std::move(done));
   if (new_size <= metadata_.size) {
     shrink(new_size, generation, op);

@@ -346,6 +346,7 @@ void CopyState::read(uint64_t offset, MutableByteSpan out, io::IoMode mode, Read
 
 void CopyState::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<Status> done) {
   if (Status s = check_range(offset, data.size()); !s) return done(std::move(s));
+  if (Status s = put_back(); !s) return done(std::move(s));
   Op* op = take_op(std::move(done));
   for (uint64_t at = 0; at < data.size();) {
     Piece piece = metadata_.layout.first_piece({offset + at, data.size() - at});
@@ -357,6 +358,7 @@ void CopyState::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<
 
 void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
   if (Status s = check_range(offset, length); !s) return done(std::move(s));
+  if (Status s = put_back(); !s) return done(std::move(s));
   Op* op = take_op(std::move(done));
   for (uint32_t i = 0; i < objects_.size(); ++i) {
     Piece piece = metadata_.layout.object_range({offset, length}, i);
@@ -378,6 +380,7 @@ void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
 
 void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done) {
   if (Status s = check_range(offset, length); !s) return done(std::move(s));
+  if (Status s = put_back(); !s) return done(std::move(s));
   Op* op = take_op(std::move(done));
   for (uint32_t i = 0; i < objects_.size(); ++i) {
     Piece piece = metadata_.layout.object_range({offset, length}, i);

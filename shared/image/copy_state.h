@@ -115,6 +115,7 @@ class CopyState {
     return piece.object_offset + piece.length > objects_[piece.stripe].usable;
   }
   Status save(uint64_t size, Generation generation);
+  Status put_back();
   void shrink(uint64_t new_size, Generation generation, Op* op);
   void grow(uint64_t new_size, Generation generation, Op* op);
   void finish_grow(uint64_t new_size, Generation generation, Op* op);
@@ -123,6 +124,7 @@ class CopyState {
   ImageMetadata metadata_;
   std::vector<Object> objects_;  // by stripe
   bool removed_ = false;         // no side file any more
+  bool side_in_doubt_ = false;   // it may have a size that was refused: put_back()
   std::deque<Op> ops_;           // stable addresses
   Op* free_ops_ = nullptr;
   std::vector<std::unique_ptr<Bounce>> bounces_;  // all of them, in use or free

@@ -9,6 +9,7 @@
 namespace tidemark::image::detail {
 
 void CopyState::sync(io::IoMode mode, Callback<Status> done) {
+  if (Status s = put_back(); !s) return done(std::move(s));
   Op* op = take_op(std::move(done));
   for (uint32_t i = 0; i < objects_.size(); ++i) {
     Object& object = objects_[i];

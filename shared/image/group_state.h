@@ -73,6 +73,7 @@ class GroupState {
   std::string brick_directory(const Uuid& brick) const;
   Result<std::string> brick_of(const ImageMetadata& metadata, uint32_t stripe) const;
   Status save_metadata(const ImageMetadata& metadata);
+  Result<ImageMetadata> read_metadata(ImageId id);
   void forget(ImageId id, CopyState* copy);  // that copy is gone
   // Operations are timed in ticks of a timer that runs while there are any: what a stopped process had begun is not
   // overdue when it goes on, and no operation costs a look at the clock.
@@ -96,7 +97,6 @@ class GroupState {
   void tick();
   Layout layout_for(ImageId id) const;
   Result<FoundMetadata> find_metadata(ImageId id);
-  Result<ImageMetadata> read_metadata(ImageId id);
   Status make_objects(const ImageMetadata& metadata);
   Status remove_objects(ImageId id);
   Result<std::unique_ptr<ImageCopy>> open_with(ImageMetadata metadata);

@@ -344,6 +344,50 @@ TEST(StoreSimulation, AKillAndThenAPowerCutRefuseNoBrick) {
   }
 }
 
+// The side file has a size that was refused, or may have it after a loss of power, and cannot be written: the next open
+// would cut the image there, or find it shorter. What is called done from then on holds, whatever the next open finds.
+TEST(StoreSimulation, NothingCountsWhileTheSideFileMayHaveASizeThatWasRefused) {
+  constexpr uint64_t kSize = 1u << 20;
+  const auto only = [](sim::FileOp op) { return static_cast<uint16_t>(op); };
+  for (uint64_t seed = 1; seed <= seeds_of(60); ++seed) {
+    for (uint64_t refused : {uint64_t{0}, kSize / 2, 2 * kSize}) {
+      SCOPED_TRACE("seed " + std::to_string(seed) + ", to " + std::to_string(refused));
+      StoreSim sim(seed, 2, seed % 2 + 1);
+      const auto fail = [&](sim::FileOp op, const char* path, uint64_t nth, uint64_t times) {
+        sim.world.inject("host1", {.nth = nth, .times = times, .operations = only(op), .path_contains = path});
+      };
+      sim.copy = *sim.group->create(some_image(), kSize);
+      ASSERT_TRUE(sim.write(0, Bytes(kSize, 1))->is_ok());
+      ASSERT_TRUE(sim.sync()->is_ok());
+      const bool written_back = seed % 4 < 2;   // the former size, though its name is not durable
+      fail(sim::FileOp::kSyncDirectory, "objects", 1, written_back ? 2 : 1);
+      if (!written_back) fail(sim::FileOp::kWrite, ".meta", 2, 1u << 20);
+      ASSERT_FALSE(sim.resize(refused)->is_ok());
+      if (written_back) fail(sim::FileOp::kWrite, ".meta", 1, 1u << 20);
+      EXPECT_EQ(sim.copy->size(), kSize);
+      EXPECT_FALSE(sim.resize(refused)->is_ok());
+      EXPECT_FALSE(sim.write(kSize - 4096, Bytes(4096, 2))->is_ok());
+      EXPECT_FALSE(sim.sync()->is_ok());
+      EXPECT_EQ(sim.contents(), Bytes(kSize, 1));
+      sim.world.clear_faults("host1");
+      const bool goes_on = seed % 3 != 0;
+      if (goes_on) {
+        EXPECT_TRUE(sim.write(kSize - 4096, Bytes(4096, 2))->is_ok());
+        EXPECT_TRUE(sim.sync()->is_ok());
+      }
+      sim.world.crash("host1", seed % 5 < 2 ? sim::Crash::kKill : sim::Crash::kPowerLoss);
+      sim.restart();
+      auto found = sim.group->open_image(some_image());
+      ASSERT_TRUE(found.is_ok()) << found.status().to_string();
+      sim.copy = std::move(*found);
+      EXPECT_TRUE(sim.copy->size() == kSize || (!goes_on && sim.copy->size() == refused)) << sim.copy->size();
+      const Bytes now = sim.contents();
+      if (goes_on && now.size() == kSize) { EXPECT_EQ(now.back(), 2); }
+      if (!now.empty()) { EXPECT_EQ(now.front(), 1); }
+    }
+  }
+}
+
 TEST(StoreSimulation, ASeedReplaysExactly) {
   auto hash = [] {
     StoreSim sim(11, 3, 3);
