@@ -159,7 +159,15 @@ std::shared_ptr<Inode::SyncPoint> Inode::begin_sync() {
 }
 
 void Inode::end_sync(const SyncPoint& point, bool ok) {
-  if (ok) durable_size_ = point.size;
+  if (ok && point.covered) return;
+  if (ok) {
+    durable_size_ = point.size;
+    for (const auto& sync : syncs_) {
+      auto other = sync.lock();
+      if (other.get() == &point) break;
+      if (other) other->covered = true;
+    }
+  }
   for (auto it = unsynced_.begin(); it != unsynced_.end();) {
     Unsynced& unsynced = it->second;
     bool untouched = unsynced.version <= point.version;

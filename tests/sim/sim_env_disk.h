@@ -39,6 +39,7 @@ class Inode {
   struct SyncPoint {
     uint64_t version = 0, size = 0;
     std::map<uint64_t, Sector> kept;   // what it covers of sectors that were changed since
+    bool covered = false;              // by one that began later and has ended well: it takes nothing of that back
   };
   std::shared_ptr<SyncPoint> begin_sync();   // shared: the inode looks at it as long as somebody holds it
   void end_sync(const SyncPoint& point, bool ok);

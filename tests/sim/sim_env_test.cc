@@ -122,6 +122,30 @@ TEST(SimCrash, FailedSyncIsNotHealedByTheNext) {
   EXPECT_TRUE(lost);
 }
 
+TEST(SimCrash, ASyncThatEndsAfterALaterOneTakesNothingBack) {
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    Cluster c(seed);
+    auto file = create(c.world.start("host1"), "/f");
+    ASSERT_TRUE(c.write(*file, 0, Bytes(512, 'a')).is_ok());
+    c.world.inject("host1", FileFault{.operations = static_cast<uint16_t>(FileOp::kSync), .hangs = true});
+    std::optional<Status> first;
+    file->sync(IoMode::kQueued, [&](Status s) { first = std::move(s); });
+    ASSERT_TRUE(c.write(*file, 0, Bytes(512, 'b')).is_ok());
+    ASSERT_TRUE(file->truncate(8192).is_ok());
+    ASSERT_TRUE(c.sync(*file).is_ok());
+    ASSERT_TRUE(c.write(*file, 0, Bytes(512, 'c')).is_ok());
+    ASSERT_FALSE(first);
+    c.world.release_hung("host1");
+    ASSERT_TRUE(c.world.run_until([&] { return first.has_value(); }, seconds(1)));
+    ASSERT_TRUE(first->is_ok()) << first->to_string();
+    c.world.crash("host1", Crash::kPowerLoss);
+    file.reset();
+    Bytes after = c.read(c.world.start("host1"), "/f");
+    ASSERT_EQ(after.size(), 8192u);
+    EXPECT_TRUE(after[511] == 'b' || after[511] == 'c') << after[511];
+  }
+}
+
 TEST(SimCrash, NamesAreAPrefixOfWhatWasNotSynced) {
   std::set<size_t> counts;
   for (uint64_t seed = 0; seed < 60; ++seed) {
