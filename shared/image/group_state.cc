@@ -297,8 +297,9 @@ Result<ImageMetadata> GroupState::read_metadata(ImageId id) {
   return metadata;
 }
 
-Status GroupState::look_at(ImageId id) {
+Status GroupState::look_at(ImageId id, ImageMetadata* found) {
   TM_ASSIGN_OR_RETURN(ImageMetadata metadata, read_metadata(id));
+  if (found != nullptr) *found = metadata;
   for (uint32_t i = 0; i < metadata.layout.stripe_count(); ++i) {
     TM_ASSIGN_OR_RETURN(std::string brick, brick_of(metadata, i));
     const std::string path = object_path(brick, id, metadata.layout.generation(), i);
@@ -448,7 +449,7 @@ Result<std::unique_ptr<ImageCopy>> StorageGroup::create(ImageId id, uint64_t siz
 Result<std::unique_ptr<ImageCopy>> StorageGroup::open_image(ImageId id) { return state_->open_image(id); }
 Status StorageGroup::remove(ImageId id) { return state_->remove(id); }
 bool StorageGroup::contains(ImageId id) { return state_->contains(id); }
-Status StorageGroup::look_at(ImageId id) { return state_->look_at(id); }
+Status StorageGroup::look_at(ImageId id, ImageMetadata* found) { return state_->look_at(id, found); }
 Result<StorageGroup::Catalogue> StorageGroup::list() { return state_->list(); }
 Result<uint64_t> StorageGroup::sweep_orphans() { return state_->sweep_orphans(); }
 Result<io::FileSystem::Space> StorageGroup::space() { return state_->space(); }

@@ -41,7 +41,7 @@ class GroupState {
   Result<std::unique_ptr<ImageCopy>> open_image(ImageId id);
   Status remove(ImageId id);
   bool contains(ImageId id);
-  Status look_at(ImageId id);
+  Status look_at(ImageId id, ImageMetadata* found);
   Result<StorageGroup::Catalogue> list();
   Result<uint64_t> sweep_orphans();
   Result<io::FileSystem::Space> space();

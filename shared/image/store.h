@@ -109,7 +109,8 @@ class StorageGroup {
   Status remove(ImageId id);
   bool contains(ImageId id);
   // What open_image() would answer (but kBusy), without opening: side file and objects are there, none is cut short.
-  Status look_at(ImageId id);
+  // `found`: what the side file says, whatever is the matter with the objects.
+  Status look_at(ImageId id, ImageMetadata* found = nullptr);
 
   struct Catalogue {
     std::vector<ImageMetadata> images;  // by id

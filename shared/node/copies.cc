@@ -92,9 +92,15 @@ Status Core::ensure_copy(Image& im, const std::string& by) {
 
 // A crash or an error between the copy's resize and the catalogue's commit leaves the copy newer: it was not answered.
 void Core::adopt_copy_size(Image& im) {
-  if (!im.copy || im.copy->size_generation() <= im.attr->size_generation) return;
-  im.attr->size = im.copy->size();
-  im.attr->size_generation = im.copy->size_generation();
+  if (im.copy) adopt_size(im, im.copy->size(), im.copy->size_generation());
+}
+
+void Core::adopt_size(Image& im, uint64_t size, Generation generation) {
+  if (generation <= im.attr->size_generation) return;
+  kLog.warning("size_adopted", {{"image", im.id}, {"size", size}, {"before", im.attr->size},
+                                {"reason", "a resize of the copy had not been recorded"}});
+  im.attr->size = size;
+  im.attr->size_generation = generation;
   im.times_changed = true;
 }
 

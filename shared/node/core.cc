@@ -143,8 +143,13 @@ void Core::load_images() {
     if (!image->record.tenure.holder.empty() || begins_upon_lost(*image)) image->synced = 0;
     // Hosts that have a nameless image open get time to come back.
     image->kept_until = kept_until;
-    // Said at once, not when somebody asks for a block.
-    if (image->record.has_copy != 0 && image->record.nameless == 0) note_copy(*image, group_->look_at(id));
+    if (image->record.has_copy != 0) {
+      image::ImageMetadata found;
+      const Status there = group_->look_at(id, &found);
+      // Said at once, not when somebody asks for a block; its size before a grant, or a resume's answer, has another.
+      if (image->record.nameless == 0) note_copy(*image, there);
+      adopt_size(*image, found.size, found.size_generation);
+    }
     bool given_up = image->attr->mirror == 0 && image->record.has_copy == 0;
     images_.emplace(id, std::move(image));
     if (given_up) remove_given_up(id);

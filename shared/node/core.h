@@ -261,6 +261,7 @@ class Core {
   Status refuse_if_cut(const Image& image, const std::string& by) const;
   Status ensure_copy(Image& image, const std::string& by);
   void adopt_copy_size(Image& image);
+  void adopt_size(Image& image, uint64_t size, Generation generation);
   bool in_use(const Image& image) const;
   void close_copy(Image& image);
   void close_idle_copies();
