@@ -288,8 +288,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.mtime_pushed = true;
   im.held = true;
   im.inherited_writer = false;
-  const std::string& writer = grant.parent.source;
-  if (!writer.empty() && writer != options_.config.node.name) set_foreign_end(im, im.size);
+  const bool not_first = grant.parent.epoch.value != 0;   // of a rebuilt shared node the one before may be unknown
+  if (not_first && grant.parent.source != options_.config.node.name) set_foreign_end(im, im.size);
   if (im.broken) tell_behind(im);   // first, as in resume()
   im.open_marked = false;
   wire::Mark mark = mark_of(im, wire::MarkKind::kTenureStart);

@@ -344,14 +344,16 @@ void Engine::take_set_id(HandleId handle, Done done) {
 // it was granted, so the resize looks again then.
 void Engine::extend_then_write(Op* op, uint64_t new_size) {
   Image& im = *op->image;
-  const bool at_end = op->at_end && im.foreign_end && im.held;
+  // Else the end is another host's to move before this is carried out. (No yield begins while a handle has written.)
+  const bool settled = im.held && !im.yielding && !im.recovering;
+  const bool at_end = op->at_end && im.foreign_end && settled;
   if (at_end) new_size = put_at_end(op);
   if (new_size > limits::kImageBytesMax) {
     refuse(op, Status::from_errno(EFBIG, "an image's size is limited"));
     return;
   }
-  if (im.held && new_size <= im.size) return start_op(op);
-  if (!im.held && !im.recovering && !im.yielding && im.state != MirrorState::kFenced) {
+  if (settled && new_size <= im.size) return start_op(op);
+  if (!settled && im.state != MirrorState::kFenced) {
     // Parked as a zero-length allocation, which passes the gate once the tenure is held.
     Op* wait = take_op(im, OpKind::kAllocate, io::IoMode::kQueued);
     wait->extent = {0, 0};

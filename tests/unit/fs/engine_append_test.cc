@@ -102,6 +102,26 @@ TEST_F(AppendTest, LandsAtTheEndOfWhatAnotherHostHasCutShort) {
   EXPECT_EQ(records(f), (Records{3, 4}));
 }
 
+// Where the end will be is not known before the other host has had its turn.
+TEST_F(AppendTest, LandsBehindWhatAnotherHostAppendsOnceTheImageIsGivenBack) {
+  File kept = start_behind();
+  File f = open(2, "log");
+  ASSERT_TRUE(append_now(f, size_of(f), 3));
+  close(f);
+  File theirs = open(1, "log");
+  ASSERT_EQ(size_of(theirs), 3 * kRecord);
+  log_.clear();
+  Pending before = append(theirs, 3 * kRecord, 4);
+  ASSERT_TRUE(until([&] { return logged("recalled"); }));
+  Pending behind = append(kept, 3 * kRecord, 5);
+  ASSERT_TRUE(wait(before));
+  EXPECT_FALSE(behind->answer) << "given back before";
+  ASSERT_TRUE(wait(flush(theirs)));
+  close(theirs);
+  ASSERT_TRUE(wait(behind));
+  EXPECT_EQ(records(kept), (Records{1, 2, 3, 4, 5}));
+}
+
 // RWF_NOAPPEND looks the same but for its place. Where no other host was, the kernel knows the end.
 TEST_F(AppendTest, NothingIsMovedWhereNoOtherHostWas) {
   start();
