@@ -236,6 +236,11 @@ void Intake::finish_apply(const ApplyAction& action, BatchRecord record, ApplyOu
   for (const Wait& wait : action.gaps) gap.without.push_back(wait.to_string());
   for (const ImageId& image : built.withheld)
     gap.without.push_back("image " + image.to_string() + ", which " + batch.source + " cannot read");
+  // Of these the point shows what another tenure wrote later, or what is left of one that was taken by force.
+  for (size_t i = 0; i < action.branched.size(); ++i) {
+    gap.without.push_back("image " + action.branched[i].to_string() + ", which is shown as epoch " +
+                          std::to_string(action.newer[i].value) + " has it, not as " + batch.source + " had it then");
+  }
   if (!gap.without.empty()) {
     put_record(out, kGaps, kv::key_u64(point.value), gap);
   }

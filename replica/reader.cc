@@ -87,9 +87,18 @@ PointId Reader::newest() const {
   return cursor->last() ? point_of_key(cursor->key()) : PointId(0);
 }
 
+// With what it is without: whoever asks for a point is told, however they ask.
+Result<Point> Reader::complete_point(kv::Snapshot& snapshot, Point point) {
+  auto gap = read_record<GapRecord>(snapshot, kGaps, kv::key_u64(point.id.value));
+  if (gap) point.without = std::move(gap->without);
+  else if (gap.status().code() != Code::kNotFound) return gap.status();
+  return point;
+}
+
 Result<Point> Reader::point(PointId id) {
-  auto record = read_record<PointRecord>(*store_.snapshot(), kPoints, kv::key_u64(id.value));
-  if (record) return Point{id, std::move(*record)};
+  auto snapshot = store_.snapshot();
+  auto record = read_record<PointRecord>(*snapshot, kPoints, kv::key_u64(id.value));
+  if (record) return complete_point(*snapshot, {id, std::move(*record)});
   if (record.status().code() != Code::kNotFound) return record.status();
   if (newest().value == 0) return Status(Code::kNotFound, "there is no recovery point yet");
   return Status(Code::kNotFound, "no point " + std::to_string(id.value) + "; the oldest is 1, the newest " +
@@ -127,7 +136,7 @@ Result<Point> Reader::by_time(WallTime at) {
       const PointId id = point_of_key(points->key());
       if (id.value < first) break;
       TM_ASSIGN_OR_RETURN(PointRecord record, wire::decode<PointRecord>(points->value()));
-      if (record.label <= at) return Point{id, std::move(record)};
+      if (record.label <= at) return complete_point(*snapshot, {id, std::move(record)});
     }
   }
   if (newest().value == 0) return Status(Code::kNotFound, "there is no recovery point yet");
@@ -165,12 +174,9 @@ Result<PointPage> Reader::points(const PointQuery& query) {
       break;
     }
     TM_ASSIGN_OR_RETURN(PointRecord record, read_record<PointRecord>(*snapshot, kPoints, kv::key_u64(id.value)));
-    page.points.push_back({.id = id, .record = std::move(record), .branch = branched.contains(id)});
-    if (auto gap = read_record<GapRecord>(*snapshot, kGaps, kv::key_u64(id.value))) {
-      page.points.back().without = std::move(gap->without);
-    } else if (gap.status().code() != Code::kNotFound) {
-      return gap.status();
-    }
+    Point point{.id = id, .record = std::move(record), .branch = branched.contains(id)};
+    TM_ASSIGN_OR_RETURN(point, complete_point(*snapshot, std::move(point)));
+    page.points.push_back(std::move(point));
   }
   return page;
 }

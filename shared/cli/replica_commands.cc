@@ -158,10 +158,18 @@ Outcome replica_points(Context& context, const PointsOptions& o) {
   return 0;
 }
 
+namespace {
+void note_point(Context& context, const Point& point) {
+  context.note("took recovery point " + point.to_string());
+  for (const Json& w : at(point.json, "without"))
+    context.note("it is without " + printable(w.is_string() ? w.get<std::string>() : dump(w, -1)));
+}
+}  // namespace
+
 Outcome replica_export(Context& context, const PointExportOptions& o) {
   TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
   TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
-  context.note("took recovery point " + point.to_string());
+  note_point(context, point);
   TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
   ReplicaSource source(*replica, point, image);
   TransferOptions options;
@@ -183,7 +191,7 @@ Outcome replica_export(Context& context, const PointExportOptions& o) {
 Outcome replica_restore(Context& context, const RestoreOptions& o) {
   TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
   TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
-  context.note("took recovery point " + point.to_string());
+  note_point(context, point);
   TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
   std::string name = o.as.empty() ? image.path : o.as;
   if (name.empty()) {

@@ -178,6 +178,7 @@ class Cluster {
   bool verify(Host& host, const std::vector<std::string>& images);
   bool check_points();
   bool may_be_lost(const Marked& mark);
+  bool said_to_be_later(const net::HttpResponse& resolved, const Marked& mark);
   std::string read_point(const std::string& point, const std::string& image, Bytes* out);
   Result<net::HttpResponse> get(const std::string& target);
 

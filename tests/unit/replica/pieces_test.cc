@@ -114,6 +114,42 @@ TEST_F(PiecesTest, OfAnImageThatIsWholeNothingIsLeftOfWhatALostTenureAdded) {
   EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'n'}, {7, '\0'}}));
 }
 
+// host2's resync and a batch of host1 wait for each other: the resync goes first. host1's named point then has the one
+// image as host2 wrote it later, and says so to whoever asks for it, also after a restart; of the other it is right.
+TEST_F(PiecesTest, APointBehindACircleSaysWhichImageItIsWithout) {
+  auto made = host1.make({slice(kOther, {units(0, 1, 'o')}, kUnit)}, {create_of(kOther, 2, "host1")});
+  ASSERT_EQ(h.put(host1, made).status, 200);
+  const WriteSequence of_host1{Incarnation(1), Counter(host1.counter().value + 2)};
+  wire::Mark opened = create_of(kOne, 7, "host2");
+  opened.kind = wire::MarkKind::kOpenWrite;
+  SliceSpec later = slice(kOne, {units(0, 4, 'n')});
+  later.epoch = Epoch(3);
+  later.parent = {Epoch(2), "host1", of_host1, 1};
+  host2.kind = journal::BatchKind::kPiece;
+  ASSERT_EQ(h.put(host2, host2.make({later}, {opened})).status, 200);
+  later.pieces.clear();
+  host2.kind = journal::BatchKind::kResync;
+  const auto end = host2.make({later});
+  SliceSpec older = slice(kOne, {units(0, 1, 'm')}), other = slice(kOther, {units(0, 1, 'p')}, kUnit);
+  older.epoch = Epoch(2);
+  other.epoch = Epoch(5);
+  other.parent = {Epoch(4), "host2", end.last, 1};
+  const auto named = host1.make({older, other}, {}, "mark");
+  ASSERT_EQ(named.last, of_host1);
+  ASSERT_EQ(h.put(host1, named).json()["applied"], false);
+  ASSERT_EQ(h.put(host2, end).json()["applied"], true);
+  ASSERT_EQ(h.data("mark", kOne), bytes_of({{4, 'n'}}));
+  EXPECT_EQ(h.data("mark", kOther), bytes_of({{1, 'p'}}));
+  for (int round = 0; round < 2; ++round, h.restart()) {
+    for (const char* asked : {"/v1/points/resolve?name=mark", "/v1/points/mark", "/v1/points/resolve?id=latest"}) {
+      const Json without = h.get(asked).json()["without"];
+      ASSERT_EQ(without.size(), 1u) << asked << ": " << without;
+      EXPECT_NE(without[0].get<std::string>().find(kOne.to_string()), std::string::npos) << without;
+    }
+    EXPECT_FALSE(h.get("/v1/points/2").json().contains("without"));
+  }
+}
+
 TEST_F(PiecesTest, WhatIsNewerLiesOverWhatIsOlder) {
   piece({slice(kOne, {units(0, 4, 'b')})});
   piece({slice(kOne, {units(1, 2, 'c')})}, 2);
