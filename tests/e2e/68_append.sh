@@ -89,5 +89,64 @@ os.close(fd)
 sys.exit(1 if failed else 0)
 PYTHON
 python3 "$D/append.py" "$one" "$two" || die "see above"
+
+# From both hosts at once, through descriptors that stay open from one turn to the next: while the image is being given
+# back, too. Each record is there once, whole, and behind all that were acknowledged before it was begun.
+cat > "$D/race.py" <<'PYTHON'
+import multiprocessing, os, random, struct, sys, time
+
+TURNS = 80
+HEAD = struct.Struct("<BBHI")            # host, process, length, number
+
+def worker(host, process, path, out):
+    draw = random.Random(2 * host + process)
+    kept = [os.open(path, os.O_RDWR | os.O_APPEND) for _ in range(8)]
+    done, number = [], 0
+    for _ in range(TURNS):
+        at = draw.randrange(len(kept))
+        for _ in range(draw.randrange(1, 4)):
+            length = draw.choice([24, 100, 700, 5000])
+            record = HEAD.pack(host, process, length, number) + bytes([number % 251]) * (length - HEAD.size)
+            begun = time.monotonic()
+            if os.write(kept[at], record) != length:
+                raise OSError("a short write")
+            done.append((begun, time.monotonic(), (host, process, length, number)))
+            number += 1
+            if draw.random() < 0.2:
+                os.fsync(kept[at])
+        os.close(kept[at])               # the other host's turn
+        kept[at] = os.open(path, os.O_RDWR | os.O_APPEND)
+    out.put(done)
+
+out = multiprocessing.Queue()
+workers = [multiprocessing.Process(target=worker, args=(host, process, path, out))
+           for host, path in enumerate(sys.argv[1:3]) for process in range(2)]
+for w in workers:
+    w.start()
+writes = [w for _ in workers for w in out.get(timeout=120)]
+data = open(sys.argv[1], "rb").read()
+place, at = {}, 0
+while at < len(data):
+    record = HEAD.unpack_from(data, at)
+    _, _, length, number = record
+    if length < HEAD.size or data[at + HEAD.size:at + length] != bytes([number % 251]) * (length - HEAD.size) or record in place:
+        sys.exit(f"no whole record, or one once more, at {at}: {record}")
+    place[record] = at
+    at += length
+lost = [record for _, _, record in writes if record not in place]
+by_begin, by_end = sorted(writes), sorted(writes, key=lambda w: w[1])
+behind, i, wrong = -1, 0, 0
+for begun, _, record in by_begin:
+    while by_end[i][1] < begun:
+        behind = max(behind, place.get(by_end[i][2], -1))
+        i += 1
+    wrong += place.get(record, behind) < behind
+print(f"{len(writes)} records acknowledged, {len(place)} there, {len(lost)} lost, {wrong} before what was acknowledged before them")
+sys.exit(1 if lost or wrong or len(place) != len(writes) else 0)
+PYTHON
+: > "$one/race"
+python3 "$D/race.py" "$one/race" "$two/race" || die "see above"
+cmp "$one/race" "$two/race" || die "the hosts read different records"
+verify_equal host1 race
 verify_equal host1 log
 no_error_lines
