@@ -164,7 +164,6 @@ TEST_P(TakeoverTest, TheLoopGoesOnWhileASubmissionHangs) {
 
 // Inline operations that were to follow the submission are found by the other thread before it sleeps.
 TEST_P(TakeoverTest, WhatIsLeftOfTheTurnIsNotSleptOn) {
-  if (!env_.has_io_uring()) GTEST_SKIP() << "submissions do not hang";
   MissingMemory missing;
   ASSERT_TRUE(missing.ok());
   Bytes bytes(kPage);
