@@ -11,8 +11,8 @@ medium() { # NODE: a brick on a file system of its own
   truncate -s 128M "$D/medium.$1"
   mkfs.ext4 -q -m0 "$D/medium.$1"
   mount -o loop "$D/medium.$1" "$brick"
-  # Frozen it can be neither left nor unmounted.
-  AT_END+=("fsfreeze -u '$brick' 2> /dev/null; timeout 20 bash -c \"until umount '$brick'; do sleep 0.2; done\"")
+  unmount_at_end "$brick"
+  AT_END+=("fsfreeze -u '$brick' 2> /dev/null")
 }
 for node in host1 shared1; do
   medium "$node"
@@ -22,10 +22,6 @@ for node in shared1 replica1 host1; do start "$node"; done
 
 truncate -s 16M "$image"
 "$T/ack_writer" "$image" "$D/acks" 1 & writer=$!
-synced() { [ "$(stat -c %s "$D/acks")" -gt "$1" ]; }
-goes_on() { # DESCRIPTION: more writes are synced than now
-  wait_for 30 "$1" synced $(($(stat -c %s "$D/acks") + 4096))
-}
 is() { [ "$(image_field host1 vm.img "$1")" = "$2" ]; }
 outdated() { tm shared1 status --json | jq -e --argjson o "$1" '.images[] | select(.path == "/vm.img") | .outdated == $o'; }
 wait_for 20 "acknowledged writes" test -s "$D/acks"

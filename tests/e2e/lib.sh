@@ -42,6 +42,12 @@ wait_for() { # SECONDS DESCRIPTION COMMAND...: until it succeeds
   done
   [ -n "$outer" ] || { exec {ERR}>&-; ERR=; }
 }
+synced() { [ "$(stat -c %s "$D/acks")" -gt "$1" ]; }   # by ack_writer, which writes to $D/acks: more than BYTES of it
+goes_on() { # DESCRIPTION [SECONDS]: more writes are synced than now
+  wait_for "${2:-30}" "$1" synced $(($(stat -c %s "$D/acks") + 4096))
+}
+# Frozen, or with requests under way, it cannot be unmounted yet.
+unmount_at_end() { AT_END+=("timeout 20 bash -c \"until umount '$1'; do sleep 0.2; done\" || umount -l '$1'"); }   # DIRECTORY
 reap() { # PID WHAT CODE...: a process of ours ends, in one of these ways: `error` is 1 to 127, 137 is -KILL
   local pid=$1 what=$2 got=0 code; shift 2
   wait "$pid" 2> /dev/null || got=$?
