@@ -345,7 +345,8 @@ void Engine::take_set_id(HandleId handle, Done done) {
 void Engine::extend_then_write(Op* op, uint64_t new_size) {
   Image& im = *op->image;
   // Else the end is another host's to move before this is carried out. (No yield begins while a handle has written.)
-  const bool settled = im.held && !im.yielding && !im.recovering;
+  const bool waits = im.yielding || im.recovering || im.state == MirrorState::kWaiting;   // as the gate has it
+  const bool settled = im.held && !waits;
   const bool at_end = op->at_end && im.foreign_end && settled;
   if (at_end) new_size = put_at_end(op);
   if (new_size > limits::kImageBytesMax) {

@@ -122,6 +122,29 @@ TEST_F(AppendTest, LandsBehindWhatAnotherHostAppendsOnceTheImageIsGivenBack) {
   EXPECT_EQ(records(kept), (Records{1, 2, 3, 4, 5}));
 }
 
+// It was given back, and the answer is lost: this host does not know yet that the end is not its own any more.
+TEST_F(AppendTest, LandsBehindWhatAnotherHostAppendsWhileItIsUnknownWhoHasTheImage) {
+  File kept = start_behind();
+  File f = open(2, "log");
+  ASSERT_TRUE(append_now(f, size_of(f), 3));
+  close(f);
+  File theirs = open(1, "log");
+  ASSERT_EQ(size_of(theirs), 3 * kRecord);
+  log_.clear();
+  Pending before = append(theirs, 3 * kRecord, 4);
+  ASSERT_TRUE(until([&] { return logged("tenure_ended"); }));
+  lose_link(2);
+  ASSERT_TRUE(until([&] { return mirror(kept) == "waiting"; }));
+  Pending behind = append(kept, 3 * kRecord, 5);
+  ASSERT_TRUE(wait(before));
+  EXPECT_FALSE(behind->answer);
+  ASSERT_TRUE(wait(flush(theirs)));
+  close(theirs);
+  heal_link(2);
+  ASSERT_TRUE(wait(behind));
+  EXPECT_EQ(records(kept), (Records{1, 2, 3, 4, 5}));
+}
+
 // RWF_NOAPPEND looks the same but for its place. Where no other host was, the kernel knows the end.
 TEST_F(AppendTest, NothingIsMovedWhereNoOtherHostWas) {
   start();
