@@ -1,11 +1,15 @@
 // Changes of an image's size on its objects. FORMAT.md has the order of durability: what an interrupted one leaves is
 // finished by the next open.
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "shared/image/copy_state.h"
 
 namespace tidemark::image::detail {
+namespace {
+constexpr std::chrono::seconds kPutBackInterval{1};
+}  // namespace
 
 Status CopyState::set_object_sizes(uint64_t image_size) {
   ImageMetadata least = metadata_;   // what is there of it at any rate
@@ -27,12 +31,18 @@ Status CopyState::save(uint64_t size, Generation generation) {
   next.size_generation = generation;
   if (!removed_) {
     TM_RETURN_IF_ERROR(group_.refuse_if_stuck());
+    const Status before = group_.read_metadata(metadata_.id).status();
+    // What could not be looked at afterwards would be in doubt without need.
+    if (before.sys_errno() == EMFILE || before.sys_errno() == ENFILE) return before;
     Status saved = group_.save_metadata(next);
     if (!saved) {   // it may stand there all the same, though its name is not durable
       auto there = group_.read_metadata(metadata_.id);
-      side_in_doubt_ = side_in_doubt_ || !there || there->size_generation != metadata_.size_generation;
-      static_cast<void>(put_back());   // who asked hears of the first failure
-      return saved;
+      const bool is_none = there.status().code() == Code::kNotFound && before.code() == Code::kNotFound;
+      const bool untouched = there ? there->size_generation == metadata_.size_generation : is_none;
+      side_in_doubt_ = side_in_doubt_ || !untouched;
+      if (side_in_doubt_ && group_.save_metadata(metadata_)) side_in_doubt_ = false;
+      put_back_at_ = {};
+      return saved;   // who asked hears of the first failure
     }
     side_in_doubt_ = false;
   }
@@ -44,12 +54,15 @@ Status CopyState::save(uint64_t size, Generation generation) {
 }
 
 // The next open would cut the objects by a size that was refused, or find them shorter than that: nothing that is
-// written from here on may count before the side file has the present one again.
+// written from here on may count before the side file has the present one again. Asked for by each request, and tried
+// once in a while: it blocks.
 Status CopyState::put_back() {
   if (!side_in_doubt_ || removed_) return {};
-  TM_RETURN_IF_ERROR(group_.save_metadata(metadata_).with_context("its size, which a resize that failed has changed"));
-  side_in_doubt_ = false;
-  return {};
+  if (group_.now() < put_back_at_) return put_back_failed_;
+  put_back_failed_ = group_.save_metadata(metadata_).with_context("its size, which a resize that failed has changed");
+  put_back_at_ = group_.now() + kPutBackInterval;
+  side_in_doubt_ = !put_back_failed_;
+  return put_back_failed_;
 }
 
 void CopyState::resize(uint64_t new_size, Generation generation, Callback<Status> done) {

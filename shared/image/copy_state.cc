@@ -476,6 +476,7 @@ void ImageCopy::resize(uint64_t new_size, Generation generation, Callback<Status
 Result<Extent> ImageCopy::next_data(uint64_t offset) { return state_->next_data(offset); }
 Result<uint64_t> ImageCopy::allocated_bytes() { return state_->allocated_bytes(); }
 bool ImageCopy::idle() const { return state_->idle(); }
+bool ImageCopy::size_in_doubt() const { return state_->size_in_doubt(); }
 bool ImageCopy::overdue() const { return state_->overdue(); }
 
 }  // namespace tidemark::image

@@ -46,6 +46,7 @@ class CopyState {
 
   const ImageMetadata& metadata() const { return metadata_; }
   bool idle() const { return ops_in_flight_ == 0; }
+  bool size_in_doubt() const { return side_in_doubt_ && !removed_; }
   bool overdue() const { return overdue_; }
   bool look_for_overdue(uint32_t tick, uint32_t allowed);
   void mark_removed() { removed_ = true; }
@@ -125,6 +126,8 @@ class CopyState {
   std::vector<Object> objects_;  // by stripe
   bool removed_ = false;         // no side file any more
   bool side_in_doubt_ = false;   // it may have a size that was refused: put_back()
+  io::BootTime put_back_at_{};   // not tried before; until then it is answered as it last was
+  Status put_back_failed_;
   std::deque<Op> ops_;           // stable addresses
   Op* free_ops_ = nullptr;
   std::vector<std::unique_ptr<Bounce>> bounces_;  // all of them, in use or free

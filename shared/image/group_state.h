@@ -68,6 +68,7 @@ class GroupState {
 
   // For CopyState.
   io::FileSystem& files() { return env_.files(); }
+  io::BootTime now() { return env_.now(); }
   BouncePool& bounce() { return bounce_; }
   // The directory of the brick; empty if the group has no such brick.
   std::string brick_directory(const Uuid& brick) const;

@@ -217,6 +217,8 @@ class ImageCopy {
   Result<uint64_t> allocated_bytes();
 
   bool idle() const;  // no operation in flight
+  // A resize that was refused may have left its size for the next open: kept open, the copy puts the present one back.
+  bool size_in_doubt() const;
   bool overdue() const;  // one takes longer than StorageGroupOptions::io_deadline
 
  private:

@@ -119,7 +119,7 @@ void Core::close_copy(Image& im) {
 void Core::close_idle_copies() {
   std::vector<Image*> idle;
   for (auto& [id, image] : images_) {
-    if (!image->copy || in_use(*image)) continue;
+    if (!image->copy || in_use(*image) || image->copy->size_in_doubt()) continue;
     if (!image->copy_fault || image->reopen) close_copy(*image);
     else idle.push_back(image.get());
   }

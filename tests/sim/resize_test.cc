@@ -1,6 +1,7 @@
 // Sizes that changed on one copy and not on another: alone, on a line that lost, in a resize that failed, in a crash.
 #include <tuple>
 
+#include "shared/base/limits.h"
 #include "tests/repeat.h"
 #include "tests/sim/lab.h"
 #include "tests/sim/site.h"
@@ -119,6 +120,33 @@ TEST(Resize, WhatTheSharedNodeRefusesChangesNeitherCopy) {
     ASSERT_TRUE(lab.healthy("host1"));
     EXPECT_EQ(lab.verify("host1"), "");
   }
+}
+
+// Half way: its side file has the new size, and the former one could not be written back. Many other images are written
+// before anybody asks for this one again, and idle copies are closed: an open would cut it.
+TEST(Resize, WhatTheSharedNodeRefusedIsNotAdoptedOnceItsCopyIsIdle) {
+  Lab lab(3);
+  auto first = open_under_pause(lab);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  const std::string object = lab.objects("shared1").front();
+  const std::string side = object.substr(object.rfind('/') + 1, 36) + ".meta";
+  lab.world.inject("shared1", FileFault{1, 1, static_cast<uint16_t>(FileOp::kSyncDirectory), "objects", kEio});
+  lab.world.inject("shared1", FileFault{2, 1u << 20, kWrite, side, kEio});
+  ASSERT_FALSE(lab.resize("host1", lab.inode_of("host1"), kRegion).is_ok()) << "no fault came";
+  lab.world.partition("host1", "shared1");
+  for (uint32_t i = 0; i <= limits::kImagesOpenMax; ++i) {
+    auto other = lab.open("host2", true, "other" + std::to_string(i));
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *other, 0, 'o').is_ok());
+    lab.engine("host2").release(*other);
+  }
+  lab.world.run_for(seconds(60));
+  lab.world.clear_faults("shared1");
+  lab.world.heal_all();
+  ASSERT_TRUE(lab.healthy("host1"));
+  auto got = lab.read("host1", *first, 2 * kRegion);
+  EXPECT_TRUE(got.is_ok() && *got == 'a') << "an acknowledged write is lost: " << got.status().to_string();
+  EXPECT_EQ(lab.verify("host1"), "");
 }
 
 // The shared node has it, its answer is lost with the link, and the resume that follows gives the own copy the size.

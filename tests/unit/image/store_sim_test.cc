@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <set>
 
 #include "shared/image/store.h"
@@ -370,6 +371,8 @@ TEST(StoreSimulation, NothingCountsWhileTheSideFileMayHaveASizeThatWasRefused) {
       EXPECT_FALSE(sim.sync()->is_ok());
       EXPECT_EQ(sim.contents(), Bytes(kSize, 1));
       sim.world.clear_faults("host1");
+      EXPECT_FALSE(sim.write(kSize - 4096, Bytes(4096, 2))->is_ok()) << "tried again without a pause";
+      sim.world.run_for(std::chrono::seconds(2));
       const bool goes_on = seed % 3 != 0;
       if (goes_on) {
         EXPECT_TRUE(sim.write(kSize - 4096, Bytes(4096, 2))->is_ok());
@@ -384,6 +387,32 @@ TEST(StoreSimulation, NothingCountsWhileTheSideFileMayHaveASizeThatWasRefused) {
       const Bytes now = sim.contents();
       if (goes_on && now.size() == kSize) { EXPECT_EQ(now.back(), 2); }
       if (!now.empty()) { EXPECT_EQ(now.front(), 1); }
+    }
+  }
+}
+
+// The side file was not touched, and cannot be read either: nothing could be looked at, and nothing need be.
+TEST(StoreSimulation, AResizeThatCouldOpenNoFileLeavesNoDoubt) {
+  constexpr uint64_t kSize = 1u << 20;
+  for (int error : {ENOENT, EMFILE, ENFILE}) {
+    for (uint64_t refused : {uint64_t{0}, 2 * kSize}) {
+      SCOPED_TRACE("error " + std::to_string(error) + ", to " + std::to_string(refused));
+      StoreSim sim(7, 2, 2);
+      sim.copy = *sim.group->create(some_image(), kSize);
+      ASSERT_TRUE(sim.write(0, Bytes(kSize, 1))->is_ok());
+      for (sim::FileOp op : {sim::FileOp::kRead, sim::FileOp::kWrite}) {
+        sim.world.inject("host1", {.times = 1u << 20, .operations = static_cast<uint16_t>(op), .path_contains = ".meta",
+                                   .error = error});
+      }
+      ASSERT_FALSE(sim.resize(refused)->is_ok());
+      EXPECT_TRUE(sim.write(kSize - 4096, Bytes(4096, 2))->is_ok());
+      EXPECT_TRUE(sim.sync()->is_ok());
+      sim.world.clear_faults("host1");
+      sim.world.crash("host1", sim::Crash::kPowerLoss);
+      sim.restart();
+      sim.copy = *sim.group->open_image(some_image());
+      ASSERT_EQ(sim.copy->size(), kSize);
+      EXPECT_EQ(sim.contents().back(), 2);
     }
   }
 }
