@@ -183,25 +183,27 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     }
   }
   // A resize that the shared node did not learn of, before a crash or alone: the newer size counts. Not where the copy
-  // is behind: its size is of a line that lost, or of no account; a number above both ends it on this copy, too.
+  // is behind: its size is of a line that lost, or of no account; a number above both ends it on this copy, too. So it
+  // does two sizes of one number, each of a resize that the other copy has not heard of: the last holder's counts, as
+  // in resume().
   const bool counts = im.local() && (none || !im.behind);
+  const bool last = none || (grant.parent.source == options_.config.node.name && grant.parent.clean != wire::kTaken);
   const Generation own = im.local() ? im.copy->size_generation() : Generation();
+  const bool two_sizes = im.local() && own == grant.size_generation && im.copy->size() != grant.size;
+  const bool renumbered = counts && last && two_sizes;
   const bool own_newer = counts && own > grant.size_generation;
-  const bool outlived = im.local() && !counts && own >= grant.size_generation &&
-                        (own != grant.size_generation || im.copy->size() != grant.size);
-  if (own_newer) {
-    grant.size = im.copy->size();
-    grant.size_generation = own;
-  } else if (outlived) {
-    grant.size_generation = own.next();
-  }
+  const bool outlived = im.local() && !own_newer && !renumbered && (own > grant.size_generation || two_sizes);
+  if (own_newer || renumbered) grant.size = im.copy->size();
+  if (own_newer) grant.size_generation = own;
+  else if (outlived || renumbered) grant.size_generation = own.next();
+  const bool untold = own_newer || outlived || renumbered;
   attach(im, grant.size);
   if (im.local() && im.copy->size() > grant.size)
     co_await preserve(im, {grant.size, im.copy->size() - grant.size});
   im.size = grant.size;
   im.size_generation = grant.size_generation;
   Status adopted = co_await adopt_size(im, grant.size, grant.size_generation);
-  if (!adopted && !own_copy_failed(im, adopted)) co_return adopted;
+  if (!adopted && (renumbered || !own_copy_failed(im, adopted))) co_return adopted;
   const bool whole =
       !none && (grant.parent.clean == wire::kTaken || standing_in(im) || unheld_since_word(im.id, grant.parent));
   std::vector<Extent> allocated;
@@ -271,8 +273,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.epoch = grant.epoch;
   im.terms = Generation(0);
   im.facts.witnessed = false;
-  im.size_untold = (own_newer || outlived) && im.recovering;   // told by the recovery
-  if (!im.recovering && (own_newer || outlived || im.facts.alone)) {  // told before anything is written there
+  im.size_untold = untold && im.recovering;   // told by the recovery
+  if (!im.recovering && (untold || im.facts.alone)) {  // told before anything is written there
     const uint8_t ahead = im.facts.alone ? 2 : 0;   // as in resume()
     auto told = co_await say_resumed(im, im.epoch, ahead);
     if (!told) co_return told.status().with_context("the shared node did not take the size");

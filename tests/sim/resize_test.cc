@@ -196,14 +196,21 @@ class CutResize : public testing::TestWithParam<std::tuple<std::string, int, int
     if (!hit) return false;
     lab_->crash(node, at.kind);
     if (others != 0) lab_->crash(other, others == 1 ? Crash::kKill : Crash::kPowerLoss);
-    for (const char* n : {"shared1", "host1"}) if (!lab_->world.running(n)) start(n);
     return true;
+  }
+  void start_those_down() {
+    for (const char* n : {"shared1", "host1"}) if (!lab_->world.running(n)) start(n);
   }
   void start(const std::string& node) {
     lab_->start(node);
     if (node != "host1") return;
     ASSERT_TRUE(lab_->world.run_until([&] { return (handle_ = lab_->open("host1")).is_ok(); }, seconds(20)))
         << handle_.status().to_string();
+  }
+  uint64_t size_at(const std::string& host) {
+    auto attr = lab_->wait<Result<wire::Attr>>(
+        [&](auto done) { lab_->engine(host).lookup(InodeNumber(1), "disk.img", std::move(done)); });
+    return attr ? attr->size : UINT64_MAX;
   }
   void expect_written() {
     auto got = lab_->read("host1", *handle_, 3 * kRegion);
@@ -230,6 +237,7 @@ TEST_P(CutResize, CutsNothingOffThatWasAcknowledgedSince) {
           inode_ = lab_->inode_of("host1");
           lab_->world.run_for(seconds(30));
           hit = cut({nth, at_commits, kMutatingFileOps, kind}, size);
+          start_those_down();
           ASSERT_FALSE(HasFailure());
           ASSERT_TRUE(lab_->write("host1", *handle_, 3 * kRegion, 'w').is_ok());
           ASSERT_TRUE(lab_->flush("host1", *handle_).is_ok());
@@ -256,6 +264,60 @@ TEST_P(CutResize, CutsNothingOffThatWasAcknowledgedSince) {
 INSTANTIATE_TEST_SUITE_P(Anywhere, CutResize,
                          testing::Combine(testing::Values(std::string("shared1"), std::string("host1")),
                                           testing::Range(0, 3), testing::Range(0, 3)));
+
+// On the shared brick, maybe, and in nobody's answer. The guest makes another one, to another size, of the same
+// number, and what it writes then is on the copy of its host alone. Both meet when the link is back, in a grant if that
+// host was started anew before.
+class CutResizeThenAlone : public CutResize {};
+
+TEST_P(CutResizeThenAlone, WhatWasAcknowledgedAloneCounts) {
+  const int anew = std::get<2>(GetParam());   // its fate: none, kill, loss of power
+  for (uint64_t size : {kRegion + 100, 6 * kRegion + 100}) {
+    for (uint64_t another : {2 * kRegion + 50, 8 * kRegion}) {
+      for (const bool at_commits : {true, false}) {
+        bool hit = true;
+        for (uint64_t nth = 1; hit; nth += repeat(1, 3)) {
+          SCOPED_TRACE((at_commits ? "commit " : "file operation ") + std::to_string(nth) + ", to " +
+                       std::to_string(size) + ", then to " + std::to_string(another));
+          lab_ = std::make_unique<Lab>(nth * 131 + size);
+          handle_ = lab_->open_filled("host1");
+          ASSERT_TRUE(handle_.is_ok()) << handle_.status().to_string();
+          inode_ = lab_->inode_of("host1");
+          lab_->world.run_for(seconds(30));
+          hit = cut({nth, at_commits, kMutatingFileOps, Crash::kKill}, size);
+          if (!hit) break;
+          lab_->succeed("host1");
+          ASSERT_TRUE(lab_->resize("host1", inode_, another).is_ok());
+          ASSERT_TRUE(lab_->write("host1", *handle_, another - 4096, 'w').is_ok());
+          ASSERT_TRUE(lab_->flush("host1", *handle_).is_ok());
+          if (anew != 0) {
+            lab_->crash("host1", anew == 1 ? Crash::kKill : Crash::kPowerLoss);
+            if (nth % 2 == 0) lab_->world.inject("host1", FileFault{1, 2, kMutatingFileOps, ".meta", kNoSpace});
+            lab_->start("host1");
+          }
+          lab_->world.run_for(seconds(10));
+          lab_->start("shared1");
+          ASSERT_TRUE(lab_->world.run_until([&] { return (handle_ = lab_->open("host1")).is_ok(); }, seconds(20)));
+          ASSERT_TRUE(lab_->healthy("host1")) << lab_->engine("host1").status_json();
+          lab_->world.clear_faults("host1");
+          EXPECT_EQ(size_at("host1"), another);
+          EXPECT_TRUE(lab_->world.run_until([&] { return size_at("host2") == another; }, seconds(20)));
+          auto got = lab_->read("host1", *handle_, another - 4096);
+          EXPECT_TRUE(got.is_ok() && *got == 'w') << "an acknowledged write is lost: " << got.status().to_string();
+          EXPECT_TRUE(lab_->resize("host1", inode_, 9 * kRegion).is_ok());
+          auto end = lab_->read("host1", *handle_, 8 * kRegion);
+          EXPECT_TRUE(end.is_ok() && *end == 0) << end.status().to_string();
+          ASSERT_TRUE(lab_->healthy("host1"));
+          EXPECT_EQ(lab_->verify("host1"), "");
+          ASSERT_FALSE(HasFailure());
+        }
+      }
+    }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Anywhere, CutResizeThenAlone,
+                         testing::Combine(testing::Values(std::string("shared1")), testing::Values(1),
+                                          testing::Range(0, 3)));
 
 // In a resync the host's copy is the one that nobody can do without.
 TEST(Resize, WhatTheOwnCopyRefusesInAResyncChangesNeitherCopy) {
