@@ -140,7 +140,11 @@ Task<void> Engine::resume(Image& im) {
     auto answer = co_await say_resumed(im, epoch, ahead);
     const bool newer = answer && im.held && im.epoch == epoch && !sends_mirror(im.state) &&
                        answer->size_generation > im.size_generation;
-    if (newer) {
+    // Alone, or after a request that failed: a resize that the shared copy has and this one has not was answered to
+    // nobody, and writes that lie beyond it were. Its regions are dirty still. Not while one is under way: that one.
+    const bool own_decides = im.facts.copy_whole && (im.facts.alone || im.apart) && im.resizes == 0;
+    const bool unanswered = newer && own_decides;
+    if (newer && !unanswered) {
       Status adopted = co_await adopt_size(im, answer->size, answer->size_generation);
       if (!adopted) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", adopted}});
     }
@@ -152,8 +156,8 @@ Task<void> Engine::resume(Image& im) {
     if (!answer) co_return co_await not_resumed(im, answer.status());
     if (gone || sends_mirror(im.state)) co_return;
     // Two sizes of one number, each of a resize that the other copy has not heard of: the holder's counts, as newer.
-    if (answer->size_generation == im.size_generation && answer->size != im.size) {
-      Status renumbered = co_await adopt_size(im, im.size, im.size_generation.next());
+    if (unanswered || (answer->size_generation == im.size_generation && answer->size != im.size)) {
+      Status renumbered = co_await adopt_size(im, im.size, answer->size_generation.next());
       if (!renumbered) kLog.warning("size_not_adopted", {{"image", im.id}, {"error", renumbered}});
       continue;
     }

@@ -184,18 +184,19 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   }
   // A resize that the shared node did not learn of, before a crash or alone: the newer size counts. Not where the copy
   // is behind: its size is of a line that lost, or of no account; a number above both ends it on this copy, too. So it
-  // does two sizes of one number, each of a resize that the other copy has not heard of: the last holder's counts, as
-  // in resume().
+  // does two sizes of one number, each of a resize that the other copy has not heard of, and one that only the shared
+  // copy has of what this host had acknowledged alone: the last holder's counts, as in resume().
   const bool counts = im.local() && (none || !im.behind);
   const bool last = none || (grant.parent.source == options_.config.node.name && grant.parent.clean != wire::kTaken);
   const Generation own = im.local() ? im.copy->size_generation() : Generation();
   const bool two_sizes = im.local() && own == grant.size_generation && im.copy->size() != grant.size;
-  const bool renumbered = counts && last && two_sizes;
+  const bool unanswered = own < grant.size_generation && alone_before_crash(im.id);
+  const bool renumbered = counts && last && (two_sizes || unanswered);
   const bool own_newer = counts && own > grant.size_generation;
   const bool outlived = im.local() && !own_newer && !renumbered && (own > grant.size_generation || two_sizes);
   if (own_newer || renumbered) grant.size = im.copy->size();
   if (own_newer) grant.size_generation = own;
-  else if (outlived || renumbered) grant.size_generation = own.next();
+  else if (outlived || renumbered) grant.size_generation = std::max(own, grant.size_generation).next();
   const bool untold = own_newer || outlived || renumbered;
   attach(im, grant.size);
   if (im.local() && im.copy->size() > grant.size)

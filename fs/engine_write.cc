@@ -91,7 +91,10 @@ void Engine::prepare(Op* op) {
     op->begun = true;
   }
   if (op->kind == OpKind::kWrite) op->digest = digest64(op->data);
-  if (op->kind == OpKind::kResize) op->generation = im.size_generation.next();
+  if (op->kind == OpKind::kResize) {
+    op->generation = im.size_generation.next();
+    ++im.resizes;
+  }
   issue(op);
 }
 
@@ -249,6 +252,7 @@ void Engine::settle_local_failed(Op* op) {
 void Engine::finish_op(Op* op, Status status) {
   Image& im = *op->image;
   bool resized = op->kind == OpKind::kResize && op->begun;
+  if (resized) --im.resizes;
   // A resize that failed, but that the own copy has taken, is done: as a restart would find it.
   const bool took = resized && im.local() && im.copy->size_generation() == op->generation &&
                     im.copy->size() == op->extent.offset;

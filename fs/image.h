@@ -152,6 +152,7 @@ struct Image {
   // ---- requests
   RangeLock order;
   uint32_t active = 0;                 // past the gate, not yet answered
+  uint32_t resizes = 0;                // of these: a copy may have been asked
   std::vector<Op*> parked;             // wait before the gate
   std::vector<Op*> unknown;            // their mirror write has no known outcome
   std::vector<Op*> flushes;            // wait for the copies to be level, or for going alone

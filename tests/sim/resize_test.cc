@@ -265,21 +265,22 @@ INSTANTIATE_TEST_SUITE_P(Anywhere, CutResize,
                          testing::Combine(testing::Values(std::string("shared1"), std::string("host1")),
                                           testing::Range(0, 3), testing::Range(0, 3)));
 
-// On the shared brick, maybe, and in nobody's answer. The guest makes another one, to another size, of the same
-// number, and what it writes then is on the copy of its host alone. Both meet when the link is back, in a grant if that
-// host was started anew before.
+// On the shared brick, maybe, and in nobody's answer. The guest goes on, or makes another one, to another size, of the
+// same number, and what it writes then is on the copy of its host alone. Both meet when the link is back, in a grant if
+// that host was started anew before.
 class CutResizeThenAlone : public CutResize {};
 
 TEST_P(CutResizeThenAlone, WhatWasAcknowledgedAloneCounts) {
   const int anew = std::get<2>(GetParam());   // its fate: none, kill, loss of power
   for (uint64_t size : {kRegion + 100, 6 * kRegion + 100}) {
-    for (uint64_t another : {2 * kRegion + 50, 8 * kRegion}) {
+    for (uint64_t another : {Lab::kImageBytes, 2 * kRegion + 50, 8 * kRegion}) {
       for (const bool at_commits : {true, false}) {
         bool hit = true;
         for (uint64_t nth = 1; hit; nth += repeat(1, 3)) {
           SCOPED_TRACE((at_commits ? "commit " : "file operation ") + std::to_string(nth) + ", to " +
                        std::to_string(size) + ", then to " + std::to_string(another));
-          lab_ = std::make_unique<Lab>(nth * 131 + size);
+          lab_ = std::make_unique<Lab>(nth * 131 + size, false, Plant::kNone, Ships::kYes);
+          Site site(*lab_);
           handle_ = lab_->open_filled("host1");
           ASSERT_TRUE(handle_.is_ok()) << handle_.status().to_string();
           inode_ = lab_->inode_of("host1");
@@ -287,7 +288,7 @@ TEST_P(CutResizeThenAlone, WhatWasAcknowledgedAloneCounts) {
           hit = cut({nth, at_commits, kMutatingFileOps, Crash::kKill}, size);
           if (!hit) break;
           lab_->succeed("host1");
-          ASSERT_TRUE(lab_->resize("host1", inode_, another).is_ok());
+          if (another != Lab::kImageBytes) { ASSERT_TRUE(lab_->resize("host1", inode_, another).is_ok()); }
           ASSERT_TRUE(lab_->write("host1", *handle_, another - 4096, 'w').is_ok());
           ASSERT_TRUE(lab_->flush("host1", *handle_).is_ok());
           if (anew != 0) {
@@ -308,7 +309,7 @@ TEST_P(CutResizeThenAlone, WhatWasAcknowledgedAloneCounts) {
           auto end = lab_->read("host1", *handle_, 8 * kRegion);
           EXPECT_TRUE(end.is_ok() && *end == 0) << end.status().to_string();
           ASSERT_TRUE(lab_->healthy("host1"));
-          EXPECT_EQ(lab_->verify("host1"), "");
+          EXPECT_EQ(site.verify("host1"), "");
           ASSERT_FALSE(HasFailure());
         }
       }
@@ -318,6 +319,43 @@ TEST_P(CutResizeThenAlone, WhatWasAcknowledgedAloneCounts) {
 INSTANTIATE_TEST_SUITE_P(Anywhere, CutResizeThenAlone,
                          testing::Combine(testing::Values(std::string("shared1")), testing::Values(1),
                                           testing::Range(0, 3)));
+
+// By both copies, by the shared one half way, and its undoing, too. Its daemon dies before its brick has taken anything
+// of that image again, and the next one finds the size that was refused.
+TEST(Resize, AShrinkThatBothCopiesRefusedCutsNothingOffThatWasWrittenAloneSince) {
+  for (const bool pauses : {false, true}) {
+    for (const bool anew : {false, true}) {
+      SCOPED_TRACE((pauses ? "pause" : "continue") + std::string(anew ? ", started anew" : ""));
+      if (pauses && anew) continue;   // then nothing is acknowledged alone
+      Lab lab(3);
+      auto handle = pauses ? open_under_pause(lab) : lab.open_filled("host1");
+      ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+      lab.world.inject("shared1", FileFault{1, 1, static_cast<uint16_t>(FileOp::kSyncDirectory), "objects", kEio});
+      lab.world.inject("shared1", FileFault{2, 1u << 20, kWrite, ".meta", kEio});
+      lab.world.inject("host1", FileFault{1, 1, kWrite, ".meta", kEio});
+      ASSERT_FALSE(lab.resize("host1", lab.inode_of("host1"), kRegion).is_ok()) << "no fault came";
+      if (!pauses) {
+        ASSERT_TRUE(lab.write("host1", *handle, 3 * kRegion, 'w').is_ok());
+        ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+      }
+      lab.crash("shared1", Crash::kKill);
+      lab.world.clear_faults("shared1");
+      lab.world.clear_faults("host1");
+      if (anew) {
+        lab.crash("host1", Crash::kPowerLoss);
+        lab.start("host1");
+      }
+      lab.start("shared1");
+      if (anew) {
+        ASSERT_TRUE(lab.world.run_until([&] { return (handle = lab.open("host1")).is_ok(); }, seconds(20)));
+      }
+      ASSERT_TRUE(lab.healthy("host1")) << lab.engine("host1").status_json();
+      auto got = lab.read("host1", *handle, 3 * kRegion);
+      EXPECT_TRUE(got.is_ok() && *got == (pauses ? 'a' : 'w')) << got.status().to_string();
+      EXPECT_EQ(lab.verify("host1"), "");
+    }
+  }
+}
 
 // In a resync the host's copy is the one that nobody can do without.
 TEST(Resize, WhatTheOwnCopyRefusesInAResyncChangesNeitherCopy) {
