@@ -5,7 +5,7 @@
 namespace tidemark::replica {
 namespace {
 
-const ByteSpan kMetaKey = as_bytes("store"), kApplyingKey = as_bytes("applying");
+const ByteSpan kMetaKey = as_bytes("store"), kApplyingKey = as_bytes("applying"), kDecidedKey = as_bytes("decided");
 
 Result<HeldRecord> held_record(ByteSpan value) {
   auto record = wire::decode<HeldRecord>(value);
@@ -79,6 +79,11 @@ Result<Catalog> Catalog::load_tables(kv::Snapshot& snapshot) {
     TM_ASSIGN_OR_RETURN(Taken record, wire::decode<Taken>(taken->value()));
     out.order.taken[record.image] = record;
   }
+  auto overtaken = snapshot.cursor(kOvertaken);
+  for (bool found = overtaken->first(); found; found = overtaken->next()) {
+    TM_ASSIGN_OR_RETURN(Overtaken record, wire::decode<Overtaken>(overtaken->value()));
+    note_overtaken(out.order, record);
+  }
   TM_RETURN_IF_ERROR(load_held(snapshot, out));
   return out;
 }
@@ -141,6 +146,20 @@ Result<std::vector<ImageId>> Catalog::whole_of_pieces(kv::Snapshot& snapshot, co
   return out;
 }
 
+// Of the batch that was being applied, the first in `ready`. None: an earlier program began with it.
+Status Catalog::load_decided(kv::Snapshot& snapshot, Catalog& out) {
+  auto decided = read_record<DecidedRecord>(snapshot, kMeta, kDecidedKey);
+  if (!decided && decided.status().code() != Code::kNotFound) return decided.status().with_context("table meta");
+  if (!decided || decided->point != out.applying->point) return Status::ok();
+  ApplyAction& action = out.ready.front();
+  action.branched = std::move(decided->branched);
+  action.newer = std::move(decided->newer);
+  action.unlike = std::move(decided->unlike);
+  action.overtaken = std::move(decided->overtaken);
+  decided_before(out.order, action);
+  return Status::ok();
+}
+
 Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
   auto applying = read_record<ApplyingRecord>(snapshot, kMeta, kApplyingKey);
   if (applying) out.applying = std::move(*applying);
@@ -161,6 +180,7 @@ Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
     return Status(Code::kCorruption, "the batch that was being applied is not held: " + out.applying->source + "/" +
                                          std::to_string(out.applying->number.value));
   }
+  if (out.applying) TM_RETURN_IF_ERROR(load_decided(snapshot, out));
   for (bool found = held->first(); found; found = held->next()) {
     TM_ASSIGN_OR_RETURN(HeldRecord record, held_record(held->value()));
     const BatchFacts& facts = record.facts;
@@ -239,6 +259,8 @@ void Catalog::begin_applying(const ApplyAction& action, kv::WriteBatch& out) {
                             action.given_up, action.gaps};
   meta.version = kStoreVersionInSteps;
   put_record(out, kMeta, kApplyingKey, *applying);
+  put_record(out, kMeta, kDecidedKey,
+             DecidedRecord{meta.next_point, action.branched, action.newer, action.unlike, action.overtaken});
   put_meta(out);
 }
 void Catalog::end_applying(kv::WriteBatch& out) {
@@ -246,9 +268,15 @@ void Catalog::end_applying(kv::WriteBatch& out) {
   applying.reset();
   meta.version = kStoreVersion;
   out.erase(kMeta, kApplyingKey);
+  out.erase(kMeta, kDecidedKey);
 }
 void Catalog::put_taken(const Taken& taken, kv::WriteBatch& out) {
   if (note_taken(order, taken)) put_record(out, kTakenTenures, taken.image.bytes, taken);
+}
+void Catalog::put_overtaken(const Overtaken& overtaken, kv::WriteBatch& out) {
+  const WriteSequence& through = order.sources[overtaken.source].overtaken[overtaken.image];
+  put_record(out, kOvertaken, marked_key(overtaken.source, overtaken.image),
+             Overtaken{overtaken.image, overtaken.source, std::max(through, overtaken.through)});
 }
 WallTime Catalog::held_since(const BatchFacts& facts) const {
   auto it = held_.find({{facts.source, facts.generation}, facts.number});

@@ -41,6 +41,16 @@ struct ApplyingRecord {           // kMeta: key "applying"
   template <class A> void fields(A& a) { a(point, source, generation, number, given_up, gaps); }
 };
 
+// What else was decided of it. Apart, so that a program which does not know of it still goes on with the batch.
+struct DecidedRecord {            // kMeta: key "decided"
+  PointId point;                  // another than the batch's: of an earlier one, nothing of it counts
+  std::vector<ImageId> branched;
+  std::vector<Epoch> newer;
+  std::vector<Unlike> unlike;
+  std::vector<Overtaken> overtaken;
+  template <class A> void fields(A& a) { a(point, branched, newer, unlike, overtaken); }
+};
+
 class Catalog {
  public:
   struct Image {
@@ -74,6 +84,7 @@ class Catalog {
   void begin_applying(const ApplyAction& action, kv::WriteBatch& out);
   void end_applying(kv::WriteBatch& out);
   void put_taken(const Taken& taken, kv::WriteBatch& out);
+  void put_overtaken(const Overtaken& overtaken, kv::WriteBatch& out);
   // When a held batch was accepted. 0: unknown, or it is not held.
   WallTime held_since(const BatchFacts& facts) const;
 
@@ -89,6 +100,7 @@ class Catalog {
  private:
   static Result<Catalog> load_tables(kv::Snapshot& snapshot);
   static Status load_images(kv::Snapshot& snapshot, Catalog& out);
+  static Status load_decided(kv::Snapshot& snapshot, Catalog& out);
   static Status load_held(kv::Snapshot& snapshot, Catalog& out);
   struct Held { uint64_t key = 0; WallTime since; };
   std::map<std::pair<StreamId, BatchNumber>, Held> held_;

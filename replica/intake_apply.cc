@@ -236,11 +236,17 @@ void Intake::finish_apply(const ApplyAction& action, BatchRecord record, ApplyOu
   for (const Wait& wait : action.gaps) gap.without.push_back(wait.to_string());
   for (const ImageId& image : built.withheld)
     gap.without.push_back("image " + image.to_string() + ", which " + batch.source + " cannot read");
-  // Of these the point shows what another tenure wrote later, or what is left of one that was taken by force.
-  for (size_t i = 0; i < action.branched.size(); ++i) {
-    gap.without.push_back("image " + action.branched[i].to_string() + ", which is shown as epoch " +
-                          std::to_string(action.newer[i].value) + " has it, not as " + batch.source + " had it then");
+  for (const Unlike& unlike : action.unlike) {
+    const std::string image = "image " + unlike.image.to_string();
+    if (unlike.taken != 0) {
+      gap.without.push_back(image + ", which was taken from " + batch.source +
+                            " by force: what it wrote there is a branch");
+    } else {
+      gap.without.push_back(image + ", which is shown as epoch " + std::to_string(unlike.epoch.value) +
+                            " has it, not as " + batch.source + " had it then");
+    }
   }
+  for (const Overtaken& overtaken : action.overtaken) catalog_.put_overtaken(overtaken, out);
   if (!gap.without.empty()) {
     put_record(out, kGaps, kv::key_u64(point.value), gap);
   }

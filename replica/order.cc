@@ -21,6 +21,31 @@ bool has_passed(const OrderState& state, const std::string& source, const WriteS
   return it != state.sources.end() && it->second.applied >= through;
 }
 
+// Whether the slice's tenure follows writes of another source that were not applied yet.
+bool lacks_parent(const OrderState& state, const std::string& source, const SliceFacts& slice) {
+  const wire::TenureParent& parent = slice.parent;
+  const bool needs = parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
+                     parent.source != source && !TM_PLANTED("apply an epoch before its parent");
+  return needs && !has_passed(state, parent.source, parent.last);
+}
+
+// The slice is applied, or kept aside, before what it follows; and so on with what is held of that.
+void overtake_parents(OrderState& state, const std::string& source, const SliceFacts& slice,
+                      std::vector<Overtaken>& out) {
+  if (!lacks_parent(state, source, slice)) return;
+  const wire::TenureParent& parent = slice.parent;
+  out.push_back({slice.image, parent.source, parent.last});
+  if (!note_overtaken(state, out.back())) return;
+  // The newest first: what is older is known then, and is not gone through again.
+  const std::deque<BatchFacts>& held = state.sources[parent.source].waiting;
+  for (auto batch = held.rbegin(); batch != held.rend(); ++batch) {
+    for (const SliceFacts& older : batch->slices) {
+      const bool before = older.image == slice.image && older.epoch < slice.epoch;
+      if (before) overtake_parents(state, parent.source, older, out);
+    }
+  }
+}
+
 ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   ApplyAction action{.batch = std::move(source.waiting.front())};
   source.waiting.pop_front();
@@ -32,12 +57,23 @@ ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
     if ((slice.epoch < newest || lost) && !TM_PLANTED("merge a late tail")) {
       action.branched.push_back(slice.image);
       action.newer.push_back(lost ? std::max(newest, taken->second.epoch) : newest);
+      // Where its tenure ended is not known: rather one image too many.
+      if (lost) action.unlike.push_back({slice.image, taken->second.epoch, 1});
+      else if (!source.overtaken.contains(slice.image)) action.unlike.push_back({slice.image, newest});
     } else {
       newest = slice.epoch;
     }
+    // A tenure that was lost overtakes nothing of the main line.
+    if (!lost || slice.epoch < newest) overtake_parents(state, action.batch.source, slice, action.overtaken);
   }
   // A batch without records says "up to counter 0" of its incarnation: never move backwards.
   source.applied = std::max(source.applied, action.batch.last);
+  // One at the very end of the tenure may have been cut before it was given back.
+  for (const auto& [image, through] : source.overtaken) {
+    const bool said = std::any_of(action.unlike.begin(), action.unlike.end(),
+                                  [&](const Unlike& other) { return other.image == image; });
+    if (source.applied <= through && !said) action.unlike.push_back({image, state.epochs[image]});
+  }
   return action;
 }
 
@@ -122,12 +158,10 @@ std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch) {
   std::vector<Wait> waits;
   for (const SliceFacts& slice : batch.slices) {
     const wire::TenureParent& parent = slice.parent;
-    const bool needs_parent = parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
-                              parent.source != batch.source && !TM_PLANTED("apply an epoch before its parent");
     // A tenure that has begun here follows what it follows, or stands in for it.
     auto newest = state.epochs.find(slice.image);
     const bool begun = newest != state.epochs.end() && newest->second >= slice.epoch;
-    if (needs_parent && !begun && !has_passed(state, parent.source, parent.last)) {
+    if (!begun && lacks_parent(state, batch.source, slice)) {
       waits.push_back(
           {.kind = Wait::Kind::kParent, .image = slice.image, .source = parent.source, .through = parent.last});
     }
@@ -145,6 +179,13 @@ bool note_taken(OrderState& state, const Taken& taken) {
   Taken& known = state.taken[taken.image];
   if (known.epoch >= taken.epoch) return false;
   known = taken;
+  return true;
+}
+
+bool note_overtaken(OrderState& state, const Overtaken& overtaken) {
+  WriteSequence& through = state.sources[overtaken.source].overtaken[overtaken.image];
+  if (through >= overtaken.through) return false;
+  through = overtaken.through;
   return true;
 }
 
@@ -178,6 +219,13 @@ std::vector<ApplyAction> apply_all(OrderState& state, OrderState::Source& newest
 std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived) {
   for (const ImageId& image : arrived.created) state.created.insert(image);
   for (const Taken& taken : arrived.taken) note_taken(state, taken);
+  // Older than what was applied: what it follows in turn was overtaken, too. As it is applied it says so again.
+  std::vector<Overtaken> overtaken;
+  for (const SliceFacts& slice : arrived.slices) {
+    auto epoch = state.epochs.find(slice.image);
+    const bool older = epoch != state.epochs.end() && slice.epoch < epoch->second;
+    if (older) overtake_parents(state, arrived.source, slice, overtaken);
+  }
   OrderState::Source& newest = state.sources[arrived.source];
   newest.waiting.push_back(std::move(arrived));
   return apply_all(state, newest);
@@ -189,6 +237,16 @@ ApplyAction resume(OrderState& state, BatchFacts batch) {
   OrderState::Source& source = state.sources[batch.source];
   source.waiting.push_front(std::move(batch));
   return apply_head(state, source);
+}
+
+void decided_before(OrderState& state, const ApplyAction& action) {
+  for (const SliceFacts& slice : action.batch.slices) {
+    const auto& aside = action.branched;
+    if (std::find(aside.begin(), aside.end(), slice.image) != aside.end()) continue;
+    Epoch& newest = state.epochs[slice.image];
+    newest = std::max(newest, slice.epoch);
+  }
+  for (const Overtaken& overtaken : action.overtaken) note_overtaken(state, overtaken);
 }
 
 bool may_release(const OrderState& state, const BatchFacts& batch) {

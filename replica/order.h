@@ -15,6 +15,9 @@
 //   arrived --(waits empty, all earlier of its source applied)--> applied
 //           --(else)--> held --(another batch was applied or arrived)--> applied
 //
+//   - where a tenure was applied without all of what it follows (a gap, or a circle, below), the older holder's batches
+//     up to where its tenure ends do not have the image as their points show it: `ApplyAction::unlike`.
+//
 //   - batches that wait for each other in a circle, all of them here, would wait for ever: then the one goes first that
 //     overtakes the fewest images' older epochs, and the action says which waits were given up. Before all others goes
 //     the end of a resync: it lacks nothing of what it waits for, and the others' older epochs may then go to branches.
@@ -75,10 +78,29 @@ struct Wait {
   std::string to_string() const;
 };
 
+// A source had the image up to its write `through`, and a newer tenure was applied before that.
+struct Overtaken {
+  ImageId image;
+  std::string source;
+  WriteSequence through;
+  template <class A> void fields(A& a) { a(image, source, through); }
+};
+
+// An image that a batch's point does not show as the batch's source had it then.
+struct Unlike {
+  ImageId image;
+  Epoch epoch;                    // that is shown instead; of a tenure taken by force the one that took it
+  uint8_t taken = 0;              // it was taken by force: what the source wrote there is a branch
+  template <class A> void fields(A& a) { a(image, epoch, taken); }
+};
+
 struct OrderState {
   struct Source {
     WriteSequence applied;              // all of the source's writes up to here
     std::deque<BatchFacts> waiting;     // in order of acceptance
+    // Images that it had up to these writes, of which a newer tenure was applied before. They stay once that is passed:
+    // what comes of an older epoch then is known to be past the end of its tenure.
+    std::map<ImageId, WriteSequence> overtaken;
   };
   std::map<std::string, Source> sources;
   std::unordered_map<ImageId, Epoch> epochs;    // newest applied
@@ -95,6 +117,8 @@ struct ApplyAction {
   std::vector<Epoch> newer;       // for each of those, the epoch that was applied already
   std::vector<Wait> given_up;     // waits for batches that in turn wait for this one
   std::vector<Wait> gaps;         // what it was applied without, since its images stand in for it
+  std::vector<Unlike> unlike;     // images that its point does not show as its source had them
+  std::vector<Overtaken> overtaken;   // those that it, or what it was applied after, has overtaken
 };
 
 // Takes a batch that was accepted and says what is to be applied now, in this order.
@@ -102,6 +126,10 @@ std::vector<ApplyAction> step(OrderState& state, BatchFacts arrived);
 // The held batch that was being applied when the replica stopped: nothing goes before it. All of its source's that are
 // held come after.
 ApplyAction resume(OrderState& state, BatchFacts batch);
+// What was decided of it before the stop, and is `action` again, holds whatever was heard since.
+void decided_before(OrderState& state, const ApplyAction& action);
+// Takes note of what was overtaken; false: known already.
+bool note_overtaken(OrderState& state, const Overtaken& overtaken);
 // Whether an older epoch's slice is of the main line, although the image's tenure was taken by force since.
 bool in_main_line(const Taken& taken, const std::string& source, const SliceFacts& slice);
 // Takes note of a tenure that was taken by force; false: known already.

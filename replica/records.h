@@ -27,7 +27,7 @@ inline constexpr uint32_t kStoreVersionInSteps = 2;
 enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
-  kUnnamed, kUntold, kSessions, kPieces, kTakenTenures, kGaps, kSpillLeaves, kSpillWides,
+  kUnnamed, kUntold, kSessions, kPieces, kTakenTenures, kGaps, kSpillLeaves, kSpillWides, kOvertaken,
 };
 std::vector<std::string> table_names();
 
@@ -173,7 +173,7 @@ Bytes leaf_key(ImageIndex image, uint64_t leaf, PointId point);
 Bytes entry_key(InodeNumber parent, const std::string& name, PointId point);
 Bytes node_key(InodeNumber inode, PointId point);
 Bytes point_name_key(const std::string& name, PointId point);
-Bytes marked_key(const std::string& source, const ImageId& image);
+Bytes marked_key(const std::string& source, const ImageId& image);   // also of kOvertaken
 Bytes alarm_key(const std::string& kind, const std::string& subject);
 Bytes branch_key(ImageIndex image, const BranchRecord& record);
 PointId point_of_key(ByteSpan key);  // the last eight bytes
