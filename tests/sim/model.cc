@@ -11,6 +11,7 @@ ImageModel::Stamp ImageModel::issue(Extent extent, bool zero) {
   live_.insert(stamp);
   for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) {
     sectors_[s].possible.insert(stamp);
+    if (zero) sectors_[s].zeroed = stamp;
     if (tracked_) sectors_[s].since.insert(stamp);
     sectors_[s].forked = false;
   }
@@ -154,7 +155,7 @@ void ImageModel::fill(Extent extent, Stamp stamp, MutableByteSpan out) const {
 }
 
 ImageModel::View ImageModel::view(Extent extent) const {
-  View view;
+  View view{.newest = next_};
   view.allowed.reserve(extent.length / kModelSector);
   for (uint64_t s = extent.offset / kModelSector; s < extent.end() / kModelSector; ++s) {
     std::set<Stamp> allowed{shown(sectors_[s].certain)};
@@ -200,6 +201,17 @@ std::string ImageModel::check(const View& view, uint64_t offset, ByteSpan bytes)
     if (!wrong.empty()) return wrong;
   }
   return {};
+}
+
+std::string ImageModel::check_since(View view, uint64_t offset, ByteSpan bytes) const {
+  for (uint64_t at = 0; at < bytes.size(); at += kModelSector) {
+    const uint64_t sector = (offset + at) / kModelSector;
+    bool whole = false;
+    const Stamp stamp = stamp_of(sector, bytes.subspan(at, kModelSector), &whole);
+    const Stamp issued = stamp == 0 ? sectors_[sector].zeroed : stamp;
+    if (whole && issued > view.newest) view.allowed[at / kModelSector].insert(stamp);
+  }
+  return check(view, offset, bytes);
 }
 
 std::string ImageModel::check_now(uint64_t offset, ByteSpan bytes) const {

@@ -52,7 +52,10 @@ class ImageModel {
   bool lacks(uint64_t sector, ByteSpan bytes) const { return !check_now(sector * kModelSector, bytes).empty(); }
   void fill(Extent extent, Stamp stamp, MutableByteSpan out) const;
   // What may be there, at this moment.
-  struct View { std::vector<std::set<Stamp>> allowed; };   // by sector of a range; zero stamps stand as 0
+  struct View {
+    std::vector<std::set<Stamp>> allowed;      // by sector of a range; zero stamps stand as 0
+    Stamp newest = 0;                          // issued by then, to any sector
+  };
   View view() const { return view({0, size()}); }
   View view(Extent extent) const;              // of these sectors only
   // Allowed values that a cut between two moments may show.
@@ -60,6 +63,8 @@ class ImageModel {
   // `view` is of the same sectors. An empty text if every sector of `bytes` at `offset` is allowed; else what is wrong with the first that is not.
   std::string check(const View& view, uint64_t offset, ByteSpan bytes) const;
   std::string check_now(uint64_t offset, ByteSpan bytes) const;
+  // Likewise, of bytes as of that moment or any later one: no sector is older, whatever the others are.
+  std::string check_since(View view, uint64_t offset, ByteSpan bytes) const;
 
  private:
   static constexpr Stamp kTorn = UINT64_MAX;   // in a set of what is allowed: any mixture
@@ -68,6 +73,7 @@ class ImageModel {
     std::set<Stamp> possible;                  // unanswered or of unknown outcome
     std::set<Stamp> overwritten;               // what it may have held since `durable`, before `certain`
     bool torn = false;
+    Stamp zeroed = 0;                          // the newest write of zeros
     // When the copies were last level, and every stamp issued since.
     Stamp level_certain = 0, level_durable = 0;
     std::set<Stamp> level_possible, level_overwritten, since;
