@@ -40,6 +40,16 @@ PointImage image_of(const Json& j) {
 
 }  // namespace
 
+std::vector<std::string> Point::without(const Uuid& image) const {
+  std::vector<std::string> out;
+  for (const Json& w : at(json, "without")) {
+    std::string said = w.is_string() ? w.get<std::string>() : dump(w, -1);
+    const bool of_another = said.starts_with("image ") && !said.starts_with("image " + image.to_string());
+    if (image.is_nil() || !of_another) out.push_back(std::move(said));
+  }
+  return out;
+}
+
 std::string Point::to_string() const {
   std::string out = std::to_string(id) + " (" + source + (label.empty() ? "" : ", " + label);
   return out + (name.empty() ? "" : ", name " + name) + ")";

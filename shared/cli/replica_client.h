@@ -18,6 +18,8 @@ struct Point {
   std::string source, label, name, kind;
   uint64_t batch = 0;
   Json json;
+  // What it is without, as the replica says it: of one image not what is said of another alone. Nil: all of it.
+  std::vector<std::string> without(const Uuid& image) const;
   std::string to_string() const;   // "17 (host1, 2026-11-21T10:00:05.000Z, name before-upgrade)"
 };
 

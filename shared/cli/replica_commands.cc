@@ -159,18 +159,17 @@ Outcome replica_points(Context& context, const PointsOptions& o) {
 }
 
 namespace {
-void note_point(Context& context, const Point& point) {
-  context.note("took recovery point " + point.to_string());
-  for (const Json& w : at(point.json, "without"))
-    context.note("it is without " + printable(w.is_string() ? w.get<std::string>() : dump(w, -1)));
+void note_without(Context& context, const Point& point, const PointImage& image) {
+  for (const std::string& text : point.without(image.uuid)) context.note("it is without " + printable(text));
 }
 }  // namespace
 
 Outcome replica_export(Context& context, const PointExportOptions& o) {
   TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
   TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
-  note_point(context, point);
+  context.note("took recovery point " + point.to_string());
   TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
+  note_without(context, point, image);
   ReplicaSource source(*replica, point, image);
   TransferOptions options;
   options.path = o.output;
@@ -191,8 +190,9 @@ Outcome replica_export(Context& context, const PointExportOptions& o) {
 Outcome replica_restore(Context& context, const RestoreOptions& o) {
   TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
   TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
-  note_point(context, point);
+  context.note("took recovery point " + point.to_string());
   TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
+  note_without(context, point, image);
   std::string name = o.as.empty() ? image.path : o.as;
   if (name.empty()) {
     return Status(Code::kInvalidArgument, "image " + image.uuid.to_string() + " had no name then: give one with --as NAME");

@@ -84,6 +84,18 @@ TEST_F(ReplicaClientTest, ResolvesIdTimeLatestAndName) {
   EXPECT_EQ(client_->resolve("before upgrade")->name, "name=before upgrade");
 }
 
+TEST_F(ReplicaClientTest, APointIsWithoutWhatIsSaidOfTheImageAndOfNoneInParticular) {
+  const Uuid image = *Uuid::parse(kImage), other = *Uuid::parse("91111111-2222-4333-8444-555555555555");
+  const std::string of_it = "image " + image.to_string() + ", which host1 cannot read";
+  const std::string of_other = "image " + other.to_string() + ", which is shown as epoch 3 has it";
+  const std::string of_all = "host1 through write 1:5 (image " + other.to_string() + ")";
+  const Point point{.json = {{"without", {of_it, of_other, of_all}}}};
+  EXPECT_EQ(point.without(image), (std::vector<std::string>{of_it, of_all}));
+  EXPECT_EQ(point.without(other), (std::vector<std::string>{of_other, of_all}));
+  EXPECT_EQ(point.without(Uuid()).size(), 3u);
+  EXPECT_TRUE(Point{}.without(image).empty());
+}
+
 TEST_F(ReplicaClientTest, WalksAllPagesOfPoints) {
   std::vector<uint64_t> ids;
   ASSERT_TRUE(client_->points(std::nullopt, 3, [&](Point p) { ids.push_back(p.id); return true; }));
