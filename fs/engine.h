@@ -440,6 +440,7 @@ class Engine final : public journal::BlockSource {
   void changed(const wire::Changed& change);
   void take_mark(const wire::Mark& mark);
   void lost_name(const ImageId& id);
+  void drop_unused(Image& image);
   void doom(Image& image);
   void tell_dropped(Image& image);
   void attach(Image& image, uint64_t size);
@@ -457,7 +458,8 @@ class Engine final : public journal::BlockSource {
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   // ---- engine_verify.cc
   Task<void> run_verify(std::shared_ptr<VerifyRun> run);
-  Task<Status> images_named(std::vector<std::string> names, std::vector<Image*>& out);
+  Task<Status> images_named(std::vector<std::string> names, std::vector<ImageId>& out);
+  Image* still_there(const ImageId& id);
   Task<Status> hold_for_reading(Image& image);
   Task<Result<std::string>> wait_shipped(BatchNumber batch, io::Duration limit);
   Task<Status> verify_image(VerifyRun& run, Image& image);
@@ -477,7 +479,7 @@ class Engine final : public journal::BlockSource {
   Status load_undecided();
   void set_undecided(const ImageId& id, std::vector<Extent> pieces, bool repaired = false);
   Status record_undecided(const ImageId& id, const std::vector<Extent>& pieces);
-  void forget_undecided(const std::vector<Image*>& known);
+  void forget_undecided(const std::vector<ImageId>& known);
   // ---- engine_scrub.cc
   Task<void> run_scrub(std::shared_ptr<ScrubRun> run);
   Task<Status> scrub_image(ScrubRun& run, Image& image);

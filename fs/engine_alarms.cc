@@ -70,12 +70,10 @@ void Engine::set_undecided(const ImageId& id, std::vector<Extent> pieces, bool r
 }
 
 // `known`: all images there are.
-void Engine::forget_undecided(const std::vector<Image*>& known) {
+void Engine::forget_undecided(const std::vector<ImageId>& known) {
   std::vector<ImageId> gone;
-  for (const auto& [id, pieces] : scrub_->undecided) {
-    auto is = [&id](const Image* im) { return im->id == id; };
-    if (std::none_of(known.begin(), known.end(), is)) gone.push_back(id);
-  }
+  for (const auto& [id, pieces] : scrub_->undecided)
+    if (std::find(known.begin(), known.end(), id) == known.end()) gone.push_back(id);
   for (const ImageId& id : gone) set_undecided(id, {});
 }
 

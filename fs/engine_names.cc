@@ -148,7 +148,7 @@ void Engine::release(HandleId handle) {
   if (options_.survivor != nullptr) options_.survivor->closed(static_cast<uint32_t>(handle.value - 1));
   if (--im.handles == 0 && im.foreign_end) set_foreign_end(im, {});   // who opens it anew asks for its size
   if (wrote && --im.wrote == 0) last_writer_closed(im);
-  if (im.handles == 0 && im.nameless) doom(im);
+  drop_unused(im);
 }
 
 void Engine::note_wrote(Handle& handle) {
@@ -221,10 +221,15 @@ void Engine::lost_name(const ImageId& id) {
   }
   if (im->nameless) return;
   im->nameless = true;
-  if (im->handles == 0) doom(*im);
+  drop_unused(*im);
 }
 
-// No handle uses it any more. The shared node may free its copy; the own one stays until all that was journaled of it
+// Also at each tick, of what a walk has kept.
+void Engine::drop_unused(Image& im) {
+  if (im.nameless && !im.in_use()) doom(im);
+}
+
+// Nothing uses it any more. The shared node may free its copy; the own one stays until all that was journaled of it
 // is staged, since staging reads blocks from it.
 void Engine::doom(Image& im) {
   if (im.doomed) return;
@@ -256,6 +261,7 @@ void Engine::reap() {
   journal::Usage usage = journal_->usage();
   for (auto at = images_.begin(); at != images_.end();) {
     Image& im = *at->second;
+    drop_unused(im);
     bool quiet = im.active == 0 && im.pins == 0 && im.parked.empty() && im.unknown.empty() && im.flushes.empty() &&
                  im.order.idle() && !im.acquiring && !im.yielding && !im.recovering && !im.fill_running &&
                  !im.resync_running && !im.noting_alone;
@@ -263,7 +269,7 @@ void Engine::reap() {
     bool staged = !im.attached || usage.shipping == journal::Shipping::kDegraded ||
                   (usage.closed_batches == 0 &&
                    (usage.newest_closed.value >= im.doomed_batch || usage.records_unstaged == 0));
-    if (!im.doomed || im.handles != 0 || !quiet || !staged || (im.copy && !im.copy->idle())) {
+    if (!im.doomed || im.in_use() || !quiet || !staged || (im.copy && !im.copy->idle())) {
       ++at;
       continue;
     }

@@ -26,10 +26,10 @@ Result<wire::Attr> of_image(Result<wire::Attr> answer, const ImageId& image) {
 }
 
 // The shared node keeps an image that lost its name for the hosts that it knows to use it: those that read or write it.
-// One that is open here, of which neither was asked yet, is made known by a read of nothing: no copy is asked, and no
+// One that is in use here, of which neither was asked yet, is made known by a read of nothing: no copy is asked, and no
 // holder waited for. Whatever comes back, the host is noted.
 Task<void> make_use_known(Mirror& mirror, Image* im) {
-  if (im == nullptr || im->handles == 0 || im->held || !mirror.up()) co_return;
+  if (im == nullptr || !im->in_use() || im->held || !mirror.up()) co_return;
   Pin pin(*im);
   const Bytes read = wire::encode(wire::Read{im->id, 0, 0});
   using Answer = Result<wire::Answer>;

@@ -36,12 +36,15 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
   env_.random(run->key.secret);
   Status status = co_await images_named(run->options.images, run->images);
   scrub_->done = scrub_->total = 0;
-  for (Image* im : run->images) scrub_->total += im->size_now();
+  for (const ImageId& id : run->images)
+    if (const Image* im = still_there(id)) scrub_->total += im->size_now();
   run->began = env_.now();
   if (status.is_ok() && run->options.images.empty()) forget_undecided(run->images);
   for (size_t i = 0; status.is_ok() && i < run->images.size() && !scrub_->stop; ++i) {
-    Image& im = *run->images[i];
-    ++im.handles;  // keeps it in memory
+    Image* next = still_there(run->images[i]);
+    if (next == nullptr) continue;
+    Image& im = *next;
+    Walk walk(im);
     run->image = {{"path", names_->path_of(im.inode)}, {"uuid", im.id.to_string()}, {"repaired", json::array()},
                   {"undecided", json::array()}};
     run->compared = run->skipped = run->kept = run->unsure = 0;
@@ -74,8 +77,6 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
                                         {"host", hex_of(u.host)}, {"shared", hex_of(u.shared)}, {"reason", u.why}});
     }
     set_undecided(im.id, std::move(left), run->repaired);
-    --im.handles;
-    if (im.handles == 0 && im.nameless) doom(im);
     run->image["bytes_compared"] = run->compared;
     run->image["bytes_skipped"] = run->skipped;
     run->image["bytes_vouched"] = run->kept;

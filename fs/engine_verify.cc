@@ -63,11 +63,14 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
   env_.random(run->key.secret);
   Status status = co_await images_named(names, run->images);
   const uint64_t passes = verify_client_ ? 2 : 1;
-  for (Image* im : run->images) run->total_bytes += im->size_now() * passes;
+  for (const ImageId& id : run->images)
+    if (const Image* im = still_there(id)) run->total_bytes += im->size_now() * passes;
   uint64_t reached = 0;
   for (size_t i = 0; status.is_ok() && i < run->images.size(); ++i) {
-    Image& im = *run->images[i];
-    ++im.handles;  // keeps it in memory
+    Image* next = still_there(run->images[i]);
+    if (next == nullptr) continue;
+    Image& im = *next;
+    Walk walk(im);
     run->image = {{"path", names_->path_of(im.inode)},
                   {"uuid", im.id.to_string()},
                   {"point", nullptr},
@@ -97,8 +100,6 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
       differ(*run, im, "host", s.piece);
       differ(*run, im, "shared", s.piece);
     }
-    --im.handles;
-    if (im.handles == 0 && im.nameless) doom(im);
     run->image["equal"] = run->equal;
     run->image["bytes_compared"] = run->compared;
     if (!run->equal) {
@@ -113,7 +114,7 @@ Task<void> Engine::run_verify(std::shared_ptr<VerifyRun> run) {
 }
 
 // Those of these names; of none: all that the shared node has.
-Task<Status> Engine::images_named(std::vector<std::string> names, std::vector<Image*>& out) {
+Task<Status> Engine::images_named(std::vector<std::string> names, std::vector<ImageId>& out) {
   wire::Dump ask{InodeNumber(0), 512};
   for (bool end = false; !end;) {
     using Answer = Result<wire::DirEntries>;
@@ -127,16 +128,22 @@ Task<Status> Engine::images_named(std::vector<std::string> names, std::vector<Im
       names_->put_entry(e.attr.parent, e.name, e.attr);
       if (e.attr.kind != wire::NodeKind::kImage || e.attr.nlink == 0 || !names.empty()) continue;
       auto im = image_of(e.attr);
-      if (im) out.push_back(*im);
+      if (im) out.push_back((*im)->id);
     }
   }
   for (const std::string& name : names) {
     auto attr = names_->resolve(name);
     auto im = attr ? image_of(*attr) : Result<Image*>(Status(Code::kNotFound, name + ": no such image"));
     if (!im) co_return im.status();
-    out.push_back(*im);
+    out.push_back((*im)->id);
   }
   co_return Status::ok();
+}
+
+// As its turn comes: it may have been removed since. Null then.
+Image* Engine::still_there(const ImageId& id) {
+  Image* im = find(id);
+  return im == nullptr || im->doomed ? nullptr : im;
 }
 
 // Takes the tenure where it is free; kBusy if another host keeps it.

@@ -167,7 +167,8 @@ struct Image {
   Unsynced unsynced;                   // writes that are finished and not yet flushed
 
   // ---- handles and name
-  uint32_t handles = 0;
+  uint32_t handles = 0;                // the guests' that have it open
+  uint32_t walks = 0;                  // through all of it (Walk)
   uint32_t wrote = 0;                  // handles that have written since they were opened
   bool was_followed = false;           // a tenure of this run but the newest came after another host's
   bool mirroring = false;              // mirror_again() is under way
@@ -181,6 +182,7 @@ struct Image {
 
   uint64_t size_now() const { return held ? size : attr.size; }
   uint32_t pins = 0;                   // coroutines that refer to it
+  bool in_use() const { return handles != 0 || walks != 0; }   // until then it is not dropped, whatever its name
   bool local() const { return copy != nullptr && !broken; }
   bool own_in_doubt() const { return syncs_failed != syncs_mended; }
 };
@@ -192,6 +194,19 @@ class Pin {
   ~Pin() { --image_.pins; }
   Pin(const Pin&) = delete;
   Pin& operator=(const Pin&) = delete;
+
+ private:
+  Image& image_;
+};
+
+// While a verify or a scrub goes through all of an image: neither its copies nor the image go, though it lose its name
+// and its last handle. It is no handle: nobody reads or writes by it. Engine::drop_unused() sees to what it kept.
+class Walk {
+ public:
+  explicit Walk(Image& image) : image_(image) { ++image_.walks; }
+  ~Walk() { --image_.walks; }
+  Walk(const Walk&) = delete;
+  Walk& operator=(const Walk&) = delete;
 
  private:
   Image& image_;

@@ -27,7 +27,7 @@ struct Undecided {
 
 struct ScrubRun {
   ScrubOptions options;
-  std::vector<Image*> images;
+  std::vector<ImageId> images;
   UniqueFunction<void(uint64_t, uint64_t)> progress;
   Callback<Result<std::string>> done;
   DigestKey key;

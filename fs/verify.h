@@ -22,7 +22,7 @@ struct Suspect {
 };
 
 struct VerifyRun {
-  std::vector<Image*> images;
+  std::vector<ImageId> images;
   UniqueFunction<void(uint64_t, uint64_t)> progress;
   Callback<Result<std::string>> done;
   DigestKey key;
