@@ -2,6 +2,7 @@
 // device's queue is full or the file system has yet to read where a file's blocks are. Should one hang, the second
 // thread goes on with the loop (real_env.h says what of it is promised). While nobody could take over from it, it makes
 // no such call: inline operations are queued, and what is queued is left to the kernel's threads.
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
 
@@ -15,7 +16,9 @@ const log::Logger kLog("loop");
 
 // A call that lasts longer (and less than twice as long) is left to its thread.
 constexpr Duration kCallMax = std::chrono::milliseconds(250);
-constexpr Duration kFetchInterval = std::chrono::milliseconds(10);
+// After something has ended; twice as long each time that nothing has.
+constexpr Duration kFetchIntervalMin = std::chrono::milliseconds(10);
+constexpr Duration kFetchIntervalMax = std::chrono::milliseconds(320);
 constexpr Duration kCallsEnd = std::chrono::seconds(5);   // waited for after the loop has ended
 
 }  // namespace
@@ -54,30 +57,39 @@ void RealEnv::State::take_over(RealEnv& env) {
   ring_tried = false;
   if (stuck_ring == nullptr) return;
   env.remove_fd(stuck_ring->event_fd());
-  stuck_ring->orphan(get_ring(env));
+  stuck_ring->orphan([this, &env](const Ring::Request& request, uint32_t* in_flight, Callback<Status> done) {
+    queue(env, {request, in_flight, std::move(done)});
+  });
   reap_stuck();
 }
 
 void RealEnv::State::reap_stuck() {
   {
     std::lock_guard lock(lead_mutex);
+    reap_asked = false;
     if (stuck_ring == nullptr || stuck_ring_done) return;
   }
   while (stuck_ring->has_ready()) stuck_ring->reap();
   std::lock_guard lock(lead_mutex);
-  stuck_ring_done = stuck_ring->in_flight() == 0;
+  stuck_ring_left = stuck_ring->in_flight();
+  stuck_ring_done = stuck_ring_left == 0;
+  if (stuck_ring_done) lead_changed.notify_all();
 }
 
 // A call has ended that was left to this thread, which takes part again once all that its ring had has ended too: until
 // then what hung may hang still, and only this thread can have the kernel show what has ended.
 void RealEnv::State::come_back(RealEnv& env) {
   std::unique_lock lock(lead_mutex);
+  Duration interval = kFetchIntervalMin;
   while (!over && stuck_ring != nullptr && !stuck_ring_done) {
+    const size_t left = stuck_ring_left;
     lock.unlock();
     stuck_ring->enter();   // nobody else lets it go
-    env.post([this] { reap_stuck(); });
     lock.lock();
-    if (!over) lead_changed.wait_for(lock, kFetchInterval);
+    // The loop may be busy, and this goes on: it is asked once.
+    if (!std::exchange(reap_asked, true)) env.post([this] { reap_stuck(); });
+    if (!over) lead_changed.wait_for(lock, interval);
+    interval = stuck_ring_left == left ? std::min(2 * interval, kFetchIntervalMax) : kFetchIntervalMin;
   }
   if (stuck_ring_done) stuck_ring.reset();
   left_alone = false;

@@ -22,6 +22,7 @@ namespace {
 const log::Logger kLog("loop");
 
 constexpr int kEventsPerTurn = 256;
+constexpr Duration kRingInterval = std::chrono::seconds(1);   // where one could be made before, and now cannot
 
 int64_t clock_ns(clockid_t clock) {
   timespec t;
@@ -230,17 +231,23 @@ void RealEnv::State::run_turn_end() {
 }
 
 Ring* RealEnv::State::get_ring(RealEnv& env) {
-  if (ring_tried) return ring.get();
+  const bool again = ring_tried && ring == nullptr && had_ring && env.now() >= ring_again;
+  if (ring_tried && !again) return ring.get();
   ring_tried = true;
   if (!options.use_io_uring) return nullptr;
+  ring_again = env.now() + kRingInterval;
   std::string why;
   ring = Ring::create(&why);
-  if (ring == nullptr) {
-    kLog.warning("no_io_uring", {{"reason", why}, {"effect", "queued file operations run on worker threads"}});
-    return nullptr;
+  if (ring != nullptr) {
+    Status watched = env.add_fd(ring->event_fd(), EPOLLIN | EPOLLET, [](uint32_t) {});   // turn() reaps
+    if (!watched) {
+      why = watched.message();
+      ring.reset();
+    }
   }
-  Status status = env.add_fd(ring->event_fd(), EPOLLIN | EPOLLET, [](uint32_t) {});   // turn() reaps
-  TM_CHECK(status.is_ok(), "epoll refused the ring");
+  if (ring == nullptr && !again)
+    kLog.warning("no_io_uring", {{"reason", why}, {"effect", "queued file operations run on worker threads"}});
+  had_ring = had_ring || ring != nullptr;
   return ring.get();
 }
 

@@ -47,7 +47,9 @@ struct RealEnv::State {
   std::vector<UniqueFunction<void()>> turn_end;
   std::vector<UniqueFunction<void()>> turn_end_running;
   std::vector<UniqueFunction<void()>> posted_running;
-  bool ring_tried = false;
+  bool ring_tried = false;                              // since the loop began, or was taken over
+  bool had_ring = false;                                // the kernel has io_uring
+  BootTime ring_again;                                  // then it is tried again, not before
   std::unique_ptr<Ring> ring;
   UniqueFunction<void(int)> signal_callback;
   std::unique_ptr<net::Network> network;
@@ -75,6 +77,8 @@ struct RealEnv::State {
   std::atomic<bool> left_alone = false;                 // changed under lead_mutex
   std::unique_ptr<Ring> stuck_ring;                     // of that thread, which alone lets it go, once done
   bool stuck_ring_done = false;                         // guarded by lead_mutex: all that it had has ended
+  size_t stuck_ring_left = 0;                           // guarded by lead_mutex: operations that it has
+  bool reap_asked = false;                              // guarded by lead_mutex: it is to be looked at, and was not yet
   std::thread second;
 
   void wake();

@@ -55,7 +55,7 @@ struct Ring::State {
   size_t in_kernel = 0;
   size_t in_flight = 0;
   bool orphaned = false;              // nothing can be submitted any more
-  Ring* heir = nullptr;               // what an orphan cannot submit goes there; null: fails
+  Heir heir;                          // what an orphan cannot submit goes there
   int event_fd = -1;
 
   ~State() { if (event_fd >= 0) ::close(event_fd); }
@@ -138,15 +138,14 @@ struct Ring::State {
     Status status;
     bool over = advance(op, result, &status);
     if (!over && !orphaned) return push_backlog(op);
-    if (!over && heir != nullptr) return hand_over(op);
-    if (!over) status = Status::from_errno(EIO, *op->request.path + ": " + verb(op->request.kind) + " was cut short");
+    if (!over) return hand_over(op);
     Callback<Status> done = take_out(op);
     free_slot(op);
     done(std::move(status));
   }
 
   void hand_over(Operation* op) {
-    heir->queue(op->request, op->owner_in_flight, std::move(op->done));
+    heir(op->request, op->owner_in_flight, std::move(op->done));
     --in_flight;
     free_slot(op);
   }
@@ -207,8 +206,7 @@ std::unique_ptr<Ring> Ring::create(std::string* why) {
   if (io_uring_register_iowq_max_workers(&state->ring, workers) < 0) errno = 0;   // before 5.15: the kernel's own bound
   // Polling the ring's own descriptor does not wake for deferred completions; its eventfd does.
   state->event_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  TM_CHECK(state->event_fd >= 0, "no descriptor left for the ring");
-  error = io_uring_register_eventfd(&state->ring, state->event_fd);
+  error = state->event_fd < 0 ? -errno : io_uring_register_eventfd(&state->ring, state->event_fd);
   if (error < 0) {
     io_uring_queue_exit(&state->ring);
     *why = std::string("eventfd: ") + std::strerror(-error);
@@ -261,10 +259,10 @@ void Ring::reap() {
   }
 }
 
-void Ring::orphan(Ring* heir) {
+void Ring::orphan(Heir heir) {
   State& s = *state_;
   s.orphaned = true;
-  s.heir = heir;
+  s.heir = std::move(heir);
   while (s.backlog_head != nullptr) {
     Operation* op = s.backlog_head;
     s.backlog_head = op->next;

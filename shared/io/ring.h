@@ -65,9 +65,10 @@ class Ring {
   int event_fd() const;
   void tell(bool by_event_fd);
   size_t in_flight() const;
-  // The thread that made the ring is stuck: nothing more can be submitted; what was not goes to `heir` (null: fails).
+  // The thread that made the ring is stuck: nothing more can be submitted; what was not goes to `heir`, by and by.
   // Only that thread can have the kernel show what finished (enter()); anybody may then reap(), one at a time.
-  void orphan(Ring* heir);
+  using Heir = UniqueFunction<void(const Request&, uint32_t* in_flight, Callback<Status> done)>;   // as queue()
+  void orphan(Heir heir);
   // The loop is over: waits for what the kernel has, while some of it ends now and then, and destroys all callbacks
   // uncalled. What does not end keeps its memory for good. As ~Ring().
   void abandon();

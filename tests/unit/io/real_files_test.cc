@@ -198,7 +198,9 @@ TEST(Ring, AnOrphansOperationsGoOnWithItsHeir) {
   request.data = second;
   request.length = 4;
   ring->queue(request, &in_flight, count);
-  ring->orphan(heir.get());
+  ring->orphan([&](const Ring::Request& left, uint32_t* owner, Callback<Status> end) {
+    heir->queue(left, owner, std::move(end));
+  });
   EXPECT_EQ(ring->in_flight(), 1u);
   while (ring->has_ready()) ring->reap();
   EXPECT_EQ(ring->in_flight(), 0u);

@@ -5,11 +5,13 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -228,6 +230,106 @@ TEST_P(TakeoverTest, AStopIsCarriedOutAllTheSame) {
         std::_Exit(0);
       },
       testing::ExitedWithCode(EXIT_FAILURE), "");
+}
+
+// Of descriptors that are free: none but `spare`.
+class FewDescriptors {
+ public:
+  explicit FewDescriptors(rlim_t spare) {
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before_), 0);
+    const int lowest = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+    ::close(lowest);
+    const rlimit few{static_cast<rlim_t>(lowest) + spare, before_.rlim_max};
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  }
+  ~FewDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+// Threads carry out what was queued, and once there is room again a ring is made.
+TEST_P(TakeoverTest, WhatIsQueuedIsCarriedOutThoughNoRingCanBeMade) {
+  if (!GetParam()) return;
+  for (rlim_t spare : {0u, 1u}) {   // a ring needs two
+    constexpr size_t kMany = 1000;   // more than are submitted at once
+    RealEnv env;
+    auto file = env.files().open(path_, {});
+    ASSERT_TRUE(file.is_ok() && env.has_io_uring());
+    MissingMemory missing;
+    ASSERT_TRUE(missing.ok());
+    Bytes bytes(kPage), many_bytes(kMany * kPage);   // several threads at once
+    size_t many = 0;
+    bool meanwhile = false;
+    std::optional<FewDescriptors> few;
+    auto hung_done = [&](Status s) {
+      EXPECT_TRUE(s.is_ok()) << s.to_string();
+      EXPECT_TRUE(meanwhile);
+    };
+    auto one_done = [&](Status s) {
+      EXPECT_TRUE(s.is_ok()) << s.to_string();
+      ++many;
+    };
+    auto meanwhile_done = [&](Status s) {
+      meanwhile = s.is_ok();
+      EXPECT_FALSE(env.has_io_uring());
+      few.reset();
+      missing.provide();
+      env.after(milliseconds(1100), [&] {
+        EXPECT_TRUE(env.has_io_uring());
+        (*file)->read(0, bytes, IoMode::kQueued, [&](Status) { env.stop(); });
+      });
+    };
+    env.post([&] {
+      few.emplace(spare);
+      (*file)->read(0, missing.span(), IoMode::kQueued, hung_done);
+      for (size_t i = 0; i < kMany; ++i)
+        (*file)->read(0, MutableByteSpan(many_bytes).subspan(i * kPage, kPage), IoMode::kQueued, one_done);
+      env.after(milliseconds(1), [&] { (*file)->read(0, bytes, IoMode::kQueued, meanwhile_done); });
+    });
+    env.run();
+    EXPECT_EQ(many, kMany);
+    EXPECT_TRUE(meanwhile);
+  }
+}
+
+// The thread that is back asks for the end of what its ring has; where nothing ends, less and less often.
+TEST_P(TakeoverTest, TheLoopSleepsWhileAnOperationHangsThatWasSubmitted) {
+  if (!GetParam()) return;
+  MissingMemory first, submitted, second;
+  ASSERT_TRUE(first.ok() && submitted.ok() && second.ok());
+  auto sleeps = [] {
+    rusage used{};
+    EXPECT_EQ(::getrusage(RUSAGE_THREAD, &used), 0);
+    return used.ru_nvcsw;
+  };
+  long before = 0, during = 0;
+  auto measured = [&] {
+    during = sleeps() - before;
+    submitted.provide();
+  };
+  auto second_done = [&](Status s) {   // its thread is back, and cannot let its ring go
+    EXPECT_TRUE(s.is_ok()) << s.to_string();
+    before = sleeps();
+    env_.after(seconds(1), measured);
+  };
+  auto hang_anew = [&] {
+    file_->read(0, second.span(), IoMode::kInline, second_done);
+    env_.after(milliseconds(1), [&] { second.provide(); });
+  };
+  env_.post([&] {
+    file_->read(0, first.span(), IoMode::kQueued, [&](Status) { env_.after(milliseconds(100), hang_anew); });
+    env_.after(milliseconds(1), [&] {   // by a thread of the kernel's, as the other one is left alone
+      file_->read(0, submitted.span(), IoMode::kQueued, [&](Status s) {
+        EXPECT_TRUE(s.is_ok()) << s.to_string();
+        env_.stop();
+      });
+      first.provide();
+    });
+  });
+  env_.run();
+  EXPECT_GT(during, 0);
+  EXPECT_LT(during, 40);
 }
 
 INSTANTIATE_TEST_SUITE_P(Rings, TakeoverTest, testing::Values(true, false),
