@@ -138,12 +138,20 @@ Task<void> Engine::reopen_copy(Image& im) {
   Epoch epoch = im.epoch;
   using Answer = Result<wire::Grant>;
   Answer map = Status(Code::kCancelled, "not asked");
+  const uint64_t session = mirror_->hello().session;
   if (status.is_ok()) {
     map = co_await ask_map(im, 1);
     status = map.status();
   }
+  // A resize under way has not asked this copy and is not known to it; and nothing is to be read or written here before
+  // it is known to be stale.
+  RangeLock::Hold hold;
+  hold.extent = {0, UINT64_MAX};
+  hold.exclusive = true;
+  if (status.is_ok()) co_await lock(im, hold);
+  const bool linked = mirror_->up() && mirror_->hello().session == session && !im.telling;
   bool stands = im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding && im.broken;
-  if (status.is_ok() && !stands) status = Status(Code::kCancelled, "the tenure or the link changed");
+  if (status.is_ok() && !(linked && stands)) status = Status(Code::kCancelled, "the tenure or the link changed");
   if (status.is_ok()) {
     im.broken = im.hung = false;  // behind it stays, until it was filled
     im.refilling = true;          // what was written meanwhile is on the shared copy alone: staging reads it there
@@ -151,13 +159,16 @@ Task<void> Engine::reopen_copy(Image& im) {
     if (!status) im.broken = true;
   }
   im.reopening = false;
+  if (status.is_ok()) {
+    im.map_cut = map->map_cut;
+    im.map_region_bytes = map->region_bytes != 0 ? map->region_bytes : limits::kRegionBytesMin;
+    im.stale.set_all(im.size, im.map_region_bytes);
+  }
+  if (hold.held) im.order.release(hold);
   if (!status) {
     kLog.info("local_copy_still_failed", {{"image", im.id}, {"error", status}});
     co_return;
   }
-  im.map_cut = map->map_cut;
-  im.map_region_bytes = map->region_bytes != 0 ? map->region_bytes : limits::kRegionBytesMin;
-  im.stale.set_all(im.size, im.map_region_bytes);
   kLog.info("local_copy_reopened", {{"image", im.id}, {"stale_regions", im.stale.count()}});
   if (!im.fill_running) tasks_.spawn(fill(im));
 }

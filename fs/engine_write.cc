@@ -278,6 +278,7 @@ void Engine::finish_op(Op* op, Status status) {
     if (cut && im.foreign_end) set_foreign_end(im, std::min(*im.foreign_end, op->extent.offset));
     im.size = op->extent.offset;
     im.size_generation = op->generation;
+    journal_->set_size(im.slot, im.size);   // a resume meanwhile may have set another
     im.attr.size = im.size;
     im.attr.size_generation = im.size_generation;
     names_->put(im.attr);
