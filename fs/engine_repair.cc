@@ -37,7 +37,12 @@ Task<void> Engine::repair_own(Image& im, Extent extent) {
         [&](Callback<Status> done) { journal_->mark_dirty(im.slot, range, std::move(done)); });
     // Flushed when the image comes to rest. The mark may go before: what a crash tears then is unreadable, or right.
     if (status.is_ok()) im.unsynced.finish();
-    if (status.is_ok() && stands()) status = co_await copy_to_host(im, range);
+    // Widened to its blocks it may be longer than a request.
+    for (uint64_t at = range.offset; status.is_ok() && at < range.end(); at += limits::kIoBytesMax) {
+      const Extent piece{at, std::min<uint64_t>(limits::kIoBytesMax, range.end() - at)};
+      if (stands()) status = co_await copy_to_host(im, piece);
+      else status = Status(Code::kCancelled, "the copies are not level any more");
+    }
     bool own = im.own_failed;
     im.own_failed = false;
     if (!status && own && own_copy_failed(im, status))

@@ -2,6 +2,7 @@
 // from it, not after a restart either, until it was copied again.
 #include <charconv>
 
+#include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "tests/repeat.h"
 #include "tests/sim/lab.h"
@@ -107,6 +108,25 @@ TEST(ReadRepairTest, ABlockThatCannotBeReadIsAnsweredFromTheSharedCopyAndWritten
     ASSERT_TRUE(lab.healthy("host1"));
     EXPECT_EQ(lab.verify("host1"), "");
   }
+}
+
+// With the blocks that it shares with its neighbours the read is longer than any request may be.
+TEST(ReadRepairTest, TheLongestReadIsRepairedWhereverItBegins) {
+  constexpr uint64_t kLongest = limits::kIoBytesMax;
+  Lab lab(1);
+  auto handle = lab.open_filled("host1");
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  for (uint64_t at : {uint64_t{0}, kLongest}) ASSERT_TRUE(lab.write("host1", *handle, at, 'b', kLongest).is_ok());
+  ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+  lab.world.run_for(seconds(5));   // staged: only the guest reads
+  lab.world.inject("host1", FileFault{1, 1, kRead, "/brick1", 5});
+  auto byte = lab.read("host1", *handle, 512, kLongest);
+  ASSERT_TRUE(byte.is_ok()) << byte.status().to_string();
+  EXPECT_EQ(*byte, 'b');
+  lab.world.run_for(seconds(5));
+  EXPECT_EQ(number_in(lab.engine("host1").status_json(), "own"), 1u);
+  ASSERT_TRUE(lab.healthy("host1"));
+  EXPECT_EQ(lab.verify("host1"), "");
 }
 
 TEST(ReadRepairTest, WhatTheSharedCopyCannotReadIsWrittenAnewByTheResync) {
