@@ -75,10 +75,11 @@ struct RawOps {
     MutableByteSpan out = buffer->memory.span().first(kFooterBytes);
     // A lookup that waits for long holds up others in its directory.
     const uint64_t tag = interruptible(req);
-    auto looked = [&shell, req, attr, buffer, out](Result<size_t> n) {
+    auto looked = [&shell, req, attr, buffer](Result<size_t> n) {
       bool fixed = false;
       if (n && *n == kFooterBytes) {
-        auto footer = image::vhd::decode_footer(out);
+        // Not where it was to be read: of a read that hangs the shell keeps that memory, and the answer is in other.
+        auto footer = image::vhd::decode_footer(buffer->memory.span().first(kFooterBytes));
         fixed = footer && footer->type == image::vhd::DiskType::kFixed &&
                 footer->current_size + kFooterBytes == attr.size;
       }
