@@ -376,6 +376,7 @@ void Engine::read_block(const ImageId& image, Extent extent, Wanted wanted, Muta
   const bool granted = im->epoch != Epoch();   // in this run: before that no map says where it is stale
   bool behind = im->refilling ? !granted || im->stale.stale(extent)
                               : standing_in(*im) && (!im->held || im->stale.stale(extent));
+  behind = behind || im->stale.unlike(extent);
   // A resync sends whole regions, also what another host wrote there and this copy was not filled with yet.
   const bool not_filled = im->stale.stale(extent) || (!im->held && has_flag(im->id, kFlagPartial));
   if (wanted == Wanted::kNewest && not_filled && !only_here(*im)) behind = true;

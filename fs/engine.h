@@ -189,6 +189,8 @@ class Engine final : public journal::BlockSource {
   void finish_read(Op* op, Status status);
   // ---- engine_write.cc
   bool follows_filling(const Op& op) const;
+  uint64_t to_fill(const Op& op, uint64_t from) const;
+  void settle_stale(const Op& op, bool done);
   void prepare(Op* op);
   void issue(Op* op);
   void issue_remote(Op* op);

@@ -210,18 +210,9 @@ Task<void> Engine::fill_before(Op* op) {
 }
 
 Task<Status> Engine::fill_for(Op& op) {
-  Image& im = *op.image;
-  Extent range = op.extent;
-  if (op.kind == OpKind::kResize) {
-    uint64_t to = std::min(op.extent.offset, im.size);
-    range = {to, im.size - to};
-    if (range.length == 0 && im.size != 0) range = {im.size - 1, 1};
-  }
   Status status;
-  if (range.length == 0) co_return status;
-  uint64_t bytes = im.stale.region_bytes();
-  for (uint64_t r = range.offset / bytes; status.is_ok() && r <= (range.end() - 1) / bytes; ++r)
-    if (im.local() && im.stale.region_stale(r)) status = co_await fill_region(im, r);
+  for (uint64_t r = to_fill(op, 0); status.is_ok() && r != UINT64_MAX; r = to_fill(op, r + 1))
+    status = co_await fill_region(*op.image, r);
   co_return status;
 }
 

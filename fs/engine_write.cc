@@ -24,6 +24,10 @@ journal::RecordKind record_kind(OpKind kind) {
   }
 }
 
+bool clears(OpKind kind) { return kind == OpKind::kZero || kind == OpKind::kDiscard || kind == OpKind::kResize; }
+
+bool covers(Extent range, uint64_t from, uint64_t to) { return range.offset <= from && range.end() >= to; }
+
 // The bytes whose contents the request may change: what must be dirty, filled and preserved first.
 Extent touched(const Op& op, uint64_t size) {
   if (op.kind != OpKind::kResize) return op.extent;
@@ -34,6 +38,37 @@ Extent touched(const Op& op, uint64_t size) {
   return {size, 1};
 }
 }  // namespace
+
+// The first region, from that one on, that is to be filled before the request; UINT64_MAX: none is. Of one that is
+// cleared as a whole nothing is worth copying: it is level once both copies have cleared it. (Of one that is cleared in
+// part, blocks go to the replica as they read here.)
+uint64_t Engine::to_fill(const Op& op, uint64_t from) const {
+  const Image& im = *op.image;
+  const Extent range = touched(op, im.size);
+  if (!im.local() || im.stale.none() || range.length == 0) return UINT64_MAX;
+  const uint64_t bytes = im.stale.region_bytes(), last = (range.end() - 1) / bytes;
+  for (uint64_t r = std::max(from, range.offset / bytes); r <= last; ++r) {
+    if (im.stale.region_stale(r) && !(clears(op.kind) && covers(range, r * bytes, std::min((r + 1) * bytes, im.size))))
+      return r;
+  }
+  return UINT64_MAX;
+}
+
+// Where both copies have cleared what was stale they are level: a shared copy that loses it with its power gets it from
+// here, as any write. Where the request failed, what it was to change counts as this host's: as the shared copy has it,
+// unless that is another host's by now.
+void Engine::settle_stale(const Op& op, bool done) {
+  Image& im = *op.image;
+  const Extent range = touched(op, im.size);
+  if (im.stale.none() || range.length == 0 || !im.local()) return;
+  if (!done && im.held) im.stale.note_unlike(range);
+  const bool both = op.local_asked && op.local.is_ok() && op.remote_asked && op.remote.is_ok();
+  const bool grows = op.kind == OpKind::kResize && op.extent.offset >= im.size;
+  if (!done || !both || !clears(op.kind) || grows) return;
+  const uint64_t bytes = im.stale.region_bytes();
+  for (uint64_t r = range.offset / bytes; r <= (range.end() - 1) / bytes; ++r)
+    if (covers(range, r * bytes, std::min((r + 1) * bytes, im.size))) im.stale.clear(r);
+}
 
 // An earlier write that overlaps is still waiting for its regions: this one must not overtake it.
 bool Engine::follows_filling(const Op& op) const {
@@ -63,7 +98,7 @@ void Engine::prepare(Op* op) {
     if (op->extent.length == 0) return finish_op(op, Status::ok());
   }
   Extent range = touched(*op, im.size);
-  bool stale = im.local() && !im.stale.none() && im.stale.stale(range);
+  bool stale = to_fill(*op, 0) != UINT64_MAX;
   if (TM_PLANTED("write without filling its region") && stale) im.stale.clear_all();
   if (stale || (!im.filling.empty() && !op->filled && follows_filling(*op))) {
     im.order.release(op->hold);
@@ -257,6 +292,7 @@ void Engine::finish_op(Op* op, Status status) {
   const bool took = resized && im.local() && im.copy->size_generation() == op->generation &&
                     im.copy->size() == op->extent.offset;
   if (op->begun) {
+    settle_stale(*op, status.is_ok() || took);   // before it is staged
     if (status.is_ok() || took) journal_->finish(op->ticket, op->coordinator, op->digest);
     else journal_->failed(op->ticket, op->coordinator);
     op->begun = false;

@@ -14,17 +14,19 @@ class StaleMap {
   void set_all(uint64_t size, uint64_t region_bytes) {
     region_bytes_ = region_bytes;
     bits_.assign((regions_of(size) + 7) / 8, 0);
+    unlike_.clear();
     count_ = 0;
     for (uint64_t r = 0; r < regions_of(size); ++r) set(r);
   }
   void set_bitmap(const Bytes& bitmap, uint64_t size, uint64_t region_bytes) {
     region_bytes_ = region_bytes;
     bits_.assign((regions_of(size) + 7) / 8, 0);
+    unlike_.clear();
     count_ = 0;
     for (uint64_t r = 0; r < regions_of(size) && r / 8 < bitmap.size(); ++r)
       if (bitmap[r / 8] >> (r % 8) & 1) set(r);
   }
-  void clear_all() { bits_.clear(); count_ = 0; }
+  void clear_all() { bits_.clear(); unlike_.clear(); count_ = 0; }
   bool none() const { return count_ == 0; }
   uint64_t count() const { return count_; }
   uint64_t region_bytes() const { return region_bytes_; }
@@ -44,6 +46,19 @@ class StaleMap {
     bits_[region / 8] &= static_cast<uint8_t>(~(1u << (region % 8)));
     --count_;
   }
+  // Those of them within the range lack what this tenure has made of them, too, until they are filled.
+  void note_unlike(Extent range) {
+    unlike_.resize(bits_.size());
+    for (uint64_t r = range.offset / region_bytes_; r <= (range.end() - 1) / region_bytes_; ++r)
+      if (region_stale(r)) unlike_[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
+  }
+  // True if any part of the range is in such a region.
+  bool unlike(Extent range) const {
+    if (unlike_.empty() || range.length == 0) return false;
+    for (uint64_t r = range.offset / region_bytes_; r <= (range.end() - 1) / region_bytes_; ++r)
+      if (region_stale(r) && (unlike_[r / 8] >> (r % 8) & 1)) return true;
+    return false;
+  }
   // The first stale region at or after `from`; UINT64_MAX if none.
   uint64_t next(uint64_t from) const {
     for (uint64_t r = from; r < bits_.size() * 8; ++r)
@@ -56,7 +71,7 @@ class StaleMap {
   void set(uint64_t region) { bits_[region / 8] |= static_cast<uint8_t>(1u << (region % 8)); ++count_; }
 
   uint64_t region_bytes_ = 4ull << 20;
-  Bytes bits_;
+  Bytes bits_, unlike_;
   uint64_t count_ = 0;
 };
 
