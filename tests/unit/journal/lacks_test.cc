@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "shared/base/limits.h"
+
 namespace tidemark::journal {
 namespace {
 
