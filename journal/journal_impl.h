@@ -134,7 +134,7 @@ class JournalImpl final : public Journal {
   Status open_stores();
   Status load_meta(kv::Snapshot& snapshot, bool& clean);
   Status load_batches(kv::Snapshot& snapshot, BatchNumber& newest);
-  Status load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records);
+  Status load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records, BatchNumber& newest);
   Status begin_incarnation();
   void put_incarnation(kv::WriteBatch& batch);
   Status load_runs(kv::Snapshot& snapshot, const Uuid& last_nonce);

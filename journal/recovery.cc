@@ -145,7 +145,7 @@ Status JournalImpl::load_staged_regions(kv::Snapshot& snapshot, StagedBatch& bat
   return Status::ok();
 }
 
-Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records) {
+Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecord>& records, BatchNumber& newest) {
   auto slots = snapshot.cursor(kSlotsTable);
   for (bool more = slots->first(); more; more = slots->next()) {
     if (slots->key().size() != 12 || slots->value().size() != 16) return bad_journal("a row of table slots is malformed");
@@ -156,6 +156,8 @@ Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecor
   std::vector<Placed> all;
   auto cursor = snapshot.cursor(kRecordsTable);
   for (bool more = cursor->first(); more; more = cursor->next()) {
+    if (cursor->key().size() != 12) return bad_journal("a key of table records has the wrong length");
+    newest = std::max(newest, BatchNumber(load_be64(cursor->key().data())));
     TM_ASSIGN_OR_RETURN(UnpackedRecords unpacked, unpack_records(cursor->value()));
     for (const StoredRecord& r : unpacked.records) {
       if (r.kind != kAbandonedRecord) all.push_back({unpacked.incarnation, r});
@@ -250,8 +252,11 @@ Status JournalImpl::open() {
     // Before the records give images their slots: from then on these are no longer among the known tenures.
     load_withheld();
     if (outdated_->found()) whole_is_dirty();
-    TM_RETURN_IF_ERROR(load_records(*snapshot, records));
+    // A batch that was open as the last run ended has no row, though what stands under its number has one: given out again,
+    // the number would have one run's rows overwrite another's, and outlive the batch that stands for them.
+    TM_RETURN_IF_ERROR(load_records(*snapshot, records, newest));
     TM_ASSIGN_OR_RETURN(marks, read_marks(*snapshot));
+    for (const StoredMark& mark : marks) newest = std::max(newest, mark.batch);
     // Those of staged batches are in their segments, and are needed should these be given up: so they are when degraded.
     BatchNumber told = shipping_ == Shipping::kNormal ? last_staged_ : shipper_->replica().newest;
     std::erase_if(marks, [&](const StoredMark& mark) { return mark.batch <= told; });

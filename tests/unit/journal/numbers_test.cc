@@ -1,0 +1,79 @@
+// The numbers of batches: whatever stands under one, in whichever table, no later run gives it out again.
+#include <gtest/gtest.h>
+
+#include "tests/unit/journal/limit_harness.h"
+
+namespace tidemark::journal {
+namespace {
+
+class NumbersTest : public LimitTest {
+ protected:
+  NumbersTest() {
+    parent_ = {};             // no image is lacked whole
+    options_.settings.limit_bytes = 64u << 20;
+    options_.settings.cut_interval = std::chrono::seconds(60);
+  }
+  void load_and_commit() {
+    run_load(30, 8);
+    world_.run_for(std::chrono::seconds(1));
+  }
+  void create(uint64_t number) {
+    wire::Mark mark;
+    mark.kind = wire::MarkKind::kCreate;
+    mark.number = EventNumber(number);
+    mark.name = std::to_string(number) + ".img";
+    journal_->mark(mark);
+  }
+  int64_t told(uint64_t number) {
+    return std::count_if(replica_->marks.begin(), replica_->marks.end(), [&](const auto& m) { return m.number.value == number; });
+  }
+};
+
+// The first run crashes; the second is stopped while one image is not reconciled yet, and others were written.
+TEST_F(NumbersTest, ACleanStopInTheMidstOfARecoveryLeavesNothingThatALaterStartCannotRead) {
+  open_journal();
+  load_and_commit();
+  wait_shipped();
+  load_and_commit();
+  crash(sim::Crash::kKill);
+  open_journal();
+  load_and_commit();
+  close_cleanly();
+  open_journal();
+  reconcile_all();
+  load_and_commit();
+  wait_shipped();
+  for (auto kind : {sim::Crash::kKill, sim::Crash::kPowerLoss}) {
+    crash(kind);
+    open_journal();
+    reconcile_all();
+    expect_level();
+  }
+}
+
+TEST_F(NumbersTest, EventsThatWereNotToldYetOutliveCleanStopsWhileDegraded) {
+  open_journal();
+  replica_away();
+  resync({});
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  uint64_t event = 0;
+  for (int run = 0; run < 3; ++run) {
+    for (int i = 0; i < 10; ++i) {
+      if (run == 0) run_load(3, 1);   // counters between them: the next run's own come to those
+      create(++event);
+    }
+    world_.run_for(std::chrono::seconds(1));
+    for (const auto& [image, s] : slots_) journal_->note_durable(s, journal_->last_finished());
+    close_cleanly();
+    open_journal();
+    reconcile_all();
+    ASSERT_TRUE(degraded());
+  }
+  replica_back();
+  run_load(10, 4);
+  expect_level();
+  for (uint64_t number = 1; number <= event; ++number) EXPECT_EQ(told(number), 1) << number;
+}
+
+}  // namespace
+}  // namespace tidemark::journal
