@@ -71,6 +71,17 @@ void JournalImpl::lack_if_followed(uint32_t slot) {
   note_lack(slot, RecordKind::kWrite, {0, s.size});
 }
 
+// A mark that an image is whole, which may be at the replica already: told again, it is told with all of the image again. An
+// earlier version of the replica takes it to say that nothing is left there of what was before.
+void JournalImpl::lack_if_whole(const wire::Mark& mark) {
+  if (mark.kind != wire::MarkKind::kWhole) return;
+  const ImageId& image = mark.node.image;
+  auto slot = slot_by_image_.find(image);
+  auto known = known_tenures_.find(image);
+  if (slot != slot_by_image_.end()) lacks_.set(image, {0, slots_[slot->second].size});
+  else if (known != known_tenures_.end()) lacks_.set(image, {0, known->second.size});
+}
+
 // The records of the open batch become regions.
 void JournalImpl::absorb_open_batch() {
   Batch& open = open_batch();
@@ -244,6 +255,7 @@ void JournalImpl::take_over(const std::deque<StagedBatch>& given, std::vector<St
     tracker_.begin(counter.value);
     tracker_.finish(counter.value);
     put_mark(pending_, open.number, counter, mark.mark);
+    lack_if_whole(mark.mark);
     open.marks.push_back({counter, std::move(mark.mark)});
   }
   ++finish_serial_;
@@ -274,6 +286,7 @@ Status JournalImpl::begin_degraded() {
   absorb_open_batch();
   put_degraded();
   take_over(given, {});             // its events are with those of the open batch already
+  for (const SegmentMark& m : open_batch().marks) lack_if_whole(m.mark);
   kv::WriteBatch batch = std::exchange(pending_, {});
   lacks_.put_changed(batch);
   TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));

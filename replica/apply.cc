@@ -159,7 +159,8 @@ std::optional<uint64_t> shrunk_to(const Catalog::Image& known, const journal::Se
   // The tenure that was lost may have made it longer than the new one found it: seen as soon as this one does, too.
   const bool whole = std::any_of(batch.slices.begin(), batch.slices.end(),
                                  [&](const SliceFacts& s) { return s.whole && s.image == slice.image; });
-  if (whole) return 0;
+  // Told once more, in the same tenure, it may come without what the replica has by then.
+  if (whole && known.newest.epoch < slice.epoch) return 0;
   return slice.size < known.newest.size ? std::optional(slice.size) : std::nullopt;
 }
 

@@ -142,6 +142,8 @@ bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
     for (const SegmentImage& image : head.images) point.changed.insert(image.image);
     if (index == 0) {
       for (const SegmentImage& image : head.images) images[image.image].resize(std::max<size_t>(image.size, images[image.image].size()));
+      for (const wire::Mark& m : said)   // nothing is left of what was there before
+        if (m.kind == wire::MarkKind::kWhole && point.changed.contains(m.node.image)) std::ranges::fill(images[m.node.image], 0);
       for (const Parts& piece : std::exchange(aside, {})) {
         for (const auto& [part, kept] : piece) lay(*SegmentReader::parse_whole(kept.second), kept.second, point.changed);
       }

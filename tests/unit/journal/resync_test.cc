@@ -2,6 +2,7 @@
 // names whatever a piece held since the last point, and whatever may have another size, however often the resync began again.
 #include <gtest/gtest.h>
 
+#include "journal/records.h"
 #include "tests/unit/journal/limit_harness.h"
 
 namespace tidemark::journal {
@@ -176,6 +177,62 @@ TEST_F(ResyncTest, AnEmptiedReplicaLearnsOfAnImageThatHasNoDataAndOfItsSize) {
   ASSERT_TRUE(settle([&] { return !replica_->points.empty(); }, 120)) << journal_->usage().ship_error;
   expect_level();
   for (int i = 3; i < 5; ++i) ASSERT_TRUE(replica_->images.contains(image_id(i))) << i;
+}
+
+// A mark that a batch holds all of an image (of a tenure taken by force) says that nothing is left of what was there before.
+class WholeAgainTest : public ResyncTest {
+ protected:
+  // Its pieces and its last batch, which has the mark and no block of it, are applied; the answer to that one is lost.
+  void applied_and_given_up() {
+    begin();
+    replica_away();
+    write(0, {0, sizes_[image_id(0)]}, 0x22);
+    wire::Mark mark;
+    mark.kind = wire::MarkKind::kWhole;
+    mark.origin = options_.source;
+    mark.node.image = image_id(0);
+    journal_->mark(mark);
+    degrade();
+    clean();
+    replica_->interfere = [this](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+      if (r.method != "PUT" || journal_->usage().shipping == Shipping::kResyncing) return std::nullopt;
+      replica_->take_silently(r);
+      return net::HttpResponse::json(503, R"({"error":"answer lost"})");
+    };
+    ASSERT_TRUE(settle([&] { return journal_->usage().shipping == Shipping::kNormal; }));
+    ASSERT_TRUE(settle([&] { return degraded(); }, 120));
+    replica_away();
+    ASSERT_GT(replica_->pieces, 0u);
+    ASSERT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
+    clean();
+  }
+};
+
+TEST_F(WholeAgainTest, TheMarkComesWithAllOfTheImageThoughTheReplicaMayHaveIt) {
+  applied_and_given_up();
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  expect_level();
+}
+
+TEST_F(WholeAgainTest, SoItDoesFromAJournalThatAnEarlierVersionLeftWithoutIt) {
+  applied_and_given_up();
+  crash(sim::Crash::kKill);
+  env_ = &world_.start("host1");
+  {
+    auto store = env_->open_store("/state/journal", {.tables = journal_table_names()});
+    ASSERT_TRUE(store) << store.status().to_string();
+    kv::WriteBatch batch;
+    batch.erase_range(kLacksTable, {}, Bytes(25, 0xff));
+    ASSERT_TRUE((*store)->commit_and_wait(std::move(batch)));
+  }
+  world_.crash("host1", sim::Crash::kKill);
+  open_journal();
+  reconcile_all();
+  ASSERT_TRUE(degraded());
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  expect_level();
 }
 
 // Written in the midst of a resync by a host that has no copy of its own, just before the shared node is away.

@@ -114,6 +114,26 @@ TEST_F(PiecesTest, OfAnImageThatIsWholeNothingIsLeftOfWhatALostTenureAdded) {
   EXPECT_EQ(h.data("latest", kOne), bytes_of({{1, 'n'}, {7, '\0'}}));
 }
 
+// The end of host2's resync was applied, and the answer lost: the mark comes again, with nothing of the image.
+TEST_F(PiecesTest, AnImageThatIsSaidToBeWholeOnceMoreKeepsWhatItHas) {
+  const WriteSequence held{Incarnation(1), host1.counter()};
+  wire::Mark opened = create_of(kOne, 7, "host2"), whole = opened;
+  opened.kind = wire::MarkKind::kOpenWrite;
+  whole.kind = wire::MarkKind::kWhole;
+  SliceSpec taken = slice(kOne, {units(0, 4, 'n')});
+  taken.epoch = Epoch(7);
+  taken.parent = {Epoch(1), "host1", held, wire::kTaken};
+  host2.kind = journal::BatchKind::kPiece;
+  ASSERT_EQ(h.put(host2, host2.make({taken}, {opened})).status, 200);
+  taken.pieces.clear();
+  host2.kind = journal::BatchKind::kResync;
+  ASSERT_EQ(h.put(host2, host2.make({taken}, {whole})).json()["applied"], true);
+  ASSERT_EQ(h.data("latest", kOne), bytes_of({{4, 'n'}}));
+  ASSERT_EQ(h.put(host2, host2.make({taken}, {whole})).json()["applied"], true);
+  EXPECT_EQ(points(), 3u);
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{4, 'n'}}));
+}
+
 // host2's resync and a batch of host1 wait for each other: the resync goes first. host1's named point then has the one
 // image as host2 wrote it later, and says so to whoever asks for it, also after a restart; of the other it is right.
 TEST_F(PiecesTest, APointBehindACircleSaysWhichImageItIsWithout) {
