@@ -64,6 +64,7 @@ Status OutdatedMark::open() {
       last = env_.files().write_file_atomically(place.path, block);
       if (!last) kLog.warning("mark_not_prepared", {{"path", place.path}, {"status", last}});
       if (!last) continue;
+      place.says = false;
     } else {
       last = bytes.status().with_context(place.path);
       continue;
@@ -75,7 +76,7 @@ Status OutdatedMark::open() {
     }
     place.file = std::move(*file);
     ++opened;
-    found_ = found_ || place.says;
+    found_ = found_ || *place.says;
   }
   stands_ = wanted_ = found_;
   return opened > 0 ? Status::ok() : last;
@@ -84,32 +85,42 @@ Status OutdatedMark::open() {
 void OutdatedMark::put(bool outdated, Callback<Status> done) {
   if (done_) std::exchange(done_, {})(Status(Code::kCancelled, "the mark is changed again"));
   wanted_ = outdated;
+  if (outdated && sure()) return done(Status::ok());
   done_ = std::move(done);
   if (running_) return;
   running_ = true;
   tasks_.spawn(run());
 }
 
+bool OutdatedMark::sure() const {
+  return std::any_of(places_.begin(), places_.end(), [](const Place& p) { return p.file != nullptr && p.says == true; });
+}
+
+// Taken back from the last place on: what the journal's own says stands for as long as another hangs.
 Task<void> OutdatedMark::run() {
   while (done_) {
     const bool outdated = wanted_;
     Status last(Code::kIoError, "no place takes the journal's mark");
     size_t took = 0, missed = 0;
-    for (Place& place : places_) {
+    for (size_t i = 0; i < places_.size() && outdated == wanted_; ++i) {
+      Place& place = places_[outdated ? i : places_.size() - 1 - i];
       if (place.file == nullptr) continue;
-      if (place.says == outdated && stands_ == outdated) {
+      if (place.says == outdated) {
         ++took;
         continue;
       }
+      place.says.reset();
       Status status = co_await write(place, outdated);
-      if (status) {
-        place.says = outdated;
-        ++took;
-      } else {
+      if (!status) {
         last = status.with_context(place.path);
-        place.says = true;                         // what it says now is not known
         ++missed;
+        continue;
       }
+      place.says = outdated;
+      ++took;
+      // Guests wait for this: the other places, of which one may hang, get it as they can.
+      if (outdated) stands_ = true;
+      if (outdated && wanted_ && done_) std::exchange(done_, {})(Status::ok());
     }
     if (outdated != wanted_ || !done_) continue;
     const bool came_about = outdated ? took > 0 : missed == 0;

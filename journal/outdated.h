@@ -9,6 +9,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,7 +35,8 @@ class OutdatedMark {
   Status open();
   bool found() const { return found_; }            // as it stood at the opening
   bool stands() const { return stands_; }          // durably
-  // Durable in at least one place (taking it), or in every one that took it (taking it back), when `done` says OK.
+  // Durable in at least one place (taking it), or in every one that took it (taking it back), when `done` says OK. A place
+  // whose device hangs holds up the taking back, and the taking only if no other place takes it; `done` may be called at once.
   // Changes follow each other; `done` of one that another overtook gets kCancelled.
   void put(bool outdated, Callback<Status> done);
 
@@ -42,8 +44,9 @@ class OutdatedMark {
   struct Place {
     std::string path;
     std::shared_ptr<io::File> file;                // shared with its writes: they may outlive this
-    bool says = false;
+    std::optional<bool> says;                      // none: it is being written, or that failed
   };
+  bool sure() const;                               // a place says so that nobody is writing
   Task<void> run();
   Task<Status> write(Place& place, bool outdated);
 

@@ -78,6 +78,81 @@ TEST_F(DiskTest, NoWriteToACleanRegionGoesOnBeforeTheMarkStands) {
   EXPECT_TRUE(outdated());
 }
 
+// The mark in the journal's own directory stands; that in a brick whose device hangs is not waited for.
+class HungBrickTest : public DiskTest {
+ protected:
+  HungBrickTest() { options_.reserve_directories = {"/brick"}; }
+  void begin() {
+    ASSERT_TRUE(world_.start("host1").files().make_directories("/brick"));
+    world_.crash("host1", sim::Crash::kKill);
+    open_journal();
+    run_load(50, 8);
+    wait_shipped();
+    clean_ = journal_->attach(image_id(9), 200 * kG);
+    journal_->set_level(clean_, true);
+  }
+  void hang() {
+    sim::FileFault fault;
+    fault.path_contains = "/brick/journal-outdated";
+    fault.times = UINT64_MAX;
+    fault.operations = static_cast<uint16_t>(sim::FileOp::kWrite);
+    fault.hangs = true;
+    world_.inject("host1", fault);
+  }
+  void release() {
+    world_.clear_faults("host1");
+    world_.release_hung("host1");
+  }
+  // A write to the next clean region goes on while the journal's disk takes nothing.
+  bool goes_on() {
+    auto answered = std::make_shared<bool>(false);
+    journal_->mark_dirty(clean_, {next_, kG}, [answered](Status status) { *answered = status.is_ok(); });
+    next_ += 16 * kG;
+    return settle([&] { return *answered; }, 30);
+  }
+  Slot clean_;
+  uint64_t next_ = 0;
+};
+
+TEST_F(HungBrickTest, TheGuestGoesOnOnceOnePlaceHasTheMark) {
+  begin();
+  hang();
+  full_disk();
+  EXPECT_TRUE(goes_on());
+  EXPECT_TRUE(outdated());
+  // The disk has room, and is full again, while the brick still hangs.
+  good_disk();
+  world_.run_for(std::chrono::seconds(20));
+  EXPECT_TRUE(outdated()) << "it is not taken back before the brick's is";
+  full_disk();
+  EXPECT_TRUE(goes_on());
+  good_disk();
+  release();
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+  run_load(50, 8);
+  expect_level();
+}
+
+TEST_F(HungBrickTest, TheGuestGoesOnWhereTheBrickHangsAsTheMarkIsTakenBack) {
+  begin();
+  full_disk();
+  EXPECT_TRUE(goes_on());
+  world_.run_for(std::chrono::seconds(5));
+  hang();
+  good_disk();
+  world_.run_for(std::chrono::seconds(20));
+  EXPECT_TRUE(outdated()) << "the journal's own place is the last";
+  full_disk();
+  EXPECT_TRUE(goes_on());
+  release();
+  world_.run_for(std::chrono::seconds(5));
+  EXPECT_TRUE(outdated());
+  good_disk();
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+}
+
 TEST_F(DiskTest, TM_UNSANITIZED(WhatWaitsForADiskThatTakesNotEvenTheMarkIsBounded)) {
   open_journal();
   run_load(50, 8);
