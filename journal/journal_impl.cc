@@ -103,6 +103,9 @@ Ticket JournalImpl::begin(Slot slot, RecordKind kind, Extent extent) {
     s.size = extent.offset;
     s.size_generation = Generation();   // until the mark that follows names it
     drl_->grow(slot.index, s.size);
+    // It reads as zeros, but not at a replica that was told of a cut by pieces alone, and dropped them.
+    const bool dropped = withheld_.contains(s.image) && lacks_.sent(s.image);
+    if (s.size > t.old_size && dropped) note_lack(slot.index, RecordKind::kWrite, region_extent(t));
   }
   if (shipping_ != Shipping::kDegraded) {
     for_data_granules(record, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });

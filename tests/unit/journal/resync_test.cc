@@ -235,6 +235,29 @@ TEST_F(WholeAgainTest, SoItDoesFromAJournalThatAnEarlierVersionLeftWithoutIt) {
   expect_level();
 }
 
+// It is cut in a piece, which the last batch does not name; withheld, it is made as long as the replica knows it.
+TEST_F(ResyncTest, WhatWasCutOffInAPieceDoesNotComeBackWhereItGrowsWhileWithheld) {
+  begin();
+  replica_away();
+  resize(0, 8 * kG);
+  write(1, {0, sizes_[image_id(1)]}, 0x22);   // more than a piece
+  degrade();
+  clean();
+  answer_until([this] { return replica_->pieces > 0; });
+  ASSERT_TRUE(settle([&] { return replica_->pieces > 0 && !journal_->usage().ship_error.empty(); }));
+  ASSERT_EQ(journal_->usage().shipping, Shipping::kResyncing);
+  copy_.cut.insert(image_id(0));
+  journal_->withhold(image_id(0), Status(Code::kIoError, "its copy is not there"));
+  replica_back();
+  write(2, {0, kG}, 0x33);
+  ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
+  ASSERT_EQ(replica_->images[image_id(0)].size(), 20 * kG) << "the last batch is without it";
+  resize(0, 20 * kG);
+  copy_.cut.clear();
+  ASSERT_TRUE(settle([&] { return journal_->usage().withheld.empty(); }));
+  expect_level_in_the_end();
+}
+
 // Written in the midst of a resync by a host that has no copy of its own, just before the shared node is away.
 TEST_F(ResyncTest, APieceGoesWithoutWhatOnlyTheSharedNodeHas) {
   begin();
