@@ -166,12 +166,23 @@ Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecor
   std::stable_sort(all.begin(), all.end(), [](const Placed& a, const Placed& b) {
     return a.incarnation != b.incarnation ? a.incarnation < b.incarnation : a.record.counter < b.record.counter;
   });
+  uint64_t left_behind = 0;
   for (const Placed& p : all) {
+    // An earlier version could leave a run's records behind as it staged, under a lower number, all that they say. The slots of
+    // that run went in the same transaction: all of them, so that no record of a run that still counts is taken for such a one.
+    auto of_run = old_slots_.lower_bound({p.incarnation, 0});
+    if (of_run == old_slots_.end() || of_run->first.first != p.incarnation) {
+      ++left_behind;
+      continue;
+    }
     auto it = old_slots_.find({p.incarnation, p.record.slot});
     if (it == old_slots_.end()) return bad_journal("a record names slot " + std::to_string(p.record.slot) + ", which no row explains");
     // Counters of several incarnations: from here on only their order counts.
     records.push_back({records.size(), p.record.extent.offset, p.record.extent.length, slot_of(it->second),
                        static_cast<RecordKind>(p.record.kind)});
+  }
+  if (left_behind != 0) {
+    kLog.warning("records_left_behind", {{"records", left_behind}, {"effect", "staged before; they go with the next batch"}});
   }
   return Status::ok();
 }

@@ -1,6 +1,7 @@
 // The numbers of batches: whatever stands under one, in whichever table, no later run gives it out again.
 #include <gtest/gtest.h>
 
+#include "journal/records.h"
 #include "tests/unit/journal/limit_harness.h"
 
 namespace tidemark::journal {
@@ -49,6 +50,40 @@ TEST_F(NumbersTest, ACleanStopInTheMidstOfARecoveryLeavesNothingThatALaterStartC
     reconcile_all();
     expect_level();
   }
+}
+
+// As an earlier version left it, once the first number had been given out again.
+TEST_F(NumbersTest, RecordsOfARunWhoseSlotsWereErasedAreOfBatchesThatWereStaged) {
+  open_journal();
+  load_and_commit();
+  wait_shipped();
+  const Bytes key = record_key(BatchNumber(replica_->expected + 1024), 0);
+  auto stands = [&](bool put) {
+    env_ = &world_.start("host1");
+    auto store = env_->open_store("/state/journal", {.tables = journal_table_names()});
+    EXPECT_TRUE(store) << store.status().to_string();
+    RecordPack pack;
+    StoredRecord record;
+    record.counter = Counter(7);
+    record.slot = 1;
+    record.kind = static_cast<uint8_t>(RecordKind::kWrite);
+    record.extent = {0, kG};
+    pack.add(Incarnation(5), record);
+    kv::WriteBatch batch;
+    if (put) batch.put(kRecordsTable, key, pack.take());
+    EXPECT_TRUE((*store)->commit_and_wait(std::move(batch)));
+    const bool found = (*store)->snapshot()->get(kRecordsTable, key).is_ok();
+    world_.crash("host1", sim::Crash::kKill);
+    return found;
+  };
+  crash(sim::Crash::kKill);
+  ASSERT_TRUE(stands(true));
+  open_journal();
+  reconcile_all();
+  load_and_commit();
+  expect_level();
+  crash(sim::Crash::kKill);
+  EXPECT_FALSE(stands(false));
 }
 
 TEST_F(NumbersTest, EventsThatWereNotToldYetOutliveCleanStopsWhileDegraded) {
