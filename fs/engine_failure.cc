@@ -153,17 +153,16 @@ Task<void> Engine::reopen_copy(Image& im) {
   bool stands = im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding && im.broken;
   if (status.is_ok() && !(linked && stands)) status = Status(Code::kCancelled, "the tenure or the link changed");
   if (status.is_ok()) {
+    // First: what was written beyond the end of the map that was, by the time the copy failed, is not here.
+    im.map_cut = map->map_cut;
+    im.map_region_bytes = map->region_bytes != 0 ? map->region_bytes : limits::kRegionBytesMin;
+    im.stale.set_all(im.size, im.map_region_bytes);
     im.broken = im.hung = false;  // behind it stays, until it was filled
     im.refilling = true;          // what was written meanwhile is on the shared copy alone: staging reads it there
     status = co_await adopt_size(im, im.size, im.size_generation);
     if (!status) im.broken = true;
   }
   im.reopening = false;
-  if (status.is_ok()) {
-    im.map_cut = map->map_cut;
-    im.map_region_bytes = map->region_bytes != 0 ? map->region_bytes : limits::kRegionBytesMin;
-    im.stale.set_all(im.size, im.map_region_bytes);
-  }
   if (hold.held) im.order.release(hold);
   if (!status) {
     kLog.info("local_copy_still_failed", {{"image", im.id}, {"error", status}});

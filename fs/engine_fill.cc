@@ -21,6 +21,11 @@ Task<Status> Engine::fill_unit(Image& im, Extent unit) {
   hold.extent = unit;
   hold.exclusive = true;
   co_await lock(im, hold);
+  // Level by now, by another fill or a punch: what the shared copy has lost since then is here alone.
+  if (!im.stale.stale(unit)) {
+    im.order.release(hold);
+    co_return Status::ok();
+  }
   Status status, own;
   uint64_t end = im.local() ? std::min({unit.end(), im.size, im.copy->size()}) : 0;
   if (unit.offset < end) {

@@ -40,6 +40,7 @@ Task<void> Engine::repair_own(Image& im, Extent extent) {
     // Widened to its blocks it may be longer than a request.
     for (uint64_t at = range.offset; status.is_ok() && at < range.end(); at += limits::kIoBytesMax) {
       const Extent piece{at, std::min<uint64_t>(limits::kIoBytesMax, range.end() - at)};
+      co_await preserve(im, piece);   // first: it may last, and what the other copy loses meanwhile is here alone
       if (stands()) status = co_await copy_to_host(im, piece);
       else status = Status(Code::kCancelled, "the copies are not level any more");
     }

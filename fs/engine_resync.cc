@@ -99,12 +99,14 @@ Task<Status> Engine::copy_to_host(Image& im, Extent piece) {
   co_return written;
 }
 
+// A region that is stale here takes the shared node's bytes, whatever else is said.
 Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uint64_t* repaired) {
   co_await pace(im, unit.length);
   RangeLock::Hold hold;
   hold.extent = unit;
   hold.exclusive = true;
   co_await lock(im, hold);
+  host_wins = host_wins && !im.stale.stale(unit);   // as it is now: a fill may have ended meanwhile
   uint64_t end = im.local() ? std::min({unit.end(), im.size, im.copy->size()}) : 0;
   Status status;
   bool mended = false;
@@ -157,7 +159,6 @@ Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uin
   co_return status;
 }
 
-// A region that is stale here takes the shared node's bytes, whatever else is said.
 Task<Status> Engine::make_regions_equal(Image& im, bool host_wins, const std::vector<RegionIndex>& regions,
                                         uint64_t bytes, uint64_t* repaired) {
   std::vector<Extent> units;
@@ -166,7 +167,7 @@ Task<Status> Engine::make_regions_equal(Image& im, bool host_wins, const std::ve
     for (uint64_t at = region.value * bytes; at < end; at += kUnit) units.push_back({at, std::min(kUnit, end - at)});
   }
   UnitWork work = [this, &im, host_wins, repaired](Extent unit) {
-    return make_unit_equal(im, unit, host_wins && !im.stale.stale(unit), repaired);
+    return make_unit_equal(im, unit, host_wins, repaired);
   };
   co_return co_await for_units(std::move(units), std::move(work));
 }
