@@ -203,7 +203,7 @@ void Engine::tick() {
   try_missing_copies();
   take_up_tenures();
   want_terms();
-  reap();
+  if (!stopping_) reap();   // a stop goes through the images, and waits
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }
 

@@ -141,6 +141,40 @@ TEST_F(SuccessionTest, AHandOverLeavesNothingToCompare) {
   EXPECT_EQ(verify(f), "");
 }
 
+// Each of several images is given back, or flushed, in turn, which takes long here; ticks go on meanwhile.
+TEST_F(SuccessionTest, AnImageThatWasRemovedJustBeforeAStopIsThereUntilItsEnd) {
+  for (const bool succeeded : {false, true}) {
+    SCOPED_TRACE(succeeded ? "handed over" : "stopped");
+    if (!succeeded) start();
+    std::vector<File> files;
+    for (const char* name : {"a.img", "b.img", "c.img", "d.img", "e.img", "f.img"}) {
+      files.push_back(create(1, name, kMiB));
+      ASSERT_TRUE(write_now(files.back(), 0, 0x11, 4096));
+    }
+    for (size_t i = 0; i < files.size(); ++i) {
+      if (i % 2 != 0) {
+        ASSERT_TRUE(wait(unlink(1, std::string(1, static_cast<char>('a' + i)) + ".img")));
+      }
+      close(files[i]);
+    }
+    const sim::DurationRange slow{std::chrono::milliseconds(900), std::chrono::milliseconds(1000)};
+    world_->set_latency("host1", "shared1", slow);
+    std::optional<Status> done;
+    if (succeeded) engine(1).hand_over(seconds(60), [&](Status s) { done = s; });
+    else engine(1).stop(seconds(60), [&](Status s) { done = s; });
+    ASSERT_TRUE(until([&] { return done.has_value(); }, seconds(120)));
+    EXPECT_TRUE(*done) << done->to_string();
+    world_->set_latency("host1", "shared1", {});
+    kill_and_succeed(1);
+    for (const char* name : {"a.img", "c.img", "e.img"}) {
+      File f = open(1, name);
+      EXPECT_EQ(byte_at(f, 0, 4096), 0x11);
+      close(f);
+      ASSERT_TRUE(wait(unlink(1, name)));
+    }
+  }
+}
+
 TEST_F(SuccessionTest, AnOpenThatComesAgainGetsTheHandleThatItMade) {
   start();
   File f = create(1, "a.img", kMiB);
