@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "shared/kv/lmdb_check.h"
+
 namespace tidemark::cli {
 namespace {
 
@@ -15,18 +17,8 @@ Status held(const std::string& path) {
 
 }  // namespace
 
-// LMDB keeps a lock on the first byte of its lock file while the store is open.
 Status store_is_free(const std::string& directory) {
-  const std::string path = directory + "/lock.mdb";
-  int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  if (fd < 0) return Status::ok();
-  struct flock lock {};
-  lock.l_type = F_WRLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_len = 1;
-  int rc = ::fcntl(fd, F_GETLK, &lock);
-  ::close(fd);
-  return rc == 0 && lock.l_type != F_UNLCK ? held(directory) : Status::ok();
+  return kv::is_open_elsewhere(directory) ? held(directory) : Status::ok();
 }
 
 Status object_is_free(const std::string& path) {

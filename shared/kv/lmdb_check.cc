@@ -287,6 +287,19 @@ Result<StoreCheck> check_store(const std::string& directory, const StoreEntry& e
   return Walk(file, *meta, entry).run();
 }
 
+// LMDB keeps a lock on the first byte of its lock file while the store is open.
+bool is_open_elsewhere(const std::string& directory) {
+  int fd = ::open((directory + "/lock.mdb").c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return false;
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_len = 1;
+  int rc = ::fcntl(fd, F_GETLK, &lock);
+  ::close(fd);
+  return rc == 0 && lock.l_type != F_UNLCK;
+}
+
 Status check_before_open(const std::string& directory, bool may_change) {
   const std::string path = directory + "/data.mdb";
   File file(path);
@@ -304,10 +317,12 @@ Status check_before_open(const std::string& directory, bool may_change) {
   // Pages that were taken and given back in one transaction are never written: the file may lack its last ones then.
   const bool whole = size / meta->page_bytes > meta->last_page;
   if (whole && (size > kWholeAtOpenBytes || may_change)) return Status::ok();
-  if (!whole && may_change) return damaged("it is cut short: " + std::to_string(size) + " bytes");
+  // Whoever has it open has looked at it, and pages that it writes meanwhile would look damaged.
+  auto trusted = [&] { return may_change && is_open_elsewhere(directory); };
+  if (trusted()) return Status::ok();
   auto check = check_store(directory);
   if (!check) return check.status();
-  if (check->problems.empty()) return Status::ok();
+  if (check->problems.empty() || trusted()) return Status::ok();
   return damaged(check->problems.front() + (check->problems.size() > 1 ? " (and more)" : ""));
 }
 

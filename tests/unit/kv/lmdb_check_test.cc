@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -48,6 +49,12 @@ class LmdbCheckTest : public ::testing::Test {
     auto value = snapshot.get(table, key_u64(key));
     EXPECT_TRUE(value.is_ok()) << value.status().to_string();
     return value.is_ok() ? *value : Bytes();
+  }
+  uint64_t last_page() {                 // as the newer meta page has it
+    const Bytes all = contents();
+    auto at = [&](uint64_t offset) { return load_le<uint64_t>(all.data() + offset); };
+    const uint64_t newer = at(16 + 128) > at(4096 + 16 + 128) ? 0 : 4096;
+    return at(newer + 16 + 120);
   }
   void put(uint64_t at, uint8_t byte) {
     int fd = ::open(file.c_str(), O_WRONLY);
@@ -126,6 +133,65 @@ TEST_F(LmdbCheckTest, ATruncatedFileIsRefusedAndNotMapped) {
     EXPECT_NE(opened.status().message().find("tidemark fsck"), std::string::npos) << opened.status().to_string();
     EXPECT_FALSE(open(true).is_ok());
   }
+}
+
+// Taken at the end of the file and given back in one transaction a page is never written; the meta page counts it.
+TEST_F(LmdbCheckTest, AFileThatLacksOnlyPagesThatWereNeverWrittenIsOpened) {
+  fill();
+  {
+    auto store = open();
+    ASSERT_TRUE(store.is_ok());
+    WriteBatch batch;
+    batch.put(0, key_u64(2000), Bytes(40, 1));
+    batch.put(1, key_u64(100), Bytes(200'000, 1));
+    batch.erase(1, key_u64(100));
+    ASSERT_TRUE((*store)->commit_and_wait(std::move(batch)).is_ok());
+  }
+  const uint64_t size = std::filesystem::file_size(file);
+  ASSERT_LT(size / 4096, last_page() + 1);   // as LMDB left it: else this tests nothing
+  for (bool read_only : {true, false, true}) {
+    auto store = open(read_only);
+    ASSERT_TRUE(store.is_ok()) << (read_only ? "read only: " : "") << store.status().to_string();
+    EXPECT_EQ(read(*(*store)->snapshot(), 1, 19), Bytes(9000, 19));
+  }
+  std::filesystem::resize_file(file, size / 2);   // and now also some that are referred to
+  for (bool read_only : {true, false}) {
+    auto store = open(read_only);
+    ASSERT_FALSE(store.is_ok()) << read_only;
+    EXPECT_EQ(store.status().code(), Code::kCorruption) << store.status().to_string();
+  }
+}
+
+// What another process writes meanwhile looks damaged: of a store that is open there only its meta pages are looked at.
+TEST_F(LmdbCheckTest, AStoreThatIsOpenElsewhereIsNotLookedAtWhole) {
+  fill();
+  std::filesystem::resize_file(file, std::filesystem::file_size(file) / 2);
+  EXPECT_EQ(check_before_open(path, true).code(), Code::kCorruption);
+  int told[2], end[2];
+  ASSERT_EQ(::pipe(told), 0);
+  ASSERT_EQ(::pipe(end), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {   // as LMDB holds it
+    struct flock lock {};
+    lock.l_type = F_RDLCK;
+    lock.l_len = 1;
+    char byte = ::fcntl(::open((path + "/lock.mdb").c_str(), O_RDWR), F_SETLK, &lock) == 0;
+    ::close(end[1]);
+    if (::write(told[1], &byte, 1) == 1) byte = static_cast<char>(::read(end[0], &byte, 1));
+    ::_exit(0);
+  }
+  ::close(end[0]);
+  char locked = 0;
+  EXPECT_EQ(::read(told[0], &locked, 1), 1);
+  EXPECT_EQ(locked, 1);
+  EXPECT_TRUE(is_open_elsewhere(path));
+  EXPECT_TRUE(check_before_open(path, true).is_ok());
+  EXPECT_EQ(check_before_open(path, false).code(), Code::kCorruption);
+  ::close(end[1]);
+  EXPECT_EQ(::waitpid(child, nullptr, 0), child);
+  EXPECT_FALSE(is_open_elsewhere(path));
+  EXPECT_EQ(check_before_open(path, true).code(), Code::kCorruption);
+  for (int fd : {told[0], told[1]}) ::close(fd);
 }
 
 TEST_F(LmdbCheckTest, AFlippedValueIsNeverAnswered) {
