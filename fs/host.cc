@@ -149,6 +149,12 @@ void connect(Host& host) {
   });
 }
 
+state::Spec state_of(const Arguments& arguments, const config::Host& config, const Uuid& cluster, bool successor) {
+  // For a successor no brick is asked: what they would tell is known, and one that fails must not keep it from starting.
+  return {config.node.state_dir, cluster, config.node.role, config.node.name, state::parts_of_host(),
+          successor ? std::vector<std::string>() : config.storage.bricks, arguments.config, successor};
+}
+
 }  // namespace
 
 int run_host(const Arguments& arguments, const config::Host& config, const Uuid& cluster,
@@ -181,13 +187,10 @@ int run_host(const Arguments& arguments, const config::Host& config, const Uuid&
   host.fuse.max_background = config.mount.max_background;
   host.fuse.mount_options = arguments.mount_options;
   EngineOptions engine_options{config, cluster};
-  if (!successor) {   // the run before has looked
-    state::Spec spec{config.node.state_dir, cluster, config.node.role, config.node.name, state::parts_of_host(),
-                     config.storage.bricks, arguments.config};
-    auto identity = state::check_in((*daemon)->env(), spec);
-    if (!identity) return daemon::fail(kName, identity.status());
-    engine_options.after_reset = identity->after_reset;
-  }
+  // A successor's, too, may have gone since (a disk that is not mounted any more).
+  auto identity = state::check_in((*daemon)->env(), state_of(arguments, config, cluster, successor));
+  if (!identity) return daemon::fail(kName, identity.status());
+  engine_options.after_reset = identity->after_reset && !successor;   // the run before has said it
   if (host.holding) {
     engine_options.survivor = host.fuse.survivor = &host.holding->survivor();
     engine_options.successor = successor;

@@ -1,7 +1,8 @@
 // The check at a daemon's start, and setting aside what is left of a lost state. identity.h says what for.
 //
 //   identity  parts                                 bricks          what happens
-//   none      none                                  no markers      first start: identity, then parts, then ready
+//   none      none                                  no markers      first start: identity, then parts, then ready;
+//                                                                   refused if a run before had a state here
 //   none      none                                  a marker        refused: the state is lost or not mounted
 //   none      all, none tagged                      any             an older layout, adopted
 //   none      all, tagged by one state              any             the file was lost: written anew
@@ -138,7 +139,9 @@ bool is_tagged(const Look::Found& part) { return part.tag.has_value(); }
 
 Status judge_without_identity(const Spec& spec, const Look& found) {
   if (std::none_of(found.parts.begin(), found.parts.end(), is_there)) {
-    if (found.marked_bricks.empty()) return Status::ok();
+    if (found.marked_bricks.empty() && !spec.had_before) return Status::ok();
+    if (found.marked_bricks.empty())
+      return refuse(spec, spec.directory + " holds no state, while the run before this one had one there");
     return refuse(spec, "brick " + found.marked_bricks.front() + " is in use, but " + spec.directory +
                             " holds no state that knows it");
   }

@@ -62,6 +62,7 @@ struct Spec {
   std::vector<PartSpec> parts;
   std::vector<std::string> bricks;      // of this node; empty: it has none
   std::string config_file;              // for the commands that messages name
+  bool had_before = false;              // a run before had a state here: none is a lost one, never a first start
 };
 
 // The parts that a role's daemon keeps.
@@ -88,8 +89,8 @@ Result<Look> look(io::Env& env, const Spec& spec);
 Status judge(const Spec& spec, const Look& found);
 
 // Refuses (kInvalidArgument) a directory of another node, and one where a part is missing, emptied or another's. On a
-// first start (nothing is there and no brick carries a marker) makes the parts; adopts an older layout once, when all
-// of its parts are there. The stores are closed again when it returns.
+// first start (nothing is there, none was before, and no brick carries a marker) makes the parts; adopts an older layout
+// once, when all of its parts are there. The stores are closed again when it returns.
 Result<Identity> check_in(io::Env& env, const Spec& spec);
 
 // Sets aside, within state directory and bricks, what is left of a node's state: the next start is a first one.

@@ -49,6 +49,14 @@ rm -r "$D/shared1/brick1"; mv "$D/aside" "$D/shared1/brick1"
 
 for node in shared1 replica1 host1; do start "$node"; done
 [ "$(sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed"
+# A daemon that is started anew upon its mount looks, too: guests wait, and get nothing of an empty state.
+mv "$D/host1/state" "$D/host1.away"; mkdir "$D/host1/state"
+kill -KILL "$(daemon_pid host1)"
+wait_for 10 "the successor to refuse it" grep -q "^tidemark-fs: .* holds no state, while the run before" "$D/log/host1.log"
+[ ! -e "$D/host1/state/identity" ] || die "a successor began anew"
+mv -T "$D/host1.away" "$D/host1/state"
+[ "$(timeout 20 sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed, or no successor came"
+say "ok: a successor refuses an empty state, and goes on with the real one"
 expect_exit 6 "no reset under a running daemon" tm host1 state reset --force
 stop host1; stop shared1
 for node in host1 shared1; do

@@ -86,6 +86,16 @@ TEST_F(StateTest, AFirstStartMakesAllAndTheNextOneFindsThem) {
   EXPECT_EQ(read("names"), "kept");
 }
 
+TEST_F(StateTest, WhereARunBeforeHadAStateNoneIsALostOne) {
+  spec_.had_before = true;
+  expect_refused("holds no state, while the run before");
+  EXPECT_FALSE(stdfs::exists(path("identity")));
+  spec_.had_before = false;
+  started();
+  spec_.had_before = true;
+  EXPECT_TRUE(check_in(env_, spec_));
+}
+
 TEST_F(StateTest, AMissingStoreIsRefusedByItsNameAndNothingIsMade) {
   for (const char* store : {"names", "journal", "drl"}) {
     started();
