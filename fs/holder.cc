@@ -328,15 +328,29 @@ void Holder::begin_replacement() {
   kill_at_ = Clock::now() + kHandOverMax;
 }
 
-// That the program on disk starts at all and takes the configuration, while the old one still serves.
+// The last line that was written there: why a program ends.
+std::string last_line(int fd) {
+  std::string all;
+  char bytes[4096];
+  for (ssize_t n; (n = ::read(fd, bytes, sizeof bytes)) > 0;) all.append(bytes, static_cast<size_t>(n));
+  while (!all.empty() && all.back() == '\n') all.pop_back();
+  return all.substr(all.rfind('\n') + 1);   // all of it where there is none
+}
+
+// That the program on disk starts at all and takes configuration and state, while the old one still serves.
 Status Holder::check_program() const {
   std::vector<std::string> arguments = options_.check;
   arguments.insert(arguments.begin(), program_path_);
   std::vector<char*> words = words_of(arguments);
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return Status::from_errno(errno, "pipe");   // full, it blocks nobody
+  Descriptor said(ends[0]), its(ends[1]);
   pid_t child = ::fork();
   if (child < 0) return Status::from_errno(errno, "fork");
   if (child == 0) {
     ::sigprocmask(SIG_SETMASK, &mask_before_, nullptr);
+    ::dup2(its.get(), STDERR_FILENO);
+    ::setenv(kHolderVariable, kHolderAsks, 1);
     ::execv(program_path_.c_str(), words.data());
     ::_exit(126);
   }
@@ -350,8 +364,10 @@ Status Holder::check_program() const {
     return Status(Code::kUnavailable, program_path_ + " --check did not end in time: the daemon stays as it is");
   }
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return Status::ok();
-  return Status(Code::kInvalidArgument, program_path_ + " does not start with this configuration (status " +
-                                            std::to_string(status) + "): the daemon stays as it is");
+  std::string why = last_line(said.get());
+  if (why.empty()) why = "status " + std::to_string(status);
+  return Status(Code::kInvalidArgument,
+                program_path_ + " does not start, so the daemon stays as it is: " + why);
 }
 
 void Holder::unmount() {

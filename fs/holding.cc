@@ -62,6 +62,11 @@ Result<Heard> hear_word(int socket) {
   return heard;
 }
 
+bool Holding::asks_for_successor() {
+  const char* given = ::getenv(kHolderVariable);
+  return given != nullptr && std::string_view(given) == kHolderAsks;
+}
+
 Result<std::unique_ptr<Holding>> Holding::from_environment() {
   const char* given = ::getenv(kHolderVariable);
   if (given == nullptr) return std::unique_ptr<Holding>();

@@ -17,6 +17,7 @@
 namespace tidemark::fs {
 
 inline constexpr char kHolderVariable[] = "TIDEMARK_HOLDER";
+inline constexpr char kHolderAsks[] = "check";   // its value beside --check: could it follow the daemon that runs?
 
 enum class Word : char {
   kMounted = 'M',    // daemon: the mount stands; the descriptor of its session comes with it
@@ -44,6 +45,7 @@ Result<Heard> hear_word(int socket);
 
 class Holding {
  public:
+  static bool asks_for_successor();
   // Null without a holder.
   static Result<std::unique_ptr<Holding>> from_environment();
   ~Holding();

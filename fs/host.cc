@@ -12,7 +12,9 @@
 #include "fs/fuse_shell.h"
 #include "shared/base/log.h"
 #include "shared/daemon/daemon.h"
+#include "shared/io/real_env.h"
 #include "shared/io/real_files.h"
+#include "shared/kv/lmdb_store.h"
 #include "shared/state/identity.h"
 
 #ifndef PR_SET_IO_FLUSHER
@@ -156,6 +158,13 @@ state::Spec state_of(const Arguments& arguments, const config::Host& config, con
 }
 
 }  // namespace
+
+Status check_host(const Arguments& arguments, const config::Host& config, const Uuid& cluster, bool successor) {
+  io::RealEnv env({.open_store = kv::open_lmdb_store});
+  const state::Spec spec = state_of(arguments, config, cluster, successor);
+  TM_ASSIGN_OR_RETURN(state::Look found, state::look(env, spec));
+  return state::judge(spec, found);
+}
 
 int run_host(const Arguments& arguments, const config::Host& config, const Uuid& cluster,
              std::unique_ptr<Holding> holding) {

@@ -57,12 +57,17 @@ int run_holder(const fs::Arguments& arguments, const config::Host& config, std::
 int run(const fs::Arguments& arguments, std::vector<std::string> words) {
   auto config = load(arguments);
   if (!config) return daemon::fail(kName, config.status());
-  if (arguments.check_only || arguments.fake) {
+  auto good = [&] {
     std::printf("%s: the configuration is good\n", arguments.config.c_str());
     return 0;
-  }
+  };
+  if (arguments.fake) return good();
   auto identity = daemon::own_identity(arguments.config, config->node, config->tls);
   if (!identity) return daemon::fail(kName, identity.status());
+  if (arguments.check_only) {
+    Status s = fs::check_host(arguments, *config, identity->cluster, fs::Holding::asks_for_successor());
+    return s ? good() : daemon::fail(kName, s);
+  }
   auto holding = fs::Holding::from_environment();
   if (!holding) {
     int code = daemon::fail(kName, holding.status());

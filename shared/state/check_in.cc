@@ -219,12 +219,15 @@ Result<Identity> with_identity(io::Env& env, const Spec& spec, const Look& found
 }
 
 Status check_owner(const Spec& spec, const Identity& identity) {
-  if (identity.cluster == spec.cluster && identity.node == spec.node && identity.role == spec.role)
-    return Status::ok();
+  const bool node = identity.node == spec.node && identity.role == spec.role;
+  if (identity.cluster == spec.cluster && node) return Status::ok();
+  const std::string file = spec.config_file.empty() ? "" : spec.config_file + ": ";
   return Status(Code::kInvalidArgument,
                 "the state in " + spec.directory + " is of " + identity.role + " " + identity.node + ", cluster " +
                     identity.cluster.to_string() + "; this is " + spec.role + " " + spec.node + ", cluster " +
-                    spec.cluster.to_string() + ": give the node its own state_dir");
+                    spec.cluster.to_string() + ": " +
+                    (node ? file + "[tls] certificate must be one of the state's cluster; otherwise " : "") +
+                    "give the node its own state_dir");
 }
 
 // A name that nothing has yet.

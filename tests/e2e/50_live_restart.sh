@@ -100,6 +100,24 @@ daemon=$(daemon_pid host1)
 expect_exit 2 "a program that does not start is refused" tm host1 host restart
 [ "$(daemon_pid host1)" = "$daemon" ] || die "the daemon went for a program that does not start"
 mv "$D/programs/good" "$D/programs/tidemark-fs"
+# Nor for one that the certificate would fail.
+cp -p "$D/certs/host1.pem" "$D/certs/host1.key" "$D/"
+refused() { # WHAT WORDS
+  expect_exit 2 "$1 is refused" timeout 20 tidemark --config "$D/host1.toml" host restart 2> "$D/log/refused"
+  grep -q -- "$2" "$D/log/refused" || die "no \"$2\" in: $(cat "$D/log/refused")"
+  [ "$(daemon_pid host1)" = "$daemon" ] || die "the daemon went for $1"
+  cp -p "$D/host1.pem" "$D/host1.key" "$D/certs/"
+}
+tidemark pki init --dir "$D/foreign" > /dev/null
+tidemark pki issue host1 --role host --dir "$D/foreign" --out "$D/foreign" > /dev/null
+tidemark pki issue host9 --role host --dir "$D/pki" --out "$D/host9" > /dev/null
+echo nonsense > "$D/certs/host1.pem"
+refused "a certificate that is none" "host1.toml:[0-9]*: .tls. certificate: .*is not PEM"
+cp "$D/foreign/host1.pem" "$D/foreign/host1.key" "$D/certs/"
+refused "a certificate of another cluster" "host1.toml: .tls. certificate must be one of the state's cluster"
+cp "$D/host9/host9.pem" "$D/certs/host1.pem"; cp "$D/host9/host9.key" "$D/certs/host1.key"
+refused "a certificate of another node" "host1.pem is of host host9, .*: make one with tidemark pki issue host1"
+expect "with all good again it is restarted" tm host1 host restart
 # A start that fails long after the upgrade brings the program from before it back no more.
 runs() { stat -Lc %i "/proc/$(daemon_pid host1)/exe"; }
 daemon=$(daemon_pid host1) program=$(runs)

@@ -51,6 +51,8 @@ for node in shared1 replica1 host1; do start "$node"; done
 [ "$(sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed"
 # A daemon that is started anew upon its mount looks, too: guests wait, and get nothing of an empty state.
 mv "$D/host1/state" "$D/host1.away"; mkdir "$D/host1/state"
+expect_exit 2 "no restart into an empty state" timeout 20 tidemark --config "$D/host1.toml" host restart 2> "$D/log/refused"
+grep -q "holds no state, while the run before this one had one there: bring back" "$D/log/refused" || die "$(cat "$D/log/refused")"
 kill -KILL "$(daemon_pid host1)"
 wait_for 10 "the successor to refuse it" grep -q "^tidemark-fs: .* holds no state, while the run before" "$D/log/host1.log"
 [ ! -e "$D/host1/state/identity" ] || die "a successor began anew"

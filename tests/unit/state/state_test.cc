@@ -140,6 +140,9 @@ TEST_F(StateTest, AnotherNodesStoreIsRefused) {
   auto whole = check_in(env_, other);
   ASSERT_FALSE(whole);
   EXPECT_THAT(whole.status().message(), HasSubstr("is of host host1"));
+  Spec foreign = spec_;
+  foreign.cluster = env_.random_uuid();
+  EXPECT_THAT(check_in(env_, foreign).status().message(), HasSubstr("/c.toml: [tls] certificate must be one of"));
 }
 
 TEST_F(StateTest, AnEmptyStateBesideABrickInUseIsRefused) {
