@@ -234,8 +234,9 @@ Task<void> Engine::stop_task(io::Duration timeout, Done done) {
     while (mirror_->up() && im->held && busy() && env_.now() < deadline)
       co_await sleep(std::chrono::milliseconds(20));
     // An image whose policy is `none` keeps its tenure: its data are here alone.
-    // So does one that the replica lacks: whoever is next would follow upon what is not there.
-    const bool kept = host_only(*im) || journal_->withheld(im->id);
+    // So does one that the replica lacks: whoever is next would follow upon what is not there. And one that is not
+    // reconciled after a crash: its flushed writes may be here alone, and what may differ is known here alone.
+    const bool kept = host_only(*im) || journal_->withheld(im->id) || im->recovering;
     if (mirror_->up() && im->held && !im->yielding && !kept) co_await yield(*im);
     else if (im->held && im->local()) {
       auto synced = co_await sync_copy(*im);

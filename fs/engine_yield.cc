@@ -145,7 +145,8 @@ Task<void> Engine::yield(Image& im) {
   im.yielding = true;
   if (giving_up_) giving_up_(im.inode);
   co_await wait_idle(im);
-  Status status = co_await flush_both(im);
+  Status status(Code::kUnavailable, "it is not reconciled");   // no flush, either: that says that the copies are level
+  if (!unreconciled_.contains(im.id)) status = co_await flush_both(im);
   HandoverCut cut;
   bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
   if (status.is_ok() && level) {
