@@ -17,6 +17,7 @@ const log::Logger kLog("fs");
 constexpr std::string_view kShared = "shared";              // the store that this host works with
 constexpr std::string_view kReported = "shared_reported";   // the one under repair that it told all it knows
 constexpr size_t kEntriesPerPart = 256;
+constexpr size_t kPartBytesMax = 512u << 10;   // of its entries: with one more, which an Attr is most of, within a frame
 constexpr uint32_t kEntriesPerAsk = 512;
 }  // namespace
 
@@ -144,10 +145,12 @@ Task<Status> Engine::report(wire::Connection& link) {
   const std::vector<wire::DirEntry> known = names_to_report(by_id);
   size_t at = 0;
   do {
-    for (; at < known.size() && part.entries.size() < kEntriesPerPart; ++at) {
+    size_t bytes = 0;
+    for (; at < known.size() && part.entries.size() < kEntriesPerPart && bytes < kPartBytesMax; ++at) {
       auto copy = by_id.find(known[at].attr.image);
       part.entries.push_back(report_of(known[at], copy == by_id.end() ? nullptr : copy->second));
       part.event = std::max(part.event, known[at].attr.event);
+      bytes += wire::encode(part.entries.back()).size();
     }
     using Answer = Result<wire::Answer>;
     const Bytes body = met_run_ ? wire::encode(more) : wire::encode(part);

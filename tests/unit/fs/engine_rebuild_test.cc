@@ -423,5 +423,31 @@ TEST_F(RebuildTest, ItWaitsForAllThatWereNamed) {
   EXPECT_TRUE(until([&] { return byte_at(g, 0, kMiB) == 0x11; }, seconds(120)));
 }
 
+// Any user who may set attributes can make names of which few fit a frame.
+TEST_F(RebuildTest, NamesWithAllTheAttributesThatTheyMayHaveAreReported) {
+  start();
+  std::vector<File> files;
+  const std::string names[] = {"user.one", "user.two"};
+  for (int i = 0; i < 24; ++i) {
+    files.push_back(create(1, "f" + std::to_string(i), 0));
+    for (const std::string& name : names) {
+      Pending set = std::make_shared<Request>();
+      wire::SetXattr ask{files.back().inode, name, Bytes(60u << 10, static_cast<uint8_t>(i)), 0, 0};
+      engine(1).set_xattr(std::move(ask), [set](Status s) { set->answer = std::move(s); });
+      ASSERT_TRUE(wait(set));
+    }
+  }
+  replace_shared(true, {"host1"});
+  ASSERT_TRUE(rebuilt());
+  ASSERT_TRUE(until([&] { return linked(1); }));
+  for (int i = 0; i < 24; ++i) {
+    Pending seen = getattr(files[static_cast<size_t>(i)]);
+    ASSERT_TRUE(wait(seen)) << i;
+    ASSERT_EQ(seen->attr.xattrs.size(), 2u) << i;
+    for (const auto& [name, value] : seen->attr.xattrs)
+      EXPECT_EQ(value, Bytes(60u << 10, static_cast<uint8_t>(i))) << i << ' ' << name;
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::fs
