@@ -362,7 +362,10 @@ Task<void> Engine::do_takeover(std::string request, Callback<Result<std::string>
   if (!mirror_->up()) {
     co_return done(Status(Code::kUnavailable, "the shared node is not connected: " + mirror_->last_error().message()));
   }
-  mirror_->request<wire::TakeoverAnswer>(wire::Type::kTakeover, wire::Takeover{std::move(request)},
+  const wire::Takeover ask{std::move(request)};
+  if (wire::encode(ask).size() > limits::kFrameBodyBytesMax)
+    co_return done(Status(Code::kInvalidArgument, "too many names for one request: ask for fewer images, or by host"));
+  mirror_->request<wire::TakeoverAnswer>(wire::Type::kTakeover, ask,
                                          [done = std::move(done)](Result<wire::TakeoverAnswer> answer) mutable {
                                            if (!answer) return done(answer.status());
                                            done(std::move(answer->report));

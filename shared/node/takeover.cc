@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/base/planted.h"
 #include "shared/node/core.h"
@@ -454,7 +455,11 @@ void Core::takeover_request(const PeerPtr& peer, wire::Request& request) {
   if (!peer->link->decode_or_close(request.type, request.body, m)) return;
   takeover(m.request, peer->session->host, [peer, id = request.id](Result<std::string> report) {
     if (!report) return peer->link->respond_failure(wire::Type::kTakeover, id, report.status());
-    peer->link->respond(wire::Type::kTakeover, id, wire::TakeoverAnswer{std::move(*report)});
+    const Bytes body = wire::encode(wire::TakeoverAnswer{std::move(*report)});
+    if (body.size() <= limits::kFrameBodyBytesMax) return peer->link->respond(wire::Type::kTakeover, id, ByteSpan(body));
+    const Status too_long(Code::kUnsupported, "what was asked for was carried out, and the report is too long to be sent "
+                                              "to a host: ask on the shared node, or name fewer images");
+    peer->link->respond_failure(wire::Type::kTakeover, id, too_long);
   });
 }
 

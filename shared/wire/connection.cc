@@ -270,7 +270,16 @@ void Connection::State::fail_all(const Status& reason) {
   }
 }
 
+// What is too long for a frame cannot be left out: whoever waits for it would wait for ever. So the connection ends, which
+// both ends hear of, as of any other that is lost.
 void Connection::State::send(Type type, uint16_t flags, uint64_t id, ByteSpan frame_body, ByteSpan frame_payload) {
+  if (frame_body.size() > limits::kFrameBodyBytesMax || frame_payload.size() > limits::kFramePayloadBytesMax) {
+    if (!open) return;
+    kLog.error("frame_too_long", {{"peer", peer_name()}, {"type", type_name(type)}, {"body_bytes", frame_body.size()},
+                                  {"payload_bytes", frame_payload.size()}});
+    open = false;
+    return stream->close(Status(Code::kUnavailable, "a frame for " + peer_name() + " is over its bounds"));
+  }
   constexpr size_t kSmall = 256;
   if (frame_body.size() <= kSmall) {
     uint8_t head[kFrameHeaderBytes + kSmall];

@@ -56,5 +56,16 @@ TEST_F(FenceTest, AnImageThatWasTakenAndRemovedIsFreedWheneverTheLinkGoes) {
   }
 }
 
+// As long as an operator's list of names may be, it must not end the daemon that serves guests.
+TEST_F(EngineTest, ATakeoverOfMoreNamesThanAFrameHoldsIsRefused) {
+  File f = start_written();
+  std::string names;
+  while (names.size() < 1100u << 10) names += (names.empty() ? "\"/" : ",\"/") + std::string(200, 'x') + '"';
+  Pending taken = take_over(1, "{\"images\":[" + names + "]}");
+  EXPECT_EQ(wait(taken).code(), Code::kInvalidArgument) << taken->answer.value_or(Status()).to_string();
+  EXPECT_TRUE(linked(1));
+  EXPECT_TRUE(write_now(f, 0, 0x22, 4096));
+}
+
 }  // namespace
 }  // namespace tidemark::fs

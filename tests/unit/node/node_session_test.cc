@@ -247,5 +247,32 @@ TEST_F(NodeTest, AfterTheCatalogueFailedItStopsAtOnce) {
   EXPECT_TRUE(world_.run_until([&] { return stopped; }, std::chrono::seconds(5)));
 }
 
+// Its report is longer than a frame: the host is told so, and the node goes on serving all of them.
+TEST_F(NodeTest, ATakeoverWhoseReportFitsNoFrameIsAnsweredAllTheSame) {
+  auto a = host("host1"), b = host("host2");
+  InodeNumber parent(1);
+  for (int depth = 0; depth < 12; ++depth) {
+    auto made = a->create(std::string(250, 'd'), parent, wire::NodeKind::kDirectory);
+    ASSERT_TRUE(made) << made.status().message();
+    parent = made->inode;
+  }
+  for (int i = 0; i < 400; ++i) {
+    auto made = a->create("disk" + std::to_string(i), parent);
+    ASSERT_TRUE(made) << made.status().message();
+    ASSERT_TRUE(a->acquire(made->image));
+  }
+  a->link.reset();
+  world_.run_for(std::chrono::seconds(1));
+  for (const char* word : {R"({"host":"host1","dry_run":true})", R"({"host":"host1","force":true})"}) {
+    auto answer = b->ask<wire::TakeoverAnswer>(wire::Type::kTakeover, wire::Takeover{word});
+    EXPECT_EQ(answer.status().code(), Code::kUnsupported) << answer.status().message();
+    EXPECT_FALSE(b->closed) << b->closed->message();
+  }
+  auto one = b->ask<wire::TakeoverAnswer>(wire::Type::kTakeover,
+                                          wire::Takeover{R"({"host":"host2","dry_run":true})"});
+  EXPECT_TRUE(one || one.status().code() != Code::kUnavailable) << one.status().message();
+  EXPECT_TRUE(b->lookup(std::string(250, 'd')));
+}
+
 }  // namespace
 }  // namespace tidemark::node

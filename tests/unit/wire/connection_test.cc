@@ -277,5 +277,36 @@ TEST(PayloadPool, BuffersAreUsedAgainAndBounded) {
   EXPECT_EQ(moved.data(), first);
 }
 
+// What is asked or answered is made up of what users said: too long, it ends the connection, and not the daemon. Whoever
+// waits for something hears of it.
+TEST_F(ConnectionTest, AFrameOverItsBoundsClosesTheConnection) {
+  const Bytes most(limits::kFrameBodyBytesMax), more(limits::kFrameBodyBytesMax + 1);
+  for (const bool answers : {true, false}) {
+    connect();
+    log_.clear();
+    closes_.clear();
+    Status asked = Status::ok(), too_long = Status::ok();
+    link_->request<Attr>(Type::kLookup, Lookup{InodeNumber(1), "x"}, [&](Result<Attr> a) { asked = a.status(); });
+    wire_->sent.clear();
+    requests_.clear();
+    arrive(encode_frame(Type::kTakeover, 0, 1, encode(Takeover{"x"}), {}));
+    ASSERT_EQ(requests_.size(), 1u);
+    if (answers) link_->respond(Type::kTakeover, 1, ByteSpan(more));
+    else link_->send_request(Type::kTakeover, ByteSpan(more), {}, [&](Result<Answer> a) { too_long = a.status(); });
+    EXPECT_TRUE(wire_->sent.empty()) << "a part of it went out";
+    ASSERT_TRUE(wire_->closed.has_value());
+    EXPECT_FALSE(link_->is_open());
+    EXPECT_NE(log_.find("frame_too_long"), std::string::npos) << log_;
+    wire_->stream->end(*wire_->closed);
+    EXPECT_EQ(asked.code(), Code::kUnavailable);
+    EXPECT_EQ(too_long.code(), answers ? Code::kOk : Code::kUnavailable);
+    EXPECT_EQ(closes_.size(), 1u);
+  }
+  connect();
+  arrive(encode_frame(Type::kTakeover, 0, 1, encode(Takeover{"x"}), {}));
+  link_->respond(Type::kTakeover, 1, ByteSpan(most));
+  EXPECT_FALSE(wire_->closed.has_value());
+}
+
 }  // namespace
 }  // namespace tidemark::wire
