@@ -60,6 +60,9 @@ Status check_extents(const journal::SegmentHead& head) {
     if (!is_name(mark.name) || !is_name(mark.old_name)) {
       return refuse("a mark's name is too long, `.`, `..`, or has a slash or a zero byte");
     }
+    if (mark.origin.size() > limits::kNameBytesMax || mark.origin.find('\0') != std::string::npos) {
+      return refuse("a mark's origin is too long or has a zero byte");
+    }
     const bool binds_a_name = mark.kind == wire::MarkKind::kCreate || mark.kind == wire::MarkKind::kRename;
     if (binds_a_name && mark.name.empty()) return refuse("a create's or rename's mark has no name");
   }

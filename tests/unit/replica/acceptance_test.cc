@@ -368,7 +368,6 @@ TEST_F(Acceptance, FailedStoreRefusesAndIsUnhealthy) {
   EXPECT_FALSE(h.replica->health().empty());
 }
 
-
 TEST_F(Acceptance, FullStoreAtTheLastPartDoesNotCallItDurable) {
   auto made = host1.make({{.image = kImage, .pieces = {{0, pattern(1, 8192)}, {65536, pattern(2, 8192)}}}},
                          {create_mark(1, "host1", 2, kImage, "a.img")}, {}, 2);
@@ -436,6 +435,17 @@ TEST_F(Acceptance, NamesThatAreNoNamesAreRefused) {
   expect_nothing_kept(host1.generation());
 }
 
+// They become keys of the store: one that it cannot take would stop it for all sources.
+TEST_F(Acceptance, OriginsThatAreNoNamesAreRefused) {
+  const BatchMaker::Made good = first();
+  for (const std::string& node : {std::string(600, 'x'), std::string("host1\0x", 7)}) {
+    BatchMaker shared("shared1");
+    auto made = shared.make({}, {create_mark(1, node, 2, kImage, "a.img")});
+    EXPECT_EQ(h.put(shared, made, 0, net::Role::kShared).status, 422);
+  }
+  EXPECT_EQ(h.put(host1, good).json()["applied"], true);
+}
+
 // A checksum over bytes that do not decompress: to accept them would be to lose what they were.
 TEST_F(Acceptance, AChunkThatDoesNotDecompressIsRefused) {
   auto made = first();
@@ -450,7 +460,6 @@ TEST_F(Acceptance, AChunkThatDoesNotDecompressIsRefused) {
   EXPECT_EQ(h.put_bytes("host1", host1.generation(), 1, 0, *bytes).status, 422);
   expect_nothing_kept(host1.generation());
 }
-
 
 TEST_F(Acceptance, AHeldBatchSaysSinceWhenAndBecomesAnAlarm) {
   ASSERT_EQ(h.put(host1, first()).status, 200);
