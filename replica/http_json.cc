@@ -165,7 +165,7 @@ std::string status_text(Replica& replica) {
   }
   Json usage = nullptr;
   if (auto u = replica.store().usage(); u)
-    usage = {{"index_bytes", u->file_bytes}, {"index_used_bytes", u->used_bytes}};
+    usage = {{"index_bytes", u->file_bytes}, {"index_used_bytes", u->used_bytes}, {"index_bytes_max", u->map_bytes}};
   const auto reasons = replica.health();
   return text({{"node", replica.options().node},
                {"role", "replica"},

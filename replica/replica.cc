@@ -16,7 +16,8 @@ Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
   TM_RETURN_IF_ERROR(env.files().make_directories(options.directory));
   auto replica = std::unique_ptr<Replica>(new Replica(env, std::move(options)));
   const Options& o = replica->options_;
-  TM_ASSIGN_OR_RETURN(replica->store_, env.open_store(o.directory + "/store", {.tables = table_names()}));
+  TM_ASSIGN_OR_RETURN(replica->store_, env.open_store(o.directory + "/store", {.tables = table_names(),
+                                                                               .map_bytes_max = o.index_bytes_max}));
   TM_ASSIGN_OR_RETURN(replica->catalog_, Catalog::load(*replica->store_, o.cluster, env.random_uuid()));
   replica->files_ = std::make_unique<SegmentFiles>(
       env, *replica->store_, SegmentFiles::Options{.directory = o.directory, .cache_bytes_max = o.chunk_cache_bytes});
@@ -160,6 +161,10 @@ std::vector<std::string> Replica::health() {
   std::vector<std::string> reasons;
   if (!intake_->broken()) reasons.push_back("the store has failed: " + intake_->broken().to_string());
   else if (!intake_->stalled()) reasons.push_back("batches wait to be applied: " + intake_->stalled().to_string());
+  if (auto u = store_->usage(); u && u->used_bytes > u->map_bytes / 10 * 9) {
+    reasons.push_back("the index has " + std::to_string(u->used_bytes) + " of at most " + std::to_string(u->map_bytes) +
+                      " bytes: when it is full nothing is taken any more");
+  }
   if (closing_) reasons.push_back("the replica is stopping");
   for (Overdue& o : overdue()) reasons.push_back(std::move(o.text));
   return reasons;

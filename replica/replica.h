@@ -22,6 +22,13 @@
 
 namespace tidemark::replica {
 
+// Of the index: address space alone, and nothing is removed from it. Smaller than the largest file of any ext4.
+#ifdef TIDEMARK_THREAD_SANITIZER
+inline constexpr uint64_t kIndexBytesMax = 64ull << 30;
+#else
+inline constexpr uint64_t kIndexBytesMax = 4ull << 40;
+#endif
+
 struct Options {
   std::string directory;
   Uuid cluster;
@@ -29,6 +36,7 @@ struct Options {
   uint64_t chunk_cache_bytes = 64ull << 20;
   size_t held_batches_max = kHeldBatchesMax;
   size_t step_extents = kStepExtents;
+  uint64_t index_bytes_max = kIndexBytesMax;
   // A batch held longer is an alarm and makes the replica unhealthy.
   std::chrono::seconds held_max{900};
   // What a tenure taken by force stands in for is waited for that long: the host that lost it may come back.

@@ -78,6 +78,19 @@ TEST_F(LmdbStoreTest, FullMapIsOutOfSpaceAndTheStoreGoesOn) {
   fill_and_recover();
 }
 
+TEST_F(LmdbStoreTest, AStoreWhoseMapIsFullTakesMoreOpenedWithALargerOne) {
+  open(directory + "/s", 1 << 20);
+  uint64_t key = 0;
+  while (commit(put(key, 20'000)).is_ok()) ASSERT_LT(++key, 10'000u) << "it is never full";
+  store.reset();
+  open(directory + "/s", 8 << 20);
+  EXPECT_EQ(store->usage()->map_bytes, uint64_t{8} << 20);
+  for (uint64_t more = 0; more < key; ++more) ASSERT_TRUE(commit(put(key + more, 20'000)).is_ok()) << more;
+  store.reset();
+  open(directory + "/s", 1 << 20);   // by an earlier program
+  EXPECT_EQ(store->snapshot()->get(0, key_u64(2 * key - 1))->size(), 20'000u);
+}
+
 TEST_F(LmdbStoreTest, FullDiskIsOutOfSpaceAndTheStoreGoesOn) {
   std::string mount = directory + "/small";
   std::filesystem::create_directory(mount);

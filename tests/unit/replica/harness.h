@@ -30,6 +30,7 @@ class Harness {
     Options options{.directory = "/state", .cluster = kTestCluster, .node = "replica"};
     options.held_batches_max = held_batches_max;
     options.step_extents = step_extents;
+    options.index_bytes_max = index_bytes_max;
     auto opened = Replica::open(*env, std::move(options));
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     replica = std::move(*opened);
@@ -101,6 +102,7 @@ class Harness {
 
   size_t held_batches_max = kHeldBatchesMax;   // of the next open()
   size_t step_extents = kStepExtents;          // likewise
+  uint64_t index_bytes_max = kIndexBytesMax;   // likewise
   sim::World world;
   sim::SimEnv* env = nullptr;
   std::unique_ptr<Replica> replica;

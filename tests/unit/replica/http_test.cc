@@ -126,6 +126,10 @@ TEST_F(HttpTest, BatchInAndEveryReadersPathOut) {
 }
 
 // What is parsed takes many times its bytes, and the loop stands still meanwhile.
+TEST_F(HttpTest, TheIndexOutgrowsAnyDisk) {
+  EXPECT_EQ(replica_->store().usage()->map_bytes, kIndexBytesMax);
+}
+
 TEST_F(HttpTest, ALongRequestForHashesIsRefusedUnparsed) {
   auto host = client(issue("host1", net::Role::kHost));
   BatchMaker maker("host1");

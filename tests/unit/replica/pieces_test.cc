@@ -248,6 +248,25 @@ TEST_F(PiecesTest, AFullStoreSaysSoAndGoesOnByItselfOnceThereIsRoom) {
 
 // ---- in steps -------------------------------------------------------------------------------------
 
+TEST(IndexTest, TheReplicaSaysSoWhileThereIsStillRoomInItsIndex) {
+  Harness h;
+  EXPECT_EQ(h.get("/v1/status").json()["storage"]["index_bytes_max"], kIndexBytesMax);
+  h.index_bytes_max = 256 << 10;
+  h.restart();
+  EXPECT_TRUE(h.replica->health().empty());
+  BatchMaker host1("host1");
+  const Uuid image = test_uuid(1);
+  std::vector<wire::Mark> marks{create_mark(1, "host1", 2, image, "a.img")};
+  auto used = [&] { return h.get("/v1/status").json()["storage"]["index_used_bytes"].get<uint64_t>(); };
+  for (uint64_t i = 0; used() < h.index_bytes_max / 10 * 9; ++i) {
+    EXPECT_TRUE(h.replica->health().empty());
+    SliceSpec s{.image = image, .size = 1ull << 40, .pieces = {{i << 20, pattern(i, 4096)}}};
+    ASSERT_EQ(h.put(host1, host1.make({s}, std::exchange(marks, {}))).status, 200);
+  }
+  ASSERT_EQ(h.replica->health().size(), 1u);
+  EXPECT_NE(h.replica->health()[0].find("index"), std::string::npos) << h.replica->health()[0];
+}
+
 TEST(StepsTest, NoTransactionGrowsWithTheResync) {
   Harness h(1, 64);
   BatchMaker host("host1");
