@@ -35,8 +35,8 @@ class OutdatedMark {
   Status open();
   bool found() const { return found_; }            // as it stood at the opening
   bool stands() const { return stands_; }          // durably
-  // Durable in at least one place (taking it), or in every one that took it (taking it back), when `done` says OK. A place
-  // whose device hangs holds up the taking back, and the taking only if no other place takes it; `done` may be called at once.
+  // Durable in at least one place (taking it), or in every one that took it (taking it back), when `done` says OK. One whose
+  // device hangs holds up the taking back, and the taking where none before it took it. `done` may be called at once.
   // Changes follow each other; `done` of one that another overtook gets kCancelled.
   void put(bool outdated, Callback<Status> done);
 
