@@ -152,7 +152,7 @@ void connect(Host& host) {
 }
 
 state::Spec state_of(const Arguments& arguments, const config::Host& config, const Uuid& cluster, bool successor) {
-  // For a successor no brick is asked: what they would tell is known, and one that fails must not keep it from starting.
+  // A successor asks no brick: what it would tell is known, and one that fails must not keep the daemon from starting.
   return {config.node.state_dir, cluster, config.node.role, config.node.name, state::parts_of_host(),
           successor ? std::vector<std::string>() : config.storage.bricks, arguments.config, successor};
 }
