@@ -400,12 +400,18 @@ bool Core::register_host(Image& image, const std::string& host, bool copy_absent
   BehindMap& map = it->second;
   bool was_known = map.known && !copy_absent;
   if (was_known) return true;
-  map.reset();
-  map.known = true;
   // An image that nobody ever wrote is all zeros everywhere.
   const fence::State& tenure = image.record.tenure;
   bool untouched = image.coordinator.value == 0 && !tenure.written && tenure.parent.epoch.value == 0;
   uint64_t regions = untouched ? 0 : regions_of(image);
+  // A host that reads what another one writes asks every second. Where its map says just that already, and was handed
+  // out to nobody since, it need not be written again, and the holder's regions stay warm.
+  const auto& marks = map.regions();
+  const bool all = marks.size() == regions && (regions == 0 || marks.rbegin()->first == regions - 1);
+  auto newest = [&map](const auto& mark) { return mark.second == map.cut(); };
+  if (map.known && all && std::ranges::all_of(marks, newest)) return false;
+  map.reset();
+  map.known = true;
   for (uint64_t r = 0; r < regions; ++r) map.mark(static_cast<uint32_t>(r));
   put_copy(batch, image.id, host);
   put_all_behind(batch, image.id, host, map);

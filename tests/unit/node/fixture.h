@@ -10,6 +10,7 @@
 
 #include "shared/base/digest.h"
 #include "shared/base/log.h"
+#include "shared/base/metrics.h"
 #include "shared/node/node.h"
 #include "shared/wire/connection.h"
 #include "tests/sim/sim_env.h"
@@ -186,6 +187,7 @@ class NodeTest : public testing::Test {
     for (const std::string& brick : options.storage.bricks) ASSERT_TRUE(env.files().make_directories(brick));
     options.region_bytes = 1u << 20;
     options.witness = std::move(witness_);
+    options.metrics = &metrics_;
     auto node = SharedNode::open(env, std::move(options), std::make_unique<RecordedMarks>(marks_));
     ASSERT_TRUE(node) << node.status().message();
     node_ = std::move(*node);
@@ -219,6 +221,7 @@ class NodeTest : public testing::Test {
   Uuid cluster_;
   std::vector<wire::Mark> marks_;
   std::unique_ptr<net::HttpClient> witness_;   // for the next start
+  metrics::Registry metrics_;
   std::unique_ptr<SharedNode> node_;
   uint16_t port_ = 0;
   std::string errors_, warnings_;   // lines logged

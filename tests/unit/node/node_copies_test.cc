@@ -221,5 +221,48 @@ TEST_F(NodeTest, ACopyIsNotClosedWhileTheSyncOfATakeoverHangs) {
   EXPECT_TRUE(world_.run_until([&] { return objects() == 0; }, std::chrono::minutes(5))) << "it is never removed";
 }
 
+// A backup, say, reads an image that another host writes, and asks every second whether it is free: its map says
+// already that it lacks everything, and the holder's writes go on without waiting for that to be written once more.
+TEST_F(NodeTest, AHostWithoutACopyThatAsksAgainLeavesTheHoldersRegionsWarm) {
+  constexpr uint64_t kRegion = 1u << 20;   // of the fixture
+  auto a = host("host1"), b = host("host2");
+  Held held = held_image(*a, "disk.img", 4 * kRegion);
+  auto write_all = [&] {
+    for (uint64_t r = 0; r < 4; ++r) ASSERT_TRUE(a->write(held.image, held.epoch, r * kRegion, Bytes(4096, 1)));
+  };
+  auto cold = [&] {
+    const std::string text = metrics_.text(), name = "\ntidemark_shared_cold_writes_total ";
+    return std::stoull(text.substr(text.find(name) + name.size()));
+  };
+  write_all();
+  EXPECT_EQ(b->acquire(held.image, 0, true).status().code(), Code::kBusy);
+  write_all();
+  const uint64_t before = cold();
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(b->acquire(held.image, 0, true).status().code(), Code::kBusy);
+    write_all();
+  }
+  EXPECT_EQ(cold(), before);
+
+  // What it lacks once the image has grown, been given to it, or filled in part, is asked for anew.
+  ASSERT_TRUE(a->resize(held.image, held.epoch, 6 * kRegion, 2));
+  EXPECT_EQ(b->acquire(held.image, 0, true).status().code(), Code::kBusy);
+  ASSERT_TRUE(a->yield(held.image, held.epoch));
+  auto granted = b->acquire(held.image, 0, true);
+  ASSERT_TRUE(granted) << granted.status().message();
+  EXPECT_EQ(granted->copy_known, 0);
+  EXPECT_EQ(granted->stale_regions, Bytes{0x3F});
+  auto again = b->acquire(held.image, 0, true);
+  ASSERT_TRUE(again) << again.status().message();
+  EXPECT_EQ(again->copy_known, 0);
+  EXPECT_EQ(again->stale_regions, Bytes{0x3F});
+  EXPECT_GT(again->map_cut, granted->map_cut);
+  // The map of the grant before is void: what it names is of a copy that is gone.
+  ASSERT_TRUE(b->tell(Type::kLevel, wire::encode(wire::Level{held.image, granted->map_cut, Bytes{0x3F}})));
+  auto third = b->acquire(held.image, 0, false);
+  ASSERT_TRUE(third) << third.status().message();
+  EXPECT_EQ(third->stale_regions, Bytes{0x3F});
+}
+
 }  // namespace
 }  // namespace tidemark::node
