@@ -114,6 +114,8 @@ class Engine final : public journal::BlockSource {
   bool hangs() const;
   // Requests between their start and their answer.
   uint32_t in_flight() const { return ops_in_flight_; }
+  // What waits for the shared node, each for a bounded time.
+  size_t waits_for_link() const { return link_waiters_.size(); }
 
   // ---- control (JSON texts; shared/docs/control-api.md) ---------------------------------------
   std::string status_json();
@@ -561,7 +563,8 @@ class Engine final : public journal::BlockSource {
   UniqueFunction<void(InodeNumber)> giving_up_;
   UniqueFunction<void(const Status&)> fatal_;
   std::vector<std::string> missing_features_;
-  std::vector<UniqueFunction<void()>> link_waiters_;
+  std::map<uint64_t, UniqueFunction<void()>> link_waiters_;   // by number; each goes when its time is over
+  uint64_t link_waits_ = 0;                         // numbers given
   io::TimerId tick_timer_;
   bool stopping_ = false;
   uint32_t recovering_ = 0;

@@ -20,9 +20,9 @@ void Engine::link_up(const wire::HelloAnswer& hello) {
   session.label = env_.wall();
   session.node.event = hello.event;
   journal_->mark(session);
-  std::vector<UniqueFunction<void()>> waiters;
+  std::map<uint64_t, UniqueFunction<void()>> waiters;
   waiters.swap(link_waiters_);
-  for (auto& fn : waiters) fn();
+  for (auto& [number, fn] : waiters) fn();
   std::vector<Image*> images;
   for (auto& [id, image] : images_) images.push_back(image.get());
   for (Image* im : images) {
@@ -293,8 +293,12 @@ Task<bool> Engine::wait_link(io::Duration limit) {
     auto fire = [once](bool up) {
       if (*once) std::exchange(*once, nullptr)(up);
     };
-    link_waiters_.push_back([fire] { fire(true); });
-    env_.after(limit, [fire] { fire(false); });
+    const uint64_t number = ++link_waits_;
+    link_waiters_.emplace(number, [fire] { fire(true); });
+    env_.after(limit, [this, number, fire] {
+      link_waiters_.erase(number);
+      fire(false);
+    });
   });
   co_return mirror_->up();
 }

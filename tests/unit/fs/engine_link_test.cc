@@ -386,5 +386,27 @@ TEST_F(LinkTest, APeekEndsWhereverItIsWhenItsTimeIsOver) {
   EXPECT_EQ(wait(peek, seconds(3)).sys_errno(), EINTR) << peek->answer.value_or(Status()).to_string();
 }
 
+// A write of another host's image is parked, and asks for the link again and again: no wait outlives its time.
+TEST_F(LinkTest, WaitsForALinkThatStaysAwayDoNotPileUp) {
+  File f = start_written();
+  crash_shared(sim::Crash::kKill);
+  crash_host(1, sim::Crash::kKill);
+  start_host(1);
+  std::optional<Result<HandleId>> opened;
+  engine(1).open_image(f.inode, [&](Result<HandleId> handle) { opened = handle; });
+  ASSERT_TRUE(until([&] { return opened.has_value(); }));
+  ASSERT_TRUE(*opened) << opened->status().to_string();
+  f.handle = **opened;
+  Pending parked = write(f, 0, 0x22, 4096);
+  world_->run_for(seconds(60));
+  EXPECT_FALSE(parked->answer);
+  EXPECT_LE(engine(1).waits_for_link(), 4u);
+  world_->run_for(seconds(1000));
+  EXPECT_LE(engine(1).waits_for_link(), 4u);
+  start_shared();
+  EXPECT_TRUE(until([&] { return parked->answer.has_value(); }));
+  EXPECT_EQ(engine(1).waits_for_link(), 0u);
+}
+
 }  // namespace
 }  // namespace tidemark::fs
