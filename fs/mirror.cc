@@ -100,6 +100,9 @@ Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
   handlers.on_notify = [this](wire::Type type, ByteSpan body) { on_notify(type, body); };
   handlers.on_close = [this](Status reason) { end_session(reason); };
   link->start(std::move(handlers));
+  // From here on: a Hello whose segments are lost is sent again minutes later. The shared node may take its time to
+  // answer that, but not a ping, which its end of the connection answers before any Hello.
+  link->keep_alive(kPingInterval, kSilenceMax);
   wire::Hello hello = options_.hello;
   hello.session = session;
   hello.features |= wire::kFeatureHelloMore | wire::kFeatureCompare | wire::kFeatureSpecialFiles |
@@ -123,7 +126,6 @@ Task<Result<wire::HelloAnswerMore>> Mirror::open_connection(uint64_t session) {
     if (!base) co_return base.status();
     more = wire::HelloAnswerMore{std::move(*base), Uuid::nil(), 0};
   }
-  link->keep_alive(kPingInterval, kSilenceMax);
   co_return more;
 }
 

@@ -1,4 +1,6 @@
 // Links lost and found, at the moments where it matters.
+#include "shared/net/network.h"
+#include "shared/wire/connection.h"
 #include "tests/unit/fs/engine_fixture.h"
 
 namespace tidemark::fs {
@@ -406,6 +408,60 @@ TEST_F(LinkTest, WaitsForALinkThatStaysAwayDoNotPileUp) {
   start_shared();
   EXPECT_TRUE(until([&] { return parked->answer.has_value(); }));
   EXPECT_EQ(engine(1).waits_for_link(), 0u);
+}
+
+// A shared node that takes connections and answers nothing on them, or not yet to a Hello.
+class GreetingTest : public EngineTest {
+ protected:
+  void replace_shared(bool alive, sim::Duration hello_after) {
+    start();
+    crash_shared(sim::Crash::kKill);
+    sim::SimEnv& env = world_->start("shared1");
+    auto listening = env.network().listen({.address = {"shared1", 7400}, .tls = {}, .roles_accepted = {net::Role::kHost}}, [this, &env, alive, hello_after](auto stream) {
+      ++accepted_;
+      links_.push_back(std::make_unique<wire::Connection>(env, std::move(stream), pool_));
+      wire::Connection* link = links_.back().get();
+      if (!alive) return;
+      link->start({.on_request = [&env, link, hello_after](wire::Request request) {
+                     env.after(hello_after, [link, type = request.type, id = request.id] {
+                       link->respond_failure(type, id, Status(Code::kPermission, "late"));
+                     });
+                   },
+                   .on_notify = {}, .on_close = {}});
+    });
+    ASSERT_TRUE(listening.is_ok()) << listening.status().to_string();
+    listener_ = std::move(*listening);
+    log_.clear();
+  }
+  ~GreetingTest() override {
+    world_->crash("shared1", sim::Crash::kKill);
+    links_.clear();
+    listener_.reset();
+  }
+
+  int accepted_ = 0;
+  std::shared_ptr<wire::PayloadPool> pool_ = wire::PayloadPool::make();   // shared with payloads in use
+  std::vector<std::unique_ptr<wire::Connection>> links_;
+  std::unique_ptr<net::Listener> listener_;
+};
+
+// The link dies between the handshake and the answer, which then is never sent again in time.
+TEST_F(GreetingTest, AHelloThatIsNotHeardIsSaidAgainOnAnotherConnection) {
+  replace_shared(false, {});
+  if (HasFatalFailure()) return;
+  ASSERT_TRUE(until([&] { return accepted_ >= 2; }, seconds(5)));   // one of each host
+  const int first = accepted_;
+  EXPECT_TRUE(until([&] { return accepted_ >= first + 2; }, seconds(8)));
+  EXPECT_TRUE(logged("peer_silent")) << log_;
+}
+
+// It may take its time: older sessions' writes end first.
+TEST_F(GreetingTest, ASharedNodeThatIsThereAndAnswersLateIsWaitedFor) {
+  replace_shared(true, seconds(8));
+  if (HasFatalFailure()) return;
+  EXPECT_TRUE(until([&] { return logged("link_refused"); }, seconds(20)));
+  EXPECT_NE(log_.find("late"), std::string::npos) << log_;
+  EXPECT_FALSE(logged("peer_silent")) << log_;
 }
 
 }  // namespace
