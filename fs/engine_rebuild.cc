@@ -17,7 +17,7 @@ const log::Logger kLog("fs");
 constexpr std::string_view kShared = "shared";              // the store that this host works with
 constexpr std::string_view kReported = "shared_reported";   // the one under repair that it told all it knows
 constexpr size_t kEntriesPerPart = 256;
-constexpr size_t kPartBytesMax = 512u << 10;   // of its entries: with one more, which an Attr is most of, within a frame
+constexpr size_t kPartBytesMax = 512u << 10;   // of its entries: with the one that passes it, well within a frame
 constexpr uint32_t kEntriesPerAsk = 512;
 }  // namespace
 

@@ -456,9 +456,10 @@ void Core::takeover_request(const PeerPtr& peer, wire::Request& request) {
   takeover(m.request, peer->session->host, [peer, id = request.id](Result<std::string> report) {
     if (!report) return peer->link->respond_failure(wire::Type::kTakeover, id, report.status());
     const Bytes body = wire::encode(wire::TakeoverAnswer{std::move(*report)});
-    if (body.size() <= limits::kFrameBodyBytesMax) return peer->link->respond(wire::Type::kTakeover, id, ByteSpan(body));
-    const Status too_long(Code::kUnsupported, "what was asked for was carried out, and the report is too long to be sent "
-                                              "to a host: ask on the shared node, or name fewer images");
+    const bool fits = body.size() <= limits::kFrameBodyBytesMax;
+    if (fits) return peer->link->respond(wire::Type::kTakeover, id, ByteSpan(body));
+    const Status too_long(Code::kUnsupported, "what was asked for was carried out, and the report is too long to be "
+                                              "sent to a host: ask on the shared node, or name fewer images");
     peer->link->respond_failure(wire::Type::kTakeover, id, too_long);
   });
 }

@@ -270,8 +270,8 @@ void Connection::State::fail_all(const Status& reason) {
   }
 }
 
-// What is too long for a frame cannot be left out: whoever waits for it would wait for ever. So the connection ends, which
-// both ends hear of, as of any other that is lost.
+// What is too long for a frame cannot be left out: whoever waits for it would wait for ever. So the connection ends,
+// which both ends hear of, as of any other that is lost.
 void Connection::State::send(Type type, uint16_t flags, uint64_t id, ByteSpan frame_body, ByteSpan frame_payload) {
   if (frame_body.size() > limits::kFrameBodyBytesMax || frame_payload.size() > limits::kFramePayloadBytesMax) {
     if (!open) return;

@@ -277,8 +277,8 @@ TEST(PayloadPool, BuffersAreUsedAgainAndBounded) {
   EXPECT_EQ(moved.data(), first);
 }
 
-// What is asked or answered is made up of what users said: too long, it ends the connection, and not the daemon. Whoever
-// waits for something hears of it.
+// What is asked or answered is made up of what users said: too long, it ends the connection, and not the daemon.
+// Whoever waits for something hears of it.
 TEST_F(ConnectionTest, AFrameOverItsBoundsClosesTheConnection) {
   const Bytes most(limits::kFrameBodyBytesMax), more(limits::kFrameBodyBytesMax + 1);
   for (const bool answers : {true, false}) {
