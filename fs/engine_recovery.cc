@@ -84,7 +84,11 @@ Task<void> Engine::recover(journal::DirtyImage dirty) {
         }
         end = page->end != 0 || page->entries.empty();
       }
+      if (im == nullptr) im = find(dirty.image);   // heard of meanwhile
       if (status.is_ok() && im == nullptr) {
+        // Its blocks are still here where its removal was cut short, or where a rebuilt shared node was not told of it:
+        // then what is noted of them stays.
+        if (!group_->contains(dirty.image)) journal_->forget(dirty.image);
         kLog.info("recovered_gone", {{"image", dirty.image}});
         break;
       }

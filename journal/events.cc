@@ -38,6 +38,8 @@ void JournalImpl::touch_ended(Batch& batch, const wire::Mark& mark, Counter coun
 }
 
 void JournalImpl::forget(const ImageId& image) {
+  // Of one that only the last run used nobody has said detach(), though what was dirty of it then has a slot.
+  if (slot_by_image_.contains(image) || known_tenures_.contains(image)) detach({slot_of(image)});
   if (shipping_ != Shipping::kDegraded) return;   // what is told soon is told whole
   gone_.insert(image);
   fold_if_needed();

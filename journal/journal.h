@@ -223,7 +223,8 @@ class Journal {
   // Blocks changed without a guest's write (fill or repair of the local copy): they need preserving, not recording.
   // A metadata event; takes a counter of its own.
   virtual void mark(const wire::Mark& mark) = 0;
-  // The image is no more, on no host: events that nobody asks for any more need not be kept. After detach().
+  // The image is no more, on no host: events that nobody asks for any more need not be kept, nor what the last run left
+  // dirty of it. After detach(), if it was attached.
   virtual void forget(const ImageId& image) = 0;
 
   // ---- cuts, staging, shipping ----------------------------------------------------------------

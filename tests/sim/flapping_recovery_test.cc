@@ -164,6 +164,73 @@ TEST(RecoveryTest, SaysThatTheSharedCopyIsLevelAlsoWhereTheLinkFlapsAtItsEnd) {
   }
 }
 
+// Removed around a crash, nothing of the image is kept for a recovery: the next start has nothing to wait for, nor has a
+// check of the bricks anything to miss.
+enum class Removed { kHere, kElsewhere, kJustFreed };
+
+class RemovedAroundACrashTest : public testing::TestWithParam<Removed> {};
+
+TEST_P(RemovedAroundACrashTest, TheImageIsForgotten) {
+  for (const bool alone : {false, true}) {
+    for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+      SCOPED_TRACE("seed " + std::to_string(seed) + (alone ? ", alone" : ""));
+      Lab lab(seed, false, Plant::kNone, Ships::kYes);
+      Site site(lab);
+      auto handle = lab.open_filled("host1");
+      ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+      auto unlink_by = [&](const std::string& host) {
+        return lab.wait<Status>([&](auto done) { lab.engine(host).unlink(InodeNumber(1), "disk.img", false, std::move(done)); });
+      };
+      ASSERT_EQ(lab.inode_of("host2").value, lab.inode_of("host1").value);
+      if (alone) {
+        lab.world.partition("host1", "shared1");
+        ASSERT_TRUE(lab.write("host1", *handle, 0, 'b').is_ok());
+        ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+        if (GetParam() != Removed::kElsewhere) {
+          lab.crash("host1", Crash::kKill);   // it is removed before its recovery has ended
+          lab.world.slow_reads("host1", "/brick", seconds(1));
+          lab.world.heal_all();
+          lab.start("host1");
+          lab.world.slow_reads("host1", "/brick", Duration(0));
+        }
+      }
+      if (GetParam() != Removed::kElsewhere) {
+        if (!alone) lab.engine("host1").release(*handle);
+        const Status removed = unlink_by("host1");
+        ASSERT_TRUE(removed.is_ok()) << removed.to_string();
+      }
+      if (GetParam() == Removed::kJustFreed) {
+        auto freed = [&] {
+          for (const auto& [path, bytes] : lab.world.files("host1", "/")) if (path.ends_with(".data")) return false;
+          return true;
+        };
+        ASSERT_TRUE(lab.world.run_until(freed, seconds(120))) << lab.engine("host1").status_json();
+      }
+      lab.crash("host1", Crash::kKill);
+      lab.world.heal_all();
+      if (GetParam() == Removed::kElsewhere) {
+        ASSERT_TRUE(unlink_by("host2").is_ok());
+      }
+      lab.start("host1");
+      ASSERT_TRUE(lab.healthy("host1")) << lab.engine("host1").status_json();
+      lab.world.run_for(seconds(10));
+      lab.crash("host1", Crash::kPowerLoss);
+
+      lab.world.partition("host1", "shared1");
+      lab.start("host1");
+      lab.world.run_for(seconds(10));
+      std::vector<std::string> reasons;
+      EXPECT_FALSE(lab.engine("host1").healthy(&reasons));
+      for (const std::string& reason : reasons) EXPECT_EQ(reason.find("reconciliation"), std::string::npos) << reason;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Removals, RemovedAroundACrashTest,
+                         testing::Values(Removed::kHere, Removed::kElsewhere, Removed::kJustFreed), [](const auto& info) {
+                           return info.param == Removed::kHere ? "Here" : info.param == Removed::kElsewhere ? "Elsewhere" : "JustFreed";
+                         });
+
 INSTANTIATE_TEST_SUITE_P(Journals, FlappingRecoveryTest, testing::Values(Journal::kShips, Journal::kDegraded),
                          [](const auto& info) { return info.param == Journal::kShips ? "ThatShips" : "ThatIsDegraded"; });
 
