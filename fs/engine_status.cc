@@ -314,6 +314,7 @@ void Engine::register_metrics(metrics::Registry& registry) {
 
 void Engine::mark(std::string name, bool wait, std::chrono::seconds timeout, Callback<Result<std::string>> done) {
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed, name);
+  if (!point.refused) return done(point.refused);
   if (!name.empty() && point.name != name) {
     return done(Status(Code::kBusy, "no point " + name + " was made: this host recovers, and its first point will be " +
                                         point.name + "; try again then"));

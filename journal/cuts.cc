@@ -103,7 +103,7 @@ Point JournalImpl::cut(CutReason reason, std::string name) {
   if (shipping_ != Shipping::kNormal) {
     // No point is made before the replica is level. The name, if any, is lost: said here and in status.
     if (!name.empty()) count_given_up(open_batch().number, BatchKind::kNormal, env_.wall(), name);
-    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), std::move(name), std::move(without)};
+    return {open_batch().number, Counter(next_counter_ - 1), env_.wall(), std::move(name), std::move(without), no_point()};
   }
   if (reconciling()) {
     // The first batch of an incarnation is cut when all is reconciled, and carries the name then: one, the first.

@@ -104,6 +104,7 @@ struct Point {                         // a cut
   WallTime label;
   std::string name;                    // may be empty
   std::vector<ImageId> without = {};   // images that are withheld, and so not in it, whatever of them was written
+  Status refused = {};                 // why none was made: what is changed is remembered for the replica, not when
 };
 
 struct ImageCounters {                 // for status

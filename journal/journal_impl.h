@@ -201,6 +201,7 @@ class JournalImpl final : public Journal {
   std::vector<StoredMark> marks_of_staged();
   void take_over(const std::deque<StagedBatch>& given, std::vector<StoredMark> marks);
   void count_given_up(BatchNumber number, BatchKind kind, WallTime label, const std::string& name);
+  Status no_point() const;               // not in normal shipping
   Status load_degraded(kv::Snapshot& snapshot);
   Status load_staged_regions(kv::Snapshot& snapshot, StagedBatch& batch);
   Status begin_degraded();

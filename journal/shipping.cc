@@ -25,11 +25,15 @@ void JournalImpl::fail_waiters(const Status& status) {
   for (auto& [batch, done] : std::exchange(waiters_, {})) done(status);
 }
 
+Status JournalImpl::no_point() const {
+  return {Code::kCancelled, "no point is made: " + degraded_.why + "; the replica is brought level"};
+}
+
 void JournalImpl::when_shipped(BatchNumber batch, Callback<Result<std::string>> done) {
   auto receipt = receipts_.find(batch);
   if (receipt != receipts_.end()) return done(receipt->second);
   if (shipping_ != Shipping::kNormal && batch > last_staged_) {
-    return done(Status(Code::kCancelled, "no point is made: " + degraded_.why + "; the replica is brought level"));
+    return done(no_point());
   }
   if (batch <= shipper_->replica().newest) return done(std::string(R"({"durable":true,"complete":true})"));
   if (paused_) return done(paused_status());

@@ -38,6 +38,7 @@ expect "the spool was emptied" test "$(find "$state/spool" -name '*.seg' | wc -l
 load 3
 expect "and stays so" test "$(find "$state/spool" -name '*.seg' | wc -l)" = 0
 expect_exit 1 "a mark says that no point is made" tm host1 mark --name lost-two --wait --json > /dev/null
+expect_exit 1 "also one that does not wait" tm host1 mark --name lost-three --json > /dev/null
 writes_go_on
 
 start replica1

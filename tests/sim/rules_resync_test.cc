@@ -257,5 +257,27 @@ TEST(Rules, NoPointOfTheNextHolderShowsWhatItWroteLater) {
   }
 }
 
+// No point is made before the replica is level: whoever asks for one hears so, whether it waits for the point or not.
+TEST(Rules, OfAPointThatIsNotMadeNobodyIsToldThatItWas) {
+  RulesOfResync t(1);
+  t.lab.limit_age = seconds(10);
+  t.stop("host1");
+  t.lab.start("host1");
+  t.fill("host1");
+  t.lab.world.partition("host1", "replica1");
+  t.write("host1", 0, 'b');
+  auto degraded = [&] { return t.lab.engine("host1").status_json().find("\"shipping\":\"degraded\"") != std::string::npos; };
+  ASSERT_TRUE(t.lab.world.run_until(degraded, seconds(60))) << t.lab.engine("host1").status_json();
+  for (const char* name : {"x", ""}) {
+    for (const bool wait : {true, false}) {
+      auto marked = t.lab.wait<Result<std::string>>(
+          [&](auto done) { t.lab.engine("host1").mark(name, wait, seconds(10), std::move(done)); });
+      ASSERT_FALSE(marked.is_ok()) << "waits: " << wait << ": " << *marked;
+      EXPECT_EQ(marked.status().code(), Code::kCancelled);
+      EXPECT_NE(marked.status().message().find("no point is made"), std::string::npos) << marked.status().message();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim

@@ -34,6 +34,8 @@ TEST_F(LimitTest, AtTheLimitOfBytesPointsAreGivenUpAndAResyncEndsInOne) {
   Point lost = journal_->cut(Journal::CutReason::kNamed, "too late");
   journal_->when_shipped(lost.batch, [&](Result<std::string> r) { waited = r.status(); });
   EXPECT_EQ(waited.code(), Code::kCancelled);
+  EXPECT_EQ(lost.refused.code(), Code::kCancelled) << "said at once, also where nobody waits";
+  EXPECT_TRUE(named.refused.is_ok());
   EXPECT_EQ(journal_->usage().names_given_up.back(), "too late");
   EXPECT_EQ(replica_->points.size(), shown);
 
