@@ -25,6 +25,14 @@ kv::KeyBuilder behind_key(const ImageId& id, const std::string& host, uint32_t r
   return key;
 }
 
+constexpr std::string_view kMadePrefix = "made ";   // of keys
+
+kv::KeyBuilder made_key(const std::string& host, uint32_t slot) {
+  kv::KeyBuilder key;
+  key.text(kMadePrefix).text(host).u8(0).u32(slot);
+  return key;
+}
+
 void put_u64(kv::WriteBatch& batch, std::string_view key, uint64_t value) {
   Bytes bytes;
   Writer(bytes).u64(value);
@@ -145,6 +153,24 @@ Status load_hosts(kv::Snapshot& snapshot, Catalogue& out) {
     out.hosts[host] = run;   // in the order of incarnations: the newest stays
     return Status::ok();
   });
+}
+
+Status load_made(kv::Snapshot& snapshot, Catalogue& out) {
+  auto rows = snapshot.cursor(kMeta);
+  for (bool more = rows->seek(as_bytes(kMadePrefix)); more; more = rows->next()) {
+    const ByteSpan row_key = rows->key();
+    if (!as_text(row_key).starts_with(kMadePrefix)) break;
+    Reader key(row_key.subspan(kMadePrefix.size())), value(rows->value());
+    TM_ASSIGN_OR_RETURN(std::string host, take_host(key, kMeta, row_key));
+    const ByteSpan slot = key.raw(4);
+    Made made;
+    made.number = value.u64();
+    made.inode = value.id<InodeNumber>();
+    if (!key.done() || !value.done() || load_be32(slot.data()) != made.number % kMadeMax)
+      return corrupt(kMeta, row_key, "what a create has made");
+    out.made[host][load_be32(slot.data())] = made;
+  }
+  return Status::ok();
 }
 
 Status load_marks(kv::Snapshot& snapshot, Catalogue& out) {
@@ -279,6 +305,7 @@ Result<std::unique_ptr<Catalogue>> open_catalogue(kv::Store& store, WallTime now
     TM_RETURN_IF_ERROR(out->names.finish_loading());
     TM_RETURN_IF_ERROR(load_images(*snapshot, *out));
     TM_RETURN_IF_ERROR(load_hosts(*snapshot, *out));
+    TM_RETURN_IF_ERROR(load_made(*snapshot, *out));
     TM_RETURN_IF_ERROR(load_marks(*snapshot, *out));
   }
   kv::WriteBatch batch;
@@ -344,6 +371,18 @@ void put_host(kv::WriteBatch& batch, const std::string& host, const HostRun& run
   key.text(host).u8(0).u64(run.incarnation.value);
   batch.erase_range(kHosts, first, key);
   batch.put(kHosts, key, value);
+}
+
+void put_made(kv::WriteBatch& batch, const std::string& host, const Made& made) {
+  Bytes value;
+  Writer(value).u64(made.number).id(made.inode);
+  batch.put(kMeta, made_key(host, static_cast<uint32_t>(made.number % kMadeMax)), value);
+}
+
+void erase_made(kv::WriteBatch& batch, const std::string& host) {
+  kv::KeyBuilder end;
+  end.text(kMadePrefix).text(host).u8(1);
+  batch.erase_range(kMeta, made_key(host, 0), end);
 }
 
 void put_mark(kv::WriteBatch& batch, const wire::Mark& mark) {

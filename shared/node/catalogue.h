@@ -13,6 +13,8 @@
 // "boots" is u32 count, then u64 boot and uuid nonce of each: the newest 256 runs, by number, the present one last.
 // "brick_runs" as in shared/image/FORMAT.md, absent before the first start that wrote it.
 // "incarnation_floor" (u64, absent: 0): what this catalogue does not know of hosts' runs was not above.
+// "made ", text host, 0, u32 number modulo 1024 is u64 number, u64 inode: what a create of the host's present mount,
+// asked under that number, has made. None of a host that began anew, or of an older version.
 // "rebuilding", where it is there, is an operator's order (shared/state/FORMAT.md, `rebuild`).
 // "identity" is u16 version 2, uuid cluster, uuid storage group, text node, uuid store; 1 ends before
 // `store`. Of a host's runs the newest counts; it takes the older ones' place.
@@ -89,6 +91,10 @@ struct HostRun {
   Uuid journal_generation;
 };
 
+// What a numbered create has made: asked again, that is its answer.
+struct Made { uint64_t number = 0; InodeNumber inode; };
+constexpr uint32_t kMadeMax = 1024;   // kept of a host
+
 struct Catalogue {
   // Durable state as it was read at start.
   explicit Catalogue(WallTime now) : names(now) {}
@@ -99,6 +105,7 @@ struct Catalogue {
   std::map<ImageId, ImageRecord> images;
   std::map<ImageId, std::map<std::string, BehindMap>> behind;
   std::map<std::string, HostRun> hosts;                        // the newest run of each
+  std::map<std::string, std::map<uint32_t, Made>> made;        // by host, and by number modulo kMadeMax
   std::vector<wire::Mark> marks;                               // to be recorded again, by number
 };
 
@@ -135,6 +142,8 @@ void put_behind(kv::WriteBatch& batch, const ImageId& id, const std::string& hos
 void erase_behind(kv::WriteBatch& batch, const ImageId& id, const std::string& host, uint32_t region);
 void put_all_behind(kv::WriteBatch& batch, const ImageId& id, const std::string& host, const BehindMap& map);
 void put_host(kv::WriteBatch& batch, const std::string& host, const HostRun& run);
+void put_made(kv::WriteBatch& batch, const std::string& host, const Made& made);
+void erase_made(kv::WriteBatch& batch, const std::string& host);
 void put_mark(kv::WriteBatch& batch, const wire::Mark& mark);
 void erase_marks(kv::WriteBatch& batch, EventNumber up_to);
 

@@ -418,9 +418,6 @@ class Core {
   std::vector<SessionPtr> draining_;          // ended, with requests still under way
   uint64_t next_session_ = 0;
   std::map<std::string, io::BootTime> host_gone_at_;
-  struct Made { uint64_t number = 0; InodeNumber inode; };
-  static constexpr size_t kMadeMax = 1024;
-  std::map<std::string, std::deque<Made>> made_;   // by host: what its last numbered creates have made
 
   fence::Ticket next_ticket_ = 0;
   std::map<fence::Ticket, Waiting> waiting_;

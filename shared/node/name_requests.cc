@@ -82,20 +82,16 @@ void Core::name_request(const PeerPtr& peer, wire::Request& request) {
 
 // What this very request made before its answer was lost is its answer: nobody else's is.
 void Core::create_request(const PeerPtr& peer, uint64_t id, const wire::CreateOnce& m, const Origin& origin) {
-  std::deque<Made>& made = made_[peer->session->host];
-  auto before = std::find_if(made.begin(), made.end(), [&](const Made& one) { return one.number == m.number; });
+  const Made made = catalogue_->made[peer->session->host][static_cast<uint32_t>(m.number % kMadeMax)];
   const auto there = names_->lookup(m.create.parent, m.create.name);
-  if (m.number != 0 && before != made.end() && there && (*there)->attr.inode == before->inode) {
+  if (m.number != 0 && made.number == m.number && there && (*there)->attr.inode == made.inode) {
     wire::Changed answer;
     answer.mark.node = attr_of(**there, true);
     answer.mark.name = m.create.name;
     return commit({}, [peer, id, answer] { peer->link->respond(wire::Type::kCreate, id, answer); });
   }
   Result<Change> change = names_->create(m.create, env_.random_uuid(), origin);
-  if (change && m.number != 0) {
-    made.push_back({m.number, change->mark.node.inode});
-    if (made.size() > kMadeMax) made.pop_front();
-  }
+  if (change) change->number = m.number;
   answer_change(peer, wire::Type::kCreate, id, std::move(change));
 }
 
@@ -210,6 +206,11 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
     if (node) put_node(batch, **node);
   }
   for (InodeNumber inode : change.erased) erase_node(batch, inode);
+  if (change.number != 0 && by != nullptr) {
+    const Made made{change.number, change.mark.node.inode};
+    catalogue_->made[by->host][static_cast<uint32_t>(made.number % kMadeMax)] = made;
+    put_made(batch, by->host, made);   // with what it made: this daemon may end before it has answered
+  }
   put_counters(batch, *names_);
   auto complete = [&](wire::Mark& mark) {
     auto it = images_.find(mark.node.image);

@@ -37,6 +37,7 @@ struct Change {
   struct Name { InodeNumber inode, parent; std::string name; };
   std::vector<Name> invalid;              // what other hosts must forget
   bool policy = false;                    // the mirror policy was set
+  uint64_t number = 0;                    // of a create: that of the request, if it has one
 };
 
 // Who asks, and when.

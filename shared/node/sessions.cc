@@ -209,7 +209,10 @@ void Core::open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   kv::WriteBatch batch;
   HostRun& newest = catalogue_->hosts[hello.node];
   if (newest.incarnation != hello.incarnation) {
-    if ((hello.features & wire::kFeatureSuccessor) == 0) made_.erase(hello.node);   // its numbers begin anew
+    if ((hello.features & wire::kFeatureSuccessor) == 0) {   // its numbers begin anew
+      catalogue_->made.erase(hello.node);
+      erase_made(batch, hello.node);
+    }
     newest = session->run;
     put_host(batch, hello.node, newest);
   }

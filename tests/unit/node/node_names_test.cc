@@ -86,7 +86,15 @@ TEST_F(NodeTest, ACreateThatIsAskedAgainGetsWhatItMadeAndNothingElse) {
   a->hello.features &= ~wire::kFeatureSuccessor;
   ASSERT_TRUE(a->connect(port_, cluster_));
   EXPECT_TRUE(make("mine", 11)) << "the same run";
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_TRUE(make("mine", 11)) << "its answer is lost with the shared node's daemon";
+  EXPECT_EQ(errno_of(make("mine", 11 + 1024).status()), EEXIST);
+  EXPECT_EQ(errno_of(make("lock", 7).status()), EEXIST) << "it is host2's";
   a->hello.incarnation = Incarnation(3);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_EQ(errno_of(make("mine", 11).status()), EEXIST) << "of another mount";
+  restart_node(sim::Crash::kKill);
   ASSERT_TRUE(a->connect(port_, cluster_));
   EXPECT_EQ(errno_of(make("mine", 11).status()), EEXIST) << "of another mount";
 }
