@@ -10,7 +10,11 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <limits>
+
+#include "shared/base/config_text.h"
 
 namespace tidemark::config {
 namespace {
@@ -25,35 +29,6 @@ struct Range {
 
 enum class Need { kRequired, kOptional };
 
-// Letters to change to get from one word to the other: to offer the key that was meant.
-size_t distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      size_t above = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
-}
-
-std::string known_list(std::string_view wrong, const std::vector<std::string>& known) {
-  std::string best, all;
-  size_t least = 3;
-  for (const std::string& k : known) {
-    all += (all.empty() ? "" : ", ") + k;
-    if (size_t d = distance(wrong, k); d < least) {
-      least = d;
-      best = k;
-    }
-  }
-  return best.empty() ? "known here: " + all : "did you mean " + best + "?";
-}
-
 // The file being read: the parsed table, the sections asked for, and the first error.
 class Document {
  public:
@@ -61,11 +36,25 @@ class Document {
     Document d;
     d.file_ = file;
     std::error_code error;
+    if (fs::exists(file, error) && !fs::is_regular_file(file, error)) {
+      return Status(Code::kInvalidArgument, file + ":1: is no regular file: name a configuration file with --config");
+    }
     if (!fs::is_regular_file(file, error)) {
       return Status(Code::kInvalidArgument, file + ":1: no such configuration file: name an existing one with --config");
     }
+    const Status unreadable(Code::kInvalidArgument, file + ":1: cannot be read: is it this user's to read, and its disk well?");
     try {
-      d.root_ = toml::parse_file(file);
+      std::ifstream in(file, std::ios::binary);
+      if (!in) return unreadable;
+      const std::string text{std::istreambuf_iterator<char>(in), {}};
+      if (uint32_t line = line_of_dots(text); line != 0) {
+        return Status(Code::kInvalidArgument, file + ":" + std::to_string(line) + ": more than " + std::to_string(kConfigDotsMax) +
+                                                  " dots in all, which no configuration has: keys are written under their "
+                                                  "[section]");
+      }
+      d.root_ = toml::parse(text, file);
+    } catch (const std::ios_base::failure&) {
+      return unreadable;
     } catch (const toml::parse_error& e) {
       std::string what(e.description());
       std::replace(what.begin(), what.end(), '\n', ' ');
@@ -142,6 +131,7 @@ class Section {
     auto value = node->value_exact<std::string>();
     if (!value) return wrong(key, *node, "must be text: write " + key + " = \"...\"");
     if (value->empty() && need == Need::kRequired) return wrong(key, *node, "is empty: give it a value");
+    if (value->find('\0') != std::string::npos) return wrong(key, *node, "has a NUL byte: remove it");
     out = *value;
     return true;
   }
@@ -159,6 +149,7 @@ class Section {
     for (const toml::node& item : *list) {
       auto value = item.value_exact<std::string>();
       if (!value || value->empty()) { wrong(key, item, remedy); return; }
+      if (value->find('\0') != std::string::npos) { wrong(key, item, "has a NUL byte: remove it"); return; }
       std::string path = document_.absolute(*value);
       if (std::find(out.begin(), out.end(), path) != out.end()) { wrong(key, item, path + " is listed twice: remove one"); return; }
       out.push_back(std::move(path));
@@ -220,15 +211,9 @@ class Section {
     if (!value) { wrong(key, *node, "must be true or false"); return; }
     out = *value;
   }
-  // "127.0.0.1:7400", "[::1]:7400", "name:7400".
   void address(const std::string& key, std::string& out, Need need) {
     if (!text(key, out, need)) return;
-    size_t colon = out.rfind(':');
-    bool good = colon != std::string::npos && colon > 0 && colon + 1 < out.size() && out.size() - colon <= 6;
-    for (size_t i = good ? colon + 1 : out.size(); i < out.size(); ++i) good = good && out[i] >= '0' && out[i] <= '9';
-    if (good && std::stoul(out.substr(colon + 1)) > 65535) good = false;
-    if (good && out.find(':') != colon && out.front() != '[') good = false;
-    if (!good) wrong(key, *table_->get(key), "bad address \"" + out + "\": write host:port, such as 127.0.0.1:7400");
+    if (!is_address(out)) wrong(key, *table_->get(key), "bad address \"" + out + "\": write host:port, such as 127.0.0.1:7400");
   }
   bool wrong(const std::string& key, const toml::node& node, const std::string& text) {
     document_.fail(node.source().begin.line, "[" + name_ + "] " + key + ": " + text);
@@ -290,15 +275,27 @@ void read_storage(Document& d, Storage& out) {
 }
 
 void check_url(Section& s, std::string& url) {
-  if (url.rfind("https://", 0) != 0) s.wrong("url", *s.get("url"), "bad url \"" + url + "\": write https://name:port");
+  constexpr std::string_view kScheme = "https://";
+  bool good = url.starts_with(kScheme);
+  if (good) {
+    std::string place = url.substr(kScheme.size(), url.find('/', kScheme.size()) - kScheme.size());
+    const bool port = !place.ends_with(']') && place.find(':') != std::string::npos;
+    good = !place.empty() && !place.ends_with(":0") && (!port || is_address(place));
+  }
+  if (!good) s.wrong("url", *s.get("url"), "bad url \"" + url + "\": write https://name:port");
   while (!url.empty() && url.back() == '/') url.pop_back();
+}
+
+// Left out, any node of the role is the peer.
+void check_peer(Section& s, const std::string& node) {
+  if (node.empty()) s.wrong("node", *s.get("node"), "is empty: name the node of its certificate, or leave the key out");
 }
 
 void read_replica_link(Document& d, std::optional<ReplicaLink>& out) {
   Section s(d, "replica", Need::kOptional);
   ReplicaLink link;
   if (s.text("url", link.url, s.present() ? Need::kRequired : Need::kOptional)) check_url(s, link.url);
-  s.text("node", link.node);
+  if (s.text("node", link.node)) check_peer(s, link.node);
   if (s.present()) out = std::move(link);
 }
 
@@ -306,7 +303,7 @@ void read_witness_link(Document& d, std::optional<WitnessLink>& out) {
   Section s(d, "witness", Need::kOptional);
   WitnessLink link;
   if (s.text("url", link.url, s.present() ? Need::kRequired : Need::kOptional)) check_url(s, link.url);
-  s.text("node", link.node);
+  if (s.text("node", link.node)) check_peer(s, link.node);
   s.flag("in_replica", link.in_replica);
   if (s.present()) out = std::move(link);
 }
@@ -368,7 +365,7 @@ Result<Host> load_host(const std::string& file) {
     Section s(d, "shared", Need::kRequired);
     SharedLink link;
     s.address("address", link.address, Need::kRequired);
-    s.text("node", link.node);
+    if (s.text("node", link.node)) check_peer(s, link.node);
     s.number("connections", link.connections, {1, 16});
     out.shared = std::move(link);
   }
@@ -387,7 +384,8 @@ Result<Host> load_host(const std::string& file) {
   }
   {
     Section s(d, "mount", Need::kOptional);
-    s.path("path", out.mount.path);
+    if (s.path("path", out.mount.path) && out.mount.path.find_first_not_of('/') == std::string::npos)
+      s.wrong("path", *s.get("path"), "is the root directory: name a directory in it");
     s.flag("allow_other", out.mount.allow_other);
     s.number("max_background", out.mount.max_background, {1, 1024});
   }

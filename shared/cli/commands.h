@@ -23,6 +23,7 @@ Outcome verify(Context& context, const VerifyOptions& options);
 // Of a verify job's result: 0 equal, kExitDivergence otherwise.
 int verify_exit_code(const Json& result);
 std::string verify_text(const Json& result);
+std::string mark_text(const Json& answer);
 struct ScrubOptions { std::vector<std::string> images; bool all = false, trust_replica = false, stop = false; std::string rate = "100MiB"; };
 Outcome scrub(Context& context, const ScrubOptions& options);
 std::string scrub_text(const Json& result);

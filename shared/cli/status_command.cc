@@ -160,11 +160,15 @@ Outcome show_status(Context& context) {
   return 0;
 }
 
+std::string mark_text(const Json& answer) {
+  const std::string name = text(answer, "name");
+  return "batch " + text(answer, "batch") + " cut at " + text(answer, "label") + (name.empty() ? "" : ", name " + printable(name));
+}
+
 Outcome mark(Context& context, const MarkOptions& o) {
   Json request{{"name", o.name}, {"wait", o.wait}, {"timeout_s", o.timeout_s}};
   TM_ASSIGN_OR_RETURN(Json answer, context.control_post("/v1/mark", request, o.timeout_s + 30));
-  std::string line = "batch " + text(answer, "batch") + " cut at " + text(answer, "label");
-  if (!text(answer, "name").empty()) line += ", name " + text(answer, "name");
+  std::string line = mark_text(answer);
   if (o.wait) {
     if (!flag(answer, "durable")) {
       context.result(answer, line + ": not yet durable at the replica");

@@ -32,6 +32,8 @@ using SslPtr = std::unique_ptr<SSL, OpensslFree<SSL_free>>;
 // Takes the newest entry of OpenSSL's error queue as text and empties the queue.
 std::string take_openssl_error();
 
+// A file that can be read at once: what opens a FIFO waits for whoever writes into it.
+Status check_regular(const std::string& path, const std::string& what);
 Result<CertPtr> load_certificate(const std::string& path);
 // Refuses a key file that group or others may read: kPermission.
 Result<KeyPtr> load_private_key(const std::string& path);

@@ -26,7 +26,15 @@ std::string take_openssl_error() {
   return reason != nullptr ? reason : "error " + std::to_string(code);
 }
 
+Status check_regular(const std::string& path, const std::string& what) {
+  struct stat st{};
+  if (::stat(path.c_str(), &st) != 0) return Status::from_errno(errno, what + " " + path);
+  if (S_ISREG(st.st_mode)) return Status::ok();
+  return Status(Code::kInvalidArgument, what + " " + path + " is no regular file");
+}
+
 Result<CertPtr> load_certificate(const std::string& path) {
+  TM_RETURN_IF_ERROR(check_regular(path, "certificate"));
   BioPtr file(BIO_new_file(path.c_str(), "r"));
   if (!file) {
     int error = errno;
@@ -39,6 +47,7 @@ Result<CertPtr> load_certificate(const std::string& path) {
 }
 
 Result<KeyPtr> load_private_key(const std::string& path) {
+  TM_RETURN_IF_ERROR(check_regular(path, "private key"));
   int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return Status::from_errno(errno, "private key " + path);
   struct stat st{};

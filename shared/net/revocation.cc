@@ -43,6 +43,7 @@ Result<CrlPtr> load_list(const std::string& path, X509* authority) {
     if (errno == ENOENT) return CrlPtr();
     return Status::from_errno(errno, "revocation list " + path);
   }
+  TM_RETURN_IF_ERROR(check_regular(path, "revocation list"));
   BioPtr bio(BIO_new_file(path.c_str(), "r"));
   CrlPtr list(bio ? PEM_read_bio_X509_CRL(bio.get(), nullptr, nullptr, nullptr) : nullptr);
   if (!list) return Status(Code::kInvalidArgument, "revocation list " + path + ": " + take_openssl_error());

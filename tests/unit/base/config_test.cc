@@ -124,6 +124,64 @@ TEST_F(ConfigTest, MissingFileIsNamed) {
   EXPECT_NE(r.status().message().find("none.toml:1: no such configuration file"), std::string::npos);
 }
 
+TEST_F(ConfigTest, WhatIsNoFileIsSaidToBeNone) {
+  auto r = load_host(directory_);
+  ASSERT_FALSE(r);
+  EXPECT_EQ(r.status().message(), directory_ + ":1: is no regular file: name a configuration file with --config");
+}
+
+// Its parser nests a table for each part of a key, without a bound.
+TEST_F(ConfigTest, AKeyOfVeryManyPartsIsRefused) {
+  std::string key = "a";
+  for (int i = 1; i < 50'000; ++i) key += ".a";
+  EXPECT_EQ(error_of("name = \"host1\"", key + " = 1"),
+            ":3: more than 4096 dots in all, which no configuration has: keys are written under their [section]");
+  EXPECT_EQ(error_of("[tls]", "[" + key + "]").find(":6: more than 4096 dots"), 0u);
+  const std::string comment = "# " + std::string(50'000, '.') + "\n";
+  auto r = load_host(write(comment + kHost));
+  EXPECT_TRUE(r.is_ok()) << r.status().to_string();
+}
+
+TEST_F(ConfigTest, UrlsThatNameNoHostOrNoPortAreRefused) {
+  const std::string last = "ship_rate = \"10MiB\"\n";
+  for (const char* section : {"replica", "witness"}) {
+    auto error = [&](const std::string& url) {
+      return error_of(last, last + "[" + section + "]\nurl = \"" + url + "\"\n");
+    };
+    for (const char* url : {"https://", "https:///", "https://:7443", "https://127.0.0.1:99999", "https://127.0.0.1:", "https://a:b",
+                            "https://127.0.0.1:0", "https://::1:7443", "http://replica1:7443", "https:///v1"}) {
+      EXPECT_EQ(error(url).find(":22: [" + std::string(section) + "] url: bad url"), 0u) << url << error(url);
+    }
+    for (const char* url : {"https://replica1", "https://127.0.0.1:7443", "https://[::1]:7443", "https://[::1]", "https://replica1:7443/"})
+      EXPECT_EQ(error(url), "accepted") << url;
+  }
+}
+
+TEST_F(ConfigTest, AnEmptyNameOfAPeerIsRefused) {
+  const std::string address = "address = \"127.0.0.1:7400\"\n", last = "ship_rate = \"10MiB\"\n";
+  const std::string empty = "] node: is empty: name the node of its certificate, or leave the key out";
+  EXPECT_EQ(error_of(address, address + "node = \"\"\n"), ":16: [shared" + empty);
+  for (const std::string section : {"replica", "witness"})
+    EXPECT_EQ(error_of(last, last + "[" + section + "]\nurl = \"https://a\"\nnode = \"\"\n"), ":23: [" + section + empty);
+}
+
+TEST_F(ConfigTest, TextWithANulByteIsRefused) {
+  const std::string nul = "a\\u0000b", what = ": has a NUL byte: remove it";
+  const std::string last = "ship_rate = \"10MiB\"\n";
+  EXPECT_EQ(error_of("\"state\"", "\"" + nul + "\""), ":5: [node] state_dir" + what);
+  EXPECT_EQ(error_of("\"state\"", "\"state\"\nrun_dir = \"" + nul + "\""), ":6: [node] run_dir" + what);
+  EXPECT_EQ(error_of("\"brick1\"", "\"" + nul + "\""), ":11: [storage] bricks" + what);
+  EXPECT_EQ(error_of(last, last + "[log]\nfile = \"" + nul + "\"\n"), ":22: [log] file" + what);
+}
+
+TEST_F(ConfigTest, TheRootIsNoMountPoint) {
+  const std::string last = "ship_rate = \"10MiB\"\n";
+  for (const char* path : {"/", "//", "/x/.."})
+    EXPECT_EQ(error_of(last, last + "[mount]\npath = \"" + path + "\"\n"),
+              ":22: [mount] path: is the root directory: name a directory in it");
+  EXPECT_EQ(error_of(last, last + "[mount]\npath = \"/x\"\n"), "accepted");
+}
+
 TEST_F(ConfigTest, LocateGivesTheLineOfTheKey) {
   write(kHost);
   EXPECT_EQ(locate(file_, "shared", "address"), file_ + ":15: [shared] address");

@@ -139,6 +139,12 @@ TEST_F(AppTest, ARebuildsHostsAreLookedAtBeforeAnythingIsMoved) {
   EXPECT_NE(r.out.find("  host1 host2\n"), std::string::npos) << r.out;
 }
 
+// As long as the daemon lets one wait.
+TEST_F(AppTest, AMarkWaitsForAnHourAtMost) {
+  EXPECT_EQ(tidemark({"mark", "--wait", "--timeout", "3601", "--config", config_}).code, 2);
+  EXPECT_EQ(tidemark({"mark", "--wait", "--timeout", "3600", "--config", config_}).code, 5);   // no daemon runs
+}
+
 TEST_F(AppTest, WrongUsageIsExitCodeTwoAndOneLine) {
   for (auto words : std::vector<std::vector<std::string>>{{}, {"nonsense"}, {"image"}, {"image", "create"}, {"mark", "--timeout", "x"}}) {
     Ran r = tidemark(words);

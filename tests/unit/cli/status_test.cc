@@ -27,6 +27,11 @@ TEST(StatusText, SurvivesFieldsThatAreMissingOrOfAnotherType) {
   EXPECT_NE(status_text(Json::parse("[]")).size(), 0u);
 }
 
+TEST(MarkText, TheNameOfAPointReachesNoTerminalRaw) {
+  EXPECT_EQ(mark_text(Json{{"batch", 7}, {"label", "now"}, {"name", "a\x1b[2Jb"}}), "batch 7 cut at now, name a\\x1b[2Jb");
+  EXPECT_EQ(mark_text(Json{{"batch", 7}, {"label", "now"}, {"name", ""}}), "batch 7 cut at now");
+}
+
 TEST(Verify, ExitCodeIsZeroOnlyWhenTheResultSaysEqual) {
   EXPECT_EQ(verify_exit_code(Json::parse(R"({"equal": true})")), 0);
   EXPECT_EQ(verify_exit_code(Json::parse(R"({"equal": false})")), 4);

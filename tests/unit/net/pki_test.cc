@@ -134,6 +134,28 @@ TEST(Pki, InspectRefusesWhatIsNoCertificate) {
   EXPECT_EQ(pki::inspect(dir / "missing.pem").status().code(), Code::kNotFound);
 }
 
+// Opening one would wait for whoever writes into it.
+TEST(Pki, AFifoIsNoCertificateNorKeyNorList) {
+  Cluster cluster;
+  const std::string fifo = cluster.directory() / "fifo", pki = cluster.directory().path();
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  auto shown = pki::inspect(fifo);
+  ASSERT_FALSE(shown.is_ok());
+  EXPECT_NE(shown.status().message().find("is no regular file"), std::string::npos) << shown.status().to_string();
+  EXPECT_FALSE(pki::revoke({.authority_directory = pki, .certificate = fifo}).is_ok());
+  EXPECT_FALSE(pki::inspect(pki).is_ok()) << "a directory";
+
+  auto issue = [&](const std::string& node) {
+    return pki::issue({.authority_directory = pki, .node = node, .role = Role::kHost, .out_directory = pki}).status();
+  };
+  ASSERT_TRUE(issue("host1").is_ok());
+  ASSERT_EQ(::mkfifo((pki + "/revoked.pem").c_str(), 0600), 0);
+  EXPECT_FALSE(pki::revoke({.authority_directory = pki, .certificate = pki + "/host1.pem"}).is_ok());
+  ASSERT_EQ(::unlink((pki + "/ca.key").c_str()), 0);
+  ASSERT_EQ(::mkfifo((pki + "/ca.key").c_str(), 0600), 0);
+  EXPECT_FALSE(issue("host2").is_ok());
+}
+
 TEST(TlsFilesCheck, KeyReadableByOthersIsRefused) {
   Cluster cluster;
   TlsFiles files = cluster.node("host1", Role::kHost);
