@@ -83,7 +83,7 @@ class Holder {
   void on_ready();
   void start_again(milliseconds delay);
   void begin_replacement();
-  Status check_program() const;
+  Status check_program();
   void refuse(const std::string& why);
   void finish(int code) { exit_code_ = code; }
   void unmount();
@@ -99,6 +99,7 @@ class Holder {
   std::optional<Survivor> survivor_;
   sigset_t mask_before_{};
   pid_t daemon_ = -1;
+  pid_t left_ = -1;   // a check that did not end in time
   bool daemon_ready_ = false, told_ready_ = false;
   bool stopping_ = false, handing_over_ = false;
   std::deque<Clock::time_point> deaths_;
@@ -338,7 +339,10 @@ std::string last_line(int fd) {
 }
 
 // That the program on disk starts at all and takes configuration and state, while the old one still serves.
-Status Holder::check_program() const {
+Status Holder::check_program() {
+  if (left_ > 0 && ::waitpid(left_, nullptr, WNOHANG) == 0)
+    return Status(Code::kUnavailable, "the last --check has not ended: the disk of the state hangs");
+  left_ = -1;
   std::vector<std::string> arguments = options_.check;
   arguments.insert(arguments.begin(), program_path_);
   std::vector<char*> words = words_of(arguments);
@@ -360,7 +364,7 @@ Status Holder::check_program() const {
   while ((ended = ::waitpid(child, &status, WNOHANG)) == 0 && Clock::now() < until) ::poll(nullptr, 0, 5);
   if (ended == 0) {
     ::kill(child, SIGKILL);
-    ::waitpid(child, &status, 0);
+    left_ = child;   // not waited for: it may be in the kernel until a device answers
     return Status(Code::kUnavailable, program_path_ + " --check did not end in time: the daemon stays as it is");
   }
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return Status::ok();

@@ -3,6 +3,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -161,8 +162,14 @@ state::Spec state_of(const Arguments& arguments, const config::Host& config, con
 
 Status check_host(const Arguments& arguments, const config::Host& config, const Uuid& cluster, bool successor) {
   io::RealEnv env({.open_store = kv::open_lmdb_store});
-  const state::Spec spec = state_of(arguments, config, cluster, successor);
+  // Bricks, which may hang, tell of a first start alone; a holder of an earlier version does not say who asks.
+  state::Spec spec = state_of(arguments, config, cluster, true);
   TM_ASSIGN_OR_RETURN(state::Look found, state::look(env, spec));
+  const bool none = !found.identity && std::ranges::none_of(found.parts, &state::Look::Found::there);
+  if (none && !successor) {
+    spec = state_of(arguments, config, cluster, false);
+    TM_ASSIGN_OR_RETURN(found, state::look(env, spec));
+  }
   return state::judge(spec, found);
 }
 
