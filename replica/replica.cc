@@ -1,6 +1,7 @@
 #include "replica/replica.h"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "replica/http_api.h"
 #include "shared/base/log.h"
@@ -16,8 +17,14 @@ Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
   TM_RETURN_IF_ERROR(env.files().make_directories(options.directory));
   auto replica = std::unique_ptr<Replica>(new Replica(env, std::move(options)));
   const Options& o = replica->options_;
-  TM_ASSIGN_OR_RETURN(replica->store_, env.open_store(o.directory + "/store", {.tables = table_names(),
-                                                                               .map_bytes_max = o.index_bytes_max}));
+  kv::StoreOptions index{.tables = table_names(), .map_bytes_max = o.index_bytes_max};
+  auto store = env.open_store(o.directory + "/store", index);
+  // So many addresses are not to be had everywhere; status says how many there are.
+  while (!store && store.status().sys_errno() == ENOMEM && index.map_bytes_max > kIndexBytesMin) {
+    index.map_bytes_max /= 2;
+    store = env.open_store(o.directory + "/store", index);
+  }
+  TM_ASSIGN_OR_RETURN(replica->store_, std::move(store));
   TM_ASSIGN_OR_RETURN(replica->catalog_, Catalog::load(*replica->store_, o.cluster, env.random_uuid()));
   replica->files_ = std::make_unique<SegmentFiles>(
       env, *replica->store_, SegmentFiles::Options{.directory = o.directory, .cache_bytes_max = o.chunk_cache_bytes});

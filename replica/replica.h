@@ -23,8 +23,9 @@
 namespace tidemark::replica {
 
 // Of the index: address space alone, and nothing is removed from it. Smaller than the largest file of any ext4.
+inline constexpr uint64_t kIndexBytesMin = 64ull << 30;
 #ifdef TIDEMARK_THREAD_SANITIZER
-inline constexpr uint64_t kIndexBytesMax = 64ull << 30;
+inline constexpr uint64_t kIndexBytesMax = kIndexBytesMin;
 #else
 inline constexpr uint64_t kIndexBytesMax = 4ull << 40;
 #endif
