@@ -207,15 +207,22 @@ TEST_F(Statfs, TellsRoomAndLimits) {
   ASSERT_EQ(::fstatvfs(fd, &same), 0);
   EXPECT_EQ(same.f_blocks, st.f_blocks);
 }
+// The file system below is others', too, who may give up as much meanwhile: then it is tried again.
 TEST_F(Statfs, AFileTakesItsRoom) {
-  struct statvfs before{}, after{};
-  ASSERT_EQ(::statvfs(".", &before), 0);
   Fd fd(::open("f", O_CREAT | O_RDWR, 0644));
-  std::string data(8 << 20, 'x');
-  ASSERT_EQ(::write(fd, data.data(), data.size()), 8 << 20);
-  ASSERT_EQ(::fsync(fd), 0);
-  ASSERT_EQ(::statvfs(".", &after), 0);
-  EXPECT_LT(after.f_bavail, before.f_bavail);
+  const std::string data(8 << 20, 'x');
+  bool less = false;
+  for (int tries = 0; tries < 20 && !less; ++tries) {
+    struct statvfs before{}, after{};
+    ASSERT_EQ(::ftruncate(fd, 0), 0);
+    ASSERT_EQ(::fsync(fd), 0);
+    ASSERT_EQ(::statvfs(".", &before), 0);
+    ASSERT_EQ(::pwrite(fd, data.data(), data.size(), 0), 8 << 20);
+    ASSERT_EQ(::fsync(fd), 0);
+    ASSERT_EQ(::statvfs(".", &after), 0);
+    less = after.f_bavail < before.f_bavail;
+  }
+  EXPECT_TRUE(less);
 }
 
 }  // namespace
