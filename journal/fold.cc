@@ -88,7 +88,8 @@ class Folder {
 
   // All but names.
   void keep_states() {
-    std::map<ImageId, Newest> opens, wholes, taken;
+    std::map<ImageId, Newest> opens, wholes;
+    std::map<std::pair<ImageId, Epoch>, Newest> taken;
     std::map<std::pair<ImageId, std::string>, Newest> starts;
     Newest session{EventNumber(0), marks_.size()};
     for (size_t i = 0; i < marks_.size(); ++i) {
@@ -99,13 +100,14 @@ class Folder {
       if (m.kind == MarkKind::kOpenWrite) newest(opens, image, EventNumber(0), i);
       else if (m.kind == MarkKind::kWhole) newest(wholes, image, EventNumber(m.epoch.value), i);
       else if (m.kind == MarkKind::kTenureStart) newest(starts, {image, m.origin}, EventNumber(m.epoch.value), i);
-      else if (is_taken(m)) newest(taken, image, EventNumber(m.epoch.value), i);
+      else if (is_taken(m)) newest(taken, {image, m.epoch}, EventNumber(0), i);
     }
     if (session.mark < marks_.size()) keep_[session.mark] = true;
-    for (const auto* all : {&opens, &wholes, &taken}) {
+    for (const auto* all : {&opens, &wholes}) {
       for (const auto& [image, n] : *all) keep_[n.mark] = true;
     }
     for (const auto& [key, n] : starts) keep_[n.mark] = true;
+    for (const auto& [key, n] : taken) keep_[n.mark] = true;
     for (const auto& [image, i] : creates_) keep_[i] = keep_[i] || !without_trace(image);
     for (const auto& [inode, n] : nodes_) {
       const ImageId& image = mark(n.mark).node.image;

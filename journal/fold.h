@@ -8,10 +8,10 @@
 //     Of any other name the oldest event as well, so that folding again does not take it for such a one;
 //   - an image's create, unless the image is gone for good and no other host ever held it: whoever wrote it may have
 //     batches on their way, which wait for a create;
-//   - the newest open and tenure's start of each image and host, what was taken by force, the newest session.
+//   - the newest open and tenure's start of each image and host, the newest session, each tenure's being taken by force.
 // So what is kept is bounded by the images and names that are or were there, however many events there are.
-// One thing grows: a node that was there before and is renamed to ever new names, by an event each time, since each
-// event is told whole and takes away what the one before it gave.
+// Two things grow: what was taken by force; and a node that was there before and is renamed to ever new names, by an
+// event each time, since each event is told whole and takes away what the one before it gave.
 #pragma once
 
 #include <functional>

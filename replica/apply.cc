@@ -67,16 +67,23 @@ class Builder {
     out_.branches.push_back(std::move(record));
   }
 
-  // A tenure taken by force: what points show of older epochs beyond its parent is a branch from now on.
+  // A tenure taken by force: what points show of older epochs beyond its parent, and beyond those of earlier ones, is a
+  // branch from now on.
   Status lose_tail(const journal::SegmentImage& slice, const Catalog::Image& known) {
-    if (!known.has_version || slice.parent.last.counter.value == 0) return Status::ok();   // unknown: nothing is said
-    const Taken taken{slice.image, slice.epoch, slice.parent};
+    if (!known.has_version) return Status::ok();
+    std::vector<Taken> taken{{slice.image, slice.epoch, slice.parent}};
+    // The tenure before may have been taken, too, and nothing of it ever applied.
+    if (auto before = in_.taken.find(slice.image); before != in_.taken.end())
+      taken.insert(taken.end(), before->second.begin(), before->second.end());
+    std::erase_if(taken, [](const Taken& t) { return t.parent.last.counter.value == 0; });   // unknown: nothing is said
     auto cursor = snapshot_.cursor(kImageVersions);
     const Bytes end = image_point_key(known.index, PointId(UINT64_MAX));
     for (bool found = cursor->seek_before(end); found; found = cursor->previous()) {
       if (!starts_with(cursor->key(), ByteSpan(end).first(4))) break;
       TM_ASSIGN_OR_RETURN(ImageVersion version, wire::decode<ImageVersion>(cursor->value()));
-      if (in_main_line(taken, version.source, {slice.image, version.epoch, {}, version.last})) break;
+      const SliceFacts shown{slice.image, version.epoch, {}, version.last};
+      auto keeps = [&](const Taken& t) { return in_main_line(t, version.source, shown); };
+      if (std::all_of(taken.begin(), taken.end(), keeps)) break;
       const PointId at = point_of_key(cursor->key());
       TM_ASSIGN_OR_RETURN(PointRecord point, read_record<PointRecord>(snapshot_, kPoints, kv::key_u64(at.value)));
       BranchRecord record{.image = slice.image, .epoch = version.epoch, .newer = slice.epoch, .source = version.source,

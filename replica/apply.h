@@ -22,6 +22,7 @@ struct ApplyInput {
   bool ends_resync = false;
   std::vector<wire::Mark> marks_before;
   std::unordered_map<ImageId, Catalog::Image> images;  // those of the batch, as they are now
+  std::unordered_map<ImageId, std::vector<Taken>> taken;   // likewise: their tenures that were taken by force
 };
 
 struct ApplyOutput {

@@ -77,7 +77,7 @@ Result<Catalog> Catalog::load_tables(kv::Snapshot& snapshot) {
   auto taken = snapshot.cursor(kTakenTenures);
   for (bool found = taken->first(); found; found = taken->next()) {
     TM_ASSIGN_OR_RETURN(Taken record, wire::decode<Taken>(taken->value()));
-    out.order.taken[record.image] = record;
+    note_taken(out.order, record);
   }
   auto overtaken = snapshot.cursor(kOvertaken);
   for (bool found = overtaken->first(); found; found = overtaken->next()) {
@@ -271,7 +271,8 @@ void Catalog::end_applying(kv::WriteBatch& out) {
   out.erase(kMeta, kDecidedKey);
 }
 void Catalog::put_taken(const Taken& taken, kv::WriteBatch& out) {
-  if (note_taken(order, taken)) put_record(out, kTakenTenures, taken.image.bytes, taken);
+  const Bytes key = kv::KeyBuilder().uuid(taken.image).u64(taken.epoch.value).bytes();
+  if (note_taken(order, taken)) put_record(out, kTakenTenures, key, taken);
 }
 void Catalog::put_overtaken(const Overtaken& overtaken, kv::WriteBatch& out) {
   const WriteSequence& through = order.sources[overtaken.source].overtaken[overtaken.image];

@@ -189,6 +189,8 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   }
   for (const ImageId& id : ids) {
     if (const Catalog::Image* image = catalog_.image(id)) job->input.images[id] = *image;
+    auto taken = catalog_.order.taken.find(id);
+    if (taken != catalog_.order.taken.end()) job->input.taken[id] = taken->second;
   }
   job->snapshot = store_.snapshot();
   co_await async<bool>([&](Callback<bool> done) {

@@ -10,7 +10,7 @@ namespace tidemark::replica {
 bool in_main_line(const Taken& taken, const std::string& source, const SliceFacts& slice) {
   if (slice.epoch >= taken.epoch) return true;
   const wire::TenureParent& parent = taken.parent;
-  if (slice.epoch < parent.epoch) return true;   // an older epoch's order decides
+  if (slice.epoch < parent.epoch) return true;   // of those an older takeover says it
   return slice.epoch == parent.epoch && source == parent.source && slice.last <= parent.last;
 }
 
@@ -46,19 +46,30 @@ void overtake_parents(OrderState& state, const std::string& source, const SliceF
   }
 }
 
+// The newest tenure to which the slice was lost by force; 0: none.
+Epoch lost_to(const OrderState& state, const std::string& source, const SliceFacts& slice) {
+  Epoch newest;
+  auto known = state.taken.find(slice.image);
+  if (known == state.taken.end()) return newest;
+  for (const Taken& taken : known->second) {
+    if (!in_main_line(taken, source, slice)) newest = std::max(newest, taken.epoch);
+  }
+  return newest;
+}
+
 ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   ApplyAction action{.batch = std::move(source.waiting.front())};
   source.waiting.pop_front();
   state.resyncs.erase({action.batch.source, action.batch.number});
   for (const SliceFacts& slice : action.batch.slices) {
     Epoch& newest = state.epochs[slice.image];
-    auto taken = state.taken.find(slice.image);
-    const bool lost = taken != state.taken.end() && !in_main_line(taken->second, action.batch.source, slice);
+    const Epoch taken = lost_to(state, action.batch.source, slice);
+    const bool lost = taken.value != 0;
     if ((slice.epoch < newest || lost) && !TM_PLANTED("merge a late tail")) {
       action.branched.push_back(slice.image);
-      action.newer.push_back(lost ? std::max(newest, taken->second.epoch) : newest);
+      action.newer.push_back(lost ? std::max(newest, taken) : newest);
       // Where its tenure ended is not known: rather one image too many.
-      if (lost) action.unlike.push_back({slice.image, taken->second.epoch, 1});
+      if (lost) action.unlike.push_back({slice.image, taken, 1});
       else if (!source.overtaken.contains(slice.image)) action.unlike.push_back({slice.image, newest});
     } else {
       newest = slice.epoch;
@@ -176,9 +187,9 @@ std::vector<Wait> waits_of(const OrderState& state, const OrderState::Source& so
 }
 
 bool note_taken(OrderState& state, const Taken& taken) {
-  Taken& known = state.taken[taken.image];
-  if (known.epoch >= taken.epoch) return false;
-  known = taken;
+  std::vector<Taken>& known = state.taken[taken.image];
+  if (std::any_of(known.begin(), known.end(), [&](const Taken& t) { return t.epoch == taken.epoch; })) return false;
+  known.push_back(taken);
   return true;
 }
 

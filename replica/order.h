@@ -107,7 +107,7 @@ struct OrderState {
   std::unordered_set<ImageId> created;          // a create has arrived
   // Held batches that end a resync: what they hold of an image that another source wrote before is all of it.
   std::set<std::pair<std::string, BatchNumber>> resyncs;
-  std::unordered_map<ImageId, Taken> taken;     // the newest of each image
+  std::unordered_map<ImageId, std::vector<Taken>> taken;   // of each image, all
   size_t held() const;
 };
 

@@ -150,6 +150,24 @@ TEST_P(FoldTest, TheReplicaHasTheSameNames) {
 }
 INSTANTIATE_TEST_SUITE_P(Seeds, FoldTest, testing::Range(0, repeat(60, 12)));
 
+// The replica needs each of them to know what the hosts had lost.
+TEST(Fold, EveryTakeoverOfAnImageIsKept) {
+  std::vector<journal::SegmentMark> marks;
+  for (uint64_t epoch : {2, 1, 3, 2}) {
+    wire::Mark m;
+    m.kind = wire::MarkKind::kTenureEnd;
+    m.origin = "host" + std::to_string(epoch);
+    m.node.image = test_uuid(1);
+    m.epoch = Epoch(epoch);
+    m.parent.clean = wire::kTaken;
+    marks.push_back({Counter(marks.size() + 1), m});
+  }
+  std::set<uint64_t> epochs;
+  for (const auto& m : journal::fold_marks(marks, "shared1", [](const ImageId&) { return false; }))
+    EXPECT_TRUE(epochs.insert(m.mark.epoch.value).second);
+  EXPECT_EQ(epochs, (std::set<uint64_t>{1, 2, 3}));
+}
+
 // What is kept does not grow with the number of events.
 TEST(Fold, OneNameManyTimes) {
   std::vector<journal::SegmentMark> marks;

@@ -336,6 +336,23 @@ TEST_F(TakenTest, WhatGoesBeyondTheParentIsABranchEvenBeforeTheNewTenuresBatch) 
   EXPECT_EQ(beyond[0].newer, std::vector<Epoch>{Epoch(2)});
 }
 
+// Of the second takeover alone the first host's writes would be an older epoch's, of which it says nothing.
+TEST_F(TakenTest, WhatWasLostToTheFirstOfTwoTakeoversStaysLost) {
+  for (const bool later_first : {false, true}) {
+    OrderState s;
+    s.created.insert(a);
+    const Taken first{a, Epoch(2), taken_from(1, "host1", 20)}, second{a, Epoch(3), taken_from(2, "host2", 5)};
+    ASSERT_TRUE(note_taken(s, later_first ? second : first));
+    ASSERT_TRUE(note_taken(s, later_first ? first : second));
+    EXPECT_FALSE(note_taken(s, first));
+    EXPECT_FALSE(note_taken(s, second));
+    EXPECT_TRUE(step(s, old_batch(a, 1, 20))[0].branched.empty());
+    auto beyond = step(s, old_batch(a, 2, 21));
+    ASSERT_EQ(beyond.size(), 1u);
+    EXPECT_EQ(beyond[0].branched, std::vector<ImageId>{a});
+  }
+}
+
 TEST_F(TakenTest, AWholeImageIsAppliedWithoutWhatNeverComesAndTheGapIsNamed) {
   EXPECT_TRUE(step(state, new_batch(a, 20)).empty());
   EXPECT_TRUE(may_release(state, state.sources["host2"].waiting.front()));
