@@ -12,11 +12,6 @@
 namespace {
 std::atomic<uint64_t> allocations{0};
 }
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define TIDEMARK_THREAD_SANITIZER
-#endif
-#endif
 // Counted, for the test that the hot path does not allocate; thread sanitizer has operators of its own,
 // under which that one test finds nothing.
 #ifndef TIDEMARK_THREAD_SANITIZER
