@@ -118,6 +118,9 @@ refused "a certificate of another cluster" "host1.toml: .tls. certificate must b
 cp "$D/host9/host9.pem" "$D/certs/host1.pem"; cp "$D/host9/host9.key" "$D/certs/host1.key"
 refused "a certificate of another node" "host1.pem is of host host9, .*: make one with tidemark pki issue host1"
 expect "with all good again it is restarted" tm host1 host restart
+# The holder has heard that it is up: until then a start that fails is one of the upgrade.
+came_up() { grep -q "holder daemon_replaced pid=$(daemon_pid host1) " "$D/log/host1.log"; }
+wait_for 20 "the word of the new daemon" came_up
 # A start that fails long after the upgrade brings the program from before it back no more.
 runs() { stat -Lc %i "/proc/$(daemon_pid host1)/exe"; }
 daemon=$(daemon_pid host1) program=$(runs)
