@@ -187,29 +187,27 @@ struct Image {
   bool own_in_doubt() const { return syncs_failed != syncs_mended; }
 };
 
-// Keeps an image in memory while a coroutine refers to it.
-class Pin {
+// One more, while it lives.
+class Count {
  public:
-  explicit Pin(Image& image) : image_(image) { ++image_.pins; }
-  ~Pin() { --image_.pins; }
-  Pin(const Pin&) = delete;
-  Pin& operator=(const Pin&) = delete;
+  explicit Count(uint32_t& counter) : counter_(counter) { ++counter_; }
+  ~Count() { --counter_; }
+  Count(const Count&) = delete;
+  Count& operator=(const Count&) = delete;
 
  private:
-  Image& image_;
+  uint32_t& counter_;
+};
+
+// Keeps an image in memory while a coroutine refers to it.
+struct Pin : Count {
+  explicit Pin(Image& image) : Count(image.pins) {}
 };
 
 // While a verify or a scrub goes through all of an image: neither its copies nor the image go, though it lose its name
 // and its last handle. It is no handle: nobody reads or writes by it. Engine::drop_unused() sees to what it kept.
-class Walk {
- public:
-  explicit Walk(Image& image) : image_(image) { ++image_.walks; }
-  ~Walk() { --image_.walks; }
-  Walk(const Walk&) = delete;
-  Walk& operator=(const Walk&) = delete;
-
- private:
-  Image& image_;
+struct Walk : Count {
+  explicit Walk(Image& image) : Count(image.walks) {}
 };
 
 }  // namespace tidemark::fs

@@ -152,17 +152,12 @@ TEST_F(ClearedFill, WhatIsWrittenThereNextIsNotUndone) {
 TEST_F(ClearedFill, WhatTheSharedNodeRefusedToClearIsShippedAsItIsThere) {
   lab_.world.inject("shared1", FileFault{1, 1, static_cast<uint16_t>(FileOp::kPunch), "/brick", 5});
   ASSERT_FALSE(punch({kRegion, 2 * kRegion}).is_ok()) << "no fault came";
-  auto marked = lab_.wait<Result<std::string>>(
-      [&](auto done) { lab_.engine("host1").mark("refused", true, seconds(60), std::move(done)); });
-  ASSERT_TRUE(marked.is_ok()) << marked.status().to_string();
-  auto attr = lab_.wait<Result<wire::Attr>>(
-      [&](auto done) { lab_.engine("host1").lookup(InodeNumber(1), "disk.img", std::move(done)); });
-  ASSERT_TRUE(attr.is_ok()) << attr.status().to_string();
+  const std::string data = site_.mark("host1", "refused");
+  ASSERT_NE(data, "");
   for (uint64_t at = kRegion; at < 3 * kRegion; at += 4096) {
     auto there = lab_.read("host1", *handle_, at);
     ASSERT_TRUE(there.is_ok()) << there.status().to_string();
-    const std::string shown = site_.ask("/v1/points/refused/images/" + attr->image.to_string() + "/data",
-                                        "bytes=" + std::to_string(at) + "-" + std::to_string(at + 4095));
+    const std::string shown = site_.ask(data, "bytes=" + std::to_string(at) + "-" + std::to_string(at + 4095));
     ASSERT_EQ(shown, std::string(4096, static_cast<char>(*there))) << "at " << at;
   }
   now_and_when_level([&] { expect_bytes(3 * kRegion, kRegion, 'b'); });

@@ -62,6 +62,16 @@ class Site {
     return said.dump();
   }
 
+  // What to ask for the blocks of disk.img at a point that `host` makes now. Empty: none was made.
+  std::string mark(const std::string& host, const std::string& name) {
+    auto marked = lab_.wait<Result<std::string>>(
+        [&](auto done) { lab_.engine(host).mark(name, true, std::chrono::seconds(60), std::move(done)); });
+    auto attr = lab_.wait<Result<wire::Attr>>(
+        [&](auto done) { lab_.engine(host).lookup(InodeNumber(1), "disk.img", std::move(done)); });
+    EXPECT_TRUE(marked.is_ok()) << marked.status().to_string();
+    EXPECT_TRUE(attr.is_ok()) << attr.status().to_string();
+    return marked && attr ? "/v1/points/" + name + "/images/" + attr->image.to_string() + "/data" : "";
+  }
   std::string ask(const std::string& target, const std::string& range = {}) {
     auto answer = lab_.wait<Result<net::HttpResponse>>([&](auto done) {
       net::HttpRequest request;

@@ -47,6 +47,19 @@ class AppendTest : public EngineTest {
     by_host1(2);
     return kept;
   }
+  // Host 2 appends a third record and is done; host 1 begins to append a fourth, and `event` of that is logged.
+  struct Begun { File file; Pending append; };
+  Begun begun_by_host1(const std::string& event) {
+    File f = open(2, "log");
+    EXPECT_TRUE(append_now(f, size_of(f), 3));
+    close(f);
+    File theirs = open(1, "log");
+    EXPECT_EQ(size_of(theirs), 3 * kRecord);
+    log_.clear();
+    Pending before = append(theirs, 3 * kRecord, 4);
+    EXPECT_TRUE(until([&] { return logged(event); }));
+    return {theirs, before};
+  }
 };
 
 using Records = std::vector<int>;
@@ -105,14 +118,7 @@ TEST_F(AppendTest, LandsAtTheEndOfWhatAnotherHostHasCutShort) {
 // Where the end will be is not known before the other host has had its turn.
 TEST_F(AppendTest, LandsBehindWhatAnotherHostAppendsOnceTheImageIsGivenBack) {
   File kept = start_behind();
-  File f = open(2, "log");
-  ASSERT_TRUE(append_now(f, size_of(f), 3));
-  close(f);
-  File theirs = open(1, "log");
-  ASSERT_EQ(size_of(theirs), 3 * kRecord);
-  log_.clear();
-  Pending before = append(theirs, 3 * kRecord, 4);
-  ASSERT_TRUE(until([&] { return logged("recalled"); }));
+  auto [theirs, before] = begun_by_host1("recalled");
   Pending behind = append(kept, 3 * kRecord, 5);
   ASSERT_TRUE(wait(before));
   EXPECT_FALSE(behind->answer) << "given back before";
@@ -125,14 +131,7 @@ TEST_F(AppendTest, LandsBehindWhatAnotherHostAppendsOnceTheImageIsGivenBack) {
 // It was given back, and the answer is lost: this host does not know yet that the end is not its own any more.
 TEST_F(AppendTest, LandsBehindWhatAnotherHostAppendsWhileItIsUnknownWhoHasTheImage) {
   File kept = start_behind();
-  File f = open(2, "log");
-  ASSERT_TRUE(append_now(f, size_of(f), 3));
-  close(f);
-  File theirs = open(1, "log");
-  ASSERT_EQ(size_of(theirs), 3 * kRecord);
-  log_.clear();
-  Pending before = append(theirs, 3 * kRecord, 4);
-  ASSERT_TRUE(until([&] { return logged("tenure_ended"); }));
+  auto [theirs, before] = begun_by_host1("tenure_ended");
   lose_link(2);
   ASSERT_TRUE(until([&] { return mirror(kept) == "waiting"; }));
   Pending behind = append(kept, 3 * kRecord, 5);
