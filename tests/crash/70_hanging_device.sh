@@ -23,14 +23,14 @@ device() { # NODE: its brick on a file system of its own, on a disk of few tags 
 }
 for node in host1 shared1; do
   device "$node"
-  sed -i '/^\[storage\]/a io_deadline = "1s"' "$D/$node.toml"
+  sed -i '/^\[storage\]/a io_deadline = "2s"' "$D/$node.toml"
 done
 for node in shared1 replica1 host1; do start "$node"; done
 
 truncate -s 16M "$image"
 "$T/ack_writer" "$image" "$D/acks" 1 & writer=$!
 answers() { # NODE: at once, for as long as its device hangs
-  local began took longest=0 end=$((SECONDS + 4))
+  local began took longest=0 end=$((SECONDS + 5))
   while [ "$SECONDS" -lt "$end" ]; do
     began=$(date +%s%N)
     timeout 3 tidemark --config "$D/$1.toml" status > /dev/null 2>&1 || true   # its exit code says that something is wrong

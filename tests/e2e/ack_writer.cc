@@ -1,6 +1,6 @@
 // A recorder of synced writes: writes stamped 4 KiB blocks at depth 8, calls fdatasync in each thread
 // every 16 writes, and only then notes the stamps in ACKS (itself a file outside of the mount). When the file
-// goes away (EIO, ENOTCONN) it exits 1. `--check` holds the image against the notes: no block may be
+// goes away (EIO, ENOTCONN) it says so and exits 1. `--check` holds the image against the notes: no block may be
 // older than its last synced stamp. After a power cut a later write, which nobody was promised, may have torn a block:
 // `--check-sectors` asks that of each sector of 512 bytes.
 //
@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cinttypes>
 #include <cstdint>
 #include <cstdio>
@@ -47,6 +48,11 @@ void fill(uint8_t* data, uint64_t block, uint64_t stamp) {
   }
 }
 
+[[noreturn]] void refused(const char* what, uint64_t block) {
+  std::fprintf(stderr, "ack_writer: %s, block %" PRIu64 ": %s\n", what, block, std::strerror(errno));
+  std::_Exit(1);
+}
+
 int write_all(const char* image, const char* notes, uint64_t seed, const char* counts_path) {
   Counts& counts = *map_counts(counts_path);
   int fd = ::open(image, O_RDWR | O_DIRECT);
@@ -67,12 +73,13 @@ int write_all(const char* image, const char* notes, uint64_t seed, const char* c
         uint64_t block = random() % (blocks / kThreads) * kThreads + static_cast<uint64_t>(t);
         fill(data, block, ++stamp);
         ++counts.issued;
-        if (::pwrite(fd, data, kBlock, static_cast<off_t>(block * kBlock)) != static_cast<ssize_t>(kBlock)) std::_Exit(1);
+        if (::pwrite(fd, data, kBlock, static_cast<off_t>(block * kBlock)) != static_cast<ssize_t>(kBlock))
+          refused("write", block);
         ++counts.answered;
         pending.push_back({block, stamp});
         if (pending.size() < 16) continue;
         ++counts.syncs;
-        if (::fdatasync(fd) != 0) std::_Exit(1);
+        if (::fdatasync(fd) != 0) refused("fdatasync", block);
         --counts.syncs;
         size_t bytes = pending.size() * sizeof(Note);
         if (::write(out, pending.data(), bytes) != static_cast<ssize_t>(bytes)) std::_Exit(2);
