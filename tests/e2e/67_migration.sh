@@ -90,7 +90,7 @@ vm() { # NAME HOST CACHE-OF-VM CACHE-OF-DATA ARGUMENTS...
   local name=$1 mnt="$D/mnt/$2" vm=$3 data=$4; shift 4
   mkfifo "$D/$name.tty.in" "$D/$name.tty.out"
   exec {KEYS[$name]}<> "$D/$name.tty.in"
-  cat "$D/$name.tty.out" > "$D/console.$name" &
+  cat "$D/$name.tty.out" > "$D/log/console.$name.log" &
   AT_END+=("kill $! 2> /dev/null")
   qemu-system-x86_64 -machine "q35,accel=tcg" -m 128 -nodefaults -display none -no-reboot \
     -kernel "$kernel" -initrd "$D/initrd" \
@@ -98,19 +98,20 @@ vm() { # NAME HOST CACHE-OF-VM CACHE-OF-DATA ARGUMENTS...
     -chardev "pipe,id=tty,path=$D/$name.tty" -serial chardev:tty \
     -qmp "unix:$D/$name.qmp,server=on,wait=off" \
     -drive "file=$mnt/vm.img,format=raw,if=virtio,id=vm,cache=$vm" \
-    -drive "file=$mnt/.raw/data.vhd,format=raw,if=virtio,id=data,cache=$data" "$@" > "$D/log/qemu.$name" 2>&1 &
+    -drive "file=$mnt/.raw/data.vhd,format=raw,if=virtio,id=data,cache=$data" "$@" > "$D/log/qemu.$name.log" 2>&1 &
   VM[$name]=$!
   AT_END+=("kill -KILL ${VM[$name]} 2> /dev/null")
   wait_for 20 "the emulator $name" test -S "$D/$name.qmp"
 }
-writes() { grep -a 'GUEST WRITES' "$D/console.$1" | tail -n 1 | tr -d '\r' | awk '{print $3 + 0}'; }
+writes() { grep -a 'GUEST WRITES' "$D/log/console.$1.log" | tail -n 1 | tr -d '\r' | awk '{print $3 + 0}'; }
 progress() { # NAME RECORDS: until it has written so many records more than RECORDS
   local want=$(($2 + 150))
   reached() { [ "$(writes "$1")" -ge "$want" ]; }
-  wait_for 60 "records of $1" reached "$1"
+  # A guest that stands still: does a mount owe it an answer?
+  (wait_for 60 "records of $1" reached "$1") || die "requests under way: $(tail -n +1 /sys/fs/fuse/connections/*/waiting)"
 }
 well() {
-  if grep -a -e 'GUEST ERROR' -e 'I/O error' "$D"/console.*; then die "the guest saw an error"; fi
+  if grep -a -e 'GUEST ERROR' -e 'I/O error' "$D"/log/console.*; then die "the guest saw an error"; fi
 }
 held_by() { # HOST: both images, as each host's status says
   local node image
@@ -122,7 +123,7 @@ migrate() { # FROM TO HOST SIZE
   local before
   before=$(writes "$1")
   say "$(python3 "$D/qmp.py" "$D/$1" "$D/$2" "$4")" || die "the migration from $1 to $2: $(cat "$D"/log/qemu.*)"
-  wait "${VM[$1]}" || die "qemu $1: $(cat "$D/log/qemu.$1")"
+  wait "${VM[$1]}" || die "qemu $1: $(cat "$D/log/qemu.$1.log")"
   progress "$2" "$before"
   well
   held_by "$3" || die "$3 does not hold the images: $(tm host1 status) $(tm host2 status)"
@@ -130,7 +131,7 @@ migrate() { # FROM TO HOST SIZE
 }
 
 vm a host1 none,aio=native writeback
-wait_for 60 "the guest" grep -qa 'GUEST UP' "$D/console.a"
+wait_for 60 "the guest" grep -qa 'GUEST UP' "$D/log/console.a.log"
 progress a 0
 held_by host1 || die "host 1 does not hold the images"
 vm b host2 directsync,aio=native none,aio=native -incoming "unix:$D/b.incoming"
@@ -138,11 +139,11 @@ migrate a b host2 $((96 << 20))
 vm c host1 writeback,aio=threads directsync,aio=io_uring -incoming "unix:$D/c.incoming"
 migrate b c host1 $((128 << 20))
 echo end >&"${KEYS[c]}"
-timeout 60 tail --pid="${VM[c]}" -f /dev/null || die "the guest did not end: $(tail -n 3 "$D/console.c")"
-wait "${VM[c]}" || die "qemu: $(cat "$D/log/qemu.c")"
+timeout 60 tail --pid="${VM[c]}" -f /dev/null || die "the guest did not end: $(tail -n 3 "$D/log/console.c.log")"
+wait "${VM[c]}" || die "qemu: $(cat "$D/log/qemu.c.log")"
 well
-grep -aq 'GUEST DONE' "$D/console.c" || die "the guest did not find all its records: $(tail -n 5 "$D/console.c")"
-say "ok: $(grep -a 'GUEST DONE' "$D/console.c" | tr -d '\r')"
+grep -aq 'GUEST DONE' "$D/log/console.c.log" || die "the guest did not find all its records: $(tail -n 5 "$D/log/console.c.log")"
+say "ok: $(grep -a 'GUEST DONE' "$D/log/console.c.log" | tr -d '\r')"
 
 bytes() { dd if="$1" bs=1M count=16 status=none; }                # the guest wrote within so many
 expect "both hosts read the same" cmp <(bytes "$one/vm.img") <(bytes "$two/vm.img")
