@@ -146,7 +146,7 @@ void add_replica_verbs(CLI::App& app, Words& w) {
   points->add_option("IMAGE", w.points.image, "only points that touch this image");
   points->add_option("--after", w.points.after, "only points after this id");
   points->add_option("--count", w.points.count, "the newest so many; 0 for all")->capture_default_str();
-  auto* ex = verb(replica, w, "export", "Copy an image as it was at a point to a file; resumes a broken transfer",
+  auto* ex = verb(replica, w, "export", "Copy an image as it was at a point to a file; resumes a broken transfer of the same point",
                   [&w](Context& c) { return replica_export(c, w.point_export); });
   ex->add_option("IMAGE", w.point_export.image, "image")->required();
   ex->add_option("--at", w.point_export.at, "recovery point")->capture_default_str();

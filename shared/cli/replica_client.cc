@@ -57,6 +57,11 @@ std::string Point::to_string() const {
 
 Result<Json> ReplicaClient::status() { return http_.get("/v1/status"); }
 
+Result<std::string> ReplicaClient::store() {
+  TM_ASSIGN_OR_RETURN(Json j, status());
+  return text(j, "store");
+}
+
 Result<Point> ReplicaClient::resolve(const std::string& asked) {
   std::string query;
   bool digits = !asked.empty() && std::all_of(asked.begin(), asked.end(), [](unsigned char c) { return std::isdigit(c); });

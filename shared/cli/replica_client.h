@@ -36,6 +36,8 @@ class ReplicaClient {
   explicit ReplicaClient(Http http) : http_(std::move(http)) {}
 
   Result<Json> status();
+  // The id of its history: points of another are others, whatever their numbers.
+  Result<std::string> store();
   // `latest`, decimal id, RFC 3339 time, or name, in this order.
   Result<Point> resolve(const std::string& text);
   // Calls `each` for the points after `after`, oldest first, until it says false. Nil image: all points.

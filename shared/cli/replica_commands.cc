@@ -7,6 +7,7 @@
 #include <deque>
 #include <filesystem>
 
+#include "shared/base/digest.h"
 #include "shared/cli/commands.h"
 #include "shared/cli/output.h"
 #include "shared/cli/transfer.h"
@@ -170,8 +171,10 @@ Outcome replica_export(Context& context, const PointExportOptions& o) {
   context.note("took recovery point " + point.to_string());
   TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
   note_without(context, point, image);
-  ReplicaSource source(*replica, point, image);
+  TM_ASSIGN_OR_RETURN(std::string store, replica->store());
+  ReplicaSource source(*replica, store, point, image);
   TransferOptions options;
+  options.note = [&](const std::string& text) { context.note(text); };
   options.path = o.output;
   options.progress_file = partial_path(o.output) + ".progress";
   options.overwrite = o.force;
@@ -219,10 +222,14 @@ Outcome replica_restore(Context& context, const RestoreOptions& o) {
   fs::create_directories(fs::path(path).parent_path(), error);
   if (error) return Status::from_errno(error.value(), fs::path(path).parent_path().string());
   TM_ASSIGN_OR_RETURN(const NodeConfig* config, context.config());
-  ReplicaSource source(*replica, point, image);
+  TM_ASSIGN_OR_RETURN(std::string store, replica->store());
+  ReplicaSource source(*replica, store, point, image);
   TransferOptions options;
+  options.note = [&](const std::string& text) { context.note(text); };
   options.path = path;
-  options.progress_file = config->node.state_dir + "/restore-" + image.uuid.to_string() + ".progress";
+  // Of this image to this path: it may be brought back under two names at once.
+  options.progress_file = config->node.state_dir + "/restore-" + image.uuid.to_string() + "-" +
+                          digest128(as_bytes(path)).to_string() + ".progress";
   options.overwrite = o.force;
   options.before_rename = [&](const std::string& partial) -> Status {
     if (image.uid >= 0 && image.gid >= 0 && chown(partial.c_str(), static_cast<uid_t>(image.uid), static_cast<gid_t>(image.gid)) != 0 &&

@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 
 #include "shared/cli/json.h"
 #include "shared/image/posix_file.h"
@@ -33,30 +32,82 @@ Status sync_directory_of(const std::string& path) {
   return {};
 }
 
-// What the progress file says, if it belongs to this transfer and the partial file is there.
-uint64_t resumable_offset(const PointSource& source, const TransferOptions& o, const std::string& partial) {
-  std::ifstream in(o.progress_file);
-  struct stat s {};
-  if (!in || stat(partial.c_str(), &s) != 0 || static_cast<uint64_t>(s.st_size) != source.size()) return 0;
-  std::string content((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  Json j = Json::parse(content, nullptr, false);
-  if (j.is_discarded() || text(j, "identity") != source.identity() || text(j, "partial") != partial) return 0;
+// What the progress file says, if it belongs to this transfer and this partial file. By number, too: another host, whose
+// progress is noted elsewhere, may have begun the file anew meanwhile.
+Result<uint64_t> resumable_offset(const PointSource& source, const TransferOptions& o, const image::PosixFile& file) {
+  constexpr uint64_t kProgressBytesMax = 64u << 10;
+  TM_ASSIGN_OR_RETURN(struct stat s, file.stat());
+  auto in = image::PosixFile::open(o.progress_file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+  auto length = in ? in->size() : Result<uint64_t>(in.status());
+  if (!length || *length > kProgressBytesMax || static_cast<uint64_t>(s.st_size) != source.size()) return uint64_t{0};
+  Bytes content(static_cast<size_t>(*length));
+  if (!in->read(0, content)) return uint64_t{0};
+  Json j = Json::parse(as_text(content), nullptr, false);
+  if (j.is_discarded() || text(j, "identity") != source.identity() || text(j, "partial") != file.path() ||
+      number(j, "inode") != s.st_ino)
+    return uint64_t{0};
   return std::min(number(j, "durable_to"), source.size());
 }
 
 Status checkpoint(const PointSource& source, const TransferOptions& o, const image::PosixFile& file,
-                  const std::string& partial, uint64_t durable_to) {
+                  uint64_t durable_to) {
   TM_RETURN_IF_ERROR(file.sync());
-  std::string text = dump(Json{{"identity", source.identity()}, {"partial", partial}, {"durable_to", durable_to}}) + "\n";
+  TM_ASSIGN_OR_RETURN(struct stat s, file.stat());
+  std::string text = dump(Json{{"identity", source.identity()}, {"partial", file.path()},
+                               {"inode", static_cast<uint64_t>(s.st_ino)}, {"durable_to", durable_to}}) + "\n";
   std::string temporary = o.progress_file + ".new";
   {
     TM_ASSIGN_OR_RETURN(image::PosixFile out,
-                        image::PosixFile::open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+                        image::PosixFile::open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
     TM_RETURN_IF_ERROR(out.write(0, as_bytes(text)));
     TM_RETURN_IF_ERROR(out.sync());
   }
   if (rename(temporary.c_str(), o.progress_file.c_str()) != 0) return Status::from_errno(errno, o.progress_file);
   return {};
+}
+
+// The partial file's name is still that of the file that is open: nobody renamed it, removed it or began it anew.
+Status still_named(const image::PosixFile& file) {
+  TM_ASSIGN_OR_RETURN(struct stat ours, file.stat());
+  struct stat named {};
+  if (lstat(file.path().c_str(), &named) == 0 && named.st_dev == ours.st_dev && named.st_ino == ours.st_ino) return {};
+  return {Code::kBusy, file.path() + ": another process renamed or replaced it meanwhile: try again"};
+}
+
+Result<image::PosixFile> open_partial(const std::string& partial, int flags) {
+  TM_ASSIGN_OR_RETURN(image::PosixFile file,
+                      image::PosixFile::open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC | flags, 0600));
+  TM_ASSIGN_OR_RETURN(struct stat s, file.stat());
+  if (!S_ISREG(s.st_mode)) return Status(Code::kInvalidArgument, partial + " is no regular file: remove it");
+  TM_RETURN_IF_ERROR(file.lock_exclusively());
+  TM_RETURN_IF_ERROR(still_named(file));   // who had the lock before us
+  return file;
+}
+
+// The partial file, this process' alone until it is closed, as long as the image and holding it up to `resumed_at`.
+Result<image::PosixFile> begin(const PointSource& source, const TransferOptions& o, uint64_t& resumed_at) {
+  const std::string partial = partial_path(o.path);
+  TM_ASSIGN_OR_RETURN(image::PosixFile file, open_partial(partial, 0));
+  TM_ASSIGN_OR_RETURN(uint64_t size, file.size());
+  TM_ASSIGN_OR_RETURN(resumed_at, resumable_offset(source, o, file));
+  if (resumed_at == 0) {
+    // Durably gone before anything changes that it tells of.
+    if (unlink(o.progress_file.c_str()) == 0) TM_RETURN_IF_ERROR(sync_directory_of(o.progress_file));
+    else if (errno != ENOENT) return Status::from_errno(errno, o.progress_file);
+    if (size != 0) {
+      // Another file of that name, not the same one emptied: whoever else still has that open, or noted how far it was
+      // durable, is not taken at its word for this one. Emptied first all the same: EBUSY while another host writes it.
+      if (o.note) o.note(partial + " holds nothing of this image at this point that is known to be durable: it is begun anew");
+      TM_RETURN_IF_ERROR(file.truncate(0));
+      if (unlink(partial.c_str()) != 0) return Status::from_errno(errno, partial);
+      TM_ASSIGN_OR_RETURN(file, open_partial(partial, O_EXCL));
+    }
+  }
+  // What lies beyond the last durable place may be of any age: it is dropped and fetched again.
+  TM_RETURN_IF_ERROR(file.truncate(resumed_at));
+  TM_RETURN_IF_ERROR(file.truncate(source.size()));
+  TM_RETURN_IF_ERROR(checkpoint(source, o, file, resumed_at));
+  return file;
 }
 
 bool all_zero(ByteSpan block) {
@@ -78,8 +129,7 @@ Status write_thin(const image::PosixFile& file, uint64_t offset, ByteSpan data) 
   return {};
 }
 
-Result<uint64_t> copy(PointSource& source, const TransferOptions& o, const image::PosixFile& file,
-                      const std::string& partial, uint64_t offset) {
+Result<uint64_t> copy(PointSource& source, const TransferOptions& o, const image::PosixFile& file, uint64_t offset) {
   Bytes buffer(kPieceBytes);
   uint64_t moved = 0, since_checkpoint = 0;
   while (offset < source.size()) {
@@ -94,7 +144,7 @@ Result<uint64_t> copy(PointSource& source, const TransferOptions& o, const image
       since_checkpoint += piece.size();
       if (o.progress) o.progress(at, source.size());
       if (since_checkpoint >= o.checkpoint_bytes) {
-        TM_RETURN_IF_ERROR(checkpoint(source, o, file, partial, at));
+        TM_RETURN_IF_ERROR(checkpoint(source, o, file, at));
         since_checkpoint = 0;
       }
     }
@@ -116,21 +166,14 @@ Result<TransferResult> transfer(PointSource& source, const TransferOptions& o) {
   }
   TransferResult result;
   result.size = source.size();
-  result.resumed_at = resumable_offset(source, o, partial);
-  int flags = O_RDWR | O_CREAT | O_CLOEXEC | (result.resumed_at == 0 ? O_TRUNC : 0);
-  TM_ASSIGN_OR_RETURN(image::PosixFile file, image::PosixFile::open(partial, flags, 0600));
-  if (result.resumed_at != 0) {
-    // What lies beyond the last durable place may be of any age: it is dropped and fetched again.
-    TM_RETURN_IF_ERROR(file.truncate(result.resumed_at));
-  }
-  TM_RETURN_IF_ERROR(file.truncate(source.size()));
-  TM_RETURN_IF_ERROR(checkpoint(source, o, file, partial, result.resumed_at));
-  TM_ASSIGN_OR_RETURN(result.bytes_moved, copy(source, o, file, partial, result.resumed_at));
+  TM_ASSIGN_OR_RETURN(image::PosixFile file, begin(source, o, result.resumed_at));
+  TM_ASSIGN_OR_RETURN(result.bytes_moved, copy(source, o, file, result.resumed_at));
   TM_RETURN_IF_ERROR(file.sync());
   if (o.before_rename) TM_RETURN_IF_ERROR(o.before_rename(partial));
   if (!o.overwrite && lstat(o.path.c_str(), &s) == 0) {
     return Status(Code::kAlreadyExists, o.path + " appeared meanwhile: name another, or give --force to replace it");
   }
+  TM_RETURN_IF_ERROR(still_named(file));
   if (rename(partial.c_str(), o.path.c_str()) != 0) return Status::from_errno(errno, o.path);
   TM_RETURN_IF_ERROR(sync_directory_of(o.path));
   unlink(o.progress_file.c_str());

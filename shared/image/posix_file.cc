@@ -1,6 +1,7 @@
 #include "shared/image/posix_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -79,6 +80,12 @@ Status PosixFile::truncate(uint64_t size) const {
 
 Status PosixFile::sync() const {
   return ::fsync(fd_) == 0 ? Status::ok() : Status::from_errno(errno, path_ + ": fsync");
+}
+
+Status PosixFile::lock_exclusively() const {
+  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return {};
+  if (errno == EWOULDBLOCK) return {Code::kBusy, path_ + ": another process works on it: wait for it, or end it"};
+  return Status::from_errno(errno, path_ + ": lock");
 }
 
 Result<Extent> PosixFile::next_data(uint64_t offset, uint64_t end) const {

@@ -30,6 +30,8 @@ class PosixFile {
   Status write(uint64_t offset, ByteSpan data) const;
   Status truncate(uint64_t size) const;
   Status sync() const;
+  // For this process alone, until the file is closed. kBusy if another has it.
+  Status lock_exclusively() const;
   // From `offset` to `end`: the first part that is not a hole. Where holes cannot be told, all of it.
   Result<Extent> next_data(uint64_t offset, uint64_t end) const;
 

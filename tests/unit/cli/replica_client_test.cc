@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "shared/cli/transfer.h"
 #include "shared/daemon/routes.h"
 #include "shared/io/real_env.h"
 #include "shared/net/real_network.h"
@@ -45,6 +46,9 @@ class ReplicaClientTest : public testing::Test {
     std::filesystem::remove_all(directory_);
   }
   void add_routes() {
+    routes_.get("/v1/status", [this](const daemon::Request&) -> Result<std::string> {
+      return Json{{"store", emptied_ ? "another" : "one"}}.dump();
+    });
     routes_.get("/v1/points/resolve", [](const daemon::Request& r) -> Result<std::string> {
       std::string by = r.query.begin()->first + "=" + r.query.begin()->second;
       return Json{{"id", 17}, {"source", "host1"}, {"batch", 3}, {"label", "l"}, {"name", by}, {"kind", "cut"}}.dump();
@@ -74,7 +78,7 @@ class ReplicaClientTest : public testing::Test {
   std::thread loop_;
   std::optional<ReplicaClient> client_;
   std::vector<std::string> targets_;
-  std::atomic<bool> lie_{false};
+  std::atomic<bool> lie_{false}, emptied_{false};
 };
 
 TEST_F(ReplicaClientTest, ResolvesIdTimeLatestAndName) {
@@ -131,6 +135,17 @@ TEST_F(ReplicaClientTest, ExtentsComeInPagesAndAreClippedToTheQuestion) {
   // A small gap within a page is not worth a request of its own.
   EXPECT_EQ(seen, (std::vector<Extent>{{4096, 40960}, {90112, 9888}}));
   EXPECT_EQ(*client_->next_data(point, image, 5000), (Extent{5000, 40056}));
+}
+
+// An emptied replica counts its points from 1 again: what was fetched before is of another history.
+TEST_F(ReplicaClientTest, APointOfAnotherStoreIsAnother) {
+  Point point = *client_->resolve("17");
+  PointImage image = *client_->image(point, "d/disk.img", std::nullopt);
+  auto identity = [&] { return ReplicaSource(*client_, *client_->store(), point, image).identity(); };
+  const std::string before = identity();
+  EXPECT_EQ(identity(), before);
+  emptied_ = true;
+  EXPECT_NE(identity(), before);
 }
 
 TEST_F(ReplicaClientTest, ExtentsBeyondTheSizeAreRefused) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 namespace tidemark::cli {
 namespace {
@@ -23,7 +24,9 @@ class MemorySource final : public PointSource {
     return Extent{size(), 0};
   }
   Status read(uint64_t offset, MutableByteSpan out) override {
-    if (fail_at_ != 0 && ++reads_ >= fail_at_) return {Code::kUnavailable, "cut"};
+    ++reads_;
+    if (fail_at_ != 0 && reads_ >= fail_at_) return {Code::kUnavailable, "cut"};
+    if (before_read_) before_read_(reads_);
     bytes_read_ += out.size();
     std::copy_n(data_.begin() + static_cast<ptrdiff_t>(offset), out.size(), out.begin());
     return {};
@@ -32,6 +35,7 @@ class MemorySource final : public PointSource {
   std::vector<Extent> extents_;
   std::string identity_ = "image@7";
   int fail_at_ = 0, reads_ = 0;
+  std::function<void(int)> before_read_;
   uint64_t bytes_read_ = 0;
 };
 
@@ -119,6 +123,78 @@ TEST_F(TransferTest, APartialFileOfAnotherPointIsNotContinued) {
   ASSERT_TRUE(r) << r.status().to_string();
   EXPECT_EQ(r->resumed_at, 0u);
   EXPECT_TRUE(content() == other.data_);
+}
+
+// Its command lives on behind a terminal that was lost, and is typed again, for the same point or a newer one.
+TEST_F(TransferTest, OnlyOneWritesToAName) {
+  for (const char* point : {"image@7", "image@8"}) {
+    MemorySource source = large(), second = large();
+    for (uint8_t& b : second.data_) b ^= 0x55;
+    second.identity_ = point;
+    Status refused;
+    source.before_read_ = [&](int read) {
+      if (read == 3) refused = transfer(second, options_).status();
+    };
+    auto r = transfer(source, options_);
+    ASSERT_TRUE(r) << r.status().to_string();
+    EXPECT_EQ(refused.code(), Code::kBusy) << refused.to_string();
+    EXPECT_TRUE(content() == source.data_) << point;
+    EXPECT_EQ(second.reads_, 0);
+    EXPECT_EQ(names(), (std::vector<std::string>{"out.img"}));
+    std::filesystem::remove(options_.path);
+  }
+}
+
+TEST_F(TransferTest, APartialFileThatAnotherHasReplacedIsNotGivenTheName) {
+  MemorySource source = large();
+  source.before_read_ = [&](int read) {
+    if (read != 3) return;
+    std::filesystem::remove(partial_path(options_.path));
+    std::ofstream(partial_path(options_.path)) << "another's";
+  };
+  auto r = transfer(source, options_);
+  ASSERT_FALSE(r);
+  EXPECT_EQ(r.status().code(), Code::kBusy) << r.status().to_string();
+  EXPECT_FALSE(std::filesystem::exists(options_.path));
+}
+
+// Two hosts restore to one name of the mount: each notes in its own state how far the file is durable.
+TEST_F(TransferTest, WhatAnotherHostBeganAnewIsNotContinued) {
+  MemorySource source = large();
+  source.fail_at_ = 4;
+  ASSERT_FALSE(transfer(source, options_));
+  TransferOptions elsewhere = options_;
+  elsewhere.progress_file = directory_ + "/progress-of-another-host";
+  MemorySource same = large();
+  same.fail_at_ = 2;   // not as far as the first
+  ASSERT_FALSE(transfer(same, elsewhere));
+  source.fail_at_ = 0;
+  auto r = transfer(source, options_);
+  ASSERT_TRUE(r) << r.status().to_string();
+  EXPECT_TRUE(content() == source.data_);
+}
+
+// Else a power cut could leave it beside a file that was emptied since.
+TEST_F(TransferTest, NothingIsDroppedWhileTheProgressThatTellsOfItIsThere) {
+  MemorySource source = large();
+  source.fail_at_ = 4;
+  ASSERT_FALSE(transfer(source, options_));
+  struct stat before {}, after {};
+  ASSERT_EQ(stat(partial_path(options_.path).c_str(), &before), 0);
+  std::filesystem::remove(options_.progress_file);
+  std::filesystem::create_directories(options_.progress_file);   // cannot be removed as a file
+  ASSERT_FALSE(transfer(source, options_));
+  ASSERT_EQ(stat(partial_path(options_.path).c_str(), &after), 0);
+  EXPECT_EQ(after.st_ino, before.st_ino);
+  EXPECT_EQ(after.st_blocks, before.st_blocks);
+}
+
+TEST_F(TransferTest, APartialFileIsNoLink) {
+  std::ofstream(directory_ + "/victim") << "kept";
+  std::filesystem::create_symlink("victim", partial_path(options_.path));
+  MemorySource source(Bytes(10, 1), {{0, 10}});
+  EXPECT_FALSE(transfer(source, options_));
+  EXPECT_EQ(std::filesystem::file_size(directory_ + "/victim"), 4u);
 }
 
 TEST_F(TransferTest, ATakenNameIsRefusedUnlessAsked) {
