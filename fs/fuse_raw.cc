@@ -81,7 +81,7 @@ struct RawOps {
         // Not where it was to be read: of a read that hangs the shell keeps that memory, and the answer is in other.
         auto footer = image::vhd::decode_footer(buffer->memory.span().first(kFooterBytes));
         fixed = footer && footer->type == image::vhd::DiskType::kFixed &&
-                footer->current_size + kFooterBytes == attr.size;
+                image::vhd::disk_bytes(*footer) + kFooterBytes == attr.size;
       }
       shell.give_back(buffer);
       if (!n) return reply_error(req, n.status().sys_errno() == EINTR ? Status::from_errno(EIO, "lookup") : n.status());

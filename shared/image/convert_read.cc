@@ -114,6 +114,11 @@ Status read_dynamic(const PosixFile& file, VhdLayout& layout) {
   }
   Bytes header(vhd::kHeaderBytes);
   TM_RETURN_IF_ERROR(file.read(at, header));
+  // A creator that counts by geometry may have made the table for no more: the disk ends where the table does.
+  uint64_t least = layout.disk_bytes;
+  if (vhd::size_source(layout.footer) == vhd::SizeSource::kGeometry) least = layout.footer.geometry.bytes();
+  TM_ASSIGN_OR_RETURN(layout.header, vhd::decode_header(header, least, layout.file_bytes));
+  layout.disk_bytes = std::min(layout.disk_bytes, uint64_t{layout.header.table_entries} * layout.header.block_bytes);
   TM_ASSIGN_OR_RETURN(layout.header, vhd::decode_header(header, layout.disk_bytes, layout.file_bytes));
   Bytes table(uint64_t{vhd::blocks_of(layout.disk_bytes, layout.header.block_bytes)} * 4);
   TM_RETURN_IF_ERROR(file.read(layout.header.table_offset, table));
@@ -174,8 +179,7 @@ Status read_vhd_layout(const PosixFile& file, VhdLayout& layout) {
   layout.disk_bytes = vhd::disk_bytes(layout.footer);
   if (layout.footer.type == vhd::DiskType::kDynamic) return read_dynamic(file, layout);
   if (layout.disk_bytes > layout.file_bytes - vhd::kFooterBytes) {
-    std::string_view field =
-        vhd::size_source(layout.footer) == vhd::SizeSource::kCurrentSize ? "current size" : "geometry";
+    std::string_view field = layout.disk_bytes == layout.footer.current_size ? "current size" : "geometry";
     return Status(Code::kCorruption, "VHD footer: " + std::string(field) + " gives a disk of " +
                                          std::to_string(layout.disk_bytes) + " bytes, the file holds " +
                                          std::to_string(layout.file_bytes - vhd::kFooterBytes));
@@ -229,7 +233,7 @@ Result<ImageFileInfo> image_file_info(const std::string& path, InputFormat forma
   details.footer = layout.footer;
   details.size_source = vhd::size_source(layout.footer);
   details.footer_copy_used = layout.footer_copy_used;
-  info.virtual_size = vhd::disk_bytes(layout.footer);
+  info.virtual_size = info.validity ? layout.disk_bytes : vhd::disk_bytes(layout.footer);
   if (is_dynamic && info.validity) {
     details.block_bytes = layout.header.block_bytes;
     details.blocks = static_cast<uint32_t>(layout.table.size());

@@ -95,7 +95,8 @@ SizeSource size_source(const Footer& footer) {
 }
 
 uint64_t disk_bytes(const Footer& footer) {
-  return size_source(footer) == SizeSource::kCurrentSize ? footer.current_size : footer.geometry.bytes();
+  if (size_source(footer) == SizeSource::kCurrentSize) return footer.current_size;
+  return std::max(footer.current_size, footer.geometry.bytes());
 }
 
 uint32_t vhd_time(WallTime time) {

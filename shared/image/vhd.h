@@ -60,11 +60,14 @@ struct Footer {
   uint8_t saved_state = 0;
 };
 
-// Where the disk's size comes from: readers differ by who wrote the image.
+// Where the disk's size comes from: readers differ by who wrote the image. As QEMU's block/vpc.c: current_size for the
+// creators "win ", "qem2", "d2v ", "CTXS", "tap\0", "wa\0\0" and where the geometry is at its maximum; of the others
+// cylinders * heads * sectors * 512.
 enum class SizeSource { kCurrentSize, kGeometry };
 SizeSource size_source(const Footer& footer);
-// current_size for the creators "win ", "qem2", "d2v ", "CTXS", "tap\0", "wa\0\0" and where the geometry is at its
-// maximum; otherwise cylinders * heads * sectors * 512.
+// The disk's size, for whoever reads or cuts an image. Where the geometry is the source and smaller than current_size,
+// that counts all the same: VirtualBox ("vbox") rounds the geometry down and writes up to current_size, as Hyper-V does
+// with any creator, and what some reader may have written must never be cut off.
 uint64_t disk_bytes(const Footer& footer);
 
 // A footer for a disk of `disk_bytes`, a multiple of 512 up to kDiskBytesMax. Its creator is one whose

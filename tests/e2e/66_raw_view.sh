@@ -70,3 +70,27 @@ exec {fd}>&- {folder}<&-
 [ "$(head -c 5 "$view")" = after ] || die "written after the restart: $(head -c 5 "$view")"
 wait_for 30 "both copies" mirrored host1 disk.vhd
 verify_equal host1
+
+# As VirtualBox makes it: the geometry is smaller than the disk. Both views and an export have all of it.
+tm host1 image create made.vhd 30MiB > /dev/null
+cp "$mnt/made.vhd" "$D/vbox.vhd"
+python3 - "$D/vbox.vhd" <<'EOF'
+import struct, sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(-512, 2)
+    footer = bytearray(f.read())
+    footer[28:32] = b"vbox"
+    footer[64:68] = bytes(4)
+    footer[64:68] = struct.pack(">I", ~sum(footer) & 0xFFFFFFFF)
+    f.seek(-512, 2)
+    f.write(footer)
+    c, h, s = struct.unpack(">HBB", footer[56:60])
+    assert c * h * s * 512 < 30 << 20, "the geometry is no smaller"
+EOF
+cp "$D/vbox.vhd" "$mnt/vbox.vhd"
+qemu-io -f raw -t none -i native -c "write -P 9 31456768 512" -c flush "$mnt/.raw/vbox.vhd" > /dev/null
+expect "exported" tm host1 image export vbox.vhd -o "$D/vbox.img"
+expect "the export ends where the guest's disk does" cmp "$D/vbox.img" "$mnt/.raw/vbox.vhd"
+expect_exit 2 "a resize to its geometry would cut it" tm host1 image resize vbox.vhd 31438848
+tm host1 image import "$mnt/vbox.vhd" again.img > /dev/null
+expect "nor does an import lose its end" cmp "$mnt/again.img" "$D/vbox.img"

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <sys/stat.h>
 
+#include <functional>
+
 #include "tests/unit/image/vhd_fixture.h"
 
 namespace tidemark::image {
@@ -143,6 +145,63 @@ TEST_F(ImageFileTest, AFixedDisksFooterMovesWithItsEnd) {
   }
   EXPECT_EQ(resize_image_file(path("x.vhd"), 1000).code(), Code::kInvalidArgument);
   EXPECT_EQ(resize_image_file(path("x.vhd"), vhd::kDiskBytesMax + 512).code(), Code::kInvalidArgument);
+}
+
+// As VirtualBox writes it: a geometry rounded down, data up to current_size.
+class RoundedGeometryTest : public ImageFileTest {
+ protected:
+  static constexpr uint64_t kDisk = 30u << 20;
+  // The file of kDisk bytes, its last 512 bytes 0xA5; `at_end` changes the footer before it is written again.
+  Bytes make(OutputFormat format, const std::function<void(vhd::Footer&)>& at_end) {
+    Bytes disk = some_disk(kDisk);
+    std::fill(disk.end() - 512, disk.end(), 0xA5);
+    spit(path("raw"), disk);
+    std::filesystem::remove(path("x.vhd"));
+    EXPECT_TRUE(convert(path("raw"), path("x.vhd"), format).is_ok());
+    Bytes file = slurp(path("x.vhd"));
+    vhd::Footer footer = *vhd::decode_footer(ByteSpan(file).last(512));
+    EXPECT_LT(footer.geometry.bytes(), kDisk);
+    at_end(footer);
+    auto sector = vhd::encode_footer(footer);
+    std::copy(sector.begin(), sector.end(), file.end() - 512);
+    if (format == OutputFormat::kDynamicVhd) std::copy(sector.begin(), sector.end(), file.begin());
+    spit(path("x.vhd"), file);
+    return disk;
+  }
+  static void of_virtualbox(vhd::Footer& footer) { footer.creator_app = {'v', 'b', 'o', 'x'}; }
+};
+
+TEST_F(RoundedGeometryTest, TheDisksEndIsKept) {
+  for (OutputFormat format : {OutputFormat::kFixedVhd, OutputFormat::kDynamicVhd}) {
+    Bytes disk = make(format, of_virtualbox);
+    EXPECT_EQ(image_file_info(path("x.vhd"))->virtual_size, kDisk);
+    ASSERT_TRUE(convert(path("x.vhd"), path("out"), OutputFormat::kRaw).is_ok());
+    EXPECT_TRUE(slurp(path("out")) == disk) << format_name(format);
+    std::filesystem::remove(path("out"));
+  }
+}
+
+// Its table may have been made for the geometry: no block beyond could ever be written.
+TEST_F(RoundedGeometryTest, ATableThatEndsBeforeIsTheDisksEnd) {
+  Bytes disk = make(OutputFormat::kDynamicVhd, [](vhd::Footer& footer) {
+    footer.creator_app = {'v', 'p', 'c', ' '};
+    footer.current_size = kDisk + 4096;   // into a block of its own
+  });
+  auto info = image_file_info(path("x.vhd"));
+  EXPECT_TRUE(info->validity.is_ok()) << info->validity.to_string();
+  EXPECT_EQ(info->virtual_size, kDisk);
+  EXPECT_TRUE(contents_of(path("x.vhd")) == disk);
+  // Where the size is what counts, such a table is damaged.
+  make(OutputFormat::kDynamicVhd, [](vhd::Footer& footer) { footer.current_size = kDisk + 4096; });
+  EXPECT_THAT(open_error(path("x.vhd")), HasSubstr("max table entries"));
+}
+
+TEST_F(RoundedGeometryTest, AGeometryBeyondTheFileIsRefused) {
+  make(OutputFormat::kFixedVhd, [](vhd::Footer& footer) {
+    of_virtualbox(footer);
+    footer.geometry.cylinders += 2;
+  });
+  EXPECT_THAT(open_error(path("x.vhd")), HasSubstr("geometry gives a disk of"));
 }
 
 TEST_F(ImageFileTest, AShrinkInterruptedBeforeTheCutIsFinishedByTheNext) {
