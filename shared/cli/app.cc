@@ -20,13 +20,15 @@ const char* const kFooter =
     "IMAGE is a path in the mount, relative to it or absolute, or a UUID. POINT is a recovery point's id,\n"
     "its name, latest, or a time such as 2026-11-21T10:00:05Z (the newest point labelled not later).";
 
+constexpr const char* kInputFormats = "what the image is: auto (a VHD if it has a VHD's footer), raw or vpc";
+
 struct Words {   // what the command line said
   Global global;
   MarkOptions mark;
   VerifyOptions verify;
   ScrubOptions scrub;
   CreateOptions create;
-  std::string info_image;
+  InfoOptions info;
   ResizeOptions resize;
   ImportOptions import;
   ExportOptions export_image;
@@ -93,21 +95,24 @@ void add_image_verbs(CLI::App& app, Words& w) {
   create->add_option("SIZE", w.create.size, "size of the disk, such as 10GiB (K, KB and KiB are all 1024)")->required();
   create->add_option("--format", w.create.format, "raw, fixed or dynamic instead");
   verb(image, w, "list", "List the images", [](Context& c) { return image_list(c); });
-  auto* info = verb(image, w, "info", "Show an image file's format and sizes", [&w](Context& c) { return image_info(c, w.info_image); });
-  info->add_option("IMAGE", w.info_image, "an image in the mount, or any image file")->required();
+  auto* info = verb(image, w, "info", "Show an image file's format and sizes", [&w](Context& c) { return image_info(c, w.info); });
+  info->add_option("IMAGE", w.info.image, "an image in the mount, or any image file")->required();
+  info->add_option("--input-format", w.info.input_format, kInputFormats)->capture_default_str();
   auto* resize = verb(image, w, "resize", "Change an image's size", [&w](Context& c) { return image_resize(c, w.resize); });
   resize->add_option("IMAGE", w.resize.image, "image")->required();
   resize->add_option("SIZE", w.resize.size, "new size of the disk")->required();
+  resize->add_option("--input-format", w.resize.input_format, kInputFormats)->capture_default_str();
   resize->add_flag("--shrink", w.resize.shrink, "allow a smaller size; what lies beyond is lost");
   auto* import = verb(image, w, "import", "Copy an image file into the mount, thin",
                       [&w](Context& c) { return image_import(c, w.import); });
   import->add_option("FILE", w.import.file, "raw, fixed or dynamic VHD file")->required();
   import->add_option("NAME", w.import.name, "path in the mount; left out: the file's name");
-  import->add_option("--input-format", w.import.input_format, "auto, raw or vpc")->capture_default_str();
+  import->add_option("--input-format", w.import.input_format, kInputFormats)->capture_default_str();
   import->add_option("--format", w.import.format, "raw or fixed; left out: by the name");
   import->add_flag("--force", w.import.force, "replace an image of that name");
   auto* ex = verb(image, w, "export", "Copy an image of the mount to a file", [&w](Context& c) { return image_export(c, w.export_image); });
   ex->add_option("IMAGE", w.export_image.image, "image")->required();
+  ex->add_option("--input-format", w.export_image.input_format, kInputFormats)->capture_default_str();
   ex->add_option("-o,--output", w.export_image.output, "file to write")->required();
   ex->add_option("--format", w.export_image.format, "raw, fixed or dynamic; left out: by the file's name");
   ex->add_flag("--force", w.export_image.force, "replace the file");

@@ -35,12 +35,13 @@ Outcome image_create(Context& context, const CreateOptions& options);
 Outcome image_list(Context& context);
 // Every image file below a mount, by path: path, uuid, size, allocated, mirror policy.
 Result<Json> mounted_images(const std::string& mount);
-Outcome image_info(Context& context, const std::string& image);
-struct ResizeOptions { std::string image, size; bool shrink = false; };
+struct InfoOptions { std::string image, input_format = "auto"; };
+Outcome image_info(Context& context, const InfoOptions& options);
+struct ResizeOptions { std::string image, size, input_format = "auto"; bool shrink = false; };
 Outcome image_resize(Context& context, const ResizeOptions& options);
 struct ImportOptions { std::string file, name, input_format = "auto", format; bool force = false; };
 Outcome image_import(Context& context, const ImportOptions& options);
-struct ExportOptions { std::string image, output, format; bool force = false; };
+struct ExportOptions { std::string image, output, input_format = "auto", format; bool force = false; };
 Outcome image_export(Context& context, const ExportOptions& options);
 struct RemoveOptions { std::string image; bool dry_run = false; };
 Outcome image_remove(Context& context, const RemoveOptions& options);

@@ -25,6 +25,18 @@ Result<image::OutputFormat> output_format(const std::string& word, const std::st
   return *format;
 }
 
+Result<image::InputFormat> input_format(const std::string& word) {
+  auto format = image::parse_input_format(word);
+  if (!format) return Status(Code::kInvalidArgument, "bad format \"" + word + "\": write auto, raw or vpc");
+  return *format;
+}
+
+// What was just written in `format`: a guest's data may look like a footer.
+Result<image::ImageFileInfo> written_info(const std::string& path, image::OutputFormat format) {
+  return image::image_file_info(
+      path, format == image::OutputFormat::kRaw ? image::InputFormat::kRaw : image::InputFormat::kVpc);
+}
+
 // A file that is about to be made: its name is free, or may be replaced, and its directory is there.
 Status check_new_file(const std::string& path, bool overwrite, const std::string& remedy) {
   struct stat s {};
@@ -133,7 +145,7 @@ Outcome image_create(Context& context, const CreateOptions& o) {
   image::WriteOptions options;
   TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, path));
   TM_RETURN_IF_ERROR(image::create_image_file(path, size, options));
-  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(path));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, written_info(path, options.format));
   Json j = info_json(path, info);
   context.result(j, "created " + printable(path) + ", " + std::string(image::format_name(info.format)) + ", " +
                         config::format_size(info.virtual_size));
@@ -173,18 +185,19 @@ Outcome image_list(Context& context) {
   return 0;
 }
 
-Outcome image_info(Context& context, const std::string& image) {
+Outcome image_info(Context& context, const InfoOptions& o) {
+  TM_ASSIGN_OR_RETURN(image::InputFormat format, input_format(o.input_format));
   // Any image file may be looked at: one that lies here comes before one of the mount.
-  std::string path = image;
+  std::string path = o.image;
   struct stat s {};
-  if (Uuid::parse(image) || stat(image.c_str(), &s) != 0) {
-    auto mounted = image_path(context, image);
+  if (Uuid::parse(o.image) || stat(o.image.c_str(), &s) != 0) {
+    auto mounted = image_path(context, o.image);
     if (!mounted) return mounted.status();
     path = *mounted;
     if (stat(path.c_str(), &s) != 0) return Status::from_errno(errno, path);
   }
   if (!S_ISREG(s.st_mode)) return Status(Code::kInvalidArgument, path + " is not a regular file: name an image");
-  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(path));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(path, format));
   Json j = info_json(path, info);
   context.result(j, info_text(j));
   return info.validity ? 0 : 1;
@@ -192,25 +205,26 @@ Outcome image_info(Context& context, const std::string& image) {
 
 Outcome image_resize(Context& context, const ResizeOptions& o) {
   TM_ASSIGN_OR_RETURN(uint64_t size, config::parse_size(o.size));
+  TM_ASSIGN_OR_RETURN(image::InputFormat format, input_format(o.input_format));
   TM_ASSIGN_OR_RETURN(std::string path, image_path(context, o.image));
-  TM_ASSIGN_OR_RETURN(image::ImageFileInfo before, image::image_file_info(path));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo before, image::image_file_info(path, format));
+  TM_RETURN_IF_ERROR(before.validity);   // its size is worth nothing otherwise
   if (size < before.virtual_size && !o.shrink) {
     return Status(Code::kInvalidArgument, path + " is " + config::format_size(before.virtual_size) +
                                               ": what lies beyond " + config::format_size(size) +
                                               " would be lost: give --shrink if that is meant");
   }
-  TM_RETURN_IF_ERROR(image::resize_image_file(path, size));
-  TM_ASSIGN_OR_RETURN(image::ImageFileInfo after, image::image_file_info(path));
+  TM_RETURN_IF_ERROR(image::resize_image_file(path, size, format));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo after, image::image_file_info(path, format));
   context.result(info_json(path, after), printable(path) + ": " + config::format_size(before.virtual_size) + " to " +
                                              config::format_size(after.virtual_size));
   return 0;
 }
 
 Outcome image_import(Context& context, const ImportOptions& o) {
-  auto input = image::parse_input_format(o.input_format);
-  if (!input) return Status(Code::kInvalidArgument, "bad format \"" + o.input_format + "\": write auto, raw or vpc");
+  TM_ASSIGN_OR_RETURN(image::InputFormat input, input_format(o.input_format));
   std::string name = o.name.empty() ? fs::path(o.file).filename().string() : o.name;
-  if (std::string foreign = foreign_format(o.file); *input == image::InputFormat::kAuto && !foreign.empty()) {
+  if (std::string foreign = foreign_format(o.file); input == image::InputFormat::kAuto && !foreign.empty()) {
     return Status(Code::kInvalidArgument,
                   o.file + " is a " + foreign + " image: convert it with qemu-img convert -O raw " + o.file +
                       " MOUNT/NAME (or give --input-format raw to take it byte for byte)");
@@ -219,28 +233,33 @@ Outcome image_import(Context& context, const ImportOptions& o) {
                       new_image_path(context, name, o.force, "name another, or give --force to replace it"));
   image::WriteOptions options;
   TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, path));
-  TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(o.file, *input));
+  TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(o.file, input));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo given, image::image_file_info(o.file, input));
+  TM_RETURN_IF_ERROR(given.validity);
   ProgressBar bar("import " + fs::path(path).filename().string(), context.progress_wanted());
   options.overwrite = o.force;
   options.progress = progress_of(bar);
   TM_RETURN_IF_ERROR(image::write_image_file(*source, path, options));
-  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(path));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, written_info(path, options.format));
   context.result(info_json(path, info), "imported " + printable(o.file) + " as " + printable(path) + ", " +
                                             config::format_size(info.virtual_size));
   return 0;
 }
 
 Outcome image_export(Context& context, const ExportOptions& o) {
+  TM_ASSIGN_OR_RETURN(image::InputFormat input, input_format(o.input_format));
   TM_ASSIGN_OR_RETURN(std::string path, image_path(context, o.image));
   image::WriteOptions options;
   TM_ASSIGN_OR_RETURN(options.format, output_format(o.format, o.output));
   TM_RETURN_IF_ERROR(check_new_file(o.output, o.force, "name another, or give --force to replace it"));
-  TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(path));
+  TM_ASSIGN_OR_RETURN(auto source, image::open_image_file(path, input));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo given, image::image_file_info(path, input));
+  if (!given.validity) context.note(given.validity.message() + "; it is taken for a raw disk");
   ProgressBar bar("export " + fs::path(path).filename().string(), context.progress_wanted());
   options.overwrite = o.force;
   options.progress = progress_of(bar);
   TM_RETURN_IF_ERROR(image::write_image_file(*source, o.output, options));
-  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, image::image_file_info(o.output));
+  TM_ASSIGN_OR_RETURN(image::ImageFileInfo info, written_info(o.output, options.format));
   context.result(info_json(o.output, info), "exported " + printable(path) + " to " + printable(o.output) + ", " +
                                                 std::string(image::format_name(info.format)) + ", " +
                                                 config::format_size(info.virtual_size));

@@ -54,7 +54,9 @@ struct ImageFileInfo {
   uint64_t virtual_size = 0;  // of the disk
   uint64_t file_size = 0, allocated = 0;
   std::optional<VhdInfo> vhd;
-  Status validity;  // what open_image_file would say; the VHD fields are shown even if damaged
+  // What open_image_file would say, and kCorruption for kAuto of a name in .vhd without a footer, which that takes
+  // for a raw disk. The VHD fields are shown even if damaged.
+  Status validity;
 };
 Result<ImageFileInfo> image_file_info(const std::string& path, InputFormat format = InputFormat::kAuto);
 

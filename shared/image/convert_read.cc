@@ -197,7 +197,13 @@ Status explain_vhd_error(const Status& status, const std::string& path, InputFor
   if (status.is_ok()) return status;
   Status named = status.message().starts_with(path) ? status : status.with_context(path);
   if (format != InputFormat::kAuto || status.code() != Code::kCorruption) return named;
-  return Status(named.code(), named.message() + " (if this is no VHD, say format raw)");
+  return Status(named.code(), named.message() + " (if this is no VHD, give --input-format raw)");
+}
+
+Status check_named_vhd(const std::string& path, InputFormat format) {
+  if (format != InputFormat::kAuto || format_for_name(path) != OutputFormat::kFixedVhd) return {};
+  return {Code::kCorruption, path + " is named .vhd, but no VHD footer ends it: it was cut off, it may be; bring it "
+                                    "whole, or give --input-format raw if it is a raw disk"};
 }
 
 Result<std::unique_ptr<ImageSource>> open_image_file(const std::string& path, InputFormat format) {
@@ -223,7 +229,10 @@ Result<ImageFileInfo> image_file_info(const std::string& path, InputFormat forma
   info.allocated = static_cast<uint64_t>(st.st_blocks) * 512;
   info.virtual_size = info.file_size;
   TM_ASSIGN_OR_RETURN(bool vhd, is_vhd(file, format));
-  if (!vhd) return info;
+  if (!vhd) {
+    info.validity = check_named_vhd(path, format);
+    return info;
+  }
   VhdLayout layout;
   info.validity = explain_vhd_error(read_vhd_layout(file, layout), path, format);
   bool is_dynamic = layout.has_footer && layout.footer.type == vhd::DiskType::kDynamic;

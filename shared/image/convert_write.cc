@@ -217,10 +217,7 @@ Status resize_image_file(const std::string& path, uint64_t disk_size, InputForma
   TM_ASSIGN_OR_RETURN(PosixFile file, PosixFile::open(path, O_RDWR));
   TM_ASSIGN_OR_RETURN(bool vhd, is_vhd(file, format));
   if (!vhd) {
-    if (format == InputFormat::kAuto && format_for_name(path) == OutputFormat::kFixedVhd) {
-      return Status(Code::kCorruption,
-                    path + ": is named .vhd but has no VHD footer; say format raw to resize it all the same");
-    }
+    TM_RETURN_IF_ERROR(check_named_vhd(path, format));
     TM_RETURN_IF_ERROR(file.truncate(disk_size));
     return file.sync();
   }

@@ -24,5 +24,8 @@ Status read_vhd_layout(const PosixFile& file, VhdLayout& layout);
 Result<bool> is_vhd(const PosixFile& file, InputFormat format);
 // Names the file, and the way out if the format was guessed.
 Status explain_vhd_error(const Status& status, const std::string& path, InputFormat format);
+// Of a file without a footer: an error if it is named as a VHD. A fixed one has its only footer in its last sector, and
+// looks like a raw disk once it was cut off, or padded.
+Status check_named_vhd(const std::string& path, InputFormat format);
 
 }  // namespace tidemark::image

@@ -94,3 +94,7 @@ expect "the export ends where the guest's disk does" cmp "$D/vbox.img" "$mnt/.ra
 expect_exit 2 "a resize to its geometry would cut it" tm host1 image resize vbox.vhd 31438848
 tm host1 image import "$mnt/vbox.vhd" again.img > /dev/null
 expect "nor does an import lose its end" cmp "$mnt/again.img" "$D/vbox.img"
+truncate -s -1M "$D/vbox.vhd"
+expect_exit 1 "a VHD that was cut off is not imported" tm host1 image import "$D/vbox.vhd" cut.img
+[ ! -e "$mnt/cut.img" ] || die "it is there all the same"
+expect_exit 1 "and says so itself" tm host1 image info "$D/vbox.vhd"

@@ -342,5 +342,44 @@ TEST_F(MountedTest, AnExportedNameInVhdIsAVhd) {
   EXPECT_NE(r.out.find("vhd-fixed"), std::string::npos) << r.out;
 }
 
+TEST_F(MountedTest, AVhdThatWasCutOffIsNotImportedAsARawDisk) {
+  std::filesystem::create_directories("/dev/shm/" + name_);
+  ASSERT_EQ(image({"create", name_ + "/a.vhd", "4MiB"}).code, 0);
+  std::filesystem::copy("/dev/shm/" + name_ + "/a.vhd", directory_ + "/cut.vhd");
+  std::filesystem::resize_file(directory_ + "/cut.vhd", 3 << 20);
+  for (const char* to : {"/b.img", "/b.vhd"}) {
+    Ran r = image({"import", directory_ + "/cut.vhd", name_ + to});
+    EXPECT_EQ(r.code, 1) << r.out;
+    EXPECT_NE(r.error.find("is named .vhd, but no VHD footer ends it"), std::string::npos) << r.error;
+    EXPECT_FALSE(std::filesystem::exists("/dev/shm/" + name_ + to));
+  }
+  Ran r = image({"info", directory_ + "/cut.vhd"});
+  EXPECT_EQ(r.code, 1);
+  EXPECT_NE(r.out.find("PROBLEM"), std::string::npos) << r.out;
+  EXPECT_EQ(image({"import", directory_ + "/cut.vhd", name_ + "/b.img", "--input-format", "raw"}).code, 0);
+  EXPECT_EQ(std::filesystem::file_size("/dev/shm/" + name_ + "/b.img"), 3u << 20);
+}
+
+// What errors tell to do about it can be done.
+TEST_F(MountedTest, ARawDiskThatLooksLikeAVhdIsTakenAsRawWhenSaid) {
+  std::filesystem::create_directories("/dev/shm/" + name_);
+  const std::string image_name = name_ + "/a.img", file = "/dev/shm/" + image_name;
+  std::string disk(1 << 20, 'x');
+  disk.replace(disk.size() - 512, 8, "conectix");
+  std::ofstream(file) << disk;
+  for (auto words : std::vector<std::vector<std::string>>{
+           {"info", image_name}, {"export", image_name, "-o", directory_ + "/out.img"}, {"resize", image_name, "2MiB"}}) {
+    Ran r = image(words);
+    EXPECT_EQ(r.code, 1) << words[0] << r.out;
+    EXPECT_NE((r.out + r.error).find("--input-format raw"), std::string::npos) << r.out << r.error;
+    words.insert(words.end(), {"--input-format", "raw", "--json"});
+    r = image(words);
+    EXPECT_EQ(r.code, 0) << words[0] << r.error;
+    EXPECT_EQ(Json::parse(r.out)["valid"], true) << r.out;
+  }
+  EXPECT_EQ(std::filesystem::file_size(directory_ + "/out.img"), 1u << 20);
+  EXPECT_EQ(std::filesystem::file_size(file), 2u << 20);
+}
+
 }  // namespace
 }  // namespace tidemark::cli

@@ -230,6 +230,21 @@ TEST_F(ImageFileTest, RawIsResizedDynamicAndFooterlessAreNot) {
   EXPECT_EQ(std::filesystem::file_size(path("broken.vhd")), 5000u);
 }
 
+// A broken download, or one that was padded: its only footer is not in its last sector.
+TEST_F(ImageFileTest, AFileNamedVhdWithoutAFooterHasAProblem) {
+  spit(path("raw"), some_disk(4u << 20));
+  ASSERT_TRUE(convert(path("raw"), path("x.vhd"), OutputFormat::kFixedVhd).is_ok());
+  EXPECT_TRUE(image_file_info(path("x.vhd"))->validity.is_ok());
+  for (uint64_t size : {4u << 20, 1u << 20, (4u << 20) + 511, (4u << 20) + 4096}) {
+    std::filesystem::resize_file(path("x.vhd"), size);
+    EXPECT_EQ(image_file_info(path("x.vhd"))->validity.code(), Code::kCorruption) << size;
+    EXPECT_TRUE(image_file_info(path("x.vhd"), InputFormat::kRaw)->validity.is_ok());
+    EXPECT_EQ(resize_image_file(path("x.vhd"), 8u << 20).code(), Code::kCorruption);
+  }
+  ASSERT_TRUE(resize_image_file(path("x.vhd"), 8u << 20, InputFormat::kRaw).is_ok());
+  EXPECT_TRUE(image_file_info(path("raw"))->validity.is_ok());
+}
+
 TEST_F(ImageFileTest, SectorsThatTheBitmapDoesNotHaveReadAsZeros) {
   Bytes disk(4u << 20, 9);
   spit(path("raw"), disk);
