@@ -12,6 +12,7 @@
 #include "shared/cli/commands.h"
 #include "shared/cli/output.h"
 #include "shared/image/convert.h"
+#include "shared/image/posix_file.h"
 
 namespace tidemark::cli {
 namespace {
@@ -39,6 +40,7 @@ Result<image::ImageFileInfo> written_info(const std::string& path, image::Output
 
 // A file that is about to be made: its name is free, or may be replaced, and its directory is there.
 Status check_new_file(const std::string& path, bool overwrite, const std::string& remedy) {
+  TM_RETURN_IF_ERROR(image::check_replaceable(path));
   struct stat s {};
   if (!overwrite && lstat(path.c_str(), &s) == 0) return {Code::kAlreadyExists, path + " exists already: " + remedy};
   std::string directory = fs::path(path).parent_path().string();

@@ -160,6 +160,7 @@ std::string partial_path(const std::string& path) { return path + ".tidemark-par
 
 Result<TransferResult> transfer(PointSource& source, const TransferOptions& o) {
   std::string partial = partial_path(o.path);
+  TM_RETURN_IF_ERROR(image::check_replaceable(o.path));
   struct stat s {};
   if (!o.overwrite && lstat(o.path.c_str(), &s) == 0) {
     return Status(Code::kAlreadyExists, o.path + " exists already: name another, or give --force to replace it");
@@ -168,8 +169,9 @@ Result<TransferResult> transfer(PointSource& source, const TransferOptions& o) {
   result.size = source.size();
   TM_ASSIGN_OR_RETURN(image::PosixFile file, begin(source, o, result.resumed_at));
   TM_ASSIGN_OR_RETURN(result.bytes_moved, copy(source, o, file, result.resumed_at));
-  TM_RETURN_IF_ERROR(file.sync());
   if (o.before_rename) TM_RETURN_IF_ERROR(o.before_rename(partial));
+  else if (o.overwrite) TM_RETURN_IF_ERROR(file.take_owner_and_mode_of(o.path));
+  TM_RETURN_IF_ERROR(file.sync());
   if (!o.overwrite && lstat(o.path.c_str(), &s) == 0) {
     return Status(Code::kAlreadyExists, o.path + " appeared meanwhile: name another, or give --force to replace it");
   }

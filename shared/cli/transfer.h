@@ -46,7 +46,7 @@ struct TransferOptions {
   bool overwrite = false;       // else kAlreadyExists
   uint64_t checkpoint_bytes = 64ull << 20;   // the partial file is made durable so often
   std::function<void(uint64_t done, uint64_t total)> progress;   // bytes of data, holes left out where known
-  std::function<Status(const std::string& partial)> before_rename;   // owner and mode, say
+  std::function<Status(const std::string& partial)> before_rename;   // owner and mode, say; else those of what is replaced
   std::function<void(const std::string& text)> note;                 // what the user should know meanwhile
 };
 struct TransferResult {

@@ -185,6 +185,7 @@ Status write_image_file(ImageSource& source, const std::string& path, const Writ
     disk_size = (disk_size + vhd::kSectorBytes - 1) / vhd::kSectorBytes * vhd::kSectorBytes;
     if (disk_size > vhd::kDiskBytesMax) return vhd::make_footer(vhd::DiskType::kFixed, disk_size, {}, {}).status();
   }
+  TM_RETURN_IF_ERROR(check_replaceable(path));
   struct stat st;
   if (!options.overwrite && ::lstat(path.c_str(), &st) == 0) {
     return Status(Code::kAlreadyExists, path + ": exists; remove it or ask to overwrite");

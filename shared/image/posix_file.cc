@@ -88,6 +88,21 @@ Status PosixFile::lock_exclusively() const {
   return Status::from_errno(errno, path_ + ": lock");
 }
 
+Status PosixFile::take_owner_and_mode_of(const std::string& path) const {
+  struct stat st;
+  if (::lstat(path.c_str(), &st) != 0) return errno == ENOENT ? Status::ok() : Status::from_errno(errno, path);
+  mode_t mode = st.st_mode & 0777;
+  if (::fchown(fd_, st.st_uid, st.st_gid) != 0) {
+    if (errno != EPERM && errno != EINVAL) return Status::from_errno(errno, path_ + ": set owner");
+    mode &= 0700;
+  }
+  // A file system without modes has what its mount says.
+  if (::fchmod(fd_, mode) != 0 && errno != EPERM && errno != EOPNOTSUPP) {
+    return Status::from_errno(errno, path_ + ": set mode");
+  }
+  return {};
+}
+
 Result<Extent> PosixFile::next_data(uint64_t offset, uint64_t end) const {
   if (offset >= end) return Extent{end, 0};
   off_t data = ::lseek(fd_, static_cast<off_t>(offset), SEEK_DATA);
@@ -107,6 +122,15 @@ Result<Extent> PosixFile::next_data(uint64_t offset, uint64_t end) const {
   return Extent{begin, stop - begin};
 }
 
+Status check_replaceable(const std::string& path) {
+  struct stat st;
+  if (::lstat(path.c_str(), &st) != 0 || S_ISREG(st.st_mode)) return {};
+  std::string what = " is no regular file: name one, and copy that there (dd bs=4M conv=fsync)";
+  if (S_ISDIR(st.st_mode)) what = " is a directory: name a file in it";
+  if (S_ISLNK(st.st_mode)) what = " is a link: name the file that it stands for";
+  return {Code::kInvalidArgument, path + what};
+}
+
 Result<TemporaryFile> TemporaryFile::create(const std::string& path) {
   uint32_t random = 0;
   if (::getrandom(&random, sizeof random, 0) != sizeof random) return Status::from_errno(errno, "getrandom");
@@ -114,7 +138,7 @@ Result<TemporaryFile> TemporaryFile::create(const std::string& path) {
   std::snprintf(suffix, sizeof suffix, ".%08x.part", random);
   TemporaryFile out;
   std::string name = path + suffix;
-  TM_ASSIGN_OR_RETURN(out.file_, PosixFile::open(name, O_RDWR | O_CREAT | O_EXCL));
+  TM_ASSIGN_OR_RETURN(out.file_, PosixFile::open(name, O_RDWR | O_CREAT | O_EXCL, 0600));
   out.path_ = path;
   out.temporary_ = std::move(name);
   return out;
@@ -125,6 +149,7 @@ TemporaryFile::~TemporaryFile() {
 }
 
 Status TemporaryFile::commit(bool overwrite) {
+  if (overwrite) TM_RETURN_IF_ERROR(file_.take_owner_and_mode_of(path_));
   TM_RETURN_IF_ERROR(file_.sync());
   unsigned flags = overwrite ? 0 : RENAME_NOREPLACE;
   int result = ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), flags);

@@ -32,6 +32,9 @@ class PosixFile {
   Status sync() const;
   // For this process alone, until the file is closed. kBusy if another has it.
   Status lock_exclusively() const;
+  // Those of what has the name `path`, if anything has, which this file is about to replace. Where the owner cannot be
+  // given away, nobody else is given anything.
+  Status take_owner_and_mode_of(const std::string& path) const;
   // From `offset` to `end`: the first part that is not a hole. Where holes cannot be told, all of it.
   Result<Extent> next_data(uint64_t offset, uint64_t end) const;
 
@@ -40,7 +43,11 @@ class PosixFile {
   std::string path_;
 };
 
-// A file that becomes visible under `path` by commit(), or is removed.
+// Whether a file may get the name `path` by a rename: nothing or a regular file has it. A device or a link would itself
+// be replaced, and the bytes lie elsewhere than it says: kInvalidArgument.
+Status check_replaceable(const std::string& path);
+
+// A file that becomes visible under `path` by commit(), or is removed. Only its owner may read it: a guest's disk.
 class TemporaryFile {
  public:
   static Result<TemporaryFile> create(const std::string& path);
@@ -48,7 +55,8 @@ class TemporaryFile {
       : file_(std::move(o.file_)), path_(std::move(o.path_)), temporary_(std::exchange(o.temporary_, {})) {}
   ~TemporaryFile();
   PosixFile& file() { return file_; }
-  // Syncs, renames, syncs the directory. Without `overwrite`, kAlreadyExists if the name is taken.
+  // Syncs, renames, syncs the directory. Without `overwrite`, kAlreadyExists if the name is taken; with it, owner and
+  // mode are those of the file that is replaced.
   Status commit(bool overwrite);
 
  private:

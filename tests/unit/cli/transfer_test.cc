@@ -189,6 +189,27 @@ TEST_F(TransferTest, NothingIsDroppedWhileTheProgressThatTellsOfItIsThere) {
   EXPECT_EQ(after.st_blocks, before.st_blocks);
 }
 
+TEST_F(TransferTest, OnlyARegularFileIsReplacedWhichKeepsItsMode) {
+  MemorySource source(Bytes(10, 1), {{0, 10}});
+  options_.overwrite = true;
+  std::ofstream(directory_ + "/victim") << "kept";
+  std::filesystem::create_symlink("victim", options_.path);
+  auto r = transfer(source, options_);
+  ASSERT_FALSE(r);
+  EXPECT_EQ(r.status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(names(), (std::vector<std::string>{"out.img", "victim"}));
+  EXPECT_TRUE(std::filesystem::is_symlink(options_.path));
+  std::filesystem::remove(options_.path);
+  struct stat s {};
+  ASSERT_TRUE(transfer(source, options_));
+  ASSERT_EQ(stat(options_.path.c_str(), &s), 0);
+  EXPECT_EQ(s.st_mode & 07777, 0600u);
+  ASSERT_EQ(chmod(options_.path.c_str(), 0640), 0);
+  ASSERT_TRUE(transfer(source, options_));
+  ASSERT_EQ(stat(options_.path.c_str(), &s), 0);
+  EXPECT_EQ(s.st_mode & 07777, 0640u);
+}
+
 TEST_F(TransferTest, APartialFileIsNoLink) {
   std::ofstream(directory_ + "/victim") << "kept";
   std::filesystem::create_symlink("victim", partial_path(options_.path));

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <functional>
 
@@ -109,6 +110,45 @@ INSTANTIATE_TEST_SUITE_P(Formats, ConvertTest,
                            std::erase(name, '-');
                            return name;
                          });
+
+// A rename would replace the link, or a device's node, and the bytes lie beside what was meant.
+TEST_F(ImageFileTest, OnlyARegularFileIsReplaced) {
+  spit(path("raw"), some_disk(1u << 20));
+  spit(path("target"), {1, 2, 3});
+  std::filesystem::create_symlink("target", path("link"));
+  std::filesystem::create_directory(path("directory"));
+  ASSERT_EQ(::mkfifo(path("fifo").c_str(), 0600), 0);
+  const auto before = names();
+  auto source = std::move(open_image_file(path("raw"))).value();
+  for (const char* name : {"link", "directory", "fifo"}) {
+    for (bool overwrite : {false, true}) {
+      Status s = write_image_file(*source, path(name), {.overwrite = overwrite});
+      EXPECT_EQ(s.code(), Code::kInvalidArgument) << name << s.to_string();
+    }
+  }
+  EXPECT_EQ(names(), before);
+  EXPECT_TRUE(std::filesystem::is_symlink(path("link")));
+  EXPECT_EQ(slurp(path("target")), (Bytes{1, 2, 3}));
+}
+
+TEST_F(ImageFileTest, WhatIsMadeIsItsOwnersAloneAndWhatIsReplacedKeepsOwnerAndMode) {
+  spit(path("raw"), some_disk(1u << 20));
+  auto source = std::move(open_image_file(path("raw"))).value();
+  struct stat s {};
+  ASSERT_TRUE(write_image_file(*source, path("x"), {}).is_ok());
+  ASSERT_EQ(::stat(path("x").c_str(), &s), 0);
+  EXPECT_EQ(s.st_mode & 07777, 0600u);
+  ASSERT_EQ(::chmod(path("x").c_str(), 0640), 0);
+  const uid_t owner = ::geteuid() == 0 ? 12345 : ::geteuid();
+  ASSERT_EQ(::chown(path("x").c_str(), owner, ::getegid()), 0);
+  ASSERT_TRUE(write_image_file(*source, path("x"), {.overwrite = true}).is_ok());
+  ASSERT_EQ(::stat(path("x").c_str(), &s), 0);
+  EXPECT_EQ(s.st_mode & 07777, 0640u);
+  EXPECT_EQ(s.st_uid, owner);
+  ASSERT_TRUE(write_image_file(*source, path("new"), {.overwrite = true}).is_ok());
+  ASSERT_EQ(::stat(path("new").c_str(), &s), 0);
+  EXPECT_EQ(s.st_mode & 07777, 0600u);
+}
 
 TEST_F(ImageFileTest, NewDisksAreEmptyAndHaveTheirSize) {
   for (const char* name : {"a.vhd", "a.img"}) {
