@@ -33,6 +33,8 @@ std::string replica_status_text(const Json& status);
 struct CreateOptions { std::string name, size, format; };
 Outcome image_create(Context& context, const CreateOptions& options);
 Outcome image_list(Context& context);
+// An extended attribute of a file in a mount, or of what a link there stands for; empty if it has none.
+std::string image_attribute(const std::string& path, const char* name);
 // Every image file below a mount, by path: path, uuid, size, allocated, mirror policy.
 Result<Json> mounted_images(const std::string& mount);
 struct InfoOptions { std::string image, input_format = "auto"; };

@@ -78,12 +78,6 @@ std::string foreign_format(const std::string& file) {
   return "";
 }
 
-std::string attribute(const std::string& path, const char* name) {
-  char value[256];
-  ssize_t n = getxattr(path.c_str(), name, value, sizeof value);
-  return n > 0 ? std::string(value, static_cast<size_t>(n)) : "";
-}
-
 Json info_json(const std::string& path, const image::ImageFileInfo& info) {
   Json j{{"path", path},
          {"format", image::format_name(info.format)},
@@ -92,7 +86,7 @@ Json info_json(const std::string& path, const image::ImageFileInfo& info) {
          {"allocated", info.allocated},
          {"valid", info.validity.is_ok()}};
   if (!info.validity) j["problem"] = info.validity.message();
-  if (std::string uuid = attribute(path, "user.tidemark.uuid"); !uuid.empty()) j["uuid"] = uuid;
+  if (std::string uuid = image_attribute(path, "user.tidemark.uuid"); !uuid.empty()) j["uuid"] = uuid;
   if (info.vhd) {
     const auto& footer = info.vhd->footer;
     j["vhd"] = {{"unique_id", footer.unique_id.to_string()},
@@ -140,6 +134,12 @@ image::Progress progress_of(ProgressBar& bar) {
 
 }  // namespace
 
+std::string image_attribute(const std::string& path, const char* name) {
+  char value[256];
+  ssize_t n = getxattr(path.c_str(), name, value, sizeof value);
+  return n > 0 ? std::string(value, static_cast<size_t>(n)) : "";
+}
+
 Outcome image_create(Context& context, const CreateOptions& o) {
   TM_ASSIGN_OR_RETURN(uint64_t size, config::parse_size(o.size));
   TM_ASSIGN_OR_RETURN(std::string path,
@@ -164,10 +164,10 @@ Result<Json> mounted_images(const std::string& mount) {
     std::string path = walk->path().string();
     if (lstat(path.c_str(), &s) != 0 || !S_ISREG(s.st_mode)) continue;   // gone meanwhile, or only a name
     images.push_back({{"path", path.substr(mount.size() + 1)},
-                      {"uuid", attribute(path, "user.tidemark.uuid")},
+                      {"uuid", image_attribute(path, "user.tidemark.uuid")},
                       {"size", static_cast<uint64_t>(s.st_size)},
                       {"allocated", static_cast<uint64_t>(s.st_blocks) * 512},
-                      {"mirror", attribute(path, "user.tidemark.mirror")}});
+                      {"mirror", image_attribute(path, "user.tidemark.mirror")}});
   }
   if (error) return Status::from_errno(error.value(), mount);
   std::sort(images.begin(), images.end(), [](const Json& a, const Json& b) { return text(a, "path") < text(b, "path"); });
@@ -273,7 +273,7 @@ Outcome image_remove(Context& context, const RemoveOptions& o) {
   struct stat s {};
   if (lstat(path.c_str(), &s) != 0) return Status::from_errno(errno, path);
   if (S_ISDIR(s.st_mode)) return Status(Code::kInvalidArgument, path + " is a directory: name an image");
-  std::string uuid = attribute(path, "user.tidemark.uuid");
+  std::string uuid = image_attribute(path, "user.tidemark.uuid");
   Json j{{"path", path}, {"uuid", uuid}, {"size", static_cast<uint64_t>(s.st_size)}, {"removed", !o.dry_run}};
   std::string what = printable(path) + " (" + config::format_size(static_cast<uint64_t>(s.st_size)) +
                      (uuid.empty() ? "" : ", " + uuid) + ")";

@@ -65,6 +65,33 @@ Json loss_json(const Newer& newer) {
   return j;
 }
 
+// The image that a restore is to replace, where it is another one than that which is brought back (that was itself put
+// there by a restore, say): none of the points of the one that is brought back has anything of it.
+struct Replaced {
+  std::string uuid;        // empty: there is none
+  std::optional<Point> newest;
+};
+
+Result<Replaced> replaced_image(ReplicaClient& replica, const std::string& path, const Uuid& restored) {
+  Replaced out;
+  auto uuid = Uuid::parse(image_attribute(path, "user.tidemark.uuid"));
+  if (!uuid || *uuid == restored) return out;
+  out.uuid = uuid->to_string();
+  Status s = replica.points(uuid, 0, [&](Point p) {
+    out.newest = std::move(p);
+    return true;
+  });
+  if (!s) return s;
+  return out;
+}
+
+std::string replaced_text(const Replaced& replaced) {
+  if (replaced.uuid.empty()) return "";
+  return "the image of that name now is another one (" + replaced.uuid + "), all of which is replaced: " +
+         (replaced.newest ? "the newest point that has changes of it is " + printable(replaced.newest->to_string())
+                          : std::string("it is in no point, nothing keeps it")) + "\n";
+}
+
 std::string sources_text(const Json& status) {
   Table table({"SOURCE", "EXPECTED", "APPLIED", "HELD", "WAITS FOR"});
   table.right({1, 2, 3});
@@ -210,6 +237,12 @@ Outcome replica_restore(Context& context, const RestoreOptions& o) {
   Json j{{"path", path}, {"image", image.uuid.to_string()}, {"size", image.size}, {"point", point.json},
          {"replaces", replaces}, {"after_point", loss_json(newer)}, {"dry_run", o.dry_run}};
   std::string loss = loss_text(newer, point);
+  if (replaces) {
+    TM_ASSIGN_OR_RETURN(Replaced replaced, replaced_image(*replica, path, image.uuid));
+    loss += replaced_text(replaced);
+    if (!replaced.uuid.empty())
+      j["replaced"] = {{"uuid", replaced.uuid}, {"newest_point", replaced.newest ? replaced.newest->json : Json()}};
+  }
   if (o.dry_run) {
     context.result(j, std::string("would restore ") + config::format_size(image.size) + " to " + printable(path) +
                           (replaces ? ", replacing the image there\n" : "\n") + loss);

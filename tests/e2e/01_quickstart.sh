@@ -63,5 +63,7 @@ tidemark image remove disk.img
 gone=$(tidemark mark --wait --json | jq -er .point)
 tidemark replica restore disk.img --at "$before" --as back.img
 cmp "$TIDEMARK_MOUNT_1/back.img" "$Q/before" || die "restore differs"
+over=$(tidemark replica restore disk.img --at "$before" --as back.img --dry-run)   # by now another image has that name
+case $over in *"the image of that name now is another one"*) ;; *) die "what is replaced is not named: $over" ;; esac
 tidemark replica images --at "$gone" | grep -q disk.img && die "the removed image is in the tree"
 echo "ok: quickstart"
