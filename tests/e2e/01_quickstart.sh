@@ -19,6 +19,20 @@ finish() {
 trap finish EXIT
 die() { echo "FAILED: $*" >&2; exit 1; }
 
+# Another user's directory, or link, of that name is neither run from nor written to, whatever it looks like.
+install -d -o nobody "$Q/foreign"
+touch "$Q/foreign/.tidemark-quickstart" "$Q/foreign/env"
+echo kept > "$Q/kept"; ln -s "$Q/kept" "$Q/foreign/lock"
+mkdir "$Q/mine"; touch "$Q/mine/.tidemark-quickstart" "$Q/mine/env"; ln -s "$Q/mine" "$Q/link"; chown -h nobody "$Q/link"
+for dir in foreign link; do
+  for command in up status down "down --purge"; do
+    # shellcheck disable=SC2086
+    if "$root/examples/quickstart" $command --dir "$Q/$dir" > "$Q/said" 2>&1; then die "$command in $dir: $(cat "$Q/said")"; fi
+    grep -q "is no directory of yours" "$Q/said" || die "$command in $dir: $(cat "$Q/said")"
+  done
+done
+[ "$(cat "$Q/kept")" = kept ] && [ -e "$Q/foreign/env" ] && [ -e "$Q/mine/env" ] || die "something of it was changed"
+
 TIDEMARK_SKIP_PACKAGES=1 "$root/examples/quickstart" up --dir "$Q/cluster"
 "$root/examples/quickstart" up --dir "$Q/cluster"          # run twice, it is not harmed
 "$root/examples/quickstart" status --dir "$Q/cluster"
