@@ -116,10 +116,11 @@ void add_image_verbs(CLI::App& app, Words& w) {
   ex->add_option("-o,--output", w.export_image.output, "file to write")->required();
   ex->add_option("--format", w.export_image.format, "raw, fixed or dynamic; left out: by the file's name");
   ex->add_flag("--force", w.export_image.force, "replace the file");
-  auto* remove = verb(image, w, "remove", "Remove an image from every copy; the replica's points keep it",
+  auto* remove = verb(image, w, "remove", "Remove an image from every copy, and say what the replica keeps of it",
                       [&w](Context& c) { return image_remove(c, w.remove); });
   remove->add_option("IMAGE", w.remove.image, "image")->required();
-  remove->add_flag("--dry-run", w.remove.dry_run, "only say what would be removed");
+  remove->add_flag("--force", w.remove.force, "also where no replica is configured: it is gone for good");
+  remove->add_flag("--dry-run", w.remove.dry_run, "only say what would be removed, and what is left of it");
   auto* takeover = verb(image, w, "takeover", "Take images from a host that is gone, by force",
                         [&w](Context& c) { return image_takeover(c, w.takeover); });
   takeover->add_option("IMAGE", w.takeover.images, "images");

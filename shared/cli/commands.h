@@ -45,8 +45,15 @@ struct ImportOptions { std::string file, name, input_format = "auto", format; bo
 Outcome image_import(Context& context, const ImportOptions& options);
 struct ExportOptions { std::string image, output, input_format = "auto", format; bool force = false; };
 Outcome image_export(Context& context, const ExportOptions& options);
-struct RemoveOptions { std::string image; bool dry_run = false; };
+struct RemoveOptions { std::string image; bool force = false, dry_run = false; };
 Outcome image_remove(Context& context, const RemoveOptions& options);
+// What is left of an image once it is removed, by its host's status.
+struct Kept {
+  bool by_replica = false;   // one is configured
+  Json json;
+  std::string text;
+};
+Kept kept_by_replica(const Json& host_status, const std::string& uuid);
 
 struct TakeoverOptions { std::vector<std::string> images; std::string host; bool force = false, accept_loss = false, dry_run = false; };
 Outcome image_takeover(Context& context, const TakeoverOptions& options);

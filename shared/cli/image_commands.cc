@@ -268,21 +268,91 @@ Outcome image_export(Context& context, const ExportOptions& o) {
   return 0;
 }
 
+Kept kept_by_replica(const Json& status, const std::string& uuid) {
+  Kept out;
+  if (text(at(status, "replica"), "url").empty()) {
+    out.text = "no replica is configured: nothing keeps it";
+    out.json = {{"by", nullptr}};
+    return out;
+  }
+  out.by_replica = true;
+  const Json& journal = at(status, "journal");
+  static const Json kUnknown;
+  const Json* image = &kUnknown;
+  for (const Json& i : at(status, "images"))
+    if (!uuid.empty() && text(i, "uuid") == uuid) image = &i;
+  std::string behind;
+  auto say = [&](const std::string& why) { behind += (behind.empty() ? "" : ", ") + why; };
+  if (flag(journal, "shipping_paused")) say("shipping is PAUSED");
+  if (text(journal, "shipping") == "degraded") {
+    say("the replica is outdated since " + text(journal, "degraded_since") + " (" + text(journal, "degraded_why") + ")");
+  } else if (text(journal, "shipping") == "resyncing" || number(journal, "resync_left_bytes") != 0) {
+    say("the replica is being brought level (" + config::format_size(number(journal, "resync_left_bytes")) + " left)");
+  }
+  if (flag(journal, "needs_full_resync")) say("the replica was replaced");
+  if (!text(journal, "ship_error").empty()) say("shipping fails: " + text(journal, "ship_error"));
+  for (const Json& w : at(journal, "withheld"))
+    if (!uuid.empty() && text(w, "uuid") == uuid) say("the image is not shipped: " + text(w, "why"));
+  if (number(*image, "unshipped_bytes") != 0)
+    say(config::format_size(number(*image, "unshipped_bytes")) + " of it are not yet shipped");
+  const std::string label = text(journal, "newest_durable_label"), writer = text(*image, "writer");
+  if (!writer.empty() && writer != text(status, "node")) say(writer + " holds it and ships it: see the status there");
+  out.text = "the replica's points keep it under its UUID";
+  if (!behind.empty()) {
+    const double age = real(journal, "rpo_s");
+    out.text += label.empty() ? ", if any other host has shipped it: this one has not shipped anything yet"
+                              : ", if it was there then, as of " + label +
+                                    (age > 0 ? " (" + format_seconds(age) + " ago)" : "");
+    out.text += "; what was written since may be in no point: " + behind;
+  }
+  const uint64_t handles = number(*image, "open_handles");
+  if (handles != 0) out.text += "; it is OPEN here: what is written to it from now on is lost once it is closed";
+  out.json = {{"by", text(at(status, "replica"), "url")},
+              {"behind", behind.empty() ? Json() : Json(behind)},
+              {"as_of", label.empty() ? Json() : Json(label)},
+              {"open_handles", handles}};
+  return out;
+}
+
+namespace {
+
+Result<Kept> kept(Context& context, const std::string& uuid, bool force) {
+  TM_ASSIGN_OR_RETURN(const NodeConfig* config, context.config());
+  if (!config->replica) return kept_by_replica(Json(), uuid);
+  auto status = context.control_get("/v1/status");
+  if (status) return kept_by_replica(*status, uuid);
+  if (!force) return status.status().with_context("what the replica has of it is not known (--force does without)");
+  return Kept{true, {{"by", config->replica->url}, {"behind", status.status().message()}},
+              "what the replica has of it is not known: " + status.status().message()};
+}
+
+}  // namespace
+
 Outcome image_remove(Context& context, const RemoveOptions& o) {
   TM_ASSIGN_OR_RETURN(std::string path, image_path(context, o.image));
   struct stat s {};
   if (lstat(path.c_str(), &s) != 0) return Status::from_errno(errno, path);
   if (S_ISDIR(s.st_mode)) return Status(Code::kInvalidArgument, path + " is a directory: name an image");
-  std::string uuid = image_attribute(path, "user.tidemark.uuid");
+  const bool is_image = S_ISREG(s.st_mode);   // else a link or the like: a name, with nothing behind it to be lost
+  const std::string uuid = is_image ? image_attribute(path, "user.tidemark.uuid") : "";
   Json j{{"path", path}, {"uuid", uuid}, {"size", static_cast<uint64_t>(s.st_size)}, {"removed", !o.dry_run}};
   std::string what = printable(path) + " (" + config::format_size(static_cast<uint64_t>(s.st_size)) +
                      (uuid.empty() ? "" : ", " + uuid) + ")";
+  std::string left = "it was no image, but a name alone";
+  if (is_image) {
+    // Asked before it is gone: the host forgets it.
+    TM_ASSIGN_OR_RETURN(Kept kept_of_it, kept(context, uuid, o.force));
+    left = kept_of_it.text;
+    j["kept"] = kept_of_it.json;
+    if (!kept_of_it.by_replica && !o.dry_run && !o.force)
+      return Status(Code::kInvalidArgument, path + ": " + left + ": give --force to remove it for good");
+  }
   if (o.dry_run) {
-    context.result(j, "would remove " + what + " from every copy; the replica's points keep it under its UUID");
+    context.result(j, "would remove " + what + " from every copy; " + printable(left));
     return 0;
   }
   if (unlink(path.c_str()) != 0) return Status::from_errno(errno, path);
-  context.result(j, "removed " + what + "; the replica's points keep it under its UUID");
+  context.result(j, "removed " + what + "; " + printable(left));
   return 0;
 }
 

@@ -23,7 +23,7 @@ std::string shared_line(const Json& shared) {
 }
 
 std::string replica_line(const Json& replica) {
-  if (!replica.is_object()) return "replica  none configured: nothing is shipped off-site\n";
+  if (!replica.is_object() || text(replica, "url", "?").empty()) return "replica  none configured: nothing is shipped off-site\n";
   std::string out = "replica  " + text(replica, "url", "?") + ": " + (flag(replica, "connected") ? "connected" : "NOT CONNECTED");
   if (!text(replica, "error").empty()) out += " (" + text(replica, "error") + ")";
   return out + "\n";

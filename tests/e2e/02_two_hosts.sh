@@ -48,4 +48,16 @@ grep -q 'busy' "$D/busy" || die "not EBUSY: $(cat "$D/busy")"
 grep -q 'image_held_elsewhere.*host1' "$D/log/host2.log" || die "the log does not name the holder"
 exec 7>&-
 expect "host 2 writes once host 1 has closed" dd if=/dev/zero of="$D/mnt/host2/shared.img" bs=4096 count=1 conv=notrunc,fsync status=none
+
+# What is left of a removed image is looked up, not promised.
+sed '/^\[replica\]/,/^$/d' "$D/host2.toml" > "$D/alone.toml"
+expect_exit 2 "without a replica nothing keeps it" tm alone image remove shared.img
+cmp "$D/mnt/host2/shared.img" "$D/mnt/host1/shared.img" || die "it was removed all the same"
+tm host2 journal pause-shipping
+dd if=/dev/urandom of="$D/mnt/host2/shared.img" bs=4096 count=1 conv=notrunc,fsync status=none
+wait_for 20 "it to be seen" sh -c "tidemark --config '$D/host2.toml' image remove shared.img --dry-run | grep -q 'as of 20.*shipping is PAUSED'"
+tm host2 journal resume-shipping
+tm host2 image remove shared.img --json > "$D/removed"
+[ ! -e "$D/mnt/host2/shared.img" ] && jq -e '.kept.by' "$D/removed" > /dev/null || die "removed: $(cat "$D/removed")"
+say "ok: what the replica keeps of a removed image is said"
 no_error_lines

@@ -319,8 +319,13 @@ TEST_F(MountedTest, RemoveDryRunRemovesNothing) {
   Ran r = image({"remove", name_, "--dry-run"});
   EXPECT_EQ(r.code, 0) << r.error;
   EXPECT_NE(r.out.find("would remove"), std::string::npos);
+  EXPECT_NE(r.out.find("no replica is configured: nothing keeps it"), std::string::npos) << r.out;
   EXPECT_TRUE(std::filesystem::exists("/dev/shm/" + name_));
-  EXPECT_EQ(image({"remove", name_}).code, 0);
+  r = image({"remove", name_});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.error.find("nothing keeps it: give --force"), std::string::npos) << r.error;
+  EXPECT_TRUE(std::filesystem::exists("/dev/shm/" + name_));
+  EXPECT_EQ(image({"remove", name_, "--force"}).code, 0);
   EXPECT_FALSE(std::filesystem::exists("/dev/shm/" + name_));
   EXPECT_EQ(image({"remove", name_}).code, 3);
 }

@@ -27,6 +27,61 @@ TEST(StatusText, SurvivesFieldsThatAreMissingOrOfAnotherType) {
   EXPECT_NE(status_text(Json::parse("[]")).size(), 0u);
 }
 
+constexpr const char* kDiskImage = "11111111-2222-4333-8444-555555555555";
+
+Json level_status() {
+  Json s = host_status();
+  s["journal"] = {{"shipping", "normal"}, {"shipping_paused", false}, {"ship_error", ""}, {"resync_left_bytes", 0},
+                  {"rpo_s", 0.0}, {"newest_durable_label", "2026-11-23T10:00:00Z"}, {"withheld", Json::array()}};
+  return s;
+}
+
+TEST(Kept, IsPromisedWithoutConditionsOnlyWhileNothingIsBehind) {
+  Kept kept = kept_by_replica(level_status(), kDiskImage);
+  EXPECT_TRUE(kept.by_replica);
+  EXPECT_EQ(kept.text, "the replica's points keep it under its UUID");
+  EXPECT_TRUE(kept.json["behind"].is_null());
+}
+
+TEST(Kept, SaysSinceWhenAndWhyItIsBehind) {
+  struct Case { const char* patch; const char* says; };
+  for (const Case& c : std::vector<Case>{
+           {R"({"journal": {"shipping_paused": true, "rpo_s": 7200.0}})", "(2 h 0 min ago); what was written since may be in no point: shipping is PAUSED"},
+           {R"({"journal": {"shipping": "degraded", "degraded_since": "T", "degraded_why": "spool full"}})", "outdated since T (spool full)"},
+           {R"({"journal": {"shipping": "resyncing", "resync_left_bytes": 1048576}})", "being brought level (1.0 MiB left)"},
+           {R"({"journal": {"ship_error": "no route"}})", "shipping fails: no route"},
+           {R"({"journal": {"needs_full_resync": true}})", "the replica was replaced"},
+           {R"({"journal": {"withheld": [{"uuid": "11111111-2222-4333-8444-555555555555", "why": "EIO"}]}})", "the image is not shipped: EIO"}}) {
+    Json status = level_status();
+    status.merge_patch(Json::parse(c.patch));
+    Kept kept = kept_by_replica(status, kDiskImage);
+    EXPECT_TRUE(kept.by_replica);
+    EXPECT_NE(kept.text.find("as of 2026-11-23T10:00:00Z"), std::string::npos) << kept.text;
+    EXPECT_NE(kept.text.find(c.says), std::string::npos) << kept.text;
+  }
+  Json status = level_status();
+  status["images"][0]["unshipped_bytes"] = 4096;
+  EXPECT_NE(kept_by_replica(status, kDiskImage).text.find("4.0 KiB of it are not yet shipped"), std::string::npos);
+  EXPECT_EQ(kept_by_replica(status, "another").text, "the replica's points keep it under its UUID");
+  status["images"][0]["writer"] = "host2";
+  EXPECT_NE(kept_by_replica(status, kDiskImage).text.find("host2 holds it and ships it"), std::string::npos);
+  status["journal"]["newest_durable_label"] = "";
+  EXPECT_NE(kept_by_replica(status, kDiskImage).text.find("this one has not shipped anything yet"), std::string::npos);
+  status["images"][0]["open_handles"] = 1;
+  EXPECT_NE(kept_by_replica(status, kDiskImage).text.find("it is OPEN here"), std::string::npos);
+}
+
+TEST(Kept, IsNothingWhereNoReplicaIsConfigured) {
+  Json status = level_status();
+  status["replica"] = {{"url", ""}, {"connected", false}, {"error", ""}};
+  for (const Json& s : {status, Json()}) {
+    Kept kept = kept_by_replica(s, kDiskImage);
+    EXPECT_FALSE(kept.by_replica);
+    EXPECT_EQ(kept.text, "no replica is configured: nothing keeps it");
+  }
+  EXPECT_NE(status_text(status).find("none configured"), std::string::npos);
+}
+
 TEST(MarkText, TheNameOfAPointReachesNoTerminalRaw) {
   EXPECT_EQ(mark_text(Json{{"batch", 7}, {"label", "now"}, {"name", "a\x1b[2Jb"}}), "batch 7 cut at now, name a\\x1b[2Jb");
   EXPECT_EQ(mark_text(Json{{"batch", 7}, {"label", "now"}, {"name", ""}}), "batch 7 cut at now");
