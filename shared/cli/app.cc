@@ -306,7 +306,10 @@ int run(int argc, char** argv) {
   }
   Context context(w.global);
   Outcome outcome = w.chosen(context);
-  return outcome ? *outcome : report(w.global.json, outcome.status());
+  if (!outcome) return report(w.global.json, outcome.status());
+  const Status printed = context.printed();
+  const int unsaid = printed ? 0 : report(w.global.json, printed);
+  return *outcome != 0 ? *outcome : unsaid;
 }
 
 }  // namespace tidemark::cli

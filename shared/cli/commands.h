@@ -75,6 +75,19 @@ Outcome replica_restore(Context& context, const RestoreOptions& options);
 struct InspectOptions { std::string directory; uint64_t records = 20; };
 Outcome journal_inspect(Context& context, const InspectOptions& options);
 Outcome journal_pause(Context& context, bool paused);
+// Tells from one status to the next whether a resync that was asked for has ended. A daemon that is started anew
+// meanwhile goes on with it, and counts those that ended from 0.
+class ResyncWatch {
+ public:
+  explicit ResyncWatch(const Json& status_before);
+  bool ended(const Json& status);
+
+ private:
+  std::string run_;             // of the daemon
+  uint64_t ended_before_ = 0;
+  bool restarted_ = false;
+  uint64_t last_batch_ = 0;     // of a daemon started anew: closed when nothing was lacking any more; 0: not yet
+};
 // Brings an emptied or replaced replica level; with `wait`, until it is.
 Outcome journal_resync(Context& context, bool wait);
 

@@ -119,8 +119,15 @@ Result<std::string> Context::live_mount() {
 }
 
 void Context::print(const std::string& text) const {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  if (text.empty() || text.back() != '\n') std::fputc('\n', stdout);
+  const bool line = text.empty() || text.back() != '\n';
+  const bool good = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
+                    (!line || std::fputc('\n', stdout) != EOF) && std::fflush(stdout) == 0;
+  if (!good && print_error_ == 0) print_error_ = errno;
+}
+
+Status Context::printed() const {
+  if (print_error_ == 0 || print_error_ == EPIPE) return {};
+  return Status::from_errno(print_error_, "standard output");
 }
 
 void Context::note(const std::string& text) const {

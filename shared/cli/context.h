@@ -57,11 +57,14 @@ class Context {
   void print(const std::string& text) const;          // to standard output, ended by a line feed
   void note(const std::string& text) const;           // to standard error; not under --quiet
   void result(const Json& json, const std::string& text) const;   // one or the other
+  // What was printed has reached standard output. A reader that went away on its own had enough.
+  Status printed() const;
 
  private:
   Result<Http*> control();
 
   Global global_;
+  mutable int print_error_ = 0;   // the first, an errno
   std::optional<NodeConfig> config_;
   std::optional<Http> control_;
   std::optional<ReplicaClient> replica_;

@@ -155,11 +155,10 @@ Outcome image_create(Context& context, const CreateOptions& o) {
 }
 
 Result<Json> mounted_images(const std::string& mount) {
-  constexpr size_t kImagesShown = 10000;
   Json images = Json::array();
   std::error_code error;
   fs::recursive_directory_iterator walk(mount, error), end;
-  for (; !error && walk != end && images.size() < kImagesShown; walk.increment(error)) {
+  for (; !error && walk != end; walk.increment(error)) {
     struct stat s {};
     std::string path = walk->path().string();
     if (lstat(path.c_str(), &s) != 0 || !S_ISREG(s.st_mode)) continue;   // gone meanwhile, or only a name

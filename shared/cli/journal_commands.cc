@@ -180,6 +180,30 @@ Outcome journal_inspect(Context& context, const InspectOptions& o) {
   return 0;
 }
 
+namespace {
+std::string run_of(const Json& status) { return text(status, "incarnation") + "/" + text(status, "boot"); }
+}  // namespace
+
+ResyncWatch::ResyncWatch(const Json& before)
+    : run_(run_of(before)), ended_before_(number(at(before, "journal"), "resyncs_ended")) {}
+
+bool ResyncWatch::ended(const Json& status) {
+  const Json& journal = at(status, "journal");
+  if (run_of(status) != run_) {
+    run_ = run_of(status);
+    restarted_ = true;
+    ended_before_ = last_batch_ = 0;
+  }
+  if (number(journal, "resyncs_ended") > ended_before_) return true;
+  if (!restarted_) return false;
+  // It may have ended before this run began, or its last batch have been on its way then, which this run ships like any.
+  const bool lacking = text(journal, "shipping") != "normal" || number(journal, "resync_left_bytes") != 0 ||
+                       flag(journal, "needs_full_resync");
+  if (lacking) last_batch_ = 0;
+  else if (last_batch_ == 0) last_batch_ = std::max<uint64_t>(number(journal, "newest_closed"), 1);
+  return last_batch_ != 0 && number(journal, "newest_durable") >= last_batch_;
+}
+
 Outcome journal_resync(Context& context, bool wait) {
   TM_ASSIGN_OR_RETURN(const Json before, context.control_get("/v1/status"));
   TM_ASSIGN_OR_RETURN(Json begun, context.control_post("/v1/resync-replica", Json::object(), 120));
@@ -189,13 +213,14 @@ Outcome journal_resync(Context& context, bool wait) {
     context.result(begun, what + " are sent to the replica; `tidemark status` shows what is left");
     return 0;
   }
+  ResyncWatch watch(before);
   ProgressBar bar("resync", context.progress_wanted());
   for (;;) {
     TM_ASSIGN_OR_RETURN(Json status, context.control_get("/v1/status"));
     const Json& journal = at(status, "journal");
     const uint64_t left = number(journal, "resync_left_bytes"), sent = number(journal, "resync_sent_bytes");
     bar.update(sent, sent + left);
-    if (number(journal, "resyncs_ended") > number(at(before, "journal"), "resyncs_ended")) break;
+    if (watch.ended(status)) break;
     std::this_thread::sleep_for(std::chrono::milliseconds(100));  // lint: allow sleep_for: the pace of asking
   }
   context.result(begun, what + " were sent: the replica is level");

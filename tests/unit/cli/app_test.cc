@@ -1,4 +1,5 @@
 // The whole program, as a user calls it, where no daemon is needed.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -170,6 +171,23 @@ TEST_F(AppTest, ConfigCheckWithoutAFileLooksForTheDefaultOne) {
   EXPECT_NE(r.error.find("/etc/tidemark/host.toml cannot be read"), std::string::npos) << r.error;
 }
 
+TEST_F(AppTest, OutputThatCannotBeWrittenIsNoSuccess) {
+  const int standard = dup(1), full = open("/dev/full", O_WRONLY | O_CLOEXEC);
+  ASSERT_GE(full, 0);
+  std::fflush(stdout);
+  ASSERT_GE(dup2(full, 1), 0);
+  std::vector<std::string> words{"tidemark", "version"};
+  char* argv[] = {words[0].data(), words[1].data()};
+  testing::internal::CaptureStderr();
+  const int code = run(2, argv);
+  std::clearerr(stdout);
+  dup2(standard, 1);
+  close(standard);
+  close(full);
+  EXPECT_EQ(code, 1);
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("No space left on device"), std::string::npos);
+}
+
 TEST_F(AppTest, HelpNamesTheExitCodes) {
   Ran r = tidemark({"--help"});
   EXPECT_EQ(r.code, 0);
@@ -328,6 +346,16 @@ TEST_F(MountedTest, RemoveDryRunRemovesNothing) {
   EXPECT_EQ(image({"remove", name_, "--force"}).code, 0);
   EXPECT_FALSE(std::filesystem::exists("/dev/shm/" + name_));
   EXPECT_EQ(image({"remove", name_}).code, 3);
+}
+
+TEST_F(MountedTest, AListHasEveryImage) {
+  const std::string directory = "/dev/shm/" + name_;
+  std::filesystem::create_directories(directory);
+  constexpr size_t kImages = 10'001;
+  for (size_t i = 0; i < kImages; ++i) std::ofstream(directory + "/" + std::to_string(i) + ".img").flush();
+  auto images = mounted_images(directory);
+  ASSERT_TRUE(images) << images.status().to_string();
+  EXPECT_EQ(images->size(), kImages);
 }
 
 TEST_F(MountedTest, ANameThatIsTakenOrHasNoDirectorySaysWhatToDo) {

@@ -82,6 +82,33 @@ TEST(Kept, IsNothingWhereNoReplicaIsConfigured) {
   EXPECT_NE(status_text(status).find("none configured"), std::string::npos);
 }
 
+Json resync_status(uint64_t run, uint64_t ended, const char* shipping, uint64_t left, uint64_t closed, uint64_t durable) {
+  return {{"incarnation", run}, {"journal", {{"resyncs_ended", ended}, {"shipping", shipping}, {"resync_left_bytes", left},
+                                             {"newest_closed", closed}, {"newest_durable", durable}}}};
+}
+
+TEST(ResyncWatch, CountsWithinOneRun) {
+  ResyncWatch watch(resync_status(7, 3, "normal", 0, 10, 10));
+  EXPECT_FALSE(watch.ended(resync_status(7, 3, "resyncing", 100, 10, 10)));
+  EXPECT_FALSE(watch.ended(resync_status(7, 3, "normal", 0, 10, 10))) << "not begun yet";
+  EXPECT_TRUE(watch.ended(resync_status(7, 4, "normal", 0, 12, 12)));
+}
+
+TEST(ResyncWatch, GoesOnWithADaemonThatWasStartedAnew) {
+  ResyncWatch watch(resync_status(7, 3, "normal", 0, 10, 10));
+  EXPECT_FALSE(watch.ended(resync_status(7, 3, "resyncing", 100, 11, 10)));
+  EXPECT_FALSE(watch.ended(resync_status(8, 0, "degraded", 100, 11, 10)));
+  EXPECT_TRUE(watch.ended(resync_status(8, 1, "normal", 0, 12, 12)));
+}
+
+// Its end was not seen, or its last batch was on its way: the new run does not count that.
+TEST(ResyncWatch, ARestartAtItsEndIsNotWaitedForWithoutEnd) {
+  ResyncWatch watch(resync_status(7, 3, "normal", 0, 10, 10));
+  EXPECT_FALSE(watch.ended(resync_status(8, 0, "normal", 0, 14, 12)));
+  EXPECT_FALSE(watch.ended(resync_status(8, 0, "normal", 0, 15, 13))) << "of what was closed at first";
+  EXPECT_TRUE(watch.ended(resync_status(8, 0, "normal", 0, 16, 14)));
+}
+
 TEST(MarkText, TheNameOfAPointReachesNoTerminalRaw) {
   EXPECT_EQ(mark_text(Json{{"batch", 7}, {"label", "now"}, {"name", "a\x1b[2Jb"}}), "batch 7 cut at now, name a\\x1b[2Jb");
   EXPECT_EQ(mark_text(Json{{"batch", 7}, {"label", "now"}, {"name", ""}}), "batch 7 cut at now");
