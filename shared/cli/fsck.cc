@@ -47,6 +47,12 @@ const std::vector<Rebuild>& rebuilds() {
 constexpr const char* kRebuilding = ".rebuilding";
 constexpr const char* kRebuilt = ".rebuilt";
 
+// Of what the user may look at, which was found out before: no exception.
+bool is_there(const std::string& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
 class Fsck {
  public:
   Fsck(io::Env& env, const FsckTarget& target, bool repair) : env_(env), target_(target), repair_(repair) {
@@ -58,7 +64,7 @@ class Fsck {
     if (target_.role.empty()) guess_role();
     TM_RETURN_IF_ERROR(finish_repairs());
     for (const std::string& store : stores_) TM_RETURN_IF_ERROR(check_one_store(store));
-    if (journal_sound_ && fs::exists(target_.state + "/journal")) check_journal();
+    if (journal_sound_ && is_there(target_.state + "/journal")) check_journal();
     for (const std::string& path : segments_) check_segment(path);
     if (!target_.state.empty()) check_mark(target_.state + "/journal-outdated");
     for (const std::string& brick : target_.bricks) check_brick(brick);
@@ -84,7 +90,8 @@ class Fsck {
       if (error) return Status::from_errno(error.value(), target_.state);
       for (; !error && at != end; at.increment(error)) {
         const std::string path = at->path().string(), name = at->path().filename().string();
-        if (at->is_directory() && set_aside(name)) at.disable_recursion_pending();
+        std::error_code unknown;
+        if (at->is_directory(unknown) && set_aside(name)) at.disable_recursion_pending();
         else if (name == "data.mdb") stores_.push_back(at->path().parent_path().string());
         else if (name.ends_with(".seg") && path.find("/incoming/") == std::string::npos) segments_.push_back(path);
       }
@@ -115,8 +122,8 @@ class Fsck {
       if (target_.role != "host") break;
       const std::string store = target_.state + "/" + plan.store, begun = store + kRebuilding, whole = store + kRebuilt;
       if (repair_) TM_RETURN_IF_ERROR(remove(begun));
-      if (!fs::exists(whole + "/data.mdb")) continue;
-      if (fs::exists(store + "/data.mdb")) {   // not yet moved aside: it is written anew from that
+      if (!is_there(whole + "/data.mdb")) continue;
+      if (is_there(store + "/data.mdb")) {   // not yet moved aside: it is written anew from that
         if (repair_) TM_RETURN_IF_ERROR(remove(whole));
         continue;
       }
@@ -127,7 +134,7 @@ class Fsck {
         continue;
       }
       if (plan.outdated) TM_RETURN_IF_ERROR(mark_outdated());
-      if (fs::exists(store)) TM_RETURN_IF_ERROR(remove(store));   // what was made of it meanwhile holds no store
+      if (is_there(store)) TM_RETURN_IF_ERROR(remove(store));   // what was made of it meanwhile holds no store
       TM_RETURN_IF_ERROR(env_.files().rename(whole, store));
       TM_RETURN_IF_ERROR(env_.files().sync_directory(target_.state));
       stores_.push_back(store);
@@ -146,7 +153,7 @@ class Fsck {
   }
 
   void guess_role() {
-    auto has = [&](const char* name) { return !target_.state.empty() && fs::exists(target_.state + "/" + name); };
+    auto has = [&](const char* name) { return !target_.state.empty() && is_there(target_.state + "/" + name); };
     target_.role = has("names") ? "host" : has("catalogue") ? "shared" : has("replica") || has("store") ? "replica" : "";
   }
 
@@ -461,15 +468,19 @@ class Fsck {
 
 }  // namespace
 
-FsckKind fsck_kind(const std::string& directory) {
-  if (fs::exists(directory + "/" + std::string(image::kMarkerName)) || fs::exists(image::objects_directory(directory)))
-    return FsckKind::kBrick;
+Result<FsckKind> fsck_kind(const std::string& directory) {
   std::error_code error;
+  for (const std::string& of_a_brick :
+       {directory + "/" + std::string(image::kMarkerName), image::objects_directory(directory)}) {
+    if (fs::exists(of_a_brick, error)) return FsckKind::kBrick;
+    if (error) return Status::from_errno(error.value(), of_a_brick);
+  }
   fs::recursive_directory_iterator at(directory, error), end;
   for (; !error && at != end; at.increment(error)) {
     const std::string name = at->path().filename().string();
     if (name == "data.mdb" || name.ends_with(".seg")) return FsckKind::kState;
   }
+  if (error) return Status::from_errno(error.value(), directory);
   return FsckKind::kNeither;
 }
 

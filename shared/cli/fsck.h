@@ -42,9 +42,9 @@ struct FsckReport {
   uint64_t stores = 0, values = 0, segments = 0, side_files = 0;
 };
 
-// Whether the path is a brick, a state directory, or neither.
+// Whether the path is a brick, a state directory, or neither; an error if the user may not look.
 enum class FsckKind { kNeither, kState, kBrick };
-FsckKind fsck_kind(const std::string& directory);
+Result<FsckKind> fsck_kind(const std::string& directory);
 
 // kBusy if a daemon uses any of it.
 Result<FsckReport> fsck(io::Env& env, const FsckTarget& target, bool repair);

@@ -3,6 +3,7 @@
 
 #include "shared/cli/commands.h"
 #include "shared/cli/fsck.h"
+#include "shared/cli/in_use.h"
 #include "shared/cli/output.h"
 #include "shared/io/real_env.h"
 #include "shared/kv/lmdb_store.h"
@@ -40,7 +41,8 @@ Result<FsckTarget> target_of_directories(const std::vector<std::string>& directo
     std::error_code error;
     const std::string directory = std::filesystem::canonical(given, error).string();
     if (error) return Status::from_errno(error.value(), given);
-    switch (fsck_kind(directory)) {
+    TM_ASSIGN_OR_RETURN(const FsckKind kind, fsck_kind(directory));
+    switch (kind) {
       case FsckKind::kBrick: target.bricks.push_back(directory); break;
       case FsckKind::kState:
         if (!target.state.empty()) return Status(Code::kInvalidArgument, given + ": a second state directory: one daemon at a time");
@@ -73,6 +75,16 @@ Outcome fsck_command(Context& context, const FsckOptions& o) {
   };
   auto target = o.directories.empty() ? target_of_config(context) : target_of_directories(o.directories);
   if (!target) return could_not(target.status());
+  // A repair gives stores other names: no daemon may begin with them meanwhile.
+  daemon::PidFile lock;
+  std::error_code unknown;
+  if (o.repair && o.directories.empty() && std::filesystem::is_directory(target->state, unknown)) {
+    auto config = context.config();
+    if (!config) return could_not(config.status());
+    auto taken = keep_daemon_away((*config)->node);
+    if (!taken) return could_not(taken.status());
+    lock = std::move(*taken);
+  }
   io::RealEnvOptions options;
   options.open_store = kv::open_lmdb_store;
   io::RealEnv env(std::move(options));
@@ -87,6 +99,7 @@ Outcome fsck_command(Context& context, const FsckOptions& o) {
   context.result(Json{{"role", target->role}, {"findings", findings}, {"notes", report->notes}, {"stores", report->stores},
                       {"values", report->values}, {"segments", report->segments}, {"side_files", report->side_files}},
                  report_text(*report));
+  if (!context.printed()) return kCouldNotCheck;   // 1 would say that all is mended
   return left ? kDamageLeft : report->findings.empty() ? 0 : kRepaired;
 }
 

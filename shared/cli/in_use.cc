@@ -17,6 +17,13 @@ Status held(const std::string& path) {
 
 }  // namespace
 
+Result<daemon::PidFile> keep_daemon_away(const config::Node& node) {
+  TM_RETURN_IF_ERROR(daemon::make_private_directory(node.run_dir));
+  auto taken = daemon::PidFile::take(node.run_dir + "/" + node.name + ".pid");
+  if (!taken) return taken.status().with_context("the daemon must be stopped first");
+  return taken;
+}
+
 Status store_is_free(const std::string& directory) {
   return kv::is_open_elsewhere(directory) ? held(directory) : Status::ok();
 }

@@ -5,8 +5,8 @@
 
 #include "shared/cli/commands.h"
 #include "shared/cli/http.h"
+#include "shared/cli/in_use.h"
 #include "shared/cli/output.h"
-#include "shared/daemon/process.h"
 #include "shared/image/side_file.h"
 #include "shared/io/real_env.h"
 #include "shared/kv/lmdb_store.h"
@@ -85,13 +85,6 @@ Status want_force(const std::string& what) {
   return Status(Code::kInvalidArgument, "say --force: " + what + "; --dry-run shows what would be moved");
 }
 
-Result<daemon::PidFile> keep_daemon_away(const Node& node) {
-  TM_RETURN_IF_ERROR(daemon::make_private_directory(node.node.run_dir));
-  auto taken = daemon::PidFile::take(node.node.run_dir + "/" + node.node.name + ".pid");
-  if (!taken) return taken.status().with_context("the daemon must be stopped first");
-  return taken;
-}
-
 Json moves(const state::SetAside& moved, bool dry_run, std::string& out) {
   Json list = Json::array();
   out += dry_run ? "would set aside:\n" : "set aside:\n";
@@ -139,7 +132,7 @@ Outcome state_reset(Context& context, const StateResetOptions& o) {
   daemon::PidFile lock;
   if (!o.dry_run) {
     if (!o.force) return want_force(cost(node.node.role));
-    TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node));
+    TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node.node));
   }
   TM_ASSIGN_OR_RETURN(state::SetAside moved, state::set_aside(env, node.spec, true, o.dry_run));
   std::string out;
@@ -270,7 +263,7 @@ Outcome shared_rebuild(Context& context, const RebuildOptions& o) {
   daemon::PidFile lock;
   if (!o.dry_run) {
     if (!o.force) return want_force(loss);
-    TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node));
+    TM_ASSIGN_OR_RETURN(lock, keep_daemon_away(node.node));
   }
   TM_RETURN_IF_ERROR(check_bricks(env, node, o.without_bricks));
   TM_ASSIGN_OR_RETURN(AtReplica replica, look_at_replica(context, o.without_replica));

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "shared/cli/commands.h"
+#include "shared/daemon/process.h"
 
 namespace tidemark::cli {
 namespace {
@@ -186,6 +187,22 @@ TEST_F(AppTest, OutputThatCannotBeWrittenIsNoSuccess) {
   close(full);
   EXPECT_EQ(code, 1);
   EXPECT_NE(testing::internal::GetCapturedStderr().find("No space left on device"), std::string::npos);
+}
+
+// It gives stores other names, under a daemon that began with them meanwhile.
+TEST_F(AppTest, ARepairKeepsTheDaemonAway) {
+  std::filesystem::create_directories(directory_ + "/state");
+  std::filesystem::create_directories(directory_ + "/brick");
+  auto daemon = daemon::PidFile::take(directory_ + "/state/host1.pid");
+  ASSERT_TRUE(daemon) << daemon.status().to_string();
+  Ran r = tidemark({"--config", config_, "fsck", "--repair"});
+  EXPECT_EQ(r.code, 8);
+  EXPECT_NE(r.out.find("the daemon must be stopped first"), std::string::npos) << r.out;
+  EXPECT_NE(tidemark({"--config", config_, "fsck"}).out.find("0 stores"), std::string::npos);
+  *daemon = daemon::PidFile();
+  r = tidemark({"--config", config_, "fsck", "--repair"});
+  EXPECT_NE(r.out.find("0 stores"), std::string::npos) << r.out << r.error;
+  EXPECT_TRUE(daemon::PidFile::take(directory_ + "/state/host1.pid")) << "it is let go";
 }
 
 TEST_F(AppTest, HelpNamesTheExitCodes) {

@@ -2,6 +2,7 @@
 #include "shared/cli/fsck.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -319,6 +320,27 @@ TEST_F(FsckTest, WhatWasRevokedIsLookedAtAsTheDaemonDoes) {
   ASSERT_EQ(report.findings.size(), 1u);
   EXPECT_EQ(report.findings[0].path, target_.state + "/revoked");
   EXPECT_FALSE(report.findings[0].fixed);
+}
+
+// In a process of its own: the rights are given up for good.
+TEST_F(FsckTest, WhoMayNotLookIsTold) {
+  fs::permissions(target_.state, fs::perms(0));
+  fs::permissions(target_.bricks[0], fs::perms(0));
+  ASSERT_EQ(::chmod(top_.c_str(), 0755), 0);
+  int status = 0;
+  pid_t child = ::fork();
+  if (child == 0) {
+    if (::geteuid() == 0 && ::setresuid(65534, 65534, 65534) != 0) ::_exit(2);
+    io::RealEnv env({.open_store = kv::open_lmdb_store});
+    const bool told = fsck_kind(target_.state).status().sys_errno() == EACCES &&
+                      fsck_kind(target_.bricks[0]).status().sys_errno() == EACCES &&
+                      fsck(env, target_, true).status().sys_errno() == EACCES;
+    ::_exit(told ? 0 : 1);
+  }
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  fs::permissions(target_.state, fs::perms(0700));
+  fs::permissions(target_.bricks[0], fs::perms(0700));
 }
 
 TEST_F(FsckTest, AStoreInUseIsLeftAlone) {
