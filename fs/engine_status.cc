@@ -98,6 +98,10 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
 // What an operator should know and is no fault: two lines of one image are possible, or stand.
 std::vector<std::string> Engine::notes() {
   std::vector<std::string> out;
+  if (witness_ && options_.config.may_go_alone) {
+    out.push_back("[autonomy] policy = \"continue\": this host goes on alone without asking the witness, so that no "
+                  "image moves from it by itself");
+  }
   for (auto& [id, image] : images_) {
     const Image& im = *image;
     const std::string name = names_->path_of(im.inode);
@@ -105,7 +109,8 @@ std::vector<std::string> Engine::notes() {
       out.push_back(name +
                     ": this host goes on alone: if another takes it by force, what is written here becomes a branch");
     if (im.held && im.state == MirrorState::kWaiting)
-      out.push_back(name + ": requests wait for the shared node" + (im.facts.asks_first ? " or the witness" : "") +
+      out.push_back(name + ": requests wait for the shared node" +
+                    (im.facts.asks_first && witness_ ? " or the witness" : "") +
                     "; tidemark image abort ends the waiting with EIO" +
                     (im.witness_error.empty() ? "" : " (" + im.witness_error + ")"));
     if (im.held && !im.taken_from.empty())

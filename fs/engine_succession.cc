@@ -29,7 +29,7 @@ void Engine::remember(Image& im) {
   if (!whole || (!with_mirror && im.state != MirrorState::kNone)) return options_.survivor->let_go(im.id);
   options_.survivor->hold(
       {im.id, im.inode, im.epoch, im.parent, own_loss(im), shared_loss(im), im.state == MirrorState::kNone, im.terms,
-       im.facts.witnessed});
+       im.facts.witnessed, im.facts.asks_first});
 }
 
 void Engine::take_over_handles() {
@@ -96,6 +96,10 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   im.facts.copy_whole = im.facts.handshaken = true;
   im.terms = saved->terms;
   im.facts.witnessed = saved->witnessed;
+  // Whatever the policy is by now: under these terms the shared node may have it fenced. Terms say it of a tenure that
+  // an older program held.
+  const bool asked_first = saved->asks_first.value_or(saved->terms.value != 0 || saved->witnessed);
+  im.facts.asks_first = im.facts.asks_first || asked_first;
   im.shared_loss = im.resync_loss = saved->shared_loss;
   im.unsynced.finish();   // by the run before; the next flush is to cover it
   im.stale.clear_all();

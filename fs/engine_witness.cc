@@ -13,12 +13,13 @@ namespace {
 const log::Logger kLog("fs");
 }  // namespace
 
+// Not for a tenure that goes on alone unasked: with terms the shared node could get the vote, and give it away.
 void Engine::want_terms() {
   if (!witness_) return;
   for (auto& [id, image] : images_) {
     Image& im = *image;
     bool level = im.held && im.state == MirrorState::kMirrored && !im.recovering && !im.yielding;
-    if (level && im.terms.value == 0 && !im.asking_terms) tasks_.spawn(ask_terms(im));
+    if (level && im.facts.asks_first && im.terms.value == 0 && !im.asking_terms) tasks_.spawn(ask_terms(im));
   }
 }
 

@@ -5,7 +5,7 @@
 //   | header | handles, 40 bytes each | tenures, 144 bytes each | name changes under way, 16 bytes each |
 //   | terms of the witness, 16 bytes for each tenure | ends of images, 24 bytes each |
 //
-// The last two are zeros in what an older program laid out.
+// The last two are zeros in what an older program laid out; so is what a tenure says of asking first.
 //
 // Valid if and only if magic and layout version agree; a program that knows another layout must not take over. A run
 // may die between any two instructions: an entry counts from the store of its last word on (`state`, `held`,
@@ -43,6 +43,7 @@ struct SavedTenure {
   bool mirror_none = false;
   Generation terms;                      // under which the witness may be asked; 0: none are known
   bool witnessed = false;                // it has recorded that this host may go on alone
+  std::optional<bool> asks_first{};      // before it does; none: an older program held it, which did not say
 };
 
 class Survivor {

@@ -16,7 +16,7 @@ namespace tidemark::sim {
 inline constexpr auto kRead = static_cast<uint16_t>(FileOp::kRead), kWrite = static_cast<uint16_t>(FileOp::kWrite),
                kSync = static_cast<uint16_t>(FileOp::kSync);
 
-enum class Plant { kNone, kWitnessForgets, kHostDoesNotAsk };
+enum class Plant { kNone, kWitnessForgets, kWitnessForgetsHosts };
 enum class Ships : bool { kNo, kYes };   // yes: to replica1, which the test starts
 
 class Lab final : public fs::MemoryKeeper {
@@ -54,7 +54,9 @@ class Lab final : public fs::MemoryKeeper {
   void start(const std::string& node) {
     SimEnv& env = world.start(node);
     if (node == "witness1") {
-      auto opened = open_witness(env, plant_ == Plant::kWitnessForgets);
+      auto opened = open_witness(env, plant_ == Plant::kWitnessForgets        ? Forgets::kAll
+                                      : plant_ == Plant::kWitnessForgetsHosts ? Forgets::kHosts
+                                                                              : Forgets::kNobody);
       ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
       witness_ = std::move(*opened);
       return;
@@ -195,6 +197,7 @@ class Lab final : public fs::MemoryKeeper {
   uint32_t hung = 0, landed_late = 0;
   uint64_t resync_rate = 0;            // of hosts started from now on
   bool pause = false;                  // of hosts started from now on: they do not go on alone
+  bool continues = false;              // of hosts started from now on: they do, without asking the witness that there is
   Duration limit_age = std::chrono::hours(24);   // of their journals
   std::vector<std::string> rebuild_from;   // an operator's order to a shared node that is started without a catalogue
   World world;
@@ -203,7 +206,7 @@ class Lab final : public fs::MemoryKeeper {
   void start_run(SimEnv& env, const std::string& node, bool successor) {
     auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_, .limit_age = limit_age,
                                    .witness = with_witness_, .resync_rate = resync_rate, .pause = pause,
-                                   .reckless = plant_ == Plant::kHostDoesNotAsk,
+                                   .continues = continues,
                                    .survivor = &mounts_.at(node)->attach(), .successor = successor});
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     engines_[node] = std::move(*opened);

@@ -58,7 +58,7 @@ Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setu
   options.config.journal.limit_bytes = setup.limit_bytes;
   options.config.resync.rate = setup.resync_rate;
   options.config.journal.limit_age = std::chrono::duration_cast<std::chrono::milliseconds>(setup.limit_age);
-  options.config.may_go_alone = setup.reckless || !(setup.witness || setup.pause);
+  options.config.may_go_alone = setup.continues || !(setup.witness || setup.pause);
   if (setup.witness && setup.witness_in_replica)
     options.config.witness = config::WitnessLink{kReplicaUrl, "replica1", true};
   else if (setup.witness) options.config.witness = config::WitnessLink{kWitnessUrl, "witness1", false};
@@ -66,7 +66,7 @@ Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setu
   return fs::Engine::open(env, std::move(options));
 }
 
-Result<WitnessServer> open_witness(SimEnv& env, bool forgets) {
+Result<WitnessServer> open_witness(SimEnv& env, Forgets forgets) {
   WitnessServer out;
   TM_ASSIGN_OR_RETURN(out.witness, witness::Witness::open(env, "/state/witness"));
   net::HttpServerOptions options;
@@ -76,7 +76,8 @@ Result<WitnessServer> open_witness(SimEnv& env, bool forgets) {
   TM_ASSIGN_OR_RETURN(out.http, env.network().serve_http(
       options, [witness = out.witness.get(), forgets](net::HttpRequest request, Callback<net::HttpResponse> reply) {
         const std::string verdict = request.target.substr(request.target.rfind('/') + 1);
-        if (forgets && verdict != "register")
+        const bool host = verdict == "outdated", shared = verdict == "fenced";
+        if ((host && forgets != Forgets::kNobody) || (shared && forgets == Forgets::kAll))
           return reply(net::HttpResponse::json(200, "{\"verdict\":\"" + verdict + "\"}"));
         witness->handle(std::move(request), std::move(reply));
       }));

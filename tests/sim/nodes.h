@@ -43,7 +43,7 @@ struct HostSetup {
   uint64_t resync_rate = 0;                       // [resync] rate
   bool witness_in_replica = false;
   bool pause = false;                             // autonomy without a witness: it does not go on alone
-  bool reckless = false;                          // a planted bug: goes on alone without its vote
+  bool continues = false;                         // with `witness`: policy = "continue", it does not ask
   fs::Survivor* survivor = nullptr;               // of its mount
   bool successor = false;                         // that mount stands, with what a run before left in it
 };
@@ -60,7 +60,8 @@ struct WitnessServer {
   std::unique_ptr<witness::Witness> witness;
   std::unique_ptr<net::HttpServer> http;
 };
-// `forgets`, a planted bug: it keeps no record, and gives everybody the vote that is asked for.
-Result<WitnessServer> open_witness(SimEnv& env, bool forgets = false);
+// A planted bug: it gives these the vote that they ask for, and keeps no record of it.
+enum class Forgets { kNobody, kHosts, kAll };
+Result<WitnessServer> open_witness(SimEnv& env, Forgets forgets = Forgets::kNobody);
 
 }  // namespace tidemark::sim

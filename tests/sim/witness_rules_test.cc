@@ -272,6 +272,54 @@ bool moves(Lab& lab, fs::HandleId handle, Duration limit) {
   }, limit);
 }
 
+// Whether host 1's write and one of host 2's were acknowledged, both sent when host 1 had lost the shared node.
+std::pair<bool, bool> who_goes_on(Lab& lab, fs::HandleId first) {
+  auto second = lab.open("host2");
+  EXPECT_TRUE(second.is_ok()) << second.status().to_string();
+  lab.world.partition("host1", "shared1");
+  auto data = std::make_shared<Bytes>(4096, 'x');
+  auto alone = std::make_shared<bool>(false);   // shared with the write, likewise its data
+  lab.engine("host1").write(first, 0, *data, io::IoMode::kQueued, [alone, data](Result<size_t> n) { *alone = n.is_ok(); });
+  const bool moved = second.is_ok() && moves(lab, *second, seconds(60));
+  return {*alone, moved};
+}
+
+// With `continue` it goes on at once: so it takes no terms, under which the shared node could get the vote.
+TEST(Witness, AHostThatDoesNotAskKeepsItsTenure) {
+  Lab lab(1, true);
+  lab.crash("host1", Crash::kKill);
+  lab.continues = true;
+  lab.start("host1");
+  auto first = lab.open("host1", true);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+  lab.world.run_for(seconds(5));
+  EXPECT_NE(lab.engine("host1").status_json().find("without asking the witness"), std::string::npos);
+  const auto [alone, moved] = who_goes_on(lab, *first);
+  EXPECT_TRUE(alone);
+  EXPECT_FALSE(moved) << "both sides acknowledge";
+}
+
+// A live restart under another policy: the shared node has terms of the tenure, and may get the vote.
+TEST(Witness, ATenureAsksAsItDidWhenItBegan) {
+  for (bool voted : {false, true}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.crash("host1", Crash::kKill);
+    lab.continues = true;
+    lab.succeed("host1");
+    ASSERT_TRUE(lab.healthy("host1"));
+    lab.world.run_for(seconds(5));
+    if (!voted) lab.world.partition("host1", "witness1");
+    const auto [alone, moved] = who_goes_on(lab, *first);
+    EXPECT_EQ(alone, voted);
+    EXPECT_EQ(moved, !voted);
+  }
+}
+
 // The link was away for so short a time that the vote came when nobody needed it any more: the next loss of either side
 // finds new terms.
 TEST(Witness, AVoteThatCameTooLateDoesNotCountTheNextTime) {

@@ -103,7 +103,7 @@ TEST(Witness, AtMostOneSideAcknowledgesUnderEveryPartition) {
 // The oracle sees what it is there for.
 TEST(Witness, TM_UNSANITIZED(PlantedBugsAreCaught)) {
   constexpr uint64_t kSeedsMax = 40;
-  for (Plant plant : {Plant::kWitnessForgets, Plant::kHostDoesNotAsk}) {
+  for (Plant plant : {Plant::kWitnessForgets, Plant::kWitnessForgetsHosts}) {
     uint64_t seed = 1;
     while (seed <= kSeedsMax && run_partitions(seed, plant).lost.find("acknowledged") == std::string::npos) ++seed;
     EXPECT_LE(seed, kSeedsMax) << "planted bug " << static_cast<int>(plant) << " was not caught";
