@@ -186,6 +186,7 @@ class Engine final : public journal::BlockSource {
   void step_back(Op* op);
   // ---- engine_read.cc
   void read_in_order(Op* op);
+  bool lease_over(const Image& image) const;
   bool lost_to_another(Op* op);
   void read_remote(Op* op);
   void finish_read(Op* op, Status status);

@@ -366,6 +366,10 @@ Task<void> Engine::seek_elsewhere(Image& im, uint64_t offset, bool data, Callbac
 void Engine::seek_in(Image& im, uint64_t offset, bool data, Callback<Result<uint64_t>> done) {
   if (!im.missing.empty()) return done(failed(im));
   uint64_t size = im.size_now();
+  if (im.held && lease_over(im)) {   // to whoever has it by now, as in seek_elsewhere()
+    if (offset < size) return done(data ? offset : size);
+    return done(Status::from_errno(EIO, "lseek: it is not known whether this host still holds the image"));
+  }
   if (offset >= size) return done(Status::from_errno(ENXIO, "lseek"));
   // A copy that may lack acknowledged writes must not tell of holes where they are: everything may be data.
   bool unsure = im.recovering || (im.held ? !im.local() && !shared_whole(im) : !reads_alone(im) && only_here(im));

@@ -11,16 +11,16 @@ const log::Logger kLog("fs");
 // The shared node gives an image to another host ten seconds after its holder's session ended, and not before: this
 // host stops earlier, by its own CLOCK_BOOTTIME, however long it stood still meanwhile.
 constexpr std::chrono::seconds kLease{8};
+}  // namespace
 
 // Another host may have the tenure by now. A host that goes on alone without asking has no lease to lose; while the
 // shared copy is known to lack something nobody gets it.
-bool lease_over(const Image& im, const Mirror& mirror) {
+bool Engine::lease_over(const Image& im) const {
   if (!im.facts.asks_first || im.facts.policy_none) return false;
   if (im.state == MirrorState::kWaiting) return true;
   bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
-  return level && mirror.unconfirmed() > kLease;
+  return level && mirror_->unconfirmed() > kLease;
 }
-}  // namespace
 
 void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
                   uint64_t tag) {
@@ -72,7 +72,7 @@ void Engine::read_in_order(Op* op) {
     Image& image = *op->image;
     if (lost_to_another(op)) return;
     // Looked at when it is answered: it may have taken any time.
-    bool holds = (image.held && !lease_over(image, *mirror_)) || reads_alone(image);
+    bool holds = (image.held && !lease_over(image)) || reads_alone(image);
     if (s.is_ok() && holds) return finish_read(op, std::move(s));
     if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
     if (s.is_ok() && image.state == MirrorState::kWaiting) return step_back(op);   // to the gate, where reads wait

@@ -461,6 +461,35 @@ TEST(Witness, AReadFromASlowDiskIsNotAnsweredAfterTheLease) {
   ASSERT_TRUE(lab.healthy("host1"));
 }
 
+Result<uint64_t> seek(Lab& lab, fs::HandleId handle, uint64_t offset, bool data) {
+  return lab.wait<Result<uint64_t>>(
+      [&](auto done) { lab.engine("host1").seek(handle, offset, data, std::move(done)); });
+}
+
+// What another host may have written since is neither a hole nor beyond the end: a copy made there would lack it, without
+// an error.
+TEST(Witness, AHostThatWaitsTellsOfNoHoles) {
+  Lab lab(1, true);
+  auto first = cut_off_after_a_write(lab);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  auto hole = seek(lab, *first, Lab::kRegion, true);
+  EXPECT_EQ(hole.status().sys_errno(), ENXIO);   // it still holds it, for all that is known
+  lab.world.partition("host1", "witness1");
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  Status taken(Code::kBusy, "not asked yet");
+  for (int tries = 0; tries < 10 && !taken; ++tries) taken = lab.write("host2", *second, 2 * Lab::kRegion, 'b');
+  ASSERT_TRUE(taken.is_ok()) << taken.to_string();
+  ASSERT_TRUE(lab.write("host2", *second, Lab::kImageBytes, 'b').is_ok());
+  auto data = seek(lab, *first, Lab::kRegion, true);
+  EXPECT_TRUE(data.is_ok() && *data <= 2 * Lab::kRegion) << (data ? std::to_string(*data) : data.status().to_string());
+  hole = seek(lab, *first, Lab::kRegion, false);
+  EXPECT_TRUE(!hole || *hole >= Lab::kImageBytes) << *hole;
+  auto end = seek(lab, *first, Lab::kImageBytes, true);
+  ASSERT_FALSE(end.is_ok());
+  EXPECT_NE(end.status().sys_errno(), ENXIO) << "this is not the end";
+}
+
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   Lab lab(1, true);
   auto first = cut_off_after_a_write(lab);
