@@ -13,13 +13,12 @@ const log::Logger kLog("fs");
 constexpr std::chrono::seconds kLease{8};
 }  // namespace
 
-// Another host may have the tenure by now. A host that goes on alone without asking has no lease to lose; while the
-// shared copy is known to lack something nobody gets it.
+// Another host may have the tenure by now. A host that goes on alone without asking has no lease to lose. While the
+// shared copy is known to lack something nobody gets it; but that a resync has ended the shared node hears first.
 bool Engine::lease_over(const Image& im) const {
   if (!im.facts.asks_first || im.facts.policy_none) return false;
   if (im.state == MirrorState::kWaiting) return true;
-  bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
-  return level && mirror_->unconfirmed() > kLease;
+  return sends_mirror(im.state) && mirror_->unconfirmed() > kLease;
 }
 
 void Engine::read(HandleId handle, uint64_t offset, MutableByteSpan out, io::IoMode mode, Callback<Result<size_t>> done,
@@ -76,6 +75,10 @@ void Engine::read_in_order(Op* op) {
     if (s.is_ok() && holds) return finish_read(op, std::move(s));
     if (!s) kLog.warning("local_read_failed", {{"image", image.id}, {"offset", op->extent.offset}, {"error", s}});
     if (s.is_ok() && image.state == MirrorState::kWaiting) return step_back(op);   // to the gate, where reads wait
+    if (s.is_ok() && image.state == MirrorState::kResyncing) {   // the link ends in a moment, or is found to stand
+      step_back(op);
+      return unpark_later(image);
+    }
     // Never from a shared copy that lacks what was acknowledged without it.
     if (!s && (!mirror_->up() || !shared_whole(image))) return finish_read(op, std::move(s));
     if (!s && s.code() != Code::kCorruption) repair_read(image, op->extent);   // else copy_damaged() has it filled anew

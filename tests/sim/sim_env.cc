@@ -1,6 +1,7 @@
 #include "tests/sim/sim_env.h"
 
 #include <cstring>
+#include <utility>
 
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
@@ -38,6 +39,10 @@ uint64_t World::State::schedule(SimEnv* process, Duration delay, EventKind kind,
 void World::State::enter(SimEnv* process, UniqueFunction<void()>& fn) {
   if (process == nullptr) return fn();
   if (!process->alive()) return;
+  if (Machine& machine = ProcessAccess::machine(*process); machine.stands_still) {
+    machine.due.push_back(std::move(fn));
+    return;
+  }
   // Test code may run the world from inside a turn's callback only by mistake.
   TM_CHECK(!ProcessAccess::in_turn(*process), "a turn inside a turn");
   ProcessAccess::set_in_turn(*process, true);
@@ -124,6 +129,8 @@ void World::State::crash(Machine& machine, Crash kind) {
   machine.http_servers.clear();
   machine.crash_point.reset();
   machine.hung.clear();
+  machine.due.clear();
+  machine.stands_still = false;
   machine.dead.push_back(std::move(machine.process));
 }
 
@@ -225,6 +232,13 @@ void World::set_network_faults(uint32_t reset, uint32_t request_lost, uint32_t a
 }
 
 void World::jump_wall(const std::string& node, Duration by) { state_->machine(node).wall_offset += by; }
+void World::stand_still(const std::string& node) { state_->machine(node).stands_still = true; }
+void World::go_on(const std::string& node) {
+  Machine& machine = state_->machine(node);
+  machine.stands_still = false;
+  for (auto& fn : std::exchange(machine.due, {}))
+    state_->schedule(machine.process.get(), {}, EventKind::kPost, 0, std::move(fn));
+}
 void World::inject(const std::string& node, const FileFault& fault) {
   state_->machine(node).file_faults.push_back(fault);
 }
@@ -370,8 +384,7 @@ io::TimerId SimEnv::after(Duration delay, UniqueFunction<void()> fn) {
   int64_t time = world_.now_ns + wait.count();
   in_->timers[number] = time;
   world_.schedule(this, wait, EventKind::kTimer, 0, [this, number, fn = std::move(fn)]() mutable {
-    in_->timers.erase(number);
-    fn();
+    if (in_->timers.erase(number) != 0) fn();   // else cancelled when it was due to a process that stood still
   });
   return {number};
 }

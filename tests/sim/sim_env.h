@@ -130,6 +130,9 @@ class World {
                           uint32_t http_answer_lost_per_million);
 
   void jump_wall(const std::string& node, Duration by);
+  // SIGSTOP and SIGCONT: what happens to the process meanwhile it finds, in order, when it goes on.
+  void stand_still(const std::string& node);
+  void go_on(const std::string& node);
 
   void inject(const std::string& node, const FileFault& fault);
   void inject(const std::string& node, const CrashPoint& point);

@@ -85,6 +85,8 @@ struct Machine {
   Duration wall_offset{};
   std::unique_ptr<SimEnv> process;
   std::vector<std::unique_ptr<SimEnv>> dead;   // kept: what was built on them is destroyed later
+  bool stands_still = false;
+  std::vector<UniqueFunction<void()>> due;     // to the process that stands still
 
   std::map<uint16_t, SimListener*> listeners;
   std::map<std::string, SimHttpServer*> http_servers;          // by ":port" or socket path

@@ -490,6 +490,42 @@ TEST(Witness, AHostThatWaitsTellsOfNoHoles) {
   EXPECT_NE(end.status().sys_errno(), ENXIO) << "this is not the end";
 }
 
+// It stands still when the shared node has taken its word that the copies are equal, and has not heard that yet: then
+// another host may have the image when it goes on.
+TEST(Witness, AHostThatStoodStillAtTheEndOfAResyncReadsNothingOld) {
+  for (uint64_t seed = 1; seed <= seeds_of(8); ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    auto other = lab.open("host2", true, "other.img");
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    lab.world.run_for(seconds(5));
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.write("host2", *other, 0, 'a').is_ok());
+    auto outdated = [&] {
+      return lab.shared_status().find("\"outdated\":true,\"path\":\"/disk.img\"") != std::string::npos;
+    };
+    // Another image's sync fails there: of this one the link stands, and its vote is nobody's yet.
+    lab.world.inject("shared1", FileFault{.operations = kSync, .path_contains = ".data"});
+    lab.engine("host2").flush(*other, io::IoMode::kQueued, [](Status) {});
+    ASSERT_TRUE(lab.world.run_until(outdated, seconds(30))) << "seed " << seed;
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok()) << "seed " << seed;
+    ASSERT_TRUE(lab.world.run_until([&] { return !outdated(); }, seconds(30))) << "seed " << seed;
+    lab.world.stand_still("host1");
+    ASSERT_TRUE(moves(lab, *second, seconds(90))) << "seed " << seed;
+    auto data = std::make_shared<Bytes>(4096);   // shared with the read
+    auto read = std::make_shared<std::optional<Result<size_t>>>();
+    lab.engine("host1").read(*first, 4096, *data, io::IoMode::kInline,
+                             [data, read](Result<size_t> n) { read->emplace(std::move(n)); });
+    lab.world.go_on("host1");
+    EXPECT_TRUE(lab.world.run_until([&] { return read->has_value(); }, seconds(60))) << "seed " << seed;
+    EXPECT_FALSE(*read && (*read)->is_ok() && data->front() == 'a') << "seed " << seed << ": an old block is read";
+    ASSERT_TRUE(lab.healthy("host1")) << "seed " << seed;
+  }
+}
+
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   Lab lab(1, true);
   auto first = cut_off_after_a_write(lab);
