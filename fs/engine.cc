@@ -202,7 +202,7 @@ void Engine::tick() {
   try_failed_copies();
   try_missing_copies();
   take_up_tenures();
-  want_terms();
+  want_terms(1);
   if (!stopping_) reap();   // a stop goes through the images, and waits
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }

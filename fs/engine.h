@@ -350,7 +350,8 @@ class Engine final : public journal::BlockSource {
   Task<void> ask_witness(Image& image);
   Task<void> ask_unless_linked(Image& image);
   Task<void> ask_terms(Image& image);
-  void want_terms();
+  void want_terms(size_t at_least);
+  std::string without_vote() const;
   wire::Mark mark_of(Image& image, wire::MarkKind kind);
   // ---- engine_fill.cc
   Task<void> fill(Image& image);
@@ -552,6 +553,8 @@ class Engine final : public journal::BlockSource {
   uint32_t ops_in_flight_ = 0;
   std::unique_ptr<net::HttpClient> verify_client_;
   std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
+  size_t asking_terms_ = 0;                         // questions under way
+  std::string terms_error_;                         // why the witness gave none when it was last asked, of any image
   bool verify_running_ = false;
   std::unique_ptr<ScrubState> scrub_;               // never null
   uint32_t turns_taken_ = 0;                        // images being made level

@@ -54,7 +54,7 @@ void Engine::apply(Image& im, MirrorEvent event) {
   const bool equal = im.facts.policy_none || !unreconciled_.contains(im.id);
   if (im.attached && equal && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
   if (im.state == MirrorState::kWaiting && im.facts.asks_first && witness_) tasks_.spawn(ask_witness(im));
-  if (im.state == MirrorState::kMirrored) want_terms();
+  if (im.state == MirrorState::kMirrored) want_terms(0);
   if ((next.actions & kStartResync) != 0 && !im.resync_running) tasks_.spawn(resync(im));
   if ((next.actions & kStartFill) != 0 && !im.fill_running) tasks_.spawn(fill(im));
   if ((next.actions & kResendUnknown) != 0) {
@@ -171,6 +171,7 @@ Task<void> Engine::resume(Image& im) {
     if (says_level == 0) im.told_apart = session;
     im.facts.handshaken = true;
     im.yield_unknown = false;
+    im.terms_asked_at = {};
     im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
     if (!other || im.facts.policy_none) im.shared_loss = answer->loss_id;
     im.resync_loss = answer->loss_id;

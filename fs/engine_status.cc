@@ -57,6 +57,7 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
     if (!brick.status) why.push_back(brick.status.message() + " (a new one: tidemark brick replace)");
   if (group_->stuck()) why.push_back("a brick of group " + group_->name() + " hangs");
   if (group_->lost()) why.push_back("storage group " + group_->name() + " could not record a failed sync");
+  if (std::string why_none = without_vote(); !why_none.empty()) why.push_back(std::move(why_none));
   if (recovering_ != 0) why.push_back(std::to_string(recovering_) + " images wait for reconciliation after a crash");
   for (auto& [id, image] : images_) {
     Image& im = *image;

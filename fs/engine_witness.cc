@@ -5,41 +5,89 @@
 // Terms end with the next handshake: while the link was away either side may have got the vote under them. The vote
 // that this host once got counts until it asks for new terms, which it does when both copies are level again; from then
 // on the shared node may get the vote.
+#include <algorithm>
+
 #include "fs/engine.h"
 #include "shared/base/log.h"
 
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
+constexpr size_t kTermsAtOnce = 16;
+constexpr std::chrono::seconds kTermsAgain{1};   // of one image
 }  // namespace
 
-// Not for a tenure that goes on alone unasked: with terms the shared node could get the vote, and give it away.
-void Engine::want_terms() {
+// For the images that lack them, those first that were asked for longest ago. A few at a time, since all may lack them
+// at once, after a reconnect; while the witness is silent one, which finds out for all whether it still is. Not for a
+// tenure that goes on alone unasked: with terms the shared node could get the vote, and give it away.
+void Engine::want_terms(size_t at_least) {
   if (!witness_) return;
+  const bool silent = !terms_error_.empty();
+  size_t room = asking_terms_ <= kTermsAtOnce / 2 ? kTermsAtOnce - asking_terms_ : 0;
+  if (silent) room = asking_terms_ == 0 ? 1 : 0;
+  room = std::max(room, at_least);
+  if (room == 0) return;
+  std::vector<Image*> lacking;
   for (auto& [id, image] : images_) {
     Image& im = *image;
     bool level = im.held && im.state == MirrorState::kMirrored && !im.recovering && !im.yielding;
-    if (level && im.facts.asks_first && im.terms.value == 0 && !im.asking_terms) tasks_.spawn(ask_terms(im));
+    bool due = im.terms_asked_at == io::BootTime{} || env_.now() - im.terms_asked_at >= kTermsAgain;
+    if (level && due && im.facts.asks_first && im.terms.value == 0 && !im.asking_terms) lacking.push_back(&im);
   }
+  room = std::min(room, lacking.size());
+  auto older = [](const Image* a, const Image* b) { return a->terms_asked_at < b->terms_asked_at; };
+  std::partial_sort(lacking.begin(), lacking.begin() + static_cast<ptrdiff_t>(room), lacking.end(), older);
+  lacking.resize(room);
+  for (Image* im : lacking) tasks_.spawn(ask_terms(*im));
 }
 
 Task<void> Engine::ask_terms(Image& im) {
+  if (im.asking_terms) co_return;
   Pin pin(im);
   im.asking_terms = true;
+  ++asking_terms_;
+  im.terms_asked_at = env_.now();
   im.facts.witnessed = false;   // before it is asked: the answer may be lost
   remember(im);
   const Epoch epoch = im.epoch;
+  const uint64_t session = mirror_->hello().session;
   using Answer = Result<wire::TermsAnswer>;
   wire::Terms ask{im.id, epoch};
   auto terms = co_await async<Answer>([&](Callback<Answer> done) {
     mirror_->request<wire::TermsAnswer>(wire::Type::kTerms, ask, std::move(done));
   });
   im.asking_terms = false;
+  --asking_terms_;
   if (terms && im.held && im.epoch == epoch) {
     im.terms = terms->generation;
     remember(im);
   }
-  im.witness_error = terms ? "" : terms.status().message();
+  if (!terms && !mirror_->stands(session)) co_return;   // asked anew with the next one
+  // Refused for this image, or for want of the witness: then whatever else is asked is, too.
+  const Code code = terms.status().code();
+  const bool witness = code != Code::kBusy && code != Code::kFenced && code != Code::kNotFound;
+  const std::string error = terms ? "" : terms.status().message();
+  if (!terms && error != (witness ? terms_error_ : im.witness_error))
+    kLog.warning("terms_refused", {{"image", im.id}, {"error", error}});
+  im.witness_error = error;
+  if (terms && !terms_error_.empty()) kLog.info("terms_given_again", {{"image", im.id}});
+  if (terms || witness) terms_error_ = error;
+  if (terms || !witness) want_terms(0);
+}
+
+// Images of which nobody has a vote, should the link go now: their guests would wait, or stay with a host that is gone.
+std::string Engine::without_vote() const {
+  if (terms_error_.empty()) return "";
+  size_t count = 0;
+  std::string first;
+  for (const auto& [id, image] : images_) {
+    const Image& im = *image;
+    const bool lacks = im.held && im.facts.asks_first && im.state == MirrorState::kMirrored && im.terms.value == 0;
+    if (lacks && !im.witness_error.empty() && count++ == 0) first = names_->path_of(im.inode);
+  }
+  if (count == 0) return "";
+  return first + (count == 1 ? "" : " and " + std::to_string(count - 1) + " more images") +
+         ": the witness has no vote to give, should the shared node be lost: " + terms_error_;
 }
 
 Task<void> Engine::ask_witness(Image& im) {

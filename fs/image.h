@@ -101,6 +101,7 @@ struct Image {
   std::string taken_from;              // of this tenure, if it was taken by force: the host that lost it
   Generation terms;                    // under which the witness may be asked; 0: not known, it may not
   bool asking_terms = false, asking_witness = false;
+  io::BootTime terms_asked_at;         // in this session; 0: not yet
   std::string witness_error;           // why it has not recorded that this host may go on alone
   bool branch_staged = false;          // fenced: what was journaled was cut off
   std::string shared_fault;            // the shared copy is damaged: what it last answered

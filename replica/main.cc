@@ -1,4 +1,6 @@
 // tidemark-replica: the off-site server. Parses, builds, runs; replica.h does the work.
+#include <algorithm>
+#include <iterator>
 #include <memory>
 
 #include "replica/http_api.h"
@@ -40,7 +42,11 @@ class Server {
       TM_ASSIGN_OR_RETURN(witness_, witness::Witness::open(daemon_.env(), config_.node.state_dir + "/witness"));
     }
     replica_->register_metrics(daemon_.metrics());
-    daemon_.set_health([this] { return replica_->health(); });
+    daemon_.set_health([this] {
+      std::vector<std::string> reasons = replica_->health();
+      if (witness_ != nullptr) std::ranges::move(witness_->health(), std::back_inserter(reasons));
+      return reasons;
+    });
     daemon_.routes().get("/v1/status",
                          [this](const daemon::Request&) -> Result<std::string> { return replica_->status_json(); });
     auto handle = [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {

@@ -302,6 +302,7 @@ void Core::tick() {
   if (!failed_) return;
   settle_marks();
   close_idle_copies();
+  look_for_witness();
   io::BootTime now = env_.now();
   std::vector<std::string> lost;
   for (const auto& [host, at] : host_gone_at_) {

@@ -377,6 +377,8 @@ class Core {
   void note_outdated(Image& image, const TenureNow& asked);
   using WitnessAnswer = UniqueFunction<void(Result<std::string> verdict, Generation registered)>;
   void ask_witness(const char* what, const Image& image, WitnessAnswer done);
+  void look_for_witness();
+  void note_witness(const Status& answered, io::BootTime asked);
   void register_terms(const PeerPtr& peer, uint64_t id, Image& image, Epoch epoch, Generation next, bool may_learn);
 
   // ---- name_requests.cc -----------------------------------------------------------------------
@@ -418,6 +420,10 @@ class Core {
   std::vector<SessionPtr> draining_;          // ended, with requests still under way
   uint64_t next_session_ = 0;
   std::map<std::string, io::BootTime> host_gone_at_;
+
+  bool looking_for_witness_ = false;
+  Status witness_fault_;                      // how it failed to answer the last time; OK: it did, or was not asked
+  io::BootTime witness_silent_since_;         // while it fails
 
   fence::Ticket next_ticket_ = 0;
   std::map<fence::Ticket, Waiting> waiting_;

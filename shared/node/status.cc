@@ -14,6 +14,7 @@ namespace {
 constexpr double kNanosecondsPerMicrosecond = 1e3;
 constexpr size_t kDamagedListed = 20;
 constexpr std::chrono::seconds kOutdatedMax{30};   // not named before, while its holder is here
+constexpr std::chrono::seconds kWitnessSilentMax{10};   // likewise: it may just be starting anew
 
 // Names may hold any bytes: those that are no UTF-8 are replaced rather than thrown at.
 std::string text(const json& j) { return j.dump(-1, ' ', false, json::error_handler_t::replace); }
@@ -61,6 +62,8 @@ std::vector<std::string> Core::unhealthy_reasons() const {
   for (const auto& [id, image] : images_) {
     if (std::string why = in_doubt_text(*image); !why.empty() && !image->again_failed) out.push_back(std::move(why));
   }
+  if (!witness_fault_ && env_.now() - witness_silent_since_ >= kWitnessSilentMax)
+    out.push_back("the witness is silent, and gives no vote when one is needed: " + witness_fault_.message());
   if (rebuild_) {
     std::string hosts;
     for (const std::string& host : rebuild_->awaited()) hosts += (hosts.empty() ? "" : ", ") + host;

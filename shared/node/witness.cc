@@ -40,8 +40,10 @@ void Core::ask_witness(const char* what, const Image& image, WitnessAnswer done)
   request.method = "POST";
   request.target = "/v1/witness/" + image.id.to_string() + "/" + std::to_string(image.record.tenure.epoch.value) + "/" +
                    std::to_string(image.record.generation.value) + "/" + what;
-  options_.witness->request(std::move(request), [done = std::move(done), epoch = image.record.tenure.epoch](
+  options_.witness->request(std::move(request), [this, self = self_, done = std::move(done),
+                                                 epoch = image.record.tenure.epoch, asked = env_.now()](
                                                     Result<net::HttpResponse> answer) mutable {
+    if (*self != nullptr) note_witness(answer.status(), asked);
     if (!answer) return done(answer.status(), Generation(0));
     std::string body(as_text(answer->body));
     if (answer->status != 200)
@@ -52,6 +54,34 @@ void Core::ask_witness(const char* what, const Image& image, WitnessAnswer done)
     }
     done(Status(Code::kCorruption, "witness: an answer of another form"), Generation(0));
   });
+}
+
+// At each tick: nobody else asks it while all is well, and that it is gone is to be seen before it is needed. It is
+// asked for what comes after the last image: no record, and a witness of any version answers.
+void Core::look_for_witness() {
+  if (!options_.witness || std::exchange(looking_for_witness_, true)) return;
+  net::HttpRequest request;
+  request.method = "GET";
+  request.target = "/v1/witness/records/ffffffff-ffff-ffff-ffff-ffffffffffff";
+  options_.witness->request(std::move(request), [this, self = self_, asked = env_.now()](
+                                                    Result<net::HttpResponse> answer) {
+    if (*self == nullptr) return;
+    looking_for_witness_ = false;
+    constexpr int kFound = 200, kNoSuchMethod = 405;   // the latter of a version without a list
+    Status status = answer.status();
+    if (answer && answer->status != kFound && answer->status != kNoSuchMethod)
+      status = Status(Code::kUnavailable, "HTTP " + std::to_string(answer->status) + ": no witness serves there");
+    note_witness(status, asked);
+  });
+}
+
+void Core::note_witness(const Status& answered, io::BootTime asked) {
+  if (answered.is_ok() != witness_fault_.is_ok()) {
+    if (answered) kLog.info("witness_answers", {});
+    else kLog.warning("witness_silent", {{"error", answered}, {"effect", "it gives no vote when one is needed"}});
+    witness_silent_since_ = asked;
+  }
+  witness_fault_ = answered;
 }
 
 void Core::terms_request(const PeerPtr& peer, wire::Request& request) {
@@ -65,7 +95,7 @@ void Core::terms_request(const PeerPtr& peer, wire::Request& request) {
   if (!options_.witness) return refuse(Code::kUnsupported, "the shared node has no [witness]");
   const bool differ = image->record.outdated != 0 && !TM_PLANTED("give terms while copies differ");
   if (differ) return refuse(Code::kBusy, "the copies are not level");
-  if (image->asking_witness != 0 || image->fencing) return refuse(Code::kUnavailable, "being decided");
+  if (image->asking_witness != 0 || image->fencing) return refuse(Code::kBusy, "being decided");
   ++image->asking_witness;
   ++image->ops;
   register_terms(peer, request.id, *image, m.epoch, image->record.generation.next(), true);

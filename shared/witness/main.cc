@@ -31,6 +31,7 @@ class Server {
                      {}, daemon_.options().config_file};
     TM_RETURN_IF_ERROR(state::check_in(daemon_.env(), spec).status());
     TM_ASSIGN_OR_RETURN(witness_, Witness::open(daemon_.env(), config_.node.state_dir + "/witness"));
+    daemon_.set_health([this] { return witness_->health(); });
     daemon_.routes().get("/v1/status",
                          [this](const daemon::Request&) -> Result<std::string> { return witness_->status_json(); });
     auto handle = [this](net::HttpRequest request, Callback<net::HttpResponse> reply) {

@@ -115,11 +115,18 @@ void Witness::ask(const ImageId& image, const Question& question, Callback<net::
   // Also where nothing changes: what is said again must be durable as well, and may still be on its way.
   kv::WriteBatch batch;
   batch.put(kRecords, image.bytes, wire::encode(*record));
-  store_->commit(std::move(batch), [answer = *record, reply = std::move(reply)](Status s) mutable {
+  store_->commit(std::move(batch), [this, answer = *record, reply = std::move(reply)](Status s) mutable {
+    if (!s && kept_) kLog.warning("record_not_kept", {{"error", s}, {"effect", "no vote is given"}});
+    kept_ = s;
     if (!s) return reply(refuse(503, "unavailable", "the record could not be made durable"));
     reply(net::HttpResponse::json(200, "{\"verdict\":\"" + std::string(verdict_name(answer.verdict)) + "\",\"by\":\"" +
                                            answer.by + "\"}"));
   });
+}
+
+std::vector<std::string> Witness::health() const {
+  if (kept_) return {};
+  return {"no vote is given: a record could not be made durable (log record_not_kept)"};
 }
 
 std::string Witness::status_json() const {
@@ -128,7 +135,10 @@ std::string Witness::status_json() const {
     outdated += record.verdict == Verdict::kOutdated ? 1 : 0;
     fenced += record.verdict == Verdict::kFenced ? 1 : 0;
   }
-  return "{\"role\":\"witness\",\"healthy\":true,\"images\":" + std::to_string(records_.size()) +
+  std::string reasons;
+  for (const std::string& reason : health()) reasons += (reasons.empty() ? "\"" : ",\"") + reason + "\"";
+  return "{\"role\":\"witness\",\"healthy\":" + std::string(reasons.empty() ? "true" : "false") + ",\"reasons\":[" +
+         reasons + "],\"images\":" + std::to_string(records_.size()) +
          ",\"outdated\":" + std::to_string(outdated) + ",\"fenced\":" + std::to_string(fenced) + "}";
 }
 

@@ -32,6 +32,8 @@ class Witness {
   static bool is_target(const std::string& target) { return target.starts_with("/v1/witness/"); }
   void handle(net::HttpRequest request, Callback<net::HttpResponse> reply);
   std::string status_json() const;
+  // Why it cannot vote; empty: it can.
+  std::vector<std::string> health() const;
 
  private:
   explicit Witness(std::unique_ptr<kv::Store> store) : store_(std::move(store)) {}
@@ -40,6 +42,7 @@ class Witness {
 
   std::unique_ptr<kv::Store> store_;
   std::map<ImageId, Record> records_;
+  Status kept_;                        // whether the last record could be made durable
 };
 
 }  // namespace tidemark::witness

@@ -461,6 +461,40 @@ TEST(Witness, AReadFromASlowDiskIsNotAnsweredAfterTheLease) {
   ASSERT_TRUE(lab.healthy("host1"));
 }
 
+// Of which nobody would have a vote when it is needed.
+TEST(Witness, ASilentWitnessIsSeenBeforeItIsNeeded) {
+  Lab lab(1, true);
+  lab.crash("witness1", Crash::kKill);
+  constexpr int kImages = 8;
+  for (int i = 0; i < kImages; ++i) {
+    auto handle = lab.open("host1", true, "disk" + std::to_string(i));
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *handle, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *handle).is_ok());
+  }
+  lab.world.run_for(seconds(20));
+  std::vector<std::string> reasons;
+  EXPECT_FALSE(lab.engine("host1").healthy(&reasons));
+  ASSERT_EQ(reasons.size(), 1u);
+  EXPECT_NE(reasons[0].find("the witness has no vote to give"), std::string::npos) << reasons[0];
+  EXPECT_NE(lab.shared_status().find("the witness is silent"), std::string::npos) << lab.shared_status();
+  // However many images wait for it, it is asked for once in a while.
+  const uint64_t commits = lab.world.commits("shared1");
+  lab.world.run_for(seconds(60));
+  EXPECT_LT(lab.world.commits("shared1") - commits, 60u);
+  lab.start("witness1");
+  EXPECT_TRUE(lab.healthy("host1", seconds(5)));
+  lab.world.run_for(seconds(1));
+  EXPECT_EQ(lab.world.committed("witness1", "/state/witness", "records").size(), size_t(kImages));
+  lab.world.run_for(seconds(5));
+  EXPECT_EQ(lab.shared_status().find("the witness is silent"), std::string::npos);
+  // It goes when all have their terms: nobody but the shared node would see it.
+  lab.crash("witness1", Crash::kKill);
+  lab.world.run_for(seconds(20));
+  EXPECT_TRUE(lab.engine("host1").healthy());
+  EXPECT_NE(lab.shared_status().find("the witness is silent"), std::string::npos);
+}
+
 Result<uint64_t> seek(Lab& lab, fs::HandleId handle, uint64_t offset, bool data) {
   return lab.wait<Result<uint64_t>>(
       [&](auto done) { lab.engine("host1").seek(handle, offset, data, std::move(done)); });

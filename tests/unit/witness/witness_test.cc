@@ -108,5 +108,34 @@ TEST(WitnessService, ListsItsRecordsToTheSharedNode) {
   world.crash("witness1", sim::Crash::kKill);
 }
 
+TEST(WitnessService, ThatCannotKeepARecordSaysSo) {
+  sim::World world({.seed = 1});
+  world.add_node({.name = "witness1", .cluster = Uuid::from_random({1}), .role = net::Role::kWitness});
+  sim::SimEnv& env = world.start("witness1");
+  auto witness = Witness::open(env, "/state/witness");
+  ASSERT_TRUE(witness.is_ok()) << witness.status().to_string();
+  auto registers = [&](int generation) {
+    net::HttpRequest asked;
+    asked.method = "POST";
+    asked.target = "/v1/witness/" + Uuid::from_random({2}).to_string() + "/7/" + std::to_string(generation) + "/register";
+    asked.peer.role = net::Role::kShared;
+    std::optional<int> answer;
+    (*witness)->handle(std::move(asked), [&](net::HttpResponse r) { answer = r.status; });
+    EXPECT_TRUE(world.run_until([&] { return answer.has_value(); }, std::chrono::seconds(5)));
+    return answer.value_or(0);
+  };
+  EXPECT_EQ(registers(1), 200);
+  EXPECT_TRUE((*witness)->health().empty());
+  EXPECT_NE((*witness)->status_json().find("\"healthy\":true,\"reasons\":[]"), std::string::npos);
+  world.set_store_fault("witness1", sim::StoreFault{.status = Status(Code::kOutOfSpace, "full")});
+  EXPECT_EQ(registers(2), 503);
+  EXPECT_EQ((*witness)->health().size(), 1u);
+  EXPECT_NE((*witness)->status_json().find("\"healthy\":false,\"reasons\":[\"no vote"), std::string::npos);
+  world.set_store_fault("witness1", std::nullopt);
+  EXPECT_EQ(registers(3), 200);
+  EXPECT_TRUE((*witness)->health().empty());
+  world.crash("witness1", sim::Crash::kKill);
+}
+
 }  // namespace
 }  // namespace tidemark::witness
