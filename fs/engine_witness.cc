@@ -15,6 +15,9 @@ namespace {
 const log::Logger kLog("fs");
 constexpr size_t kTermsAtOnce = 16;
 constexpr std::chrono::seconds kTermsAgain{1};   // of one image
+// The shared node answers others' reads while it heard this host less than 900 ms ago (data_requests.cc); the rest is
+// for the way there of what was sent last.
+constexpr std::chrono::milliseconds kHeardMax{1200};
 }  // namespace
 
 // For the images that lack them, those first that were asked for longest ago. A few at a time, since all may lack them
@@ -114,6 +117,12 @@ Task<void> Engine::ask_witness(Image& im) {
     if (im.terms != terms) continue;   // the link was back meanwhile: what was said then decides nothing now
     const std::string body = answer ? std::string(as_text(answer->body)) : answer.status().message();
     if (answer && answer->status == 200 && body.starts_with("{\"verdict\":\"outdated\"")) {
+      // Until then another host's read may be answered without what is acknowledged here.
+      const io::BootTime unheard = mirror_->sent_until() + kHeardMax;
+      if (!mirror_->up() && env_.now() < unheard) {
+        co_await sleep(unheard - env_.now());
+        if (!waits() || im.terms != terms) continue;
+      }
       kLog.warning("witness_recorded", {{"image", im.id}, {"epoch", epoch}, {"generation", im.terms},
                                         {"effect", "this host goes on alone"}});
       im.facts.witnessed = true;

@@ -18,7 +18,7 @@ constexpr std::chrono::milliseconds kSilenceMax{1400};
 }  // namespace
 
 Mirror::Mirror(io::Env& env, MirrorOptions options, MirrorEvents events)
-    : env_(env), options_(std::move(options)), events_(std::move(events)) {}
+    : env_(env), options_(std::move(options)), events_(std::move(events)), sent_until_(env.now()) {}
 
 Mirror::~Mirror() {
   stopping_ = true;
@@ -155,7 +155,10 @@ void Mirror::end_session(const Status& reason) {
   up_ = false;
   last_error_ = reason;
   if (!stopping_) kLog.warning("link_lost", {{"peer", answer_.node}, {"error", reason}});
-  for (auto& c : connections_) dying_.push_back(std::move(c));
+  for (auto& c : connections_) {
+    sent_until_ = std::max(sent_until_, c->sent_until());
+    dying_.push_back(std::move(c));
+  }
   connections_.clear();
   events_.on_down(reason);
   for (auto& c : dying_)

@@ -53,6 +53,8 @@ class Mirror {
   io::Duration round_trip() const;
   // Since the shared node held this session for certain; on all of its connections.
   io::Duration unconfirmed() const;
+  // While the link is down: nothing was sent in a session after this time.
+  io::BootTime sent_until() const { return sent_until_; }
   uint32_t connections() const { return options_.connections; }
 
   // The hot path: straight to a connection.
@@ -91,6 +93,7 @@ class Mirror {
   std::vector<std::unique_ptr<wire::Connection>> dying_;         // closed, their requests not yet all failed
   wire::HelloAnswer answer_;
   Status last_error_;
+  io::BootTime sent_until_;          // in the last session; of those of runs before, this one's beginning
   bool up_ = false;
   bool stopping_ = false;
   UniqueFunction<void()> wake_;      // resumes run() when the session ended

@@ -116,6 +116,8 @@ struct Connection::State : std::enable_shared_from_this<Connection::State> {
 
   io::Duration ping_interval{0}, silence_max{0}, round_trip{0};
   io::BootTime last_received, certain;
+  io::BootTime sent_until;             // the tick that saw the first `frames_seen` frames: no clock for each of them
+  uint64_t frames_sent = 0, frames_seen = 0;
   bool ping_unanswered = false;
   io::TimerId ping_timer;
 };
@@ -280,6 +282,7 @@ void Connection::State::send(Type type, uint16_t flags, uint64_t id, ByteSpan fr
     open = false;
     return stream->close(Status(Code::kUnavailable, "a frame for " + peer_name() + " is over its bounds"));
   }
+  ++frames_sent;
   constexpr size_t kSmall = 256;
   if (frame_body.size() <= kSmall) {
     uint8_t head[kFrameHeaderBytes + kSmall];
@@ -296,6 +299,7 @@ void Connection::State::send(Type type, uint16_t flags, uint64_t id, ByteSpan fr
 void Connection::State::keep_alive_tick() {
   if (!open || detached) return;
   io::BootTime now = env.now();
+  if (std::exchange(frames_seen, frames_sent) != frames_sent) sent_until = now;
   if (ping_unanswered && now - last_received > silence_max) {
     kLog.warning("peer_silent", {{"peer", peer_name()}, {"silence_ms", (now - last_received).count() / 1'000'000}});
     open = false;
@@ -346,6 +350,10 @@ void Connection::keep_alive(io::Duration interval, io::Duration silence_max) {
 
 io::BootTime Connection::heard_for_certain() const { return state_->certain; }
 
+io::BootTime Connection::sent_until() const {
+  return state_->frames_seen == state_->frames_sent ? state_->sent_until : state_->env.now();
+}
+
 io::Duration Connection::silence() const { return state_->env.now() - state_->last_received; }
 
 void Connection::send_request(Type type, ByteSpan body, ByteSpan payload, Callback<Result<Answer>> done) {
@@ -366,6 +374,7 @@ void Connection::send_write(const Write& message, ByteSpan payload, uint64_t pay
   encode_write(message, head + kFrameHeaderBytes);
   encode_frame_header(Type::kWrite, 0, slot->id, {head + kFrameHeaderBytes, kWriteBodyBytes}, payload.size(),
                       payload_digest, head);
+  ++state_->frames_sent;
   state_->stream->send(head, payload);
 }
 

@@ -65,6 +65,8 @@ class Connection {
   // The peer was there at this time or later: when the newest ping that it has answered was sent, before that when the
   // connection began. Unlike silence() not fooled by what had arrived and lay unread while this process stood still.
   io::BootTime heard_for_certain() const;
+  // Nothing was sent after this time; at most a ping's interval too late. Of a connection that is kept alive.
+  io::BootTime sent_until() const;
 
   // ---- asking ---------------------------------------------------------------------------------
   // At most limits::kFrameRequestsMax are unanswered; more fail with kUnavailable at once. After the

@@ -225,6 +225,7 @@ void World::set_latency(const std::string& from, const std::string& to, Duration
   state_->links[{from, to}].latency = latency;
 }
 void World::reset_connections(const std::string& a, const std::string& b) { sim::reset_connections(*state_, a, b); }
+void World::reset_end(const std::string& at, const std::string& peer) { sim::reset_end(*state_, at, peer); }
 void World::set_network_faults(uint32_t reset, uint32_t request_lost, uint32_t answer_lost) {
   state_->options.reset_per_million = reset;
   state_->options.http_request_lost_per_million = request_lost;

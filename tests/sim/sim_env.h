@@ -125,6 +125,7 @@ class World {
   void heal_all();
   void set_latency(const std::string& from, const std::string& to, DurationRange latency);
   void reset_connections(const std::string& a, const std::string& b);   // each in the middle of its delivery
+  void reset_end(const std::string& at, const std::string& peer);   // the same, and only `at` hears of it
   // Changes the rates given in WorldOptions.
   void set_network_faults(uint32_t reset_per_million, uint32_t http_request_lost_per_million,
                           uint32_t http_answer_lost_per_million);

@@ -173,5 +173,6 @@ void crash_connections(World::State& world, SimEnv& process, Crash kind);
 void crash_exchanges(Machine& machine, Crash kind);
 void resume_connections(World::State& world);   // after a link healed
 void reset_connections(World::State& world, const std::string& a, const std::string& b);
+void reset_end(World::State& world, const std::string& at, const std::string& peer);
 
 }  // namespace tidemark::sim

@@ -202,26 +202,38 @@ void crash_connections(World::State& world, SimEnv& process, Crash kind) {
   }
 }
 
-void resume_connections(World::State& world) {
+namespace {
+std::vector<std::shared_ptr<Connection>> connections_of(World::State& world) {   // kept alive while they are told
   std::vector<std::shared_ptr<Connection>> all;
   for (auto& [number, weak] : world.connections) {
     if (auto connection = weak.lock()) all.push_back(std::move(connection));
   }
-  for (auto& connection : all) {
+  return all;
+}
+}  // namespace
+
+void resume_connections(World::State& world) {
+  for (auto& connection : connections_of(world)) {
     connection->resume(0);
     connection->resume(1);
   }
 }
 
 void reset_connections(World::State& world, const std::string& a, const std::string& b) {
-  std::vector<std::shared_ptr<Connection>> all;
-  for (auto& [number, weak] : world.connections) {
-    if (auto connection = weak.lock()) all.push_back(std::move(connection));
-  }
-  for (auto& connection : all) {
+  for (auto& connection : connections_of(world)) {
     const std::string& x = connection->machine(0).options.name;
     const std::string& y = connection->machine(1).options.name;
     if ((x == a && y == b) || (x == b && y == a)) connection->break_off("connection reset by peer");
+  }
+}
+
+void reset_end(World::State& world, const std::string& at, const std::string& peer) {
+  for (auto& connection : connections_of(world)) {
+    for (int side = 0; side < 2; ++side) {
+      const bool here = connection->machine(side).options.name == at;
+      if (here && connection->machine(1 - side).options.name == peer)
+        connection->tell_closed(side, {}, Status(Code::kUnavailable, "connection reset by peer"));
+    }
   }
 }
 

@@ -560,6 +560,27 @@ TEST(Witness, AHostThatStoodStillAtTheEndOfAResyncReadsNothingOld) {
   }
 }
 
+// The link is reset, or dead without a word: the shared node has heard its holder a moment ago, and does not know yet.
+TEST(Witness, NobodyReadsWithoutWhatAHostHasAcknowledgedAlone) {
+  for (uint64_t seed = 1; seed <= seeds_of(10); ++seed) {
+    Lab lab(seed, true);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.run_for(seconds(5));
+    lab.world.run_for(milliseconds(37 * seed));
+    const bool reset = seed % 2 == 0;
+    const Duration gone = lab.world.elapsed();
+    lab.world.partition("host1", "shared1");
+    if (reset) lab.world.reset_end("host1", "shared1");
+    ASSERT_TRUE(lab.write("host1", *first, 0, 't').is_ok()) << "seed " << seed;
+    EXPECT_LT(lab.world.elapsed() - gone, milliseconds(2000)) << "seed " << seed;   // dead without a word: no longer
+    auto byte = lab.read("host2", *second, 0);
+    EXPECT_FALSE(byte.is_ok() && *byte == 'a') << "seed " << seed << ": an old block is read";
+  }
+}
+
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   Lab lab(1, true);
   auto first = cut_off_after_a_write(lab);
