@@ -96,9 +96,9 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   im.facts.copy_whole = im.facts.handshaken = true;
   im.terms = saved->terms;
   im.facts.witnessed = saved->witnessed;
-  // Whatever the policy is by now: under these terms the shared node may have it fenced. Terms say it of a tenure that
-  // an older program held.
-  const bool asked_first = saved->asks_first.value_or(saved->terms.value != 0 || saved->witnessed);
+  // Whatever the policy is by now: under its terms the shared node may have it fenced. Who had any asked first, or was
+  // an older program, which did not keep more.
+  const bool asked_first = saved->asks_first || saved->terms.value != 0 || saved->witnessed;
   im.facts.asks_first = im.facts.asks_first || asked_first;
   im.shared_loss = im.resync_loss = saved->shared_loss;
   im.unsynced.finish();   // by the run before; the next flush is to cover it

@@ -15,7 +15,6 @@ constexpr size_t kSourceBytesMax = 64;
 // compiler keeps the order is enough.
 void in_order() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
-enum AsksFirst : uint8_t { kNotSaid = 0, kGoesAlone = 1, kAsksFirst = 2 };
 enum HandleState : uint32_t { kClosed = 0, kOpen = 1, kWrote = 2, kFenced };
 
 struct Handle {
@@ -176,7 +175,7 @@ void Survivor::hold(const SavedTenure& tenure) {
     t.host_loss = tenure.host_loss.value;
     t.shared_loss = tenure.shared_loss.value;
     t.mirror_none = tenure.mirror_none ? 1 : 0;
-    t.asks_first = !tenure.asks_first ? kNotSaid : *tenure.asks_first ? kAsksFirst : kGoesAlone;
+    t.asks_first = tenure.asks_first ? 1 : 0;
     Vote& vote = layout_->votes[i];
     vote.epoch = tenure.epoch.value;
     vote.terms_and_witnessed = tenure.terms.value * 2 + (tenure.witnessed ? 1 : 0);
@@ -210,7 +209,7 @@ std::vector<SavedTenure> Survivor::tenures() const {
     saved.host_loss = LossId(t.host_loss);
     saved.shared_loss = LossId(t.shared_loss);
     saved.mirror_none = t.mirror_none != 0;
-    if (t.asks_first != kNotSaid) saved.asks_first = t.asks_first == kAsksFirst;
+    saved.asks_first = t.asks_first != 0;
     const Vote& vote = layout_->votes[i];
     if (vote.epoch == t.epoch) {
       saved.terms = Generation(vote.terms_and_witnessed / 2);

@@ -43,7 +43,7 @@ struct SavedTenure {
   bool mirror_none = false;
   Generation terms;                      // under which the witness may be asked; 0: none are known
   bool witnessed = false;                // it has recorded that this host may go on alone
-  std::optional<bool> asks_first{};      // before it does; none: an older program held it, which did not say
+  bool asks_first = false;               // it does not before that; an older program did not say, but with its terms
 };
 
 class Survivor {

@@ -65,14 +65,12 @@ TEST_F(SurvivorTest, ATenureIsKeptAsItWasLastHeld) {
   EXPECT_TRUE(tenures[0].mirror_none);
   EXPECT_EQ(tenures[0].terms, Generation(21));
   EXPECT_TRUE(tenures[0].witnessed);
-  EXPECT_EQ(tenures[0].asks_first, std::optional<bool>(true));
+  EXPECT_TRUE(tenures[0].asks_first);
   attach().let_go(image(1));
   attach().hold({image(3), InodeNumber(5), Epoch(9), {}, LossId(11), LossId(12)});   // where the other stood
   EXPECT_EQ(attach().tenures().at(0).terms, Generation(0));
   EXPECT_FALSE(attach().tenures().at(0).witnessed);
-  EXPECT_EQ(attach().tenures().at(0).asks_first, std::nullopt);   // as an older program leaves it
-  attach().hold({image(3), InodeNumber(5), Epoch(9), {}, LossId(11), LossId(12), false, {}, false, false});
-  EXPECT_EQ(attach().tenures().at(0).asks_first, std::optional<bool>(false));
+  EXPECT_FALSE(attach().tenures().at(0).asks_first);
 }
 
 TEST_F(SurvivorTest, MoreTenuresThanThereIsRoomForAreNotKept) {
