@@ -423,7 +423,7 @@ class Core {
 
   bool looking_for_witness_ = false;
   Status witness_fault_;                      // how it failed to answer the last time; OK: it did, or was not asked
-  io::BootTime witness_silent_since_;         // while it fails
+  io::BootTime witness_silent_since_, witness_heard_at_;   // the former while it fails
 
   fence::Ticket next_ticket_ = 0;
   std::map<fence::Ticket, Waiting> waiting_;

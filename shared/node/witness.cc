@@ -76,6 +76,8 @@ void Core::look_for_witness() {
 }
 
 void Core::note_witness(const Status& answered, io::BootTime asked) {
+  if (!answered && asked < witness_heard_at_) return;   // it was asked before it was heard last
+  if (answered) witness_heard_at_ = env_.now();
   if (answered.is_ok() != witness_fault_.is_ok()) {
     if (answered) kLog.info("witness_answers", {});
     else kLog.warning("witness_silent", {{"error", answered}, {"effect", "it gives no vote when one is needed"}});
