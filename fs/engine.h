@@ -74,7 +74,7 @@ class Engine final : public journal::BlockSource {
   void create(wire::Create request, AttrDone done, RequestId id = {});
   void unlink(InodeNumber parent, std::string name, bool directory, Done done, RequestId id = {});
   void rename(wire::Rename request, Done done, RequestId id = {});
-  void readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done);
+  void readdir(InodeNumber inode, std::string after, uint32_t count_max, Callback<Result<wire::DirEntries>> done);
   void set_xattr(wire::SetXattr request, Done done, RequestId id = {});
   void statfs(Callback<Result<wire::StatFsAnswer>> done);
   // The kernel is to forget what it knows: (inode, parent, name); name empty for the inode's own data.
@@ -411,7 +411,7 @@ class Engine final : public journal::BlockSource {
   Task<void> do_create(wire::Create request, AttrDone done, RequestId id);
   Task<void> do_unlink(wire::Unlink request, Done done, RequestId id);
   Task<void> do_rename(wire::Rename request, Done done, RequestId id);
-  Task<void> do_readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done);
+  Task<void> do_readdir(wire::ReadDir request, Callback<Result<wire::DirEntries>> done);
   Task<void> do_set_xattr(wire::SetXattr request, Done done, RequestId id);
   Task<void> do_statfs(Callback<Result<wire::StatFsAnswer>> done);
   template <class A, class M>

@@ -360,23 +360,23 @@ Task<Status> Engine::was_done(const wire::Rename& request, InodeNumber node, io:
   co_return now->inode == node ? Status::ok() : Status::from_errno(ENOENT, request.name);
 }
 
-void Engine::readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done) {
-  tasks_.spawn(do_readdir(inode, std::move(after), std::move(done)));
+void Engine::readdir(InodeNumber inode, std::string after, uint32_t count_max,
+                     Callback<Result<wire::DirEntries>> done) {
+  tasks_.spawn(do_readdir({inode, std::move(after), count_max}, std::move(done)));
 }
 
-Task<void> Engine::do_readdir(InodeNumber inode, std::string after, Callback<Result<wire::DirEntries>> done) {
-  wire::ReadDir request{inode, after, 512};
+Task<void> Engine::do_readdir(wire::ReadDir request, Callback<Result<wire::DirEntries>> done) {
   auto answer = co_await ask<wire::DirEntries>(wire::Type::kReadDir, request, kQueryWait);
   if (answer) {
     for (wire::DirEntry& e : answer->entries) {
-      names_->put_entry(inode, e.name, e.attr);
+      names_->put_entry(request.inode, e.name, e.attr);
       if (Image* im = find(e.attr.image); im != nullptr && !im->held) take_attr(*im, e.attr);
       e.attr = local_view(std::move(e.attr));
     }
     co_return done(std::move(answer));
   }
   if (!is_unreachable(answer.status())) co_return done(answer.status());
-  wire::DirEntries known = names_->list(inode, after, 512);
+  wire::DirEntries known = names_->list(request.inode, request.after, request.count_max);
   for (wire::DirEntry& e : known.entries) e.attr = local_view(std::move(e.attr));
   done(std::move(known));
 }

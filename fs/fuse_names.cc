@@ -1,5 +1,6 @@
 // FUSE operations on names and attributes.
 #include <errno.h>
+#include <linux/fuse.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -15,6 +16,7 @@ namespace tidemark::fs {
 namespace {
 constexpr std::string_view kUuidName = "user.tidemark.uuid";
 constexpr std::string_view kMirrorName = "user.tidemark.mirror";
+constexpr size_t kPageEntries = 512;
 
 timespec timespec_of(WallTime t) {
   int64_t s = t.ns / 1'000'000'000, n = t.ns % 1'000'000'000;
@@ -245,7 +247,9 @@ void FuseOps::open_directory(fuse_req_t req, fuse_ino_t ino, fuse_file_info* fi,
   FuseShell& shell = shell_of(req);
   fi->fh = ++shell.last_directory_;
   fi->cache_readdir = 0;
-  shell.directories_[fi->fh] = {InodeNumber(ino), {}, {}, false, view};
+  FuseShell::Directory& dir = shell.directories_[fi->fh];
+  dir.inode = InodeNumber(ino);
+  dir.view = view;
   if (fuse_reply_open(req, fi) == -ENOENT) shell.directories_.erase(shell.last_directory_);
 }
 
@@ -266,6 +270,10 @@ void FuseOps::readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off
 
 // Offsets: 0 and 1 are `.` and `..`, then the entries in name order. A listing from 0 is taken anew. A handle of a run
 // before is listed anew up to the offset: what came or went meanwhile may show twice or not at all.
+//
+// With READDIRPLUS each entry is a lookup, which the kernel takes for as new as its request: what an earlier one had
+// fetched would turn a size, a mode or a name back that the kernel has been told of since, and an append would land on
+// what was written before. So what was not shown yet is fetched anew, and what was is a name alone.
 void FuseOps::list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size, uint64_t offset, bool plus) {
   FuseShell& shell = shell_of(req);
   FuseShell::Directory& dir = shell.directories_[handle];
@@ -274,13 +282,22 @@ void FuseOps::list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size,
     dir.entries.clear();
     dir.listed_to.clear();
     dir.complete = false;
+    dir.shown = 0;
+  }
+  const bool looks_up = plus && !dir.view;
+  if (looks_up && offset == dir.shown + 2 && dir.shown < dir.entries.size()) {
+    dir.entries.resize(dir.shown);
+    dir.listed_to = dir.shown == 0 ? "" : dir.entries.back().name;
+    dir.complete = false;
   }
   if (dir.complete || offset < dir.entries.size() + 2) {
+    dir.fresh = dir.entries.size();
     if (offset >= 2 || dir.complete) return send_entries(req, dir, size, offset, plus);
   }
   auto listed = [req, ino, &shell, handle, size, offset, plus](Result<wire::DirEntries> page) {
     if (!page) return reply_error(req, page.status());
     FuseShell::Directory& d = shell.directories_[handle];
+    d.fresh = d.entries.size();
     d.complete = page->end != 0 || page->entries.empty();
     if (!page->entries.empty()) d.listed_to = page->entries.back().name;
     for (wire::DirEntry& e : page->entries)
@@ -288,7 +305,11 @@ void FuseOps::list(fuse_req_t req, fuse_ino_t ino, uint64_t handle, size_t size,
     if (!d.complete && offset >= d.entries.size() + 2) return list(req, ino, handle, size, offset, plus);
     send_entries(req, d, size, offset, plus);
   };
-  shell.engine_.readdir(dir.inode, dir.listed_to, std::move(listed));
+  // No more than the answer holds, if the rest is fetched anew.
+  const bool next = offset <= dir.entries.size() + 2;
+  const size_t most = looks_up && next ? size / FUSE_NAME_OFFSET_DIRENTPLUS + 1 : kPageEntries;
+  shell.engine_.readdir(dir.inode, dir.listed_to, static_cast<uint32_t>(std::min(most, kPageEntries)),
+                        std::move(listed));
 }
 
 void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t size, uint64_t offset, bool plus) {
@@ -311,14 +332,15 @@ void FuseOps::send_entries(fuse_req_t req, FuseShell::Directory& dir, size_t siz
     dots.attr.st_ino |= kViewBit;
     above.attr.st_ino |= kViewBit;
   }
-  for (uint64_t at = offset; at < dir.entries.size() + 2; ++at) {
+  uint64_t at = offset;
+  for (; at < dir.entries.size() + 2; ++at) {
     fuse_entry_param entry = at == 0 ? dots : at == 1 ? above : entry_of(req, dir.entries[at - 2].attr);
-    if (dir.view && at >= 2) {
-      entry.ino = 0;                     // a name, no lookup: the footer was not looked at
-      entry.attr.st_ino |= kViewBit;
-    }
+    // A name, no lookup: it was not fetched for this request; or, in the view, its footer was not looked at.
+    if (at >= 2 && (dir.view || at - 2 < dir.fresh)) entry.ino = 0;
+    if (at >= 2 && dir.view) entry.attr.st_ino |= kViewBit;
     if (!add(at == 0 ? "." : at == 1 ? ".." : dir.entries[at - 2].name.c_str(), entry, at + 1)) break;
   }
+  if (at > dir.shown + 2) dir.shown = at - 2;
   fuse_reply_buf(req, out.data(), used);
 }
 

@@ -74,6 +74,8 @@ class FuseShell final : public MemoryKeeper {
   struct Directory {
     InodeNumber inode;
     std::vector<wire::DirEntry> entries;
+    size_t shown = 0;                    // of these, given to the kernel
+    size_t fresh = 0;                    // from there on they were fetched for the request being answered
     std::string listed_to;               // the last name looked at
     bool complete = false;
     bool view = false;                   // of the raw view

@@ -96,6 +96,49 @@ TEST_F(List, SeekGoesBackToAnyPlace) {
   }
   ::closedir(dir);
 }
+// A listing of many names is under way while `z`, the last of them, changes, and goes on with a look at each name, as
+// find and rsync do: the kernel may then be given attributes with each name. They take nothing back.
+class ListGoesOn : public Posix {
+ protected:
+  void SetUp() override {
+    Posix::SetUp();
+    for (int i = 0; i < 400; ++i) ASSERT_EQ(::symlink("x", ("n" + std::to_string(i)).c_str()), 0);
+    make_file("z", 0644, "old");
+    make_file("another", 0644, "new");
+  }
+  static void list_while(const std::function<void()>& changes) {
+    DIR* dir = ::opendir(".");
+    ASSERT_NE(dir, nullptr);
+    ASSERT_NE(::readdir(dir), nullptr);
+    changes();
+    struct stat st;
+    while (dirent* e = ::readdir(dir)) ::fstatat(::dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW);
+    ::closedir(dir);
+  }
+};
+TEST_F(ListGoesOn, AndAppendsLandAtTheEnd) {
+  Fd fd(::open("z", O_RDWR | O_APPEND));
+  list_while([&] { ASSERT_EQ(::write(fd, "first", 5), 5); });
+  EXPECT_EQ(stat_of("z").st_size, 8);
+  EXPECT_EQ(::write(fd, "second", 6), 6);
+  EXPECT_EQ(read_file("z"), "oldfirstsecond");
+}
+TEST_F(ListGoesOn, AndWhatWasRenamedOverANameIsThere) {
+  Fd old(::open("z", O_RDWR));
+  list_while([] { ASSERT_EQ(::rename("another", "z"), 0); });
+  EXPECT_EQ(read_file("z"), "new");
+  EXPECT_FALSE(exists("another"));
+}
+TEST_F(ListGoesOn, AndWhatWasRemovedStaysSo) {
+  Fd old(::open("z", O_RDWR));
+  list_while([] { ASSERT_EQ(::unlink("z"), 0); });
+  EXPECT_FALSE(exists("z"));
+  EXPECT_EQ(::mkdir("z", 0755), 0);
+}
+TEST_F(ListGoesOn, AndAModeStaysAsItWasSet) {
+  list_while([] { ASSERT_EQ(::chmod("z", 0600), 0); });
+  EXPECT_EQ(stat_of("z").st_mode & 07777, 0600u);
+}
 TEST_F(List, TwoReadersDoNotDisturbOneAnother) {
   for (int i = 0; i < 20; ++i) make_file("n" + std::to_string(i));
   DIR *a = ::opendir("."), *b = ::opendir(".");
