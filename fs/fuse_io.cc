@@ -82,26 +82,20 @@ void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t
   request.uid = who->uid;
   request.gid = who->gid;
   bool exclusive = (fi->flags & O_EXCL) != 0;
-  auto open = [&shell, req, id = shell.request_](Result<wire::Attr> attr) {
-    if (attr && attr->kind != wire::NodeKind::kImage) {
-      // The kernel looks again, and does itself what it does with the others.
-      const bool directory = attr->kind == wire::NodeKind::kDirectory;
-      attr = Status::from_errno(directory ? EISDIR : ESTALE, "open");
-    }
-    if (!attr) return reply_error(req, attr.status());
-    auto opened = [req, attr = std::make_unique<wire::Attr>(*attr)](Result<HandleId> handle) {
-      if (!handle) reply_error(req, handle.status());
-      else reply_open(req, *handle, attr.get());
+  auto created = [&shell, req, exclusive, id = shell.request_](Result<wire::Attr> attr) {
+    // Another host was faster. What is answered here the kernel takes for made by this open: it would look at no
+    // rights, and truncate nothing. So it looks again, and opens what it finds.
+    const Status again = Status::from_errno(ESTALE, "open");
+    const bool there = !attr && attr.status().code() == Code::kAlreadyExists;
+    if (!attr) return reply_error(req, there && !exclusive ? again : attr.status());
+    auto opened = [req, again, attr = std::make_unique<wire::Attr>(*attr)](Result<HandleId> handle) {
+      if (handle) return reply_open(req, *handle, attr.get());
+      const bool replaced = handle.status().code() == Code::kNotFound;   // what was made, before it was opened
+      reply_error(req, replaced ? again : handle.status());
     };
     shell.engine_.open_image(attr->inode, std::move(opened), id);
   };
-  auto created = [&shell, request, exclusive, open](Result<wire::Attr> attr) {
-    // Another host was faster: without O_EXCL that is an open.
-    const bool there = !attr && attr.status().code() == Code::kAlreadyExists;
-    if (there && !exclusive) return shell.engine_.lookup(request.parent, request.name, open);
-    open(std::move(attr));
-  };
-  shell.engine_.create(request, std::move(created), shell.request_);
+  shell.engine_.create(std::move(request), std::move(created), shell.request_);
 }
 
 void FuseOps::release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
