@@ -258,6 +258,7 @@ class Engine final : public journal::BlockSource {
   Task<bool> accept_cut_copies(std::string request, Callback<Result<std::string>>& done);
   Task<Status> accept_cut_copy(Image& image);
   // ---- engine_policy.cc
+  static void keep_own(wire::Attr& attr, const wire::Attr& own);
   void take_attr(Image& image, const wire::Attr& attr);
   bool host_only(const Image& image) const;
   static bool asks_none(const wire::SetXattr& request);

@@ -98,8 +98,7 @@ Task<void> Engine::resume(Image& im) {
   auto attr = co_await attr_of(im.inode, im.id);
   if (attr && im.held && im.epoch == epoch) {
     names_->put(*attr);
-    im.attr.mirror = attr->mirror;
-    im.attr.mode = attr->mode;
+    take_attr(im, *attr);
     policy_seen(im, attr->mirror);
     if (attr->mirror != 0 && im.facts.policy_none) co_return;   // mirror_again() resumes
   }

@@ -184,15 +184,8 @@ void Engine::take_mark(const wire::Mark& mark) {
   else if (mark.kind != wire::MarkKind::kUnlink) names_->put(mark.node);
   Image* im = mark.node.image.is_nil() ? nullptr : find(mark.node.image);
   if (im != nullptr) {
-    uint64_t size = im->attr.size;
-    Generation generation = im->attr.size_generation;
     take_attr(*im, mark.node);
-    if (im->held) {
-      im->attr.size = size;
-      im->attr.size_generation = generation;
-      im->attr.holder = options_.config.node.name;
-      policy_seen(*im, im->attr.mirror);
-    }
+    policy_seen(*im, im->attr.mirror);
   }
   if (mark.replaced.is_nil()) return;
   // Whoever has it open sees it without a name.

@@ -33,10 +33,7 @@ Task<void> Engine::check_attr(Image& im) {
   Pin pin(im);
   auto answer = co_await renew_attr(im);
   if (answer) {
-    if (im.held) {
-      im.attr.mirror = answer->mirror;
-      im.attr.mode = answer->mode;
-    }
+    if (im.held) take_attr(im, *answer);
     policy_seen(im, answer->mirror);
     if (answer->nlink == 0) lost_name(im.id);
   } else if (answer.status().code() == Code::kNotFound) {

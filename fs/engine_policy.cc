@@ -59,9 +59,18 @@ Status Engine::note_only_copy(Image& im) {
   return Status::ok();
 }
 
+// What of a held image's attributes is this host's to say.
+void Engine::keep_own(wire::Attr& attr, const wire::Attr& own) {
+  attr.size = own.size;
+  attr.size_generation = own.size_generation;
+  attr.holder = own.holder;
+  attr.epoch = own.epoch;
+}
+
 void Engine::take_attr(Image& im, const wire::Attr& attr) {
-  im.attr = attr;
-  if (!im.held) im.facts.policy_none = attr.mirror == 0;
+  const wire::Attr before = std::exchange(im.attr, attr);
+  if (im.held) keep_own(im.attr, before);
+  else im.facts.policy_none = attr.mirror == 0;
   // Nothing stood in for what another host has; now there is a copy to be filled from, or somebody to be asked.
   const bool held_there = !attr.holder.empty() && attr.holder != options_.config.node.name;
   if (im.elsewhere && (attr.mirror != 0 || held_there)) {

@@ -317,7 +317,11 @@ void Engine::finish_op(Op* op, Status status) {
     journal_->set_size(im.slot, im.size);   // a resume meanwhile may have set another
     im.attr.size = im.size;
     im.attr.size_generation = im.size_generation;
-    names_->put(im.attr);
+    wire::Attr attr = names_->get(im.inode).value_or(im.attr);   // the rest may be another host's change
+    if (attr.image != im.id) attr = im.attr;
+    keep_own(attr, im.attr);
+    attr.mirror = im.attr.mirror;
+    names_->put(attr);
   }
   if (!status) {
     ++counts_.errors;

@@ -71,6 +71,43 @@ TEST_F(EngineTest, TheAttributesOfAnOpenImageAreBelievedOnlyWhereItIsHeld) {
   engine(1).on_giving_up(nullptr);
 }
 
+TEST_F(EngineTest, WhatAnotherHostHasSetStaysAsTheHolderMakesTheImageLonger) {
+  File a = start_written();
+  File b = open(2, "a.img");
+  SetAttr change;
+  change.mask = wire::kSetUid | wire::kSetAtime;
+  change.values.uid = 7;
+  change.values.atime = WallTime{12345};
+  wire::SetXattr value{b.inode, "user.of", {'b'}};
+  std::optional<Status> changed, set;
+  engine(2).setattr(b.inode, change, [&](Result<wire::Attr> r) { changed = r.status(); });
+  engine(2).set_xattr(value, [&](Status s) { set = s; });
+  ASSERT_TRUE(until([&] { return changed && set; }));
+  ASSERT_TRUE(changed->is_ok() && set->is_ok());
+  auto expect_them = [&](const char* when) {
+    Pending r = getattr(a);
+    ASSERT_TRUE(wait(r)) << when;
+    EXPECT_EQ(r->attr.uid, 7u) << when;
+    EXPECT_EQ(r->attr.atime.ns, 12345) << when;
+    ASSERT_EQ(r->attr.xattrs.size(), 1u) << when;
+    EXPECT_EQ(r->attr.xattrs[0].second, Bytes{'b'}) << when;
+  };
+  world_->run_for(seconds(1));
+  expect_them("before");
+  ASSERT_TRUE(write_now(a, 8 * kMiB, 0x22, 4096));
+  expect_them("after");
+  Pending r = getattr(a);
+  ASSERT_TRUE(wait(r));
+  EXPECT_EQ(r->attr.size, 8 * kMiB + 4096);
+  EXPECT_EQ(r->attr.holder, "host1");
+  ASSERT_TRUE(wait(unlink(2, "a.img")));
+  world_->run_for(seconds(1));
+  ASSERT_TRUE(write_now(a, 8 * kMiB + 4096, 0x22, 4096));
+  r = getattr(a);
+  ASSERT_TRUE(wait(r));
+  EXPECT_EQ(r->attr.nlink, 0u);
+}
+
 // Of what is open here and was neither read nor written: the shared node hears that it is used, and that is all.
 TEST_F(EngineTest, AnUnlinkWaitsForNoHolder) {
   File a = start_written();
