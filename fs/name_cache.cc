@@ -1,5 +1,7 @@
 #include "fs/name_cache.h"
 
+#include <utility>
+
 #include "shared/base/log.h"
 #include "shared/wire/codec.h"
 
@@ -7,6 +9,7 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("names");
 constexpr size_t kEntriesMax = 1u << 20;
+constexpr size_t kNamelessMax = 4096;
 
 Bytes entry_key(InodeNumber parent, const std::string& name) {
   return kv::KeyBuilder().u64(parent.value).text(name).bytes();
@@ -52,6 +55,18 @@ void NameCache::forget_removed() {
   if (!batch.empty()) commit(std::move(batch));
 }
 
+// Whoever has it open may ask for it still; nobody knows for how long.
+void NameCache::note_nameless(InodeNumber inode) {
+  auto attr = attrs_.find(inode);
+  if (attr == attrs_.end() || !attr->second.image.is_nil()) return;
+  nameless_.push_back(inode);
+  while (nameless_.size() > kNamelessMax) {
+    const InodeNumber oldest = nameless_.front();
+    nameless_.pop_front();
+    if (!places_.contains(oldest)) erase(oldest);
+  }
+}
+
 void NameCache::commit(kv::WriteBatch batch) {
   store_.commit(std::move(batch), [](Status s) {
     if (!s) kLog.warning("cache_not_kept", {{"error", s}});
@@ -60,7 +75,10 @@ void NameCache::commit(kv::WriteBatch batch) {
 
 void NameCache::put(const wire::Attr& attr) {
   auto at = attrs_.find(attr.inode);
-  if (at == attrs_.end() && attrs_.size() >= kEntriesMax) return;
+  if (at == attrs_.end() && attrs_.size() >= kEntriesMax) {
+    if (!std::exchange(full_told_, true)) kLog.warning("cache_full", {{"nodes", attrs_.size()}});
+    return;
+  }
   // A catalogue that was made anew has given either another number: what was known by the former is forgotten.
   if (at != attrs_.end() && at->second.image != attr.image) forget_image(at->second);
   auto numbered = images_.find(attr.image);
@@ -96,6 +114,7 @@ void NameCache::put_entry(InodeNumber parent, const std::string& name, const wir
     places_.erase(former);
   }
   auto at = entries_.find(place);
+  const std::optional<InodeNumber> displaced = at == entries_.end() ? std::nullopt : std::optional(at->second);
   auto here = at == entries_.end() ? places_.end() : places_.find(at->second);
   if (here != places_.end() && here->second == place) places_.erase(here);
   if (at != entries_.end() || entries_.size() < kEntriesMax) {
@@ -104,17 +123,20 @@ void NameCache::put_entry(InodeNumber parent, const std::string& name, const wir
     batch.put(tables_.entry, entry_key(parent, name), kv::key_u64(attr.inode.value));
   }
   if (!batch.empty()) commit(std::move(batch));
+  if (displaced) note_nameless(*displaced);   // now that this one has its place
 }
 
 void NameCache::erase_entry(InodeNumber parent, const std::string& name) {
   auto at = entries_.find({parent, name});
   if (at == entries_.end()) return;
-  auto place = places_.find(at->second);
+  const InodeNumber inode = at->second;
+  auto place = places_.find(inode);
   if (place != places_.end() && place->second == at->first) places_.erase(place);
   entries_.erase(at);
   kv::WriteBatch batch;
   batch.erase(tables_.entry, entry_key(parent, name));
   commit(std::move(batch));
+  note_nameless(inode);
 }
 
 // Unless it has another number by now.

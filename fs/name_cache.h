@@ -1,8 +1,10 @@
 // What this host knows of the name space, for use while the shared node is away. Never authoritative: whenever the link
 // is up the shared node is asked. Kept in memory and, without being waited for, in a key-value store, so that a host
 // that starts while the shared node is down still knows its images. Bounded; beyond the bound new entries are not kept.
+// Images without a name stay until they are erased; of other nodes without one those that lost it last.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <optional>
 #include <string>
@@ -44,6 +46,7 @@ class NameCache {
   using Place = std::pair<InodeNumber, std::string>;   // parent, name
 
   void forget_removed();
+  void note_nameless(InodeNumber inode);
   void forget_image(const wire::Attr& attr);
   void commit(kv::WriteBatch batch);
 
@@ -54,6 +57,8 @@ class NameCache {
   std::unordered_map<InodeNumber, Place> places_;   // the other way round
   std::unordered_multimap<InodeNumber, Place> unsure_;   // further names of one node that the store has
   std::unordered_map<ImageId, InodeNumber> images_;
+  std::deque<InodeNumber> nameless_;   // what is no image and lost a name, oldest first; it may have another by now
+  bool full_told_ = false;
 };
 
 }  // namespace tidemark::fs

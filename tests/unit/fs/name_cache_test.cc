@@ -66,6 +66,30 @@ TEST_F(NameCacheTest, WhatIsNoImageAndLostItsNameIsForgottenAtTheNextStart) {
   }
 }
 
+TEST_F(NameCacheTest, OfWhatIsNoImageAndLostItsNameTheLastAreKept) {
+  constexpr uint64_t kCount = 5000, kFirst = 100;
+  const InodeNumber root(1), moved(2), image(3), over(4), last(kFirst + kCount - 1);
+  auto directory = [](uint64_t inode) { return node(inode, 1, wire::NodeKind::kDirectory); };
+  cache_->put(directory(1));
+  cache_->put_entry(root, "before", directory(2));
+  cache_->erase_entry(root, "before");
+  cache_->put_entry(root, "after", directory(2));
+  cache_->put_entry(root, "vm", node(3, 1, wire::NodeKind::kImage));
+  cache_->erase_entry(root, "vm");
+  cache_->put_entry(root, "link", directory(4));
+  cache_->put_entry(root, "link", directory(5));   // as a rename over it
+  for (uint64_t i = 0; i < kCount; ++i) {
+    cache_->put_entry(root, "lock", directory(kFirst + i));
+    cache_->erase_entry(root, "lock");
+    ASSERT_TRUE(cache_->get(InodeNumber(kFirst + i))) << "who has it open may ask";
+  }
+  EXPECT_TRUE(cache_->get(last));
+  EXPECT_FALSE(cache_->get(InodeNumber(kFirst)));
+  EXPECT_FALSE(cache_->get(over));
+  for (InodeNumber kept : {root, moved, image, InodeNumber(5)}) EXPECT_TRUE(cache_->get(kept)) << kept.value;
+  EXPECT_TRUE(cache_->lookup(root, "after"));
+}
+
 TEST_F(NameCacheTest, KeepsADevicesNumber) {
   wire::Attr device = node(4, 1, wire::NodeKind::kCharDevice);
   device.target = "1:3";
