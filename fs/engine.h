@@ -459,7 +459,6 @@ class Engine final : public journal::BlockSource {
   Status set_flag(const Image& image, uint8_t flag, bool on) { return set_flag(image.id, flag, on); }
   void changed_now(Image& image);
   Task<void> tell_times(Image& image);
-  Task<void> push_times(InodeNumber inode, wire::Attr values);
   Task<void> seek_elsewhere(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_in(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);

@@ -213,12 +213,19 @@ Task<void> Engine::do_setattr(InodeNumber inode, SetAttr change, AttrDone done) 
     attr->size = im.size_now();
   }
   if (change.mask != 0) {
-    Image* im = find(attr->image);
-    if (im != nullptr && (change.mask & wire::kSetMtime) != 0) im->mtime_pushed = true;
+    Image* im = (change.mask & wire::kSetMtime) != 0 ? find(attr->image) : nullptr;
+    const WallTime written = im != nullptr ? im->mtime : WallTime();
+    const bool told = im == nullptr || std::exchange(im->mtime_pushed, true);
+    // It moves also where another clock, that of the shared node, has set it ahead.
+    change.values.ctime = std::max(change.values.ctime, WallTime{attr->ctime.ns + 1});
     change.values.inode = inode;
     wire::SetAttr request{inode, change.mask, change.values};
     auto answer = co_await ask<wire::Changed>(wire::Type::kSetAttr, request, kChangeWait);
-    if (!answer) co_return done(answer.status());
+    if (!answer) {   // the time of the last write is still to be told
+      im = told ? nullptr : find(attr->image);
+      if (im != nullptr && im->mtime == written) im->mtime_pushed = false;
+      co_return done(answer.status());
+    }
     changed(*answer);
     attr = answer->mark.node;
   }
@@ -235,15 +242,14 @@ Task<void> Engine::tell_times(Image& im) {
   Pin pin(im);
   wire::Attr times = im.attr;
   times.mtime = times.ctime = im.mtime;
-  co_await push_times(im.inode, times);
-  if (im.mtime == times.mtime) im.mtime_pushed = true;  // else it was written meanwhile
-}
-
-Task<void> Engine::push_times(InodeNumber inode, wire::Attr values) {
-  wire::SetAttr request{inode, wire::kSetMtime | wire::kSetCtime, std::move(values)};
+  wire::SetAttr request{im.inode, wire::kSetMtime | wire::kSetCtime, times};
   auto answer = co_await ask<wire::Changed>(wire::Type::kSetAttr, request, kChangeWait);
-  if (answer) changed(*answer);
-  else kLog.info("times_not_kept", {{"inode", inode}, {"error", answer.status()}});
+  if (!answer) {   // they are shown here on, and told at the next close or with the tenure
+    kLog.info("times_not_kept", {{"image", im.id}, {"error", answer.status()}});
+    co_return;
+  }
+  changed(*answer);
+  if (im.mtime == times.mtime) im.mtime_pushed = true;  // else it was written meanwhile
 }
 
 void Engine::create(wire::Create request, AttrDone done, RequestId id) {

@@ -150,12 +150,7 @@ Task<void> Engine::yield(Image& im) {
   HandoverCut cut;
   bool level = im.state == MirrorState::kMirrored || im.state == MirrorState::kFilling;
   if (status.is_ok() && level) {
-    if (!im.mtime_pushed) {
-      wire::Attr times = im.attr;
-      times.mtime = times.ctime = im.mtime;
-      im.mtime_pushed = true;
-      co_await push_times(im.inode, times);
-    }
+    if (!im.mtime_pushed) co_await tell_times(im);
     if (im.open_marked) journal_->mark(mark_of(im, wire::MarkKind::kClose));
     im.open_marked = false;
     journal_->mark(mark_of(im, wire::MarkKind::kTenureEnd));
