@@ -135,7 +135,8 @@ void Intake::wake() {
 }
 
 Task<void> Intake::run_lane() {
-  bool stalled = false;   // for want of space: tried again after the next part, or after a while
+  // For want of space: tried again once a part was taken, or after a while. A try may lay out a whole resync.
+  bool stalled = !stalled_ && env_.now() < try_at_;
   for (;;) {
     if (!catalog_.ready.empty() && broken_ && !stalled) {
       Status s = co_await apply_ready();
@@ -149,9 +150,10 @@ Task<void> Intake::run_lane() {
     }
     std::shared_ptr<Upload> up = std::move(lane_.front());
     lane_.pop_front();
+    const uint64_t accepted = counters_.parts_accepted;
     PutAnswer answer = co_await process(up);
     if (up->incoming && *up->incoming) files_.drop_incoming(**up->incoming);   // not kept
-    stalled = false;
+    if (answer.status == 200 && counters_.parts_accepted != accepted) stalled = false;   // there was room for it
     --in_flight_;
     auto taken = taking_.find({up->name.source, up->name.generation});
     if (--taken->second == 0) taking_.erase(taken);
@@ -421,7 +423,7 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
     catalog_.put_meta(out);
     s = co_await commit(std::move(out));
   }
-  if (s) s = co_await apply_ready();
+  if (s && stalled_) s = co_await apply_ready();
   auto now_stored = stored_batch(name);
   // Of a commit that failed the record may show earlier parts, and not this one.
   const bool there = now_stored && *now_stored &&

@@ -246,6 +246,33 @@ TEST_F(PiecesTest, AFullStoreSaysSoAndGoesOnByItselfOnceThereIsRoom) {
   EXPECT_TRUE(h.replica->health().empty()) << h.replica->health().front();
 }
 
+// Each part that is refused for the same reason would have the whole resync laid out again.
+TEST_F(PiecesTest, RefusedPartsDoNotBringTheNextTryForward) {
+  piece({slice(kOne, {units(0, 4, 'b')})});
+  host1.kind = journal::BatchKind::kResync;
+  const auto made = host1.make({slice(kOne, {units(3, 1, 'c')})});
+  const uint64_t before = h.world.commits("replica");
+  std::function<void()> fill = [&] {   // once the end is taken, and its blocks begin to be laid out
+    if (h.world.commits("replica") < before + 2) return h.world.at(std::chrono::microseconds(1), fill);
+    const Status full(Code::kOutOfSpace, "full");
+    h.world.set_store_fault("replica", sim::StoreFault{.path_contains = "/state/store", .status = full});
+  };
+  fill();
+  ASSERT_EQ(h.put(host1, made).json()["applied"], false);
+  h.world.run_for(std::chrono::minutes(20));   // it is tried once in five minutes by now
+  const auto next = host2.make({slice(kOther, {units(0, 1, 'x')}, kUnit)}, {create_of(kOther, 2, "host2")});
+  const uint64_t tries = h.replica->intake().counters().steps;
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(h.put(host2, next).status, 507);
+    h.world.run_for(std::chrono::seconds(1));
+  }
+  EXPECT_LE(h.replica->intake().counters().steps - tries, 1u);
+  h.world.set_store_fault("replica", std::nullopt);
+  EXPECT_EQ(h.put(host2, next).status, 200);   // there was room for it: so there may be for the rest
+  h.world.run_for(std::chrono::seconds(1));
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{3, 'b'}, {1, 'c'}}));
+}
+
 // ---- in steps -------------------------------------------------------------------------------------
 
 TEST(IndexTest, TheReplicaSaysSoWhileThereIsStillRoomInItsIndex) {
