@@ -32,6 +32,7 @@ class Builder {
         return Status(Code::kCorruption, "image " + slice.image.to_string() + " has no record");
       auto branched = std::find(in_.action.branched.begin(), in_.action.branched.end(), slice.image);
       if (branched != in_.action.branched.end()) {
+        if (is_cut_off(slice.image)) continue;   // of no other line: all of it will come
         branch(slice, known->second.index,
                in_.action.newer[static_cast<size_t>(branched - in_.action.branched.begin())]);
         continue;
@@ -57,6 +58,10 @@ class Builder {
         changes[e.image].lay({e.extent, data ? in_.segments[p] : SegmentId(0), data ? e.position : 0});
       }
     }
+  }
+
+  bool is_cut_off(const ImageId& image) const {
+    return std::ranges::any_of(in_.action.cut_off, [&](const CutOff& cut) { return cut.image == image; });
   }
 
   void branch(const journal::SegmentImage& slice, ImageIndex index, Epoch newer) {

@@ -31,6 +31,7 @@ struct ApplyOutput {
   std::vector<std::pair<ImageId, ImageVersion>> versions;
   std::vector<BranchRecord> branches;
   std::vector<EventMismatch> mismatches;
+  std::vector<CutOff> cut_off;    // those of the action that were not before
   std::vector<ImageId> withheld;  // that the source could not read, and left out
   uint64_t leaves = 0;
 };

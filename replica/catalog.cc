@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "shared/wire/features.h"
+
 namespace tidemark::replica {
 namespace {
 
@@ -84,8 +86,27 @@ Result<Catalog> Catalog::load_tables(kv::Snapshot& snapshot) {
     TM_ASSIGN_OR_RETURN(Overtaken record, wire::decode<Overtaken>(overtaken->value()));
     note_overtaken(out.order, record);
   }
+  TM_RETURN_IF_ERROR(load_lost(snapshot, out));
   TM_RETURN_IF_ERROR(load_held(snapshot, out));
   return out;
+}
+
+Status Catalog::load_lost(kv::Snapshot& snapshot, Catalog& out) {
+  auto lost = snapshot.cursor(kLost);
+  for (bool found = lost->first(); found; found = lost->next()) {
+    TM_ASSIGN_OR_RETURN(const LostRecord record, wire::decode<LostRecord>(lost->value()));
+    note_lost(out.order, record.source, {record.after, record.before});
+  }
+  auto cuts = snapshot.cursor(kCutOff);
+  for (bool found = cuts->first(); found; found = cuts->next()) {
+    TM_ASSIGN_OR_RETURN(CutOffRecord record, wire::decode<CutOffRecord>(cuts->value()));
+    if (cuts->key().size() != 24) return Status(Code::kCorruption, "cut_off: a key has the wrong form");
+    ImageId image;
+    std::copy_n(cuts->key().begin(), 16, image.bytes.begin());
+    if (record.until.value == 0) out.order.cut_off[image] = {image, record.epoch, record.source, record.through};
+    out.cut_offs.emplace(std::pair(image, point_of_key(cuts->key())), std::move(record));
+  }
+  return Status::ok();
 }
 
 Status Catalog::load_images(kv::Snapshot& snapshot, Catalog& out) {
@@ -156,6 +177,12 @@ Status Catalog::load_decided(kv::Snapshot& snapshot, Catalog& out) {
   action.newer = std::move(decided->newer);
   action.unlike = std::move(decided->unlike);
   action.overtaken = std::move(decided->overtaken);
+  // Lost only since then: what it holds of such an image stands.
+  std::erase_if(action.cut_off, [&](const CutOff& cut) {
+    const bool left_out = std::ranges::find(action.branched, cut.image) != action.branched.end();
+    if (!left_out) out.order.cut_off.erase(cut.image);
+    return !left_out;
+  });
   decided_before(out.order, action);
   return Status::ok();
 }
@@ -172,6 +199,7 @@ Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
   for (bool found = out.applying && held->first(); found; found = held->next()) {
     TM_ASSIGN_OR_RETURN(HeldRecord record, held_record(held->value()));
     if (!is_applied(record.facts)) continue;
+    out.order.resyncs.insert({record.facts.source, record.facts.number});
     out.ready.push_back(resume(out.order, std::move(record.facts)));
     out.ready.back().given_up = out.applying->given_up;
     out.ready.back().gaps = out.applying->gaps;
@@ -278,6 +306,45 @@ void Catalog::put_overtaken(const Overtaken& overtaken, kv::WriteBatch& out) {
   const WriteSequence& through = order.sources[overtaken.source].overtaken[overtaken.image];
   put_record(out, kOvertaken, marked_key(overtaken.source, overtaken.image),
              Overtaken{overtaken.image, overtaken.source, std::max(through, overtaken.through)});
+}
+
+// Its other source's batches that are held count: they were sent, and will be applied.
+void Catalog::put_lost(const std::string& name, Incarnation first, kv::WriteBatch& out) {
+  const OrderState::Source& source = order.sources[name];
+  LostRecord lost{.source = name, .after = source.applied, .before = Incarnation(0)};
+  if (!source.waiting.empty()) lost.after = std::max(lost.after, source.waiting.back().last);
+  // The new journal may have counted up since it began, without a batch that came.
+  if (first.value > wire::kIncarnationsSkipped) lost.before = Incarnation(first.value - wire::kIncarnationsSkipped);
+  if (const SourceRecord* known = this->source(name)) lost.before = std::max(lost.before, known->incarnation.next());
+  if (lost.before <= lost.after.incarnation) return;
+  put_record(out, kLost, lost_key(name, lost.before), lost);
+  note_lost(order, name, {lost.after, lost.before});
+}
+
+std::map<std::pair<ImageId, PointId>, CutOffRecord>::iterator Catalog::open_cut_off(const ImageId& image) {
+  auto newest = cut_offs.upper_bound({image, PointId(UINT64_MAX)});
+  if (newest == cut_offs.begin()) return cut_offs.end();
+  --newest;
+  return newest->first.first == image && newest->second.until.value == 0 ? newest : cut_offs.end();
+}
+bool Catalog::put_cut_off(const CutOff& cut, PointId from, kv::WriteBatch& out) {
+  if (open_cut_off(cut.image) != cut_offs.end()) return false;
+  const CutOffRecord record{.epoch = cut.epoch, .source = cut.source, .through = cut.through};
+  cut_offs[{cut.image, from}] = record;
+  put_record(out, kCutOff, cut_off_key(cut.image, from), record);
+  return true;
+}
+void Catalog::end_cut_off(const ImageId& image, PointId until, kv::WriteBatch& out) {
+  auto open = open_cut_off(image);
+  if (open == cut_offs.end()) return;
+  open->second.until = until;
+  put_record(out, kCutOff, cut_off_key(image, open->first.second), open->second);
+}
+void Catalog::note_removed(const ImageId& image, kv::WriteBatch& out) {
+  auto open = open_cut_off(image);
+  if (open == cut_offs.end()) return;
+  open->second.removed = 1;
+  put_record(out, kCutOff, cut_off_key(image, open->first.second), open->second);
 }
 WallTime Catalog::held_since(const BatchFacts& facts) const {
   auto it = held_.find({{facts.source, facts.generation}, facts.number});

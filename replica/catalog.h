@@ -85,6 +85,12 @@ class Catalog {
   void end_applying(kv::WriteBatch& out);
   void put_taken(const Taken& taken, kv::WriteBatch& out);
   void put_overtaken(const Overtaken& overtaken, kv::WriteBatch& out);
+  // A host's new journal, whose first batch to come is of `first`: what the one before it had and did not send is lost.
+  void put_lost(const std::string& source, Incarnation first, kv::WriteBatch& out);
+  // False: known already.
+  bool put_cut_off(const CutOff& cut, PointId from, kv::WriteBatch& out);
+  void end_cut_off(const ImageId& image, PointId until, kv::WriteBatch& out);
+  void note_removed(const ImageId& image, kv::WriteBatch& out);
   // When a held batch was accepted. 0: unknown, or it is not held.
   WallTime held_since(const BatchFacts& facts) const;
 
@@ -93,6 +99,7 @@ class Catalog {
   std::map<StreamId, StreamRecord> streams;
   std::unordered_map<ImageId, Image> images;
   OrderState order;
+  std::map<std::pair<ImageId, PointId>, CutOffRecord> cut_offs;
   std::optional<ApplyingRecord> applying;
   std::deque<ApplyAction> ready;  // of held batches: nothing stands in their way
   uint64_t alarms = 0;            // distinct ones on record
@@ -101,6 +108,8 @@ class Catalog {
   static Result<Catalog> load_tables(kv::Snapshot& snapshot);
   static Status load_images(kv::Snapshot& snapshot, Catalog& out);
   static Status load_decided(kv::Snapshot& snapshot, Catalog& out);
+  static Status load_lost(kv::Snapshot& snapshot, Catalog& out);
+  std::map<std::pair<ImageId, PointId>, CutOffRecord>::iterator open_cut_off(const ImageId& image);
   static Status load_held(kv::Snapshot& snapshot, Catalog& out);
   struct Held { uint64_t key = 0; WallTime since; };
   std::map<std::pair<StreamId, BatchNumber>, Held> held_;

@@ -383,6 +383,8 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
   catalog_.put_stream({name.source, name.generation}, stream, out);
   SourceRecord source;
   if (const SourceRecord* known = catalog_.source(name.source)) source = *known;
+  if (up->role == net::Role::kHost && source.generation != name.generation)
+    catalog_.put_lost(name.source, header.incarnation, out);
   source.generation = name.generation;
   source.incarnation = header.incarnation;
   source.nonce = header.nonce;

@@ -125,6 +125,7 @@ class Intake {
   Task<Status> prepare_resync(const ApplyAction& action, const BatchRecord& record, ApplyInput& input,
                               const std::vector<BatchNumber>& pieces, uint64_t& leaves);
 
+  void note_removed(const ApplyInput& input, kv::WriteBatch& out);
   void finish_apply(const ApplyAction& action, BatchRecord record, ApplyOutput& built, kv::WriteBatch& out);
   Status finish_pieces(const PartName& name, const std::vector<BatchNumber>& numbers, PointId point,
                        kv::WriteBatch& out);

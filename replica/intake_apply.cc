@@ -215,6 +215,7 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   out.append(std::move(job->output.changes));
   job->output.leaves += leaves;
   catalog_.end_applying(out);
+  note_removed(job->input, out);
   finish_apply(action, std::move(record), job->output, out);
   Status s = co_await commit(std::move(out));
   if (!s) co_return s;
@@ -224,6 +225,18 @@ Task<Status> Intake::apply(ApplyAction action, std::vector<journal::SegmentHead>
   report(action, job->output, job->input.heads.front().batch.point_name);
   if (!pieces.empty()) co_return co_await clear_laid();
   co_return Status::ok();
+}
+
+// Of an image that nobody can name any more nobody is told that it is cut off.
+void Intake::note_removed(const ApplyInput& input, kv::WriteBatch& out) {
+  auto note = [&](const wire::Mark& mark) {
+    const bool removes = mark.kind == wire::MarkKind::kUnlink || mark.kind == wire::MarkKind::kRename;
+    if (removes && !mark.replaced.is_nil()) catalog_.note_removed(mark.replaced, out);
+  };
+  for (const wire::Mark& mark : input.marks_before) note(mark);
+  for (const auto& head : input.heads) {
+    for (const auto& m : head.marks) note(m.mark);
+  }
 }
 
 void Intake::finish_apply(const ApplyAction& action, BatchRecord record, ApplyOutput& built, kv::WriteBatch& out) {
@@ -249,6 +262,10 @@ void Intake::finish_apply(const ApplyAction& action, BatchRecord record, ApplyOu
     }
   }
   for (const Overtaken& overtaken : action.overtaken) catalog_.put_overtaken(overtaken, out);
+  for (const CutOff& cut : action.cut_off) {
+    if (catalog_.put_cut_off(cut, point, out)) built.cut_off.push_back(cut);
+  }
+  for (const ImageId& image : action.made_good) catalog_.end_cut_off(image, point, out);
   if (!gap.without.empty()) {
     put_record(out, kGaps, kv::key_u64(point.value), gap);
   }
@@ -309,6 +326,13 @@ void Intake::report(const ApplyAction& action, const ApplyOutput& built, const s
     alarm_("withheld", batch.source + "/" + image.to_string(),
            "batch " + std::to_string(batch.number.value) + " is without image " + image.to_string() + ", which " +
                batch.source + " cannot read: what is shown of it is older than the point");
+  }
+  for (const CutOff& cut : built.cut_off) {
+    alarm_("journal_lost", cut.image.to_string(),
+           "epoch " + std::to_string(cut.epoch.value) + " goes on upon writes of " + cut.source + " up to " +
+               std::to_string(cut.through.incarnation.value) + ":" + std::to_string(cut.through.counter.value) +
+               " that were lost with its journal: the image is shown as it was before them until all of it is sent, by "
+               "`tidemark journal resync-replica` on the host that has it (now " + batch.source + ")");
   }
   for (const BranchRecord& branch : built.branches) {
     ++counters_.branches;

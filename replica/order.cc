@@ -1,6 +1,7 @@
 #include "replica/order.h"
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "shared/base/planted.h"
@@ -21,12 +22,45 @@ bool has_passed(const OrderState& state, const std::string& source, const WriteS
   return it != state.sources.end() && it->second.applied >= through;
 }
 
-// Whether the slice's tenure follows writes of another source that were not applied yet.
+// Whether a journal was lost with what the slice's tenure follows.
+bool follows_lost(const OrderState& state, const SliceFacts& slice) {
+  const wire::TenureParent& parent = slice.parent;
+  auto source = state.sources.find(parent.source);
+  if (source == state.sources.end() || parent.epoch.value == 0 || parent.last.counter.value == 0) return false;
+  return std::any_of(source->second.lost.begin(), source->second.lost.end(),
+                     [&](const Lost& lost) { return lost.has(parent.last); });
+}
+
+// Whether the slice's tenure follows writes of another source that were not applied yet, and may come.
 bool lacks_parent(const OrderState& state, const std::string& source, const SliceFacts& slice) {
   const wire::TenureParent& parent = slice.parent;
   const bool needs = parent.epoch.value != 0 && parent.last.counter.value != 0 && !parent.source.empty() &&
                      parent.source != source && !TM_PLANTED("apply an epoch before its parent");
-  return needs && !has_passed(state, parent.source, parent.last);
+  return needs && !has_passed(state, parent.source, parent.last) && !follows_lost(state, slice);
+}
+
+// Of a slice that is no older than what was applied: why it is left out. None: it is of the main line.
+std::optional<CutOff> cut_off_by(OrderState& state, const SliceFacts& slice, bool holds_all, Epoch applied,
+                                 ApplyAction& action) {
+  auto known = state.cut_off.find(slice.image);
+  if (known != state.cut_off.end() && slice.epoch < known->second.epoch) return std::nullopt;
+  if (holds_all) {
+    if (known != state.cut_off.end()) action.made_good.push_back(slice.image);
+    state.cut_off.erase(slice.image);
+    return std::nullopt;
+  }
+  if (known != state.cut_off.end()) return known->second;
+  // A tenure that has begun here followed all.
+  if (slice.epoch <= applied || !follows_lost(state, slice)) return std::nullopt;
+  const CutOff cut{slice.image, slice.epoch, slice.parent.source, slice.parent.last};
+  state.cut_off.emplace(slice.image, cut);
+  return cut;
+}
+
+// Whether the tenure follows another source's: a resync then sends all of the image (`OrderState::resyncs`).
+bool followed(const BatchFacts& batch, const SliceFacts& slice) {
+  const wire::TenureParent& parent = slice.parent;
+  return !parent.source.empty() && parent.source != batch.source && parent.last.counter.value != 0;
 }
 
 // The slice is applied, or kept aside, before what it follows; and so on with what is held of that.
@@ -60,10 +94,11 @@ Epoch lost_to(const OrderState& state, const std::string& source, const SliceFac
 ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   ApplyAction action{.batch = std::move(source.waiting.front())};
   source.waiting.pop_front();
-  state.resyncs.erase({action.batch.source, action.batch.number});
+  const bool ends_resync = state.resyncs.erase({action.batch.source, action.batch.number}) != 0;
   for (const SliceFacts& slice : action.batch.slices) {
     Epoch& newest = state.epochs[slice.image];
     const Epoch taken = lost_to(state, action.batch.source, slice);
+    const bool holds_all = slice.whole || (ends_resync && followed(action.batch, slice));
     const bool lost = taken.value != 0;
     if ((slice.epoch < newest || lost) && !TM_PLANTED("merge a late tail")) {
       action.branched.push_back(slice.image);
@@ -71,6 +106,10 @@ ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
       // Where its tenure ended is not known: rather one image too many.
       if (lost) action.unlike.push_back({slice.image, taken, 1});
       else if (!source.overtaken.contains(slice.image)) action.unlike.push_back({slice.image, newest});
+    } else if (auto cut = cut_off_by(state, slice, holds_all, newest, action)) {
+      action.branched.push_back(slice.image);
+      action.newer.push_back(newest);
+      action.cut_off.push_back(std::move(*cut));
     } else {
       newest = slice.epoch;
     }
@@ -191,6 +230,10 @@ bool note_taken(OrderState& state, const Taken& taken) {
   if (std::any_of(known.begin(), known.end(), [&](const Taken& t) { return t.epoch == taken.epoch; })) return false;
   known.push_back(taken);
   return true;
+}
+
+void note_lost(OrderState& state, const std::string& source, const Lost& lost) {
+  state.sources[source].lost.push_back(lost);
 }
 
 bool note_overtaken(OrderState& state, const Overtaken& overtaken) {

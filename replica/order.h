@@ -15,6 +15,11 @@
 //   arrived --(waits empty, all earlier of its source applied)--> applied
 //           --(else)--> held --(another batch was applied or arrived)--> applied
 //
+//   - a host's journal may be lost with writes that it had not sent: a new generation of it begins. Whatever tenure
+//     follows such a write is not held for it, and is not of the main history: the image is *cut off*, and shown as it
+//     was before, until a batch holds all of it (a tenure that was taken by force, a resync of an image that another
+//     source wrote before). The batch's other images go on.
+//
 //   - where a tenure was applied without all of what it follows (a gap, or a circle, below), the older holder's batches
 //     up to where its tenure ends do not have the image as their points show it: `ApplyAction::unlike`.
 //
@@ -94,9 +99,25 @@ struct Unlike {
   template <class A> void fields(A& a) { a(image, epoch, taken); }
 };
 
+// Writes of a source that were in a journal which was lost, and which it had not sent.
+struct Lost {
+  WriteSequence after;
+  Incarnation before;             // what replaced that journal may have counted from here on
+  bool has(const WriteSequence& write) const { return after < write && write.incarnation < before; }
+};
+
+// From this tenure on an image goes on upon a write that was lost.
+struct CutOff {
+  ImageId image;
+  Epoch epoch;
+  std::string source;             // whose journal was lost
+  WriteSequence through;          // up to here the tenure follows it
+};
+
 struct OrderState {
   struct Source {
-    WriteSequence applied;              // all of the source's writes up to here
+    WriteSequence applied;              // all of the source's writes up to here, those aside that were lost
+    std::vector<Lost> lost;
     std::deque<BatchFacts> waiting;     // in order of acceptance
     // Images that it had up to these writes, of which a newer tenure was applied before. They stay once that is passed:
     // what comes of an older epoch then is known to be past the end of its tenure.
@@ -108,6 +129,7 @@ struct OrderState {
   // Held batches that end a resync: what they hold of an image that another source wrote before is all of it.
   std::set<std::pair<std::string, BatchNumber>> resyncs;
   std::unordered_map<ImageId, std::vector<Taken>> taken;   // of each image, all
+  std::unordered_map<ImageId, CutOff> cut_off;
   size_t held() const;
 };
 
@@ -119,6 +141,8 @@ struct ApplyAction {
   std::vector<Wait> gaps;         // what it was applied without, since its images stand in for it
   std::vector<Unlike> unlike;     // images that its point does not show as its source had them
   std::vector<Overtaken> overtaken;   // those that it, or what it was applied after, has overtaken
+  std::vector<CutOff> cut_off;    // of `branched`, those that are only left out
+  std::vector<ImageId> made_good; // images that were cut off: it holds all of them
 };
 
 // Takes a batch that was accepted and says what is to be applied now, in this order.
@@ -130,6 +154,8 @@ ApplyAction resume(OrderState& state, BatchFacts batch);
 void decided_before(OrderState& state, const ApplyAction& action);
 // Takes note of what was overtaken; false: known already.
 bool note_overtaken(OrderState& state, const Overtaken& overtaken);
+// Takes note of writes that were lost: what waits for them waits no longer, from the next step on.
+void note_lost(OrderState& state, const std::string& source, const Lost& lost);
 // Whether an older epoch's slice is of the main line, although the image's tenure was taken by force since.
 bool in_main_line(const Taken& taken, const std::string& source, const SliceFacts& slice);
 // Takes note of a tenure that was taken by force; false: known already.

@@ -88,10 +88,15 @@ PointId Reader::newest() const {
 }
 
 // With what it is without: whoever asks for a point is told, however they ask.
-Result<Point> Reader::complete_point(kv::Snapshot& snapshot, Point point) {
+Result<Point> Reader::complete_point(kv::Snapshot& snapshot, Point point) const {
   auto gap = read_record<GapRecord>(snapshot, kGaps, kv::key_u64(point.id.value));
   if (gap) point.without = std::move(gap->without);
   else if (gap.status().code() != Code::kNotFound) return gap.status();
+  for (const auto& [of, cut] : catalog_.cut_offs) {
+    if (point.id < of.second || (cut.until.value != 0 && point.id >= cut.until)) continue;
+    point.without.push_back("image " + of.first.to_string() + ", which goes on upon writes of " + cut.source +
+                            " that were lost with its journal: it is shown as it was before them");
+  }
   return point;
 }
 

@@ -92,7 +92,7 @@ class Reader {
 
  private:
   struct HashJob;
-  static Result<Point> complete_point(kv::Snapshot& snapshot, Point point);
+  Result<Point> complete_point(kv::Snapshot& snapshot, Point point) const;
   void hash_next(const std::shared_ptr<HashJob>& job);
   io::Env& env_;
   kv::Store& store_;

@@ -7,7 +7,7 @@ std::vector<std::string> table_names() {
           "label_blocks", "images",  "image_versions", "leaves",   "wides",   "entries", "nodes",
           "events",       "marked",  "alarms",         "branches", "segments", "held_since", "unnamed",
           "untold",       "sessions",       "pieces", "taken_tenures", "gaps",
-          "spill_leaves", "spill_wides", "overtaken"};
+          "spill_leaves", "spill_wides", "overtaken", "lost", "cut_off"};
 }
 
 Bytes stream_key(const std::string& source, const Uuid& generation) {
@@ -41,6 +41,10 @@ Bytes point_name_key(const std::string& name, PointId point) {
 Bytes marked_key(const std::string& source, const ImageId& image) {
   return kv::KeyBuilder().text(source).u8(0).uuid(image).bytes();
 }
+Bytes lost_key(const std::string& source, Incarnation before) {
+  return kv::KeyBuilder().text(source).u8(0).u64(before.value).bytes();
+}
+Bytes cut_off_key(const ImageId& image, PointId from) { return kv::KeyBuilder().uuid(image).u64(from.value).bytes(); }
 Bytes alarm_key(const std::string& kind, const std::string& subject) {
   return kv::KeyBuilder().text(kind).u8(0).text(subject).bytes();
 }

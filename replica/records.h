@@ -28,6 +28,7 @@ enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
   kUnnamed, kUntold, kSessions, kPieces, kTakenTenures, kGaps, kSpillLeaves, kSpillWides, kOvertaken,
+  kLost, kCutOff,
 };
 std::vector<std::string> table_names();
 
@@ -150,6 +151,21 @@ struct BranchRecord {             // kBranches: key index (u32), epoch, source, 
   template <class A> void fields(A& a) { a(image, epoch, newer, source, generation, number, first, last, point); }
 };
 
+struct LostRecord {               // kLost: key source, 0, incarnation `before`
+  std::string source;
+  WriteSequence after;            // what it wrote after this, in incarnations below `before`, was lost with its journal
+  Incarnation before;
+  template <class A> void fields(A& a) { a(source, after, before); }
+};
+struct CutOffRecord {             // kCutOff: key image, the first point that is without what it says
+  Epoch epoch;                    // from this tenure on the image goes on upon what was lost
+  std::string source;             // whose journal was lost
+  WriteSequence through;
+  PointId until;                  // the first point that shows all of it again. 0: none yet
+  uint8_t removed = 0;            // it lost its name meanwhile
+  template <class A> void fields(A& a) { a(epoch, source, through, until, removed); }
+};
+
 struct GapRecord {                // kGaps: key point
   std::vector<std::string> without;   // what the point's batch would have followed, and stands in for
   template <class A> void fields(A& a) { a(without); }
@@ -174,6 +190,8 @@ Bytes entry_key(InodeNumber parent, const std::string& name, PointId point);
 Bytes node_key(InodeNumber inode, PointId point);
 Bytes point_name_key(const std::string& name, PointId point);
 Bytes marked_key(const std::string& source, const ImageId& image);   // also of kOvertaken
+Bytes lost_key(const std::string& source, Incarnation before);
+Bytes cut_off_key(const ImageId& image, PointId from);
 Bytes alarm_key(const std::string& kind, const std::string& subject);
 Bytes branch_key(ImageIndex image, const BranchRecord& record);
 PointId point_of_key(ByteSpan key);  // the last eight bytes

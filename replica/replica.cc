@@ -11,6 +11,7 @@ namespace {
 const log::Logger kLog("replica");
 constexpr auto kDrainPoll = std::chrono::milliseconds(5);
 constexpr auto kHeldWatch = std::chrono::seconds(5);
+constexpr size_t kCutOffNamed = 16;   // images, in status
 }
 
 Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
@@ -173,6 +174,15 @@ std::vector<std::string> Replica::health() {
                       " bytes: when it is full nothing is taken any more");
   }
   if (closing_) reasons.push_back("the replica is stopping");
+  size_t cut_off = 0;
+  for (const auto& [of, cut] : catalog_.cut_offs) {
+    if (cut.until.value != 0 || cut.removed != 0 || ++cut_off > kCutOffNamed) continue;
+    reasons.push_back("image " + of.first.to_string() + " is shown as it was before point " +
+                      std::to_string(of.second.value) + ": what follows rests on writes of " + cut.source +
+                      " that were lost with its journal; `tidemark journal resync-replica` on the host that has the "
+                      "image sends all of it");
+  }
+  if (cut_off > kCutOffNamed) reasons.push_back("so are " + std::to_string(cut_off - kCutOffNamed) + " images more");
   for (Overdue& o : overdue()) reasons.push_back(std::move(o.text));
   return reasons;
 }

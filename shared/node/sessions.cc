@@ -17,8 +17,6 @@ constexpr io::Duration kPingInterval = std::chrono::seconds(5);
 constexpr io::Duration kSilenceMax = std::chrono::seconds(20);
 constexpr io::Duration kRefusalTime = std::chrono::seconds(1);
 constexpr size_t kHostNameMax = 128;
-// Above what anybody may have seen: a host may have run and shipped without ever reaching this node.
-constexpr uint64_t kIncarnationsSkipped = 1000;
 }  // namespace
 
 void Core::accept(std::unique_ptr<net::Stream> stream) {
@@ -129,7 +127,7 @@ void Core::meet(const PeerPtr& peer, uint64_t id, const wire::Hello& hello) {
     met.floor = std::max(met.floor, met.known);
   }
   if (met.known_generation == hello.journal_generation) met.floor = Incarnation(0);
-  if (met.floor.value != 0) met.floor.value += kIncarnationsSkipped;
+  if (met.floor.value != 0) met.floor.value += wire::kIncarnationsSkipped;
   met.boots.assign(catalogue_->boots.begin(), catalogue_->boots.end());
   peer->link->respond(wire::Type::kHello, id, met);
   peer->link->flush();

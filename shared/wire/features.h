@@ -25,4 +25,8 @@ inline constexpr uint64_t kFeatureYieldUnshipped = 64;
 // Create is CreateOnce, between two ends that both have it.
 inline constexpr uint64_t kFeatureCreateOnce = 128;
 
+// Met's floor lies so far above what was seen of the host: it may have run and shipped without ever reaching the shared
+// node. So a journal made anew begins farther above all that a lost one counted.
+inline constexpr uint64_t kIncarnationsSkipped = 1000;
+
 }  // namespace tidemark::wire
