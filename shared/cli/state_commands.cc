@@ -54,7 +54,10 @@ Result<Node> load(Context& context, bool with_cluster = true) {
 std::string cost(const std::string& role) {
   if (role == "host")
     return "this host's copies are filled anew from the shared node, once its images are used; writes that it alone "
-           "had acknowledged (going on alone, a crash since) and points that it had not shipped are lost";
+           "had acknowledged (going on alone, a crash since) and points that it had not shipped are lost; the replica "
+           "shows an image of which something was not shipped as it was before, in later points too, until all of it "
+           "is sent: by this host, with the image's next use here; by another that has it or uses it first, once "
+           "`tidemark journal resync-replica` was said there (alarm `journal_lost` at the replica names the images)";
   if (role == "shared")
     return "the shared node knows no image any more; hosts go on alone and do not accept it before it is rebuilt";
   if (role == "replica")

@@ -60,6 +60,10 @@ mv -T "$D/host1.away" "$D/host1/state"
 [ "$(timeout 20 sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed, or no successor came"
 say "ok: a successor refuses an empty state, and goes on with the real one"
 expect_exit 6 "no reset under a running daemon" tm host1 state reset --force
+# What is written from here on is in host1's journal alone, which will be lost.
+expect "shipping is paused" tm host1 journal pause-shipping
+dd if=/dev/urandom of="$M/a.img" bs=1M count=4 seek=3 conv=notrunc,fsync status=none
+SUM=$(sha256sum < "$M/a.img")
 stop host1; stop shared1
 for node in host1 shared1; do
   mv "$D/$node/state" "$D/$node.newest"; cp -a "$D/$node.older" "$D/$node/state"

@@ -198,6 +198,7 @@ class Lab final : public fs::MemoryKeeper {
   uint64_t resync_rate = 0;            // of hosts started from now on
   bool pause = false;                  // of hosts started from now on: they do not go on alone
   bool continues = false;              // of hosts started from now on: they do, without asking the witness that there is
+  bool after_reset = false;            // likewise: what was in their state directories is lost
   Duration limit_age = std::chrono::hours(24);   // of their journals
   std::vector<std::string> rebuild_from;   // an operator's order to a shared node that is started without a catalogue
   World world;
@@ -207,7 +208,8 @@ class Lab final : public fs::MemoryKeeper {
     auto opened = open_host(env, {.cluster = cluster_, .region_bytes = kRegion, .ships = ships_, .limit_age = limit_age,
                                    .witness = with_witness_, .resync_rate = resync_rate, .pause = pause,
                                    .continues = continues,
-                                   .survivor = &mounts_.at(node)->attach(), .successor = successor});
+                                   .survivor = &mounts_.at(node)->attach(), .after_reset = after_reset,
+                                   .successor = successor});
     ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
     engines_[node] = std::move(*opened);
     engines_[node]->set_memory_keeper(this);

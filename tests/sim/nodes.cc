@@ -48,6 +48,7 @@ Result<std::unique_ptr<fs::Engine>> open_host(SimEnv& env, const HostSetup& setu
   options.cluster = setup.cluster;
   options.survivor = setup.survivor;
   options.successor = setup.successor;
+  options.after_reset = setup.after_reset;
   options.config.node.name = env.node();
   options.config.node.role = "host";
   options.config.node.state_dir = options.config.node.run_dir = "/state";

@@ -45,6 +45,7 @@ struct HostSetup {
   bool pause = false;                             // autonomy without a witness: it does not go on alone
   bool continues = false;                         // with `witness`: policy = "continue", it does not ask
   fs::Survivor* survivor = nullptr;               // of its mount
+  bool after_reset = false;                       // an operator's word that its state was lost
   bool successor = false;                         // that mount stands, with what a run before left in it
 };
 // What a mount keeps from one run to the next.

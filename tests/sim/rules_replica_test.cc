@@ -277,6 +277,91 @@ TEST(Rules, AResyncOfTheReplicaSendsWhatTheOwnCopyIsNotFilledWithYet) {
   }
 }
 
+// All that was on host1's disks is gone, an operator has said so, and it is started anew.
+void lose_host1(Lab& lab) {
+  lab.crash("host1", Crash::kPowerLoss);
+  lab.world.wipe("host1", {"/state", "/brick1"});
+  lab.after_reset = true;
+  lab.start("host1");
+}
+
+TEST(Rules, WhatALostJournalHadNotShippedIsShippedWithTheNextTenure) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto image = lab.open_filled("host1");
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    lab.world.run_for(seconds(10));
+    lab.engine("host1").set_shipping_paused(true);
+    ASSERT_TRUE(lab.write("host1", *image, 8192, 'b', 16384).is_ok());
+    ASSERT_TRUE(lab.flush("host1", *image).is_ok());
+    lose_host1(lab);
+    image = lab.open("host1");
+    ASSERT_TRUE(image.is_ok()) << image.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *image, 3 * Lab::kRegion, 'c').is_ok());
+    ASSERT_TRUE(lab.healthy("host1")) << lab.engine("host1").status_json();
+    EXPECT_EQ(site.verify("host1"), "") << "the replica lacks what was never shipped";
+    EXPECT_EQ(nlohmann::json::parse(site.ask("/v1/status"))["healthy"], true);
+  }
+}
+
+// It had given the image away by then: host2 goes on with it, and is asked for all of it.
+TEST(Rules, WhatALostJournalHadNotShippedIsMissedAtTheReplicaUntilTheNextHolderSendsIt) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.world.run_for(seconds(10));
+    lab.world.partition("host1", "replica1");
+    ASSERT_TRUE(lab.write("host1", *first, 8192, 'b', 16384).is_ok());
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 3 * Lab::kRegion, 'c').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.heal_all();
+    lose_host1(lab);
+    lab.world.run_for(seconds(20));
+    ASSERT_TRUE(lab.write("host2", *second, 2 * Lab::kRegion, 'd').is_ok());
+    lab.world.run_for(seconds(20));
+    const auto status = nlohmann::json::parse(site.ask("/v1/status"));
+    EXPECT_EQ(status["held_batches"], 0);
+    EXPECT_EQ(status["healthy"], false) << status.dump();
+    EXPECT_TRUE(status["newest_points"][0].contains("without")) << status.dump();
+    auto begun = lab.resync_replica("host2");
+    ASSERT_TRUE(begun.is_ok()) << begun.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 0, 'e').is_ok());
+    ASSERT_TRUE(lab.healthy("host2", seconds(600))) << lab.engine("host2").status_json();
+    EXPECT_EQ(site.verify("host2"), "");
+    const auto after = nlohmann::json::parse(site.ask("/v1/status"));
+    EXPECT_EQ(after["healthy"], true) << after.dump();
+    EXPECT_FALSE(after["newest_points"][0].contains("without")) << after.dump();
+  }
+}
+
+// All of it had been shipped before: nothing is missed, whoever goes on.
+TEST(Rules, AJournalThatIsLostWithNothingUnshippedIsNotMissed) {
+  Lab lab(1, false, Plant::kNone, Ships::kYes);
+  Site site(lab);
+  auto first = lab.open_filled("host1");
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  lab.engine("host1").release(*first);
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  ASSERT_TRUE(lab.write("host2", *second, 0, 'b').is_ok());
+  ASSERT_EQ(site.verify("host2"), "");
+  lose_host1(lab);
+  ASSERT_TRUE(lab.write("host2", *second, Lab::kRegion, 'c').is_ok());
+  lab.world.run_for(seconds(30));
+  EXPECT_EQ(site.verify("host2"), "");
+  const auto status = nlohmann::json::parse(site.ask("/v1/status"));
+  EXPECT_EQ(status["healthy"], true) << status.dump();
+  EXPECT_EQ(status["alarms"].size(), 0u) << status.dump();
+}
+
 // An operator was told that it has begun: it is not forgotten, however the daemon ends in that moment.
 TEST(Rules, AResyncOfAnEmptiedReplicaThatWasAskedForIsNotForgotten) {
   for (auto kind : {Crash::kKill, Crash::kPowerLoss}) {
