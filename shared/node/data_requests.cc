@@ -134,6 +134,9 @@ void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
     fenced_total_.add();
     return fail(op, Status(Code::kFenced, label(*image) + ": epoch " + std::to_string(m.epoch.value) + " is over"));
   }
+  // As for a write: its holder has not heard yet. Nor may the change be durable: then what this is to cover is here,
+  // on the copy that is about to be given up.
+  if (image->attr->mirror == 0) return fail(op, Status(Code::kUnavailable, no_mirror(*image).message()));
   if (image->record.has_copy == 0 && !image->copy) {   // nothing was ever written here
     level_again(*image);
     peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});

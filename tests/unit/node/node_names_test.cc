@@ -249,6 +249,36 @@ TEST_F(NodeTest, PolicyNoneGivesTheSecondCopyUp) {
   EXPECT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
 }
 
+// A power cut may take the change back: then the copy that was to be given up counts, and a flush that was answered
+// must be on it.
+TEST_F(NodeTest, NoFlushIsAnsweredByAPolicyThatIsNotDurable) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  sim::StoreFault slow;
+  slow.delay = std::chrono::seconds(20);
+  world_.set_store_fault("shared", slow);
+  std::optional<Status> set;
+  a->link->request<wire::Changed>(Type::kCreate, wire::Create{kRoot, "other", NodeKind::kDirectory, 0700},
+                                  [](Result<wire::Changed>) {});   // the change is not in its transaction
+  world_.run_for(std::chrono::milliseconds(100));
+  node_->set_policy("disk.img", "none", [&](Result<std::string> r) { set = r.status(); });
+  const wire::Flush flush{held.image, held.epoch};
+  EXPECT_EQ(a->ask<wire::Flushed>(Type::kFlush, flush).status().code(), Code::kUnavailable) << "asked again";
+  EXPECT_FALSE(set);
+  world_.set_store_fault("shared", std::nullopt);
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  EXPECT_EQ(a->lookup("disk.img")->mirror, 1);
+  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), 2}));
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  ASSERT_TRUE(a->ask<wire::Flushed>(Type::kFlush, flush));
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  ASSERT_TRUE(a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), 0}));
+  EXPECT_EQ(*a->read(held.image, 0, 4096), Bytes(4096, 9));
+}
+
 // Back from `none` the copy is empty until the image's holder has said that it is level: no other host reads its zeros.
 TEST_F(NodeTest, BackFromNoneOthersReadNothingUntilTheHolderSaysSo) {
   auto a = host("host1");
