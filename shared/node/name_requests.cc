@@ -179,6 +179,7 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
     auto it = images_.find(id);
     if (it == images_.end()) continue;
     it->second->record.nameless = 1;
+    ++it->second->ops;   // until that is durable its blocks stay: the next start may find the name
     put_image(batch, id, it->second->record);
   }
   std::optional<ImageId> given_up;
@@ -234,7 +235,9 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
     then(change);
     for (const ImageId& id : change.nameless) {
       auto it = images_.find(id);
-      if (it != images_.end()) maybe_remove(*it->second);
+      if (it == images_.end()) continue;
+      --it->second->ops;
+      maybe_remove(*it->second);
     }
   });
 }

@@ -211,6 +211,40 @@ TEST_F(NodeTest, AHostsNewRunHasNothingOpen) {
   EXPECT_EQ(a->read(held.image, 0, 4096).status().code(), Code::kNotFound);
 }
 
+// A power cut may take the loss of the name back: then the blocks must be there.
+TEST_F(NodeTest, AnImagesBlocksStayUntilTheLossOfItsNameIsDurable) {
+  auto a = host("host1");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  ASSERT_TRUE(a->ask<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}));
+  ASSERT_TRUE(a->yield(held.image, held.epoch));
+  restart_node(sim::Crash::kPowerLoss);
+  auto b = host("host2");
+  world_.run_for(std::chrono::minutes(11));   // whoever had it open is not waited for any more
+  sim::StoreFault slow;
+  slow.delay = std::chrono::seconds(20);
+  world_.set_store_fault("shared", slow);
+  std::optional<Status> unlinked;
+  b->link->request<wire::Changed>(Type::kCreate, wire::Create{kRoot, "other", NodeKind::kDirectory, 0700},
+                                  [](Result<wire::Changed>) {});   // the unlink is not in its transaction
+  b->link->request<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, "disk.img", 0},
+                                  [&](Result<wire::Changed> r) { unlinked = r.status(); });
+  world_.run_for(std::chrono::seconds(6));
+  EXPECT_FALSE(unlinked);
+  world_.set_store_fault("shared", std::nullopt);
+  restart_node(sim::Crash::kPowerLoss);
+  ASSERT_TRUE(b->connect(port_, cluster_));
+  ASSERT_TRUE(b->lookup("disk.img"));
+  Result<Bytes> kept = b->read(held.image, 0, 4096);
+  ASSERT_TRUE(kept) << kept.status().message();
+  EXPECT_EQ(*kept, Bytes(4096, 9));
+
+  ASSERT_TRUE(b->ask<wire::Changed>(Type::kUnlink, wire::Unlink{kRoot, "disk.img", 0}));
+  ASSERT_TRUE(b->tell(Type::kDrop, wire::encode(wire::Drop{held.image})));
+  world_.run_for(std::chrono::minutes(11));
+  EXPECT_EQ(b->read(held.image, 0, 4096).status().code(), Code::kNotFound);
+}
+
 TEST_F(NodeTest, AReplacedImageIsNamelessUntilARestartsGraceIsOver) {
   auto a = host("host1");
   Held held = held_image(*a, "disk.img", 1u << 20);
