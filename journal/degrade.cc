@@ -190,7 +190,10 @@ Task<void> JournalImpl::degrade() {
   absorb_open_batch();
   for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
   std::vector<StoredMark> marks;
-  if (last_staged_ > shipper_->replica().newest) marks = marks_of_staged();
+  if (last_staged_ > shipper_->replica().newest) {
+    marks_unread_ = {shipper_->replica().newest, last_staged_};
+    marks = marks_of_staged();
+  }
   pending_.erase_range(kMarksTable, {}, batch_prefix(last_staged_.next()));
   take_over(given, std::move(marks));
   put_degraded();
@@ -207,23 +210,8 @@ Task<void> JournalImpl::degrade() {
   ask_replica();
 }
 
-// Of batches that are staged and not at the replica. While degraded there are none, and maybe no store either.
-std::vector<StoredMark> JournalImpl::marks_of_staged() {
-  std::vector<StoredMark> marks;
-  Result<std::vector<StoredMark>> kept = read_marks(*store_->snapshot());
-  if (!kept) {
-    kLog.error("marks_unreadable", {{"status", kept.status()}, {"effect", "names may be missing at the replica"}});
-    return marks;
-  }
-  for (StoredMark& mark : *kept) {
-    if (mark.batch <= last_staged_ && mark.batch > shipper_->replica().newest) marks.push_back(std::move(mark));
-  }
-  return marks;
-}
-
 // Staged batches that will not be shipped: their regions are lacked, their events stay.
 void JournalImpl::take_over(const std::deque<StagedBatch>& given, std::vector<StoredMark> marks) {
-  Batch& open = open_batch();
   for (const StagedBatch& batch : given) {
     count_given_up(batch.number, batch.kind, batch.label, batch.name);
     for (const ImageExtent& e : batch.regions) {
@@ -242,23 +230,16 @@ void JournalImpl::take_over(const std::deque<StagedBatch>& given, std::vector<St
     pending_.erase_range(kStagedTable, {}, batch_prefix(last_staged_.next()));
   }
   // The replica may have any number before the open batch's, even whole, though its answer was lost: none is used again.
-  if (open.number.value > 1) {
+  const uint64_t open = open_batch().number.value;
+  if (open > 1) {
     BatchRow spent;
     spent.state = BatchState::kGivenUp;
     spent.incarnation = incarnation_;
-    pending_.put(kBatchesTable, batch_prefix(BatchNumber(open.number.value - 1)), encode_batch_row(spent));
+    pending_.put(kBatchesTable, batch_prefix(BatchNumber(open - 1)), encode_batch_row(spent));
   }
   last_staged_ = shipper_->replica().newest;   // what is known to be there; the replica will say
   last_digest_ = shipper_->replica().digest;
-  for (StoredMark& mark : marks) {
-    Counter counter(next_counter_++);
-    tracker_.begin(counter.value);
-    tracker_.finish(counter.value);
-    put_mark(pending_, open.number, counter, mark.mark);
-    lack_if_whole(mark.mark);
-    open.marks.push_back({counter, std::move(mark.mark)});
-  }
-  ++finish_serial_;
+  take_over_marks(std::move(marks));
 }
 
 // ---- opening ------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ Status JournalImpl::reopen_stores() {
   put_everything(all);
   all.append(std::exchange(pending_, {}));
   pending_ = std::move(all);
+  if (marks_unread_) take_over_marks(marks_of_staged());
   kLog.info("stores_reopened", {{"directory", options_.directory}});
   start_commit();
   return Status::ok();

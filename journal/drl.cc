@@ -476,8 +476,9 @@ bool DirtyLog::keep_digests(uint32_t slot, Extent block, const std::vector<Diges
 std::optional<std::vector<Digest128>> DirtyLog::kept_digests(uint32_t slot, Extent block) const {
   // While a commit is under way or owed, an erasure that was asked for may not stand yet.
   if (!all_clean(slot, block) || full_ || store_ == nullptr) return std::nullopt;
-  auto snapshot = store_->snapshot();
-  return digests_.find(*snapshot, at(slot).image, block);
+  auto snapshot = store_->try_snapshot();
+  if (!snapshot) return std::nullopt;
+  return digests_.find(**snapshot, at(slot).image, block);
 }
 
 std::vector<RegionIndex> DirtyLog::dirty_regions(uint32_t slot) const {

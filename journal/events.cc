@@ -71,4 +71,39 @@ void JournalImpl::fold_if_needed() {
   kLog.info("events_folded", {{"events", before}, {"into", open.marks.size()}});
 }
 
+// Of batches that are staged and not at the replica. A store that failed may be unreadable: then they are read once it is
+// opened anew, before that they are to go is committed there.
+std::vector<StoredMark> JournalImpl::marks_of_staged() {
+  std::vector<StoredMark> marks;
+  auto snapshot = store_->try_snapshot();
+  if (!snapshot) {
+    kLog.warning("marks_unread", {{"status", snapshot.status()}, {"effect", "read once the store is opened anew"}});
+    return marks;
+  }
+  const auto [at_replica, staged] = *std::exchange(marks_unread_, {});
+  Result<std::vector<StoredMark>> kept = read_marks(**snapshot);
+  if (!kept) {
+    kLog.error("marks_unreadable", {{"status", kept.status()}, {"effect", "names may be missing at the replica"}});
+    return marks;
+  }
+  for (StoredMark& mark : *kept) {
+    if (mark.batch <= staged && mark.batch > at_replica) marks.push_back(std::move(mark));
+  }
+  return marks;
+}
+
+// Into the open batch: they are told in whichever comes next.
+void JournalImpl::take_over_marks(std::vector<StoredMark> marks) {
+  Batch& open = open_batch();
+  for (StoredMark& mark : marks) {
+    Counter counter(next_counter_++);
+    tracker_.begin(counter.value);
+    tracker_.finish(counter.value);
+    put_mark(pending_, open.number, counter, mark.mark);
+    lack_if_whole(mark.mark);
+    open.marks.push_back({counter, std::move(mark.mark)});
+  }
+  ++finish_serial_;
+}
+
 }  // namespace tidemark::journal

@@ -200,6 +200,7 @@ class JournalImpl final : public Journal {
   Task<void> degrade();
   std::vector<StoredMark> marks_of_staged();
   void take_over(const std::deque<StagedBatch>& given, std::vector<StoredMark> marks);
+  void take_over_marks(std::vector<StoredMark> marks);
   void count_given_up(BatchNumber number, BatchKind kind, WallTime label, const std::string& name);
   Status no_point() const;               // not in normal shipping
   Status load_degraded(kv::Snapshot& snapshot);
@@ -331,6 +332,8 @@ class JournalImpl final : public Journal {
   uint64_t free_bytes_ = UINT64_MAX;             // of the spool's disk, when last measured
   double growth_ = 0;                            // of the spool, bytes a second, smoothed
   uint64_t measured_bytes_ = 0;
+  // Whose events could not be read as it was given up: those after the first, up to the second.
+  std::optional<std::pair<BatchNumber, BatchNumber>> marks_unread_;
 
   // The journal's own disk (disk.cc).
   std::unique_ptr<OutdatedMark> outdated_;

@@ -80,9 +80,10 @@ class LmdbStore final : public Store {
     if (writer_.joinable()) writer_.join();
   }
 
-  std::unique_ptr<Snapshot> snapshot() override {
+  // LMDB refuses readers, too (MDB_PANIC), once it could not write its meta page.
+  Result<std::unique_ptr<Snapshot>> try_snapshot() override {
     Result<MDB_txn*> txn = readers_.take();
-    TM_CHECK(txn.is_ok(), "too many snapshots at once, or the store's lock file is gone");
+    if (!txn) return txn.status().with_context(path_);
     return make_snapshot(readers_, *txn, tables_, seals_);
   }
 
@@ -227,7 +228,8 @@ class LmdbStore final : public Store {
     bool survivable = status.code() == Code::kOutOfSpace || status.code() == Code::kInvalidArgument;
     if (!status && !survivable) {
       broken_ = status;
-      kLog.error("store_lost", {{"path", path_}, {"status", status}, {"remedy", "restart to recover"}});
+      kLog.error("store_lost", {{"path", path_}, {"status", status},
+                                 {"effect", "it takes nothing more until it is opened anew"}});
     }
     return status;
   }

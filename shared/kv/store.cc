@@ -32,4 +32,10 @@ void WriteBatch::append(WriteBatch&& other) {
   other.clear();
 }
 
+std::unique_ptr<Snapshot> Store::snapshot() {
+  Result<std::unique_ptr<Snapshot>> taken = try_snapshot();
+  TM_CHECK(taken.is_ok(), taken.status().to_string().c_str());
+  return std::move(*taken);
+}
+
 }  // namespace tidemark::kv

@@ -72,7 +72,10 @@ class Snapshot {
 class Store {
  public:
   virtual ~Store() = default;   // waits for commits in flight; their callbacks do not run
-  virtual std::unique_ptr<Snapshot> snapshot() = 0;
+  // After an I/O error, until it is opened anew, a store may refuse to be read as well.
+  virtual Result<std::unique_ptr<Snapshot>> try_snapshot() = 0;
+  // For those who could not go on without: an error ends the process.
+  std::unique_ptr<Snapshot> snapshot();
   // Durable when `done` reports OK. Batches commit in the order of the calls; several may share one
   // transaction. An I/O error leaves the store unusable: every later commit fails the same way
   // (exit and recover). kOutOfSpace leaves it unchanged and usable.

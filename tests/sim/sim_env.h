@@ -80,6 +80,7 @@ struct StoreFault {
   std::string path_contains;            // empty: every store
   Status status;                        // kOutOfSpace leaves the store usable, others do not; OK: none fails
   bool opens = false;                   // opening one anew fails too
+  bool reads = false;                   // one that is not usable any more cannot be read either
   Duration delay{};                     // of each transaction
 };
 

@@ -41,6 +41,7 @@ struct StoreState {
   std::deque<Pending> queue;
   size_t under_way = 0;      // of the queue's head: in the transaction being written
   Status broken;
+  bool unreadable = false;   // as well as broken
 
   TableMap& writable(const std::string& name) {
     auto& table = tables[name];
@@ -129,10 +130,14 @@ class SimStore final : public kv::Store {
     }
     state_->under_way = 0;
     state_->broken = Status::ok();
+    state_->unreadable = false;
     ProcessAccess::internals(env_).open_stores.erase(state_.get());
   }
 
-  std::unique_ptr<kv::Snapshot> snapshot() override { return std::make_unique<SimSnapshot>(*state_, options_.tables); }
+  Result<std::unique_ptr<kv::Snapshot>> try_snapshot() override {
+    if (state_->unreadable) return state_->broken;
+    return std::unique_ptr<kv::Snapshot>(std::make_unique<SimSnapshot>(*state_, options_.tables));
+  }
 
   void commit(kv::WriteBatch batch, Callback<Status> done) override {
     Operation op(env_);
@@ -182,7 +187,10 @@ class SimStore final : public kv::Store {
     if (!keys_fit(batch)) return Status(Code::kInvalidArgument, path_ + ": key empty or over 511 bytes");
     const StoreFault* lasting = ProcessAccess::machine(env_).fault_of_store(path_);
     Status status = fault ? *fault : lasting != nullptr ? lasting->status : Status::ok();
-    if (!status && status.code() != Code::kOutOfSpace) state_->broken = status;
+    if (!status && status.code() != Code::kOutOfSpace) {
+      state_->broken = status;
+      state_->unreadable = !fault && lasting->reads;
+    }
     return status;
   }
 

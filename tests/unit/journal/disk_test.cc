@@ -327,6 +327,43 @@ TEST_P(BusyDiskTest, WhileTheJournalIsClosed) {
 INSTANTIATE_TEST_SUITE_P(Errors, BusyDiskTest, testing::Values(Code::kOutOfSpace, Code::kIoError),
                          [](const auto& error) { return error.param == Code::kIoError ? "IoError" : "OutOfSpace"; });
 
+// Such a store may be unreadable until it is opened anew: what only it has of the batches that are given up is told then.
+TEST_F(DiskTest, AStoreThatCannotBeReadEitherIsOutlived) {
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  wire::Mark mark;
+  mark.kind = wire::MarkKind::kCreate;
+  mark.number = EventNumber(77);
+  mark.name = "staged.img";
+  journal_->mark(mark);
+  run_load(100, 8);
+  ASSERT_TRUE(settle([&] { return spool_files() > 1; }));
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state", .status = Status(Code::kIoError, "gone"), .reads = true});
+  run_load(100, 8);
+  ASSERT_TRUE(settle([&] { return degraded() && outdated(); }, 30));
+  mark.number = EventNumber(78);
+  mark.name = "later.img";
+  journal_->mark(mark);
+  run_load(400, 16);
+  world_.run_for(std::chrono::seconds(12));
+  EXPECT_TRUE(journal_->condition());
+  world_.set_store_fault("host1", {});
+  ASSERT_TRUE(settle([&] { return journal_->usage().disk_failure.empty(); }, 60));
+  EXPECT_FALSE(outdated());
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  reconcile_all();
+  replica_back();
+  run_load(50, 8);
+  expect_level();
+  for (uint64_t number : {77, 78}) {
+    EXPECT_EQ(std::count_if(replica_->marks.begin(), replica_->marks.end(), [&](const auto& m) { return m.number.value == number; }), 1)
+        << number;
+  }
+}
+
 TEST_F(DiskTest, StoresThatCannotBeOpenedAnewAreTriedAgainAndNobodyFallsOverTheirAbsence) {
   options_.settings.cut_interval = std::chrono::seconds(60);
   open_journal();

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -98,6 +99,42 @@ TEST_F(LmdbStoreTest, FullDiskIsOutOfSpaceAndTheStoreGoesOn) {
   mounted = true;
   open(mount + "/s");
   fill_and_recover();
+}
+
+// The descriptor by which LMDB writes its meta page.
+int meta_descriptor() {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    const std::filesystem::path file = std::filesystem::read_symlink(entry.path(), error);
+    const int fd = std::stoi(entry.path().filename());
+    if (!error && file.filename() == "data.mdb" && (::fcntl(fd, F_GETFL) & O_DSYNC) != 0) return fd;
+  }
+  return -1;
+}
+
+// LMDB refuses whoever reads as well, then; the daemon lives on, and opens the store anew.
+TEST_F(LmdbStoreTest, AMetaPageThatCannotBeWrittenEndsNeitherTheProcessNorWhatWasCommitted) {
+  for (const char* other : {"/dev/zero", "/dev/full"}) {   // read-only; without room
+    SCOPED_TRACE(other);
+    store.reset();
+    open(directory + other);
+    ASSERT_TRUE(commit(put(1, 10)).is_ok());
+    const int fd = meta_descriptor();
+    ASSERT_GE(fd, 0);
+    const int bad = ::open(other, std::string(other) == "/dev/full" ? O_WRONLY : O_RDONLY);
+    ASSERT_GE(bad, 0);
+    ASSERT_EQ(::dup2(bad, fd), fd);
+    ::close(bad);
+    EXPECT_FALSE(commit(put(2, 10)).is_ok());
+    EXPECT_FALSE(store->try_snapshot().is_ok());
+    EXPECT_FALSE(store->usage().is_ok());
+    EXPECT_FALSE(commit(put(2, 10)).is_ok());
+    store.reset();
+    open(directory + other);
+    EXPECT_TRUE(store->snapshot()->get(0, key_u64(1)).is_ok());
+    ASSERT_TRUE(commit(put(2, 10)).is_ok());
+    EXPECT_TRUE(store->snapshot()->get(0, key_u64(2)).is_ok());
+  }
 }
 
 // LMDB writes its lock file through a map: without room for it the first write would be a SIGBUS.
