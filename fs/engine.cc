@@ -36,7 +36,11 @@ Status Engine::open_all() {
   TM_RETURN_IF_ERROR(env_.files().make_directories(config.node.state_dir));
   kv::StoreOptions store;
   store.tables = {"attr", "entry", "flag", "meta"};
-  TM_ASSIGN_OR_RETURN(store_, env_.open_store(config.node.state_dir + "/names", store));
+  NamesStore::Contents contents;
+  contents.flags = [this](kv::WriteBatch& batch) { put_flags(batch); };
+  contents.names = [this](kv::WriteBatch& batch) { names_->put_all(batch); };
+  TM_ASSIGN_OR_RETURN(store_,
+                      NamesStore::open(env_, config.node.state_dir + "/names", store, std::move(contents)));
   names_ = std::make_unique<NameCache>(*store_, NameCache::Tables{kTableAttr, kTableEntry});
   TM_RETURN_IF_ERROR(names_->load());
   TM_RETURN_IF_ERROR(load_flags());
@@ -148,6 +152,12 @@ Status Engine::load_flags() {
   return Status::ok();
 }
 
+void Engine::put_flags(kv::WriteBatch& batch) const {
+  batch.erase_range(kTableFlag, {}, {});
+  for (const auto& [image, bits] : flags_)
+    if (bits != 0) batch.put(kTableFlag, image.bytes, ByteSpan(&bits, 1));
+}
+
 Status Engine::set_flag(const ImageId& image, uint8_t flag, bool on) {
   uint8_t& bits = flags_[image];
   uint8_t next = on ? bits | flag : bits & ~flag;
@@ -198,6 +208,7 @@ void Engine::tick() {
     kLog.error("journal_lost", {{"error", s}, {"remedy", "the daemon stops; its next start recovers"}});
     std::exchange(fatal_, nullptr)(s);
   }
+  store_->tick();
   clean_idle_images();
   try_failed_copies();
   try_missing_copies();

@@ -27,6 +27,7 @@
 #include "fs/image.h"
 #include "fs/mirror.h"
 #include "fs/name_cache.h"
+#include "fs/names_store.h"
 #include "journal/journal.h"
 #include "shared/base/task.h"
 #include "shared/image/store.h"
@@ -168,6 +169,7 @@ class Engine final : public journal::BlockSource {
   Status open_all();
   Status load_flags();
   Status keep_bricks();
+  void put_flags(kv::WriteBatch& batch) const;
   Status keep_runs(const std::vector<image::KnownRun>& runs);
 
   // ---- engine_request.cc
@@ -513,7 +515,7 @@ class Engine final : public journal::BlockSource {
   std::vector<Extent> allocated_regions(Image& image, bool data_only);
   // ---- engine_unheld.cc
   Task<Result<std::set<ImageId>>> unheld_to_send(const std::vector<wire::Attr>& images);
-  bool unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const;
+  Result<bool> unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const;
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;
@@ -540,7 +542,7 @@ class Engine final : public journal::BlockSource {
   io::Env& env_;
   const EngineOptions options_;
   std::unique_ptr<image::StorageGroup> group_;
-  std::unique_ptr<kv::Store> store_;               // `names/`: name cache and per-image flags
+  std::unique_ptr<NamesStore> store_;              // `names/`: name cache and per-image flags
   std::unique_ptr<NameCache> names_;
   std::unique_ptr<journal::Journal> journal_;
   std::unordered_map<ImageId, uint8_t> flags_;

@@ -44,7 +44,8 @@ Status Engine::check_own_run(const wire::Met& met) const {
 }
 
 Result<SharedRun> Engine::known_shared_run() {
-  auto row = store_->snapshot()->get(kTableMeta, as_bytes(kSharedRun));
+  TM_ASSIGN_OR_RETURN(auto snapshot, store_->try_snapshot());
+  auto row = snapshot->get(kTableMeta, as_bytes(kSharedRun));
   if (!row && row.status().code() == Code::kNotFound) return SharedRun{};
   if (!row) return row.status();
   Reader in(*row);
@@ -74,8 +75,10 @@ Task<Status> Engine::greeted(wire::Connection& link, const wire::HelloAnswerMore
   if (!known || !met_run_ || hello.store.is_nil()) co_return known;
   Bytes now;
   Writer(now).uuid(hello.store).id(met_run_->first).uuid(met_run_->second);
-  auto row = store_->snapshot()->get(kTableMeta, as_bytes(kSharedRun));
-  if (row && std::ranges::equal(*row, now)) co_return Status::ok();
+  if (auto snapshot = store_->try_snapshot()) {
+    auto row = (*snapshot)->get(kTableMeta, as_bytes(kSharedRun));
+    if (row && std::ranges::equal(*row, now)) co_return Status::ok();
+  }
   // Durable before anything is acknowledged that relies on it.
   kv::WriteBatch batch;
   batch.put(kTableMeta, as_bytes(kSharedRun), now);

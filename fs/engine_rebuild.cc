@@ -22,7 +22,8 @@ constexpr uint32_t kEntriesPerAsk = 512;
 }  // namespace
 
 Result<Uuid> Engine::known_store(std::string_view key) {
-  auto value = store_->snapshot()->get(kTableMeta, as_bytes(key));
+  TM_ASSIGN_OR_RETURN(auto snapshot, store_->try_snapshot());
+  auto value = snapshot->get(kTableMeta, as_bytes(key));
   if (!value && value.status().code() == Code::kNotFound) return Uuid::nil();
   if (!value) return value.status();
   Reader in(*value);

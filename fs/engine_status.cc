@@ -56,6 +56,9 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
   for (const auto& brick : group_->bricks())
     if (!brick.status) why.push_back(brick.status.message() + " (a new one: tidemark brick replace)");
   if (group_->stuck()) why.push_back("a brick of group " + group_->name() + " hangs");
+  if (!store_->failure())
+    why.push_back("state_dir/names takes nothing: " + store_->failure().message() +
+                  " (make room or mend the disk; do not restart the host before)");
   if (group_->lost()) why.push_back("storage group " + group_->name() + " could not record a failed sync");
   if (std::string why_none = without_vote(); !why_none.empty()) why.push_back(std::move(why_none));
   if (recovering_ != 0) why.push_back(std::to_string(recovering_) + " images wait for reconciliation after a crash");

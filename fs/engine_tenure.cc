@@ -205,12 +205,14 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.size_generation = grant.size_generation;
   Status adopted = co_await adopt_size(im, grant.size, grant.size_generation);
   if (!adopted && (renumbered || !own_copy_failed(im, adopted))) co_return adopted;
+  const auto unheld = unheld_since_word(im.id, grant.parent);
+  if (!unheld) co_return unheld.status();
   // This host's own writes, of which its journal knows nothing: it was lost, with whatever it had not shipped.
   const bool journal_lost = grant.parent.epoch.value != 0 && grant.parent.source == options_.config.node.name &&
                             journal_->tenure_epoch(im.id).value == 0;
   if (journal_lost) kLog.warning("journal_lost_what_it_owed", {{"image", im.id}, {"now", "all of it is shipped"}});
-  const bool whole = !none && (grant.parent.clean == wire::kTaken || standing_in(im) || journal_lost ||
-                               unheld_since_word(im.id, grant.parent));
+  const bool whole =
+      !none && (grant.parent.clean == wire::kTaken || standing_in(im) || journal_lost || *unheld);
   std::vector<Extent> allocated;
   if (whole) {   // durable before the first write: until it is staged
     if (Status s = set_flag(im, kFlagStandIn, true); !s) co_return s;

@@ -61,9 +61,10 @@ Task<Result<std::set<ImageId>>> Engine::unheld_to_send(const std::vector<wire::A
 }
 
 // Of a tenure that is granted: nobody has written since.
-bool Engine::unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const {
+Result<bool> Engine::unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const {
   if (parent.epoch.value == 0 || parent.source == options_.config.node.name) return false;
-  auto row = store_->snapshot()->get(kTableMeta, as_bytes(unheld_key(image)));
+  TM_ASSIGN_OR_RETURN(auto snapshot, store_->try_snapshot());
+  auto row = snapshot->get(kTableMeta, as_bytes(unheld_key(image)));
   if (!row) return false;
   Reader r(*row);
   const Epoch then = r.id<Epoch>();

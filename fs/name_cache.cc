@@ -67,6 +67,14 @@ void NameCache::note_nameless(InodeNumber inode) {
   }
 }
 
+void NameCache::put_all(kv::WriteBatch& batch) const {
+  batch.erase_range(tables_.attr, {}, {});
+  batch.erase_range(tables_.entry, {}, {});
+  for (const auto& [inode, attr] : attrs_) batch.put(tables_.attr, kv::key_u64(inode.value), wire::encode(attr));
+  for (const auto& [place, inode] : entries_)
+    batch.put(tables_.entry, entry_key(place.first, place.second), kv::key_u64(inode.value));
+}
+
 void NameCache::commit(kv::WriteBatch batch) {
   store_.commit(std::move(batch), [](Status s) {
     if (!s) kLog.warning("cache_not_kept", {{"error", s}});

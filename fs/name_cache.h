@@ -23,6 +23,8 @@ class NameCache {
   NameCache(kv::Store& store, Tables tables) : store_(store), tables_(tables) {}
 
   Status load();
+  // In place of what the store has.
+  void put_all(kv::WriteBatch& batch) const;
   void put(const wire::Attr& attr);
   void put_entry(InodeNumber parent, const std::string& name, const wire::Attr& attr);
   void erase_entry(InodeNumber parent, const std::string& name);
