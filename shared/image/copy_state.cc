@@ -10,12 +10,6 @@ namespace tidemark::image {
 namespace detail {
 namespace {
 
-constexpr size_t kFillBytes = 256u << 10;
-
-bool is_refused_punch(const Status& status) {
-  return status.code() == Code::kUnsupported || status.sys_errno() == EOPNOTSUPP;
-}
-
 // Whether the bytes of an object, from `offset` on, may hold a hole: a granule of them ends in zeros.
 bool may_hold_hole(ByteSpan bytes, uint64_t offset) {
   for (uint64_t at = 0; at < bytes.size();) {
@@ -101,50 +95,6 @@ struct CopyState::Bounce {
   }
 };
 
-// Writes zeros where punching was refused, chunk by chunk; a loop rather than a recursion when the
-// chunks complete inline.
-struct CopyState::ZeroFiller {
-  CopyState* copy;
-  Op* op;
-  Piece rest;
-  io::AlignedBuffer zeros{kFillBytes};
-  Status status;
-  bool in_run = false, chunk_done = false;
-
-  ZeroFiller(CopyState* c, Op* o, const Piece& piece) : copy(c), op(o), rest(piece) {
-    std::memset(zeros.data(), 0, zeros.size());
-  }
-
-  void run() {
-    in_run = true;
-    while (status && rest.length != 0) {
-      chunk_done = false;
-      Piece chunk = rest;
-      chunk.length = std::min<uint64_t>(rest.length, kFillBytes - rest.object_offset % kGranule);
-      rest.object_offset += chunk.length;
-      rest.length -= chunk.length;
-      Op* write = copy->take_op([this](Status s) { on_chunk(std::move(s)); });
-      copy->write_piece(chunk, zeros.span().first(chunk.length), io::IoMode::kQueued, write);
-      copy->finish_piece(write, {});
-      if (!chunk_done) {
-        in_run = false;
-        return;  // on_chunk goes on
-      }
-    }
-    CopyState* owner = copy;
-    Op* finished = op;
-    Status result = std::move(status);
-    std::erase_if(owner->fillers_, [this](const auto& filler) { return filler.get() == this; });
-    owner->finish_piece(finished, std::move(result));
-  }
-
-  void on_chunk(Status s) {
-    status = std::move(s);
-    chunk_done = true;
-    if (!in_run) run();
-  }
-};
-
 CopyState::CopyState(GroupState& group, ImageMetadata metadata) : group_(group), metadata_(std::move(metadata)) {}
 
 // Operations in flight are a programmer error that the files themselves notice; only a process that the
@@ -208,6 +158,7 @@ CopyState::Op* CopyState::take_op(Callback<Status> done) {
   op->done = std::move(done);
   op->pending = 1;  // held by whoever issues the pieces
   op->begun = group_.op_begun();
+  op->in_steps = false;
   ++ops_in_flight_;
   return op;
 }
@@ -234,7 +185,7 @@ void CopyState::finish_write(Op* op, uint32_t stripe, Status status) {
 
 bool CopyState::look_for_overdue(uint32_t tick, uint32_t allowed) {
   overdue_ = std::any_of(ops_.begin(), ops_.end(),
-                         [&](const Op& op) { return op.pending != 0 && tick - op.begun > allowed; });
+                         [&](const Op& op) { return op.pending != 0 && !op.in_steps && tick - op.begun > allowed; });
   return overdue_;
 }
 
@@ -352,54 +303,6 @@ void CopyState::write(uint64_t offset, ByteSpan data, io::IoMode mode, Callback<
     Piece piece = metadata_.layout.first_piece({offset + at, data.size() - at});
     write_piece(piece, data.subspan(at, piece.length), mode, op);
     at += piece.length;
-  }
-  finish_piece(op, {});
-}
-
-void CopyState::zero(uint64_t offset, uint64_t length, Callback<Status> done) {
-  if (Status s = check_range(offset, length); !s) return done(std::move(s));
-  if (Status s = put_back(); !s) return done(std::move(s));
-  Op* op = take_op(std::move(done));
-  for (uint32_t i = 0; i < objects_.size(); ++i) {
-    Piece piece = metadata_.layout.object_range({offset, length}, i);
-    if (piece.length == 0) continue;
-    ++op->pending;
-    if (beyond_use(piece)) {
-      finish_piece(op, damaged(i));
-      continue;
-    }
-    objects_[i].file->punch(piece.object_offset, piece.length, [this, op, piece](Status s) {
-      objects_[piece.stripe].dirty = true;
-      if (!s && is_refused_punch(s)) objects_[piece.stripe].written += piece.length;
-      if (!s && is_refused_punch(s)) return fillers_.emplace_back(std::make_unique<ZeroFiller>(this, op, piece))->run();
-      finish_piece(op, std::move(s));
-    });
-  }
-  finish_piece(op, {});
-}
-
-void CopyState::allocate(uint64_t offset, uint64_t length, Callback<Status> done) {
-  if (Status s = check_range(offset, length); !s) return done(std::move(s));
-  if (Status s = put_back(); !s) return done(std::move(s));
-  Op* op = take_op(std::move(done));
-  for (uint32_t i = 0; i < objects_.size(); ++i) {
-    Piece piece = metadata_.layout.object_range({offset, length}, i);
-    if (piece.length == 0) continue;
-    // Whole granules, so that the object's size (a whole number of them) is never exceeded or missed.
-    uint64_t begin = round_down(piece.object_offset), end = round_up(piece.object_offset + piece.length);
-    ++op->pending;
-    if (beyond_use(piece)) {
-      finish_piece(op, damaged(i));
-      continue;
-    }
-    objects_[i].written += end - begin;
-    auto go = [this, op, piece, begin, end] {
-      note_written(piece);
-      objects_[piece.stripe].file->allocate(
-          begin, end - begin, [this, op, i = piece.stripe](Status s) { finish_write(op, i, std::move(s)); });
-    };
-    if (reaches_end(piece)) if_whole(piece, io::IoMode::kQueued, op, go);
-    else go();
   }
   finish_piece(op, {});
 }

@@ -2,7 +2,8 @@
 //
 // Every operation is an Op from a free list. Its pieces, one object each, count down Op::pending; the
 // last one hands the Op back and calls the caller's `done`, which may destroy the ImageCopy: nothing
-// of this object is touched afterwards.
+// of this object is touched afterwards. Whether a brick hangs is seen by how long an Op takes; so one whose work grows
+// with its length (copy_steps.cc) goes on in steps, each an Op.
 #pragma once
 
 #include <algorithm>
@@ -79,10 +80,11 @@ class CopyState {
     Status status;  // the first failure
     uint32_t pending = 0;
     uint32_t begun = 0;  // tick of the group
+    bool in_steps = false;   // its steps are timed, each by itself
     Op* next_free = nullptr;
   };
   struct Bounce;      // one piece that goes through aligned memory
-  struct ZeroFiller;  // one punch that the file system refused
+  struct Steps;       // one piece that is cleared, or reserved, step by step
   struct Resize;
 
   Op* take_op(Callback<Status> done);
@@ -106,6 +108,10 @@ class CopyState {
     uint64_t& reach = objects_[piece.stripe].reach;
     reach = std::max(reach, round_up(piece.object_offset + piece.length));
   }
+  void in_steps(Extent range, bool reserves, Callback<Status> done);
+  void next_steps(const std::shared_ptr<Steps>& steps);
+  void begin_step(Steps& steps, const Piece& step, Op* op);
+  void reserve_step(const Piece& step, Op* op);
   void note_ends();
   Status set_object_sizes(uint64_t image_size);
   void synced(const SyncOf& sync, Status status);
@@ -132,7 +138,6 @@ class CopyState {
   Op* free_ops_ = nullptr;
   std::vector<std::unique_ptr<Bounce>> bounces_;  // all of them, in use or free
   Bounce* free_bounces_ = nullptr;
-  std::vector<std::unique_ptr<ZeroFiller>> fillers_;
   size_t ops_in_flight_ = 0;
   size_t looks_in_flight_ = 0;   // at objects' sizes, after syncs
   uint64_t size_least_ = 0;      // that the image has had since the first of them began

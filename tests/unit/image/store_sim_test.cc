@@ -60,7 +60,9 @@ class DiskModel {
 
 class StoreSim {
  public:
-  explicit StoreSim(uint64_t seed, uint32_t bricks, uint32_t stripes) : world({.seed = seed}) {
+  explicit StoreSim(uint64_t seed, uint32_t bricks, uint32_t stripes)
+      : StoreSim(sim::WorldOptions{.seed = seed}, bricks, stripes) {}
+  StoreSim(const sim::WorldOptions& options, uint32_t bricks, uint32_t stripes) : world(options) {
     world.add_node({.name = "host1"});
     options_.name = "main";
     for (uint32_t i = 0; i < bricks; ++i) options_.bricks.push_back("/bricks/" + std::to_string(i));
@@ -73,6 +75,11 @@ class StoreSim {
     copy.reset();
   }
 
+  void restart(io::Duration io_deadline) {
+    options_.io_deadline = std::chrono::duration_cast<decltype(options_.io_deadline)>(io_deadline);
+    world.crash("host1", sim::Crash::kKill);
+    restart();
+  }
   void restart(const std::vector<KnownRun>& runs) {
     options_.known_runs = runs;
     restart();
@@ -415,6 +422,56 @@ TEST(StoreSimulation, AResizeThatCouldOpenNoFileLeavesNoDoubt) {
       EXPECT_EQ(sim.contents().back(), 2);
     }
   }
+}
+
+// What takes long since it is long is no hang; a step of it that hangs is one.
+class LongWorkTest : public ::testing::Test {
+ protected:
+  static constexpr uint64_t kSize = 64u << 20;
+  static constexpr std::chrono::milliseconds kDeadline{500};
+  static constexpr std::chrono::milliseconds kEach{12};
+  LongWorkTest() : sim_({.seed = 5, .file_latency = {kEach, kEach}}, 2, 2) {
+    sim_.restart(kDeadline);
+    sim_.copy = *sim_.group->create(some_image(), kSize);
+    sim_.group->on_overdue([this](ImageId) { ++told_; });
+    sim::FileFault no_punch;
+    no_punch.times = UINT64_MAX;
+    no_punch.operations = static_cast<uint16_t>(sim::FileOp::kPunch);
+    no_punch.error = EOPNOTSUPP;
+    sim_.world.inject("host1", no_punch);
+  }
+  void begin_zero() {
+    sim_.copy->zero(0, kSize, [this](Status s) { zeroed_ = std::move(s); });
+  }
+  StoreSim sim_;
+  std::optional<Status> zeroed_;
+  int told_ = 0;
+};
+
+TEST_F(LongWorkTest, ADiscardThatIsWrittenAsZerosIsNoHang) {
+  for (uint64_t at = 0; at < kSize; at += kSize / 8) ASSERT_TRUE(sim_.write(at, Bytes(4096, 3))->is_ok());
+  const auto begun = sim_.world.elapsed();
+  begin_zero();
+  ASSERT_TRUE(sim_.world.run_until([&] { return zeroed_.has_value(); }, std::chrono::minutes(1)));
+  EXPECT_TRUE(zeroed_->is_ok()) << zeroed_->to_string();
+  EXPECT_GT(sim_.world.elapsed() - begun, 2 * kDeadline) << "nothing was shown";
+  EXPECT_EQ(told_, 0);
+  EXPECT_TRUE(sim_.copy->idle());
+  EXPECT_EQ(sim_.contents(), Bytes(kSize, 0));
+}
+
+// Also where another brick gets on with its part.
+TEST_F(LongWorkTest, AStepOfADiscardThatHangsIsTold) {
+  begin_zero();
+  sim_.world.run_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(told_, 0);
+  sim_.world.inject("host1", {.path_contains = "/bricks/1", .hangs = true});
+  sim_.world.run_for(kDeadline + kDeadline / 2);
+  EXPECT_FALSE(zeroed_);
+  EXPECT_GT(told_, 0);
+  sim_.world.release_hung("host1");
+  ASSERT_TRUE(sim_.world.run_until([&] { return zeroed_.has_value(); }, std::chrono::minutes(1)));
+  EXPECT_TRUE(zeroed_->is_ok());
 }
 
 TEST(StoreSimulation, ASeedReplaysExactly) {
