@@ -5,8 +5,9 @@
 // Until the mark stands, whoever waits for a durable dirty region waits; none is acknowledged on a promise. Blind: marks
 // are given from memory, the spool is given up for the map of regions (which makes room, often all that was needed), and
 // what was to be committed stays pending. A full disk is tried again every second; after an I/O error the stores are lost
-// (LMDB says so) and are opened anew, and everything in memory is written to them. The mark goes when both stores hold
-// everything again. A crash before: every region of every image is dirty, all of it is compared, and the replica lacks it.
+// (LMDB says so) and are opened anew where they stand (none is made: the disk may not be mounted), and everything in memory is
+// written to them. The mark goes when both stores hold everything again. A crash before: every region of every image is dirty,
+// all of it is compared, and the replica lacks it.
 //
 // The loops that send, stage and give the spool up go on under the mark as if their commits had come about: they make the
 // room, and leave the stores idle. What they would have committed stays pending, in its order. A handover is told otherwise.
@@ -60,7 +61,7 @@ void JournalImpl::mark_outdated() {
 // Once a second.
 void JournalImpl::try_recover_disk() {
   if (outdated_ == nullptr || marking_outdated_ || ending_outdated_) return;
-  if (!disk_failure_.empty() && !drl_->blind()) return mark_outdated();
+  if (!disk_failure_.empty() && !(drl_->blind() && outdated_->stands())) return mark_outdated();
   // Whoever waits for a commit under way is to hear of it from the store of before.
   const bool idle = !commit_running_ && !drl_->committing();
   const bool given_up = shipping_ == Shipping::kDegraded && degrade_wanted_.empty();
@@ -89,14 +90,17 @@ void JournalImpl::try_recover_disk() {
 }
 
 // The stores of before are lost: closed, opened again where they stand, and given everything. If that fails there are none
-// until the next try.
+// until the next try. None is made: a disk that is not mounted, or another one there, holds nothing of what was before.
 Status JournalImpl::reopen_stores() {
   drl_->close_store();
   store_.reset();
-  kv::StoreOptions journal_options{.tables = journal_table_names()};
-  kv::StoreOptions drl_options{.tables = drl_table_names(), .map_bytes_max = 8ull << 30};
+  kv::StoreOptions journal_options{.tables = journal_table_names(), .create = false};
+  kv::StoreOptions drl_options{.tables = drl_table_names(), .map_bytes_max = 8ull << 30, .create = false};
   TM_ASSIGN_OR_RETURN(auto store, env_.open_store(options_.directory + "/journal", journal_options));
+  if (!is_this_runs(*store))
+    return Status(Code::kUnavailable, options_.directory + ": another journal stands there: mount the disk that was there");
   TM_ASSIGN_OR_RETURN(auto drl_store, env_.open_store(options_.directory + "/drl", drl_options));
+  TM_RETURN_IF_ERROR(outdated_->reopen_own());
   store_ = std::move(store);
   drl_->use_store(std::move(drl_store));
   store_lost_ = false;
@@ -108,7 +112,17 @@ Status JournalImpl::reopen_stores() {
   if (marks_unread_) take_over_marks(marks_of_staged());
   kLog.info("stores_reopened", {{"directory", options_.directory}});
   start_commit();
+  if (!outdated_->stands()) mark_outdated();   // it stood on the disk of before alone
   return Status::ok();
+}
+
+// Its nonce is this run's, which was durable there before anything else.
+bool JournalImpl::is_this_runs(kv::Store& store) const {
+  const Result<Bytes> row = store.snapshot()->get(kMetaTable, as_bytes("incarnation"));
+  if (!row) return false;
+  Reader r(*row);
+  r.id<Incarnation>();
+  return r.uuid() == nonce_ && r.ok();
 }
 
 // What the last commits that succeeded left is on the disk; what failed is pending. Of the tables that this run writes all

@@ -221,6 +221,7 @@ class JournalImpl final : public Journal {
   void mark_outdated();
   void try_recover_disk();
   Status reopen_stores();
+  bool is_this_runs(kv::Store& store) const;
   void put_everything(kv::WriteBatch& out);
   void whole_is_dirty();
 

@@ -92,6 +92,21 @@ void OutdatedMark::put(bool outdated, Callback<Status> done) {
   tasks_.spawn(run());
 }
 
+Status OutdatedMark::reopen_own() {
+  Place& own = places_.front();
+  if (own.writing) return Status(Code::kUnavailable, own.path + ": a write of before has not ended");
+  auto file = env_.files().open(own.path, {});
+  if (file.status().code() == Code::kNotFound) {
+    TM_RETURN_IF_ERROR(env_.files().write_file_atomically(own.path, outdated_block(true)));
+    file = env_.files().open(own.path, {});
+  }
+  if (!file) return file.status().with_context(own.path);
+  own.file = std::move(*file);
+  own.says.reset();
+  stands_ = sure();
+  return Status::ok();
+}
+
 bool OutdatedMark::sure() const {
   return std::any_of(places_.begin(), places_.end(), [](const Place& p) { return p.file != nullptr && p.says == true; });
 }
@@ -101,29 +116,27 @@ Task<void> OutdatedMark::run() {
   while (done_) {
     const bool outdated = wanted_;
     Status last(Code::kIoError, "no place takes the journal's mark");
-    size_t took = 0, missed = 0;
+    size_t missed = 0;
     for (size_t i = 0; i < places_.size() && outdated == wanted_; ++i) {
       Place& place = places_[outdated ? i : places_.size() - 1 - i];
       if (place.file == nullptr) continue;
-      if (place.says == outdated) {
-        ++took;
-        continue;
-      }
+      if (place.says == outdated) continue;
       place.says.reset();
+      place.writing = true;
       Status status = co_await write(place, outdated);
+      place.writing = false;
       if (!status) {
         last = status.with_context(place.path);
         ++missed;
         continue;
       }
       place.says = outdated;
-      ++took;
       // Guests wait for this: the other places, of which one may hang, get it as they can.
       if (outdated) stands_ = true;
       if (outdated && wanted_ && done_) std::exchange(done_, {})(Status::ok());
     }
     if (outdated != wanted_ || !done_) continue;
-    const bool came_about = outdated ? took > 0 : missed == 0;
+    const bool came_about = outdated ? sure() : missed == 0;
     if (came_about) stands_ = outdated;
     else if (!outdated) stands_ = true;
     std::exchange(done_, {})(came_about ? Status::ok() : last);

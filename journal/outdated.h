@@ -39,12 +39,16 @@ class OutdatedMark {
   // device hangs holds up the taking back, and the taking where none before it took it. `done` may be called at once.
   // Changes follow each other; `done` of one that another overtook gets kCancelled.
   void put(bool outdated, Callback<Status> done);
+  // The first directory's disk may be mounted anew: its file is opened by name again, and counts for nothing before it is
+  // written again. Blocks. Whether the mark stands is then as the other places have it.
+  Status reopen_own();
 
  private:
   struct Place {
     std::string path;
     std::shared_ptr<io::File> file;                // shared with its writes: they may outlive this
     std::optional<bool> says;                      // none: it is being written, or that failed
+    bool writing = false;
   };
   bool sure() const;                               // a place says so that nobody is writing
   Task<void> run();

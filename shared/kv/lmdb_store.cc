@@ -370,6 +370,9 @@ Status open_tables(MDB_env* env, const std::string& path, const StoreOptions& op
 }  // namespace
 
 Result<std::unique_ptr<Store>> open_lmdb_store(io::Env& env, const std::string& path, const StoreOptions& options) {
+  struct stat st {};
+  const bool there = options.create || (::stat((path + "/data.mdb").c_str(), &st) == 0 && st.st_size != 0);
+  if (!there) return Status(Code::kNotFound, path + ": no store is there");
   if (!options.read_only) TM_RETURN_IF_ERROR(env.files().make_directories(path));
   auto guard = OpenGuard::take(path);
   if (guard == nullptr) return Status(Code::kBusy, path + ": already open in this process");

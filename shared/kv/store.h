@@ -18,6 +18,7 @@ struct StoreOptions {
   std::vector<std::string> tables;                 // every table used; created if absent
   uint64_t map_bytes_max = 64ull << 30;            // address space reserved up front; the file grows as needed
   bool read_only = false;                          // for offline inspection
+  bool create = true;                              // false: kNotFound where none is
 };
 
 // Index into StoreOptions::tables.

@@ -207,6 +207,17 @@ TEST_P(StoreContract, ReadOnlyOpeningReadsAndRefusesToWrite) {
   EXPECT_FALSE(env().open_store(path("none"), {.tables = {"a"}, .read_only = true}).is_ok());
 }
 
+TEST_P(StoreContract, OnlyAStoreThatIsThereIsOpenedWhereNoneIsToBeMade) {
+  EXPECT_EQ(env().open_store(path("none"), {.tables = {"a"}, .create = false}).status().code(), Code::kNotFound);
+  EXPECT_FALSE(env().files().stat(path("none")).is_ok()) << "it was made";
+  ASSERT_TRUE(commit(put(0, {{"x", "1"}})).is_ok());
+  store.reset();
+  auto opened = env().open_store(path("store"), {.tables = {"a", "b"}, .create = false});
+  ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+  store = std::move(*opened);
+  EXPECT_EQ(get(0, "x"), "1");
+}
+
 TEST_P(StoreContract, UsageGrows) {
   ASSERT_TRUE(commit(put(0, {{"x", "1"}})).is_ok());
   auto before = store->usage();

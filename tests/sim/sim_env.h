@@ -82,6 +82,7 @@ struct StoreFault {
   bool opens = false;                   // opening one anew fails too
   bool reads = false;                   // one that is not usable any more cannot be read either
   Duration delay{};                     // of each transaction
+  bool forgets = false;                 // what is opened is another disk's, empty at first; the old one is back with its end
 };
 
 struct CrashPoint {

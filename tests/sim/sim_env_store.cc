@@ -239,13 +239,15 @@ Result<std::unique_ptr<kv::Store>> open_sim_store(SimEnv& env, const std::string
                                                   const kv::StoreOptions& options) {
   if (!env.alive()) return Operation::dead_status();
   auto& stores = ProcessAccess::machine(env).stores;
-  if (options.read_only && !stores.contains(path)) return Status(Code::kNotFound, path + ": no such store");
-  auto& state = stores[path];
+  const StoreFault* fault = ProcessAccess::machine(env).fault_of_store(path);
+  const std::string key = fault != nullptr && fault->forgets ? "/another disk" + path : path;
+  const bool makes = options.create && !options.read_only;
+  if (!makes && !stores.contains(key)) return Status(Code::kNotFound, path + ": no such store");
+  auto& state = stores[key];
   if (state == nullptr) state = std::make_shared<StoreState>();
   if (ProcessAccess::internals(env).open_stores.contains(state.get())) {
     return Status(Code::kBusy, path + ": already open in this process");
   }
-  const StoreFault* fault = ProcessAccess::machine(env).fault_of_store(path);
   if (fault != nullptr && fault->opens) return fault->status;
   if (!options.read_only) TM_RETURN_IF_ERROR(ProcessAccess::machine(env).disk.make_directories(path));
   return std::unique_ptr<kv::Store>(std::make_unique<SimStore>(env, path, options, state));
