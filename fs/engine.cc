@@ -212,6 +212,7 @@ void Engine::tick() {
   clean_idle_images();
   try_failed_copies();
   try_missing_copies();
+  set_unanswered_aside();
   take_up_tenures();
   want_terms(1);
   if (!stopping_) reap();   // a stop goes through the images, and waits

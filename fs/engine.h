@@ -204,6 +204,7 @@ class Engine final : public journal::BlockSource {
   bool issue_second(Op* op);
   void settle(Op* op);
   void settle_local_failed(Op* op);
+  void set_unanswered_aside();
   void finish_op(Op* op, Status status);
   void extend_then_write(Op* op, uint64_t new_size);
   uint64_t put_at_end(Op* op);

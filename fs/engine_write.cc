@@ -253,8 +253,12 @@ void Engine::settle(Op* op) {
       auto again = [this, op] {
         op->pending = 2;
         op->remote_asked = true;
-        if (!sends_mirror(op->image->state)) op->pending = 1;
-        else issue_remote(op);
+        if (!sends_mirror(op->image->state)) {
+          op->pending = 1;
+        } else {
+          if (op->begun) journal_->take_up(op->ticket);   // under the number that it is sent with
+          issue_remote(op);
+        }
         answered(op);
       };
       env_.after(kResendDelay, std::move(again));
@@ -271,6 +275,19 @@ void Engine::settle(Op* op) {
   // Waiting: only the shared node can answer this. A refusal is the answer; a lost link is waited for.
   if (op->remote.code() != Code::kUnavailable) return finish_op(op, op->remote);
   im.unknown.push_back(op);
+}
+
+// Once every few seconds. What waits for the shared node's answer holds up no cut once the own copy has it: the replica
+// may be the only other place for what this host's other images acknowledge. (A resize does: maybe no copy has it.)
+void Engine::set_unanswered_aside() {
+  std::vector<Op*> here;             // first: what is staged then may open images
+  for (auto& [id, image] : images_) {
+    for (Op* op : image->unknown) {
+      const bool has_it = op->local_asked && op->local.is_ok() && image->local();
+      if (op->begun && has_it && op->kind != OpKind::kResize) here.push_back(op);
+    }
+  }
+  for (Op* op : here) journal_->set_aside(op->ticket);
 }
 
 // The own copy failed. Where the shared one took the write and has all others, it serves from now on.
@@ -293,7 +310,13 @@ void Engine::finish_op(Op* op, Status status) {
                     im.copy->size() == op->extent.offset;
   if (op->begun) {
     settle_stale(*op, status.is_ok() || took);   // before it is staged
-    if (status.is_ok() || took) journal_->finish(op->ticket, op->coordinator, op->digest);
+    // What the own copy has is recorded, and is all that counts, or nothing of it does: a later number would be one
+    // that the shared node, and whoever takes the image from this host, has not heard of.
+    const bool settled = im.state == MirrorState::kLocalOnly || im.state == MirrorState::kFenced;
+    const bool over = op->ticket.aside && settled;
+    if (op->ticket.aside && !over) journal_->take_up(op->ticket);
+    if (over) journal_->let_go(op->ticket);
+    else if (status.is_ok() || took) journal_->finish(op->ticket, op->coordinator, op->digest);
     else journal_->failed(op->ticket, op->coordinator);
     op->begun = false;
     im.unsynced.finish();

@@ -50,6 +50,7 @@ struct Ticket {
   Extent extent;           // kResize: offset is the new size, length 0
   uint64_t old_size = 0;   // kResize: the size before
   uint32_t batch = 0;      // the journal's own
+  bool aside = false;      // set_aside(): no cut waits for it
 };
 
 // Where staging reads blocks: the owner gives the current bytes of a copy that is whole there.
@@ -118,6 +119,8 @@ struct Withheld {                      // an image whose blocks cannot be read, 
 };
 struct Usage {
   uint64_t records_unstaged = 0, journal_bytes = 0;
+  uint64_t pending_bytes = 0;          // that wait for the journal's own disk
+  int64_t unsettled_ns = 0;            // the oldest cut waits so long for requests that have no answer
   uint64_t spool_bytes = 0, spool_batches = 0, closed_batches = 0, preserved_bytes = 0;
   bool shipping_paused = false;
   std::string ship_error;              // last one, empty when all is well
@@ -221,6 +224,12 @@ class Journal {
   // As finish(), for what the guest was told has failed: what a copy has there now is read when the batch is staged, and
   // the size from before counts.
   virtual void failed(const Ticket& ticket, CoordinatorSequence coordinator) = 0;
+  // A write, or a zero or discard, that this node's copy has and that waits for another copy's answer: for long, maybe. Cuts
+  // go on without it, and what is there now is recorded; its regions stay dirty. take_up(): as begun anew, before it is
+  // sent again or given back; let_go(): nothing more is recorded of it. Both change nothing on this node's copy.
+  virtual void set_aside(Ticket& ticket) = 0;
+  virtual void take_up(Ticket& ticket) = 0;
+  virtual void let_go(const Ticket& ticket) = 0;
   // Blocks changed without a guest's write (fill or repair of the local copy): they need preserving, not recording.
   // A metadata event; takes a counter of its own.
   virtual void mark(const wire::Mark& mark) = 0;

@@ -187,6 +187,28 @@ void JournalImpl::abandon(const Ticket& t) {
   settle(batch);
 }
 
+// The copy does not change any more: what it has is of the cuts that wait for the ticket, though nobody may be told of it.
+// The region counts as in flight throughout.
+void JournalImpl::set_aside(Ticket& t) {
+  TM_CHECK(t.kind != RecordKind::kResize, "a size that nobody has answered for is of no cut");
+  if (t.aside) return;
+  drl_->write_begins(t.slot.index, t.extent);
+  failed(t, CoordinatorSequence(0));
+  t.aside = true;
+}
+
+// The other copy may be all that counts of it by the time that it is answered: it is recorded again.
+void JournalImpl::take_up(Ticket& t) {
+  if (!t.aside) return;
+  const Ticket before = t;
+  t = begin(before.slot, before.kind, before.extent);
+  let_go(before);
+}
+
+void JournalImpl::let_go(const Ticket& t) {
+  drl_->write_ends(t.slot.index, t.extent, t.sequence.counter.value, 0, now_seconds_);
+}
+
 void JournalImpl::add_record(Batch& batch, const StoredRecord& record) {
   if (!commit_armed_) refresh_clock();
   ++finish_serial_;

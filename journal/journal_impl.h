@@ -89,6 +89,9 @@ class JournalImpl final : public Journal {
   void finish(const Ticket& ticket, CoordinatorSequence coordinator, uint64_t digest) override;
   void failed(const Ticket& ticket, CoordinatorSequence coordinator) override;
   void abandon(const Ticket& ticket);
+  void set_aside(Ticket& ticket) override;
+  void take_up(Ticket& ticket) override;
+  void let_go(const Ticket& ticket) override;
   void mark(const wire::Mark& mark) override;
   void forget(const ImageId& image) override;
 
@@ -371,6 +374,7 @@ class JournalImpl final : public Journal {
   BatchNumber newest_closed_;
   bool cut_due_ = false;                         // a time cut was put off
   bool paused_ = false, closing_ = false, staging_ = false, spool_full_ = false;
+  std::optional<io::BootTime> settles_since_;    // the batch that is to be staged waits for its writes
   std::string stage_error_, no_space_;
   UniqueFunction<void()> stage_wake_, retry_wake_, idle_wake_, compacted_wake_;
 

@@ -79,6 +79,7 @@ Usage JournalImpl::usage() const {
   u.spool_bytes = shipper_->queued_bytes();
   u.spool_batches = shipper_->queued();
   u.closed_batches = closed_count();
+  if (settles_since_) u.unsettled_ns = (env_.now() - *settles_since_).count();
   u.preserved_bytes = preserved_bytes_;
   u.shipping_paused = paused_;
   u.ship_error = !shipper_->error().empty() ? shipper_->error() : stage_error_;

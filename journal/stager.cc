@@ -248,10 +248,12 @@ void JournalImpl::restore_piece(Batch& batch) {
 Task<void> JournalImpl::wait_until_settled(BatchPtr batch) {
   while (batch->state != Batch::State::kGivenUp && (batch->in_flight > 0 || batch->compacting > 0)) {
     if (TM_PLANTED("stage a cut with writes in flight")) break;
+    if (batch->in_flight > 0 && !settles_since_) settles_since_ = env_.now();
     co_await async<bool>([&](Callback<bool> done) {
       batch->when_drained = [done = std::move(done)]() mutable { done(true); };
     });
   }
+  settles_since_.reset();
 }
 
 Task<std::vector<ImageExtents>> JournalImpl::consolidate_batch(BatchPtr batch) {

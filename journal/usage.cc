@@ -7,6 +7,8 @@
 namespace tidemark::journal {
 namespace {
 
+constexpr int64_t kUnsettledToldNs = 5'000'000'000;
+
 double seconds(int64_t ns) { return static_cast<double>(ns) / 1e9; }
 std::string label(WallTime t) { return t.ns == 0 ? "" : t.to_string(); }
 
@@ -18,6 +20,7 @@ std::string usage_json(const Usage& u) {
                         {"spool_bytes", u.spool_bytes},
                         {"spool_batches", u.spool_batches},
                         {"closed_batches", u.closed_batches},
+                        {"unsettled_s", seconds(u.unsettled_ns)},
                         {"preserved_bytes", u.preserved_bytes},
                         {"shipping_paused", u.shipping_paused},
                         {"ship_error", u.ship_error},
@@ -59,6 +62,8 @@ std::vector<std::string> usage_reasons(const Usage& u) {
     out.push_back("the replica is outdated and being brought level: " + config::format_size(u.resync_left_bytes) + " left");
   }
   if (!u.ship_error.empty()) out.push_back("shipping: " + u.ship_error);
+  if (u.unsettled_ns >= kUnsettledToldNs)
+    out.push_back("no recovery point is made: requests have had no answer for " + std::to_string(u.unsettled_ns / 1'000'000'000) + " s");
   return out;
 }
 

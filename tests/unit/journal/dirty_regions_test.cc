@@ -115,5 +115,50 @@ TEST_F(JournalTest, NotesOfTheCopiesSurviveACrash) {
   EXPECT_EQ(d.epoch, Epoch(3));
 }
 
+// Its other copy does not answer for long.
+TEST_F(JournalTest, AWriteThatIsSetAsideHoldsUpNoCutAndItsRegionStaysDirty) {
+  for (int i = 0; i < 2; ++i) add_image(i, 128 * kG);
+  open_journal();
+  Slot s = slot(image_id(0));
+  auto& ops = history_[journal_->incarnation().value].ops;
+  const Op op{image_id(0), RecordKind::kWrite, {kG, kG}, 0, Bytes(kG, 0x5a)};
+  bool dirty = false;
+  journal_->mark_dirty(s, op.extent, [&](const Status& status) { dirty = status.is_ok(); });
+  ASSERT_TRUE(settle([&] { return dirty; }));
+  Ticket ticket = journal_->begin(s, op.kind, op.extent);
+  ops[ticket.sequence.counter.value] = op;
+  apply_op(copy_.images, op.image, op.kind, op.extent, op.data);
+  Point waits = journal_->cut(Journal::CutReason::kNamed, "waits");
+  world_.run_for(std::chrono::seconds(10));
+  EXPECT_EQ(journal_->usage().closed_batches, 1u);
+  EXPECT_EQ(usage_reasons(journal_->usage()).size(), 1u);
+
+  journal_->set_aside(ticket);
+  ASSERT_TRUE(settle([&] { return journal_->usage().newest_durable >= waits.batch; }));
+  EXPECT_TRUE(usage_reasons(journal_->usage()).empty());
+  expect_points_right();
+  submit({image_id(1), RecordKind::kWrite, {0, kG}, 0, Bytes(kG, 0x66)});
+  world_.run_for(std::chrono::seconds(1));
+  EXPECT_EQ(journal_->last_finished().value, ticket.sequence.counter.value + 1) << "what others make durable is known";
+  for (int i = 0; i < 2; ++i) journal_->note_durable(slot(image_id(i)), journal_->last_finished());
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_TRUE(journal_->is_dirty(s, op.extent));
+  EXPECT_FALSE(journal_->is_dirty(slot(image_id(1)), {0, kG}));
+
+  const uint64_t points = replica_->points.size();
+  journal_->take_up(ticket);
+  ops[ticket.sequence.counter.value] = op;
+  journal_->finish(ticket, CoordinatorSequence(7), 1);
+  wait_shipped();
+  EXPECT_GT(replica_->points.size(), points);
+  expect_points_right();
+  EXPECT_TRUE(replica_->points.back().changed.contains(op.image)) << "the other copy may be all that counts of it by now";
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_TRUE(journal_->is_dirty(s, op.extent)) << "not durable there yet";
+  journal_->note_durable(s, journal_->last_finished());
+  world_.run_for(std::chrono::seconds(30));
+  EXPECT_FALSE(journal_->is_dirty(s, op.extent));
+}
+
 }  // namespace
 }  // namespace tidemark::journal
