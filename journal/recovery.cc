@@ -130,6 +130,9 @@ Status JournalImpl::load_batches(kv::Snapshot& snapshot, BatchNumber& newest) {
   Shipper::Hooks hooks;
   hooks.forget = [this](const StagedBatch& b, const ReplicaRow& r, Callback<Status> done) { forget_staged(b, r, std::move(done)); };
   hooks.shipped = [this](const StagedBatch& b, const std::string& receipt) { ended_shipping(b, receipt); };
+  hooks.taken_late = [this](BatchNumber b) {
+    if (degrade_wanted_.empty()) want_degrade("the replica took batch " + std::to_string(b.value) + " after it had been given up");
+  };
   shipper_ = std::make_unique<Shipper>(env_, spool_, options_.source, generation_, replica, std::move(hooks));
   return Status::ok();
 }

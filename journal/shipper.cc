@@ -279,6 +279,11 @@ Shipper::Outcome Shipper::judge_state(const std::string& body) {
                 std::to_string(reach) + ": " + std::string(kFullResyncRemedy));
   }
   lost_ = false;
+  // A body that was in a socket when all was given up arrived since. What stands for it is refused from now on.
+  if (oldest.supersedes_first.value != 0 && expected > reach && expected <= oldest.number.value) {
+    hooks_.taken_late(BatchNumber(expected - 1));
+    return retry("the replica took batch " + std::to_string(expected - 1) + " after it had been given up");
+  }
   if (expected > queue_.back().number.value + 1) {
     return stop("replica_ahead", "the replica expects batch " + std::to_string(expected) + ", the newest staged is " +
                 std::to_string(queue_.back().number.value));

@@ -61,6 +61,8 @@ class Shipper {
     std::function<void(const StagedBatch&, const ReplicaRow& row, Callback<Status> done)> forget;
     // Its files are gone too.
     std::function<void(const StagedBatch&, const std::string& receipt)> shipped;
+    // The replica has taken one that was given up, after it had said what it has: what it is sent stands for that one, too.
+    std::function<void(BatchNumber)> taken_late;
   };
   Shipper(io::Env& env, std::string spool, std::string source, Uuid generation, ReplicaRow known, Hooks hooks);
   ~Shipper();

@@ -98,7 +98,7 @@ net::HttpResponse FakeReplica::take(uint64_t number, uint32_t part, Bytes body, 
     return net::HttpResponse::json(422, R"({"error":"malformed"})");
   }
   const BatchHeader& b = parsed->head().batch;
-  bool in_order = number == expected || (b.supersedes_first.value != 0 && b.supersedes_first.value <= expected && expected < number);
+  bool in_order = number == expected || (expected < number && b.supersedes_first.value == expected);
   if (!in_order) return net::HttpResponse::json(409, "{\"error\":\"out_of_order\",\"expected\":" + std::to_string(expected) + "}");
   if (b.number.value != number || b.part != part) violations.push_back("number or part differs from the path");
   if (b.previous != last_digest) violations.push_back("chain is broken at " + std::to_string(number));

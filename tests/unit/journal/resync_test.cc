@@ -258,6 +258,28 @@ TEST_F(ResyncTest, WhatWasCutOffInAPieceDoesNotComeBackWhereItGrowsWhileWithheld
   expect_level_in_the_end();
 }
 
+// The rest of its body was in a socket, which went on sending it when the limit had been reached and the replica asked.
+TEST_F(ResyncTest, ABatchThatWasGivenUpMayBeTakenAfterTheReplicaWasAsked) {
+  begin();
+  std::optional<net::HttpRequest> late;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (r.method != "PUT") return std::nullopt;
+    if (!late) late = r;
+    return net::HttpResponse::json(503, "{}");
+  };
+  write(0, {0, sizes_[image_id(0)]}, 0x22);
+  degrade();
+  ASSERT_TRUE(late);
+  ASSERT_TRUE(settle([&] { return journal_->usage().shipping == Shipping::kResyncing; }));
+  replica_->take_silently(*late);
+  replica_back();
+  replica_->puts = 0;
+  EXPECT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
+  EXPECT_LT(replica_->puts, 100u) << "one piece was sent again and again";
+  write(2, {0, kG}, 0x33);
+  expect_level();
+}
+
 // Written in the midst of a resync by a host that has no copy of its own, just before the shared node is away.
 TEST_F(ResyncTest, APieceGoesWithoutWhatOnlyTheSharedNodeHas) {
   begin();
