@@ -148,8 +148,10 @@ void JournalImpl::check_limit() {
   }
 }
 
+// A handover hears of it now: what is on its way is let end first.
 void JournalImpl::want_degrade(std::string why) {
   degrade_wanted_ = std::move(why);
+  answer_staged(BatchNumber(0), BatchNumber(UINT64_MAX), Status(Code::kUnavailable, "the spool is being given up"));
   kick_stager();
 }
 

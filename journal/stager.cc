@@ -138,6 +138,7 @@ bool JournalImpl::can_stage() const {
 void JournalImpl::when_staged(BatchNumber batch, Callback<Status> done) {
   if (batch <= last_staged_) return done(Status::ok());
   if (shipping_ != Shipping::kNormal) return done(Status(Code::kUnavailable, "the journal is " + std::string(shipping_name(shipping_))));
+  if (!degrade_wanted_.empty()) return done(Status(Code::kUnavailable, "the spool is being given up"));
   bool closed = std::any_of(batches_.begin(), batches_.end() - 1, [&](const BatchPtr& b) { return b->number == batch; });
   if (!closed) return done(Status(Code::kCancelled, "batch " + std::to_string(batch.value) + " is not closed, or given up"));
   auto waiter = staged_waiters_.emplace(batch, std::move(done));
