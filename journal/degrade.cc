@@ -137,7 +137,11 @@ void JournalImpl::measure_limit() {
 }
 
 void JournalImpl::check_limit() {
-  if (shipping_ == Shipping::kDegraded || !degrade_wanted_.empty() || shipper_->idle()) return;
+  if (shipping_ == Shipping::kDegraded || !degrade_wanted_.empty()) return;
+  // While nothing is staged (paused, or an image waits for its owner) these grow without end: degraded they are folded.
+  const bool many = shipping_ == Shipping::kNormal && open_batch().marks.size() >= limits::kEventsUnstagedMax;
+  if (many) return want_degrade("too many metadata events wait to be staged");
+  if (shipper_->idle()) return;
   const StagedBatch& oldest = shipper_->queue().front();
   // One large batch that is on its way is no reason. The pieces of a resync are few by themselves.
   bool stuck = shipper_->queued() > 1 || !shipper_->error().empty();

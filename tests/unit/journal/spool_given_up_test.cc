@@ -54,5 +54,39 @@ TEST_F(LimitTest, TM_UNSANITIZED(NoFurtherPartOfALargeBatchIsSentOnceTheSpoolIsG
   EXPECT_EQ(replica_->puts, 2u);
 }
 
+// None of them is staged: shipping is paused, or an image waits for its owner after a crash.
+TEST_F(LimitTest, TM_UNSANITIZED(EventsThatWaitToBeStagedAreBounded)) {
+  for (const bool crashed : {false, true}) {
+    SCOPED_TRACE(crashed ? "reconciling" : "paused");
+    open_journal();
+    run_load(20, 8);
+    if (!crashed) wait_shipped();
+    if (crashed) {
+      crash(sim::Crash::kKill);
+      open_journal();
+      ASSERT_FALSE(journal_->dirty_after_crash().empty());
+    }
+    journal_->pause_shipping(!crashed);
+    wire::Mark mark;
+    mark.kind = wire::MarkKind::kOpenWrite;
+    mark.origin = options_.source;
+    mark.node.image = image_id(0);
+    uint64_t most = 0;
+    for (int i = 0; i < 400'000; ++i) {
+      mark.number = EventNumber(static_cast<uint64_t>(i + 1));
+      journal_->mark(mark);
+      if (i % 2000 == 0) world_.run_for(std::chrono::milliseconds(100));
+      most = std::max(most, journal_->usage().records_unstaged);
+    }
+    EXPECT_LT(most, limits::kEventsUnstagedMax + 50'000);
+    EXPECT_TRUE(degraded());
+    if (crashed) reconcile_all();
+    journal_->pause_shipping(false);
+    run_load(20, 8);
+    expect_level();
+    crash(sim::Crash::kKill);
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::journal
