@@ -13,6 +13,7 @@ const log::Logger kLog("journal");
 constexpr io::Duration kCleanInterval = std::chrono::seconds(1);
 constexpr uint32_t kCleanAfterSeconds = 10;
 constexpr io::Duration kFullRetry = std::chrono::seconds(1);
+constexpr size_t kPendingDroppedAt = 8u << 20;    // what is undone in it is dropped
 constexpr size_t kPendingBytesMax = 256u << 20;   // of records that wait for room on the disk; beyond, the journal fails
 
 Extent region_extent(const Ticket& t) {
@@ -275,7 +276,15 @@ void JournalImpl::answer_covered() {
   }
 }
 
+// What waits for a disk that hangs or fails: the records are consolidated again and again, each time in place of those before.
+void JournalImpl::bound_pending() {
+  if (pending_.bytes() < pending_bound_) return;
+  pending_.drop_superseded();
+  pending_bound_ = std::max(kPendingDroppedAt, 2 * pending_.bytes());
+}
+
 void JournalImpl::start_commit() {
+  bound_pending();
   if (commit_running_) {
     commit_wanted_ = true;
     return;
@@ -291,6 +300,7 @@ void JournalImpl::start_commit() {
   commit_running_ = true;
   // What the replica lacks is held back while the disk takes nothing, so that what waits does not grow with time.
   uint64_t serial = lacks_.changed() ? committed_serial_ : finish_serial_;
+  pending_bound_ = kPendingDroppedAt;
   auto batch = std::make_shared<kv::WriteBatch>(std::exchange(pending_, {}));   // shared: tried again if the disk is full
   store_->commit(*batch, [this, serial, batch, alive = std::weak_ptr<bool>(alive_),
                           waiting = std::exchange(pending_done_, {})](Status status) mutable {

@@ -163,6 +163,7 @@ class JournalImpl final : public Journal {
   void commit_work(Callback<Status> done);
   void answer_covered();
   void start_commit();
+  void bound_pending();
   void commit_later(kv::WriteBatch batch, std::vector<Callback<Status>> waiting, const Status& status);
   void fail(const Status& status, const char* what);
   void tick();
@@ -361,6 +362,7 @@ class JournalImpl final : public Journal {
   std::unique_ptr<FrozenImage> frozen_;
 
   kv::WriteBatch pending_;
+  size_t pending_bound_ = 0;                     // beyond so many bytes, what is undone in it is dropped
   std::vector<Callback<Status>> pending_done_;
   std::vector<std::shared_ptr<Callback<Status>>> covered_;   // of these, whom the mark answers too; shared with those
   bool commit_armed_ = false, commit_running_ = false, commit_wanted_ = false;

@@ -76,6 +76,7 @@ Usage JournalImpl::usage() const {
     Result<kv::Store::Usage> store = store_->usage();
     if (store) u.journal_bytes = store->file_bytes;
   }
+  u.pending_bytes = pending_.bytes();
   u.spool_bytes = shipper_->queued_bytes();
   u.spool_batches = shipper_->queued();
   u.closed_batches = closed_count();

@@ -17,6 +17,7 @@ std::string label(WallTime t) { return t.ns == 0 ? "" : t.to_string(); }
 std::string usage_json(const Usage& u) {
   nlohmann::json out = {{"records_unstaged", u.records_unstaged},
                         {"journal_bytes", u.journal_bytes},
+                        {"pending_bytes", u.pending_bytes},
                         {"spool_bytes", u.spool_bytes},
                         {"spool_batches", u.spool_batches},
                         {"closed_batches", u.closed_batches},

@@ -37,6 +37,8 @@ class WriteBatch {
   void erase(Table table, ByteSpan key);
   void erase_range(Table table, ByteSpan from, ByteSpan to);
   void append(WriteBatch&& other);
+  // Without what later operations of the batch undo. It does the same.
+  void drop_superseded();
   bool empty() const { return ops_.empty(); }
   size_t bytes() const { return bytes_; }
   const std::vector<Op>& ops() const { return ops_; }

@@ -218,6 +218,34 @@ TEST_P(StoreContract, OnlyAStoreThatIsThereIsOpenedWhereNoneIsToBeMade) {
   EXPECT_EQ(get(0, "x"), "1");
 }
 
+TEST_P(StoreContract, ABatchWithoutWhatItsLaterOperationsUndoDoesTheSame) {
+  uint64_t seed = 1;
+  auto below = [&](uint64_t bound) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (seed >> 33) % bound;
+  };
+  for (int round = 0; round < 30; ++round) {
+    WriteBatch whole, less;
+    for (int i = 0; i < 60; ++i) {
+      const std::string key(1, static_cast<char>('a' + below(20))), end(1, static_cast<char>('a' + below(20)));
+      const std::string value = std::to_string(round) + "." + std::to_string(i);
+      const uint64_t kind = below(10);
+      for (auto [batch, table] : {std::pair{&whole, 0u}, std::pair{&less, 1u}}) {
+        if (kind < 6) batch->put(table, as_bytes(key), as_bytes(value));
+        else if (kind < 8) batch->erase(table, as_bytes(key));
+        else batch->erase_range(table, as_bytes(kind == 8 && i % 5 == 0 ? "" : key), as_bytes(i % 7 == 0 ? "" : end));
+      }
+    }
+    less.drop_superseded();
+    EXPECT_LT(less.bytes(), whole.bytes());
+    EXPECT_LT(less.ops().size(), 60u);
+    ASSERT_TRUE(commit(std::move(whole)).is_ok());
+    ASSERT_TRUE(commit(std::move(less)).is_ok());
+    ASSERT_EQ(keys(0), keys(1)) << "round " << round;
+    for (const std::string& key : keys(0)) EXPECT_EQ(get(0, key), get(1, key)) << "round " << round << ", " << key;
+  }
+}
+
 TEST_P(StoreContract, UsageGrows) {
   ASSERT_TRUE(commit(put(0, {{"x", "1"}})).is_ok());
   auto before = store->usage();

@@ -447,5 +447,30 @@ TEST_F(DiskTest, ADirtyLogThatIsCommittingIsNotReplaced) {
   EXPECT_FALSE(outdated());
 }
 
+// It does not fail: it does not answer, and the guest goes on where regions are dirty.
+TEST_F(DiskTest, TM_UNSANITIZED(WhatWaitsForADiskThatHangsIsBounded)) {
+  options_.settings.cut_interval = std::chrono::hours(1);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  world_.set_store_fault("host1", sim::StoreFault{.path_contains = "/state/", .delay = std::chrono::hours(1)});
+  auto& rng = world_.random();
+  uint64_t most = 0;
+  for (int i = 0; i < 3'000'000; ++i) {
+    const Slot s = slot(image_id(i % 3));
+    journal_->finish(journal_->begin(s, RecordKind::kWrite, {rng.below(60) * kG, 512}), CoordinatorSequence(0), 1);
+    if (i % 1000 != 0) continue;
+    journal_->finish(journal_->begin(s, RecordKind::kResize, {200 * kG, 0}), CoordinatorSequence(0), 0);
+    world_.run_for(std::chrono::milliseconds(10));
+    most = std::max(most, journal_->usage().pending_bytes);
+  }
+  EXPECT_LT(most, 64u << 20);
+  EXPECT_GT(most, 1u << 20);
+  EXPECT_TRUE(journal_->condition());
+  world_.set_store_fault("host1", {});
+  world_.run_for(std::chrono::hours(1));
+  wait_shipped();
+}
+
 }  // namespace
 }  // namespace tidemark::journal
