@@ -15,8 +15,8 @@ namespace {
 const log::Logger kLog("fs");
 constexpr size_t kTermsAtOnce = 16;
 constexpr std::chrono::seconds kTermsAgain{1};   // of one image
-// The shared node answers others' reads while it heard this host less than 900 ms ago (data_requests.cc); the rest is
-// for the way there of what was sent last.
+// The shared node answers others' reads while this host was there for certain less than a second ago
+// (data_requests.cc): before it last sent anything. The rest is for clocks of other speeds.
 constexpr std::chrono::milliseconds kHeardMax{1200};
 }  // namespace
 

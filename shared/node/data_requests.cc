@@ -11,8 +11,10 @@ namespace tidemark::node {
 namespace {
 constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
 constexpr io::Duration kHolderPoll = std::chrono::milliseconds(50);
-// A host pings every 250 ms, and goes on alone no sooner than after 1400 ms of silence.
-constexpr io::Duration kHolderSilenceMax = std::chrono::milliseconds(900);
+// A host goes on alone no sooner than 1400 ms after it was there for certain, with a witness no sooner than 1200 ms after
+// it last sent anything, which is later still; the rest is for clocks of other speeds.
+// Its pings, one every 250 ms, say that it was there at the one before: 250 to 500 ms ago, on a long link later.
+constexpr io::Duration kHolderSilenceMax = std::chrono::milliseconds(1000);
 }  // namespace
 
 std::string Core::label(const Image& image) const {
@@ -184,13 +186,15 @@ bool Core::may_be_old(const Image& im, const Op& op) const {
   return im.holder_ahead != Image::Ahead::kNo || !holder_heard(im);
 }
 
-// In the session in which it was granted its tenure, or said that it stands.
+// In the session in which it was granted its tenure, or said that it stands. That something came from it is not enough:
+// after an outage, or where this node stood still, the host had sent that before it went on alone.
 bool Core::holder_heard(const Image& im) const {
   auto session = sessions_.find(im.holder_session);
   if (session == sessions_.end()) return false;
   const auto& peers = session->second->peers;
-  return std::none_of(peers.begin(), peers.end(),
-                      [](const PeerPtr& p) { return p->link->silence() > kHolderSilenceMax; });
+  return std::none_of(peers.begin(), peers.end(), [now = env_.now()](const PeerPtr& p) {
+    return now - p->link->heard_for_certain() > kHolderSilenceMax;
+  });
 }
 
 void Core::submit_read(Op* op) {

@@ -6,6 +6,7 @@
 // its aligned buffer.
 #include "shared/wire/connection.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -115,7 +116,7 @@ struct Connection::State : std::enable_shared_from_this<Connection::State> {
   uint64_t bytes_received = 0;
 
   io::Duration ping_interval{0}, silence_max{0}, round_trip{0};
-  io::BootTime last_received, certain;
+  io::BootTime last_received, certain, ping_answered;
   io::BootTime sent_until;             // the tick that saw the first `frames_seen` frames: no clock for each of them
   uint64_t frames_sent = 0, frames_seen = 0;
   bool ping_unanswered = false;
@@ -214,6 +215,7 @@ void Connection::State::dispatch(ByteSpan frame_body, bool more) {
   if (header.type == Type::kPing) {
     Result<Ping> ping = decode<Ping>(frame_body);
     if (!ping || !frame_payload.empty()) return violation("malformed ping");
+    certain = std::max(certain, std::exchange(ping_answered, env.now()));   // that answer has arrived
     return send(Type::kPing, kResponseFlag, header.id, frame_body, {});
   }
   if (!handlers.on_request) return violation("unexpected request");
@@ -311,7 +313,7 @@ void Connection::State::keep_alive_tick() {
     slot->general = [this, sent = now](Result<Answer> answer) {
       ping_unanswered = false;
       if (!answer) return;
-      certain = sent;
+      certain = std::max(certain, sent);
       io::Duration sample = env.now() - sent;
       round_trip = round_trip.count() == 0 ? sample : (round_trip * 7 + sample) / 8;
     };
@@ -335,7 +337,7 @@ Connection::~Connection() {
 
 void Connection::start(Handlers handlers) {
   state_->handlers = std::move(handlers);
-  state_->last_received = state_->certain = state_->env.now();
+  state_->last_received = state_->certain = state_->ping_answered = state_->env.now();
   std::weak_ptr<State> weak = state_;
   state_->stream->start({[weak](ByteSpan data) { if (auto s = weak.lock()) s->on_data(data); },
                          [weak](Status reason) { if (auto s = weak.lock()) s->on_stream_close(std::move(reason)); }});
@@ -353,8 +355,6 @@ io::BootTime Connection::heard_for_certain() const { return state_->certain; }
 io::BootTime Connection::sent_until() const {
   return state_->frames_seen == state_->frames_sent ? state_->sent_until : state_->env.now();
 }
-
-io::Duration Connection::silence() const { return state_->env.now() - state_->last_received; }
 
 void Connection::send_request(Type type, ByteSpan body, ByteSpan payload, Callback<Result<Answer>> done) {
   if (!state_->open) return done(Status(Code::kUnavailable, "link to " + peer_name() + " is down"));

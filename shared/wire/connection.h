@@ -60,10 +60,9 @@ class Connection {
   // Pings every `interval`; closes when nothing at all came from the peer for `silence_max` while a ping
   // was unanswered. Keeps round_trip() fresh.
   void keep_alive(io::Duration interval, io::Duration silence_max);
-  // Since something last came from the peer.
-  io::Duration silence() const;
-  // The peer was there at this time or later: when the newest ping that it has answered was sent, before that when the
-  // connection began. Unlike silence() not fooled by what had arrived and lay unread while this process stood still.
+  // The peer was there at this time or later, and had what this end had sent by then: when the newest ping that it has
+  // answered was sent, or the answer to its ping before the newest (it sends none before that), at first when the
+  // connection began. Bytes that come late do not change it: that a peer sent them says nothing of when.
   io::BootTime heard_for_certain() const;
   // Nothing was sent after this time; at most a ping's interval too late. Of a connection that is kept alive.
   io::BootTime sent_until() const;

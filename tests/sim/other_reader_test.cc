@@ -1,4 +1,5 @@
 // A host without the tenure reads the shared copy: never one that lacks what the holder acknowledged.
+#include <algorithm>
 #include <cerrno>
 
 #include "tests/repeat.h"
@@ -293,6 +294,42 @@ TEST_F(OtherReader, GoesOnWhereTheLinkDiesUnderARead) {
     ASSERT_TRUE(lab.world.run_until([&] { return got->has_value(); }, seconds(60))) << "seed " << seed;
     ASSERT_TRUE((*got)->is_ok()) << (*got)->status().to_string();
     EXPECT_EQ(data->front(), 'a');
+  }
+}
+
+// What a holder had sent before it went on alone arrives when the link is whole again: that it comes says nothing of the
+// holder as it is by then.
+TEST_F(OtherReader, GetsNothingOldWhileWhatTheHolderHadSentArrivesLate) {
+  struct Read {
+    Bytes data = Bytes(4096);
+    std::optional<Result<size_t>> got;
+  };
+  const Bytes sent(4096, 'c');
+  for (uint64_t seed = 1; seed <= seeds_of(20); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    lab.world.partition("host1", "shared1");
+    for (uint64_t granule = 1; granule <= 40; ++granule) {
+      lab.engine("host1").write(writer, granule * 4096, sent, io::IoMode::kQueued, [](Result<size_t>) {});
+      lab.world.run_for(std::chrono::microseconds(500));
+    }
+    lab.world.run_for(seconds(2));
+    ASSERT_TRUE(lab.write("host1", writer, 0, 'b').is_ok());
+    std::vector<std::shared_ptr<Read>> reads;   // shared with the answers
+    for (int step = 0; step < 400; ++step) {
+      lab.world.run_for(std::chrono::microseconds(10));
+      if (step == 100) heal(lab);
+      auto read = reads.emplace_back(std::make_shared<Read>());
+      lab.engine("host2").read(reader, 0, read->data, io::IoMode::kQueued,
+                               [read](Result<size_t> n) { read->got.emplace(std::move(n)); });
+    }
+    auto answered = [](const std::shared_ptr<Read>& r) { return r->got.has_value(); };
+    ASSERT_TRUE(lab.world.run_until([&] { return std::ranges::all_of(reads, answered); }, seconds(60)));
+    auto old = [](const std::shared_ptr<Read>& r) { return r->got->is_ok() && r->data.front() != 'b'; };
+    EXPECT_EQ(std::ranges::count_if(reads, old), 0) << "reads got old bytes";
+    ASSERT_TRUE(lab.healthy("host1"));
+    expect_new(lab);
   }
 }
 

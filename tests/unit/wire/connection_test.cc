@@ -256,6 +256,29 @@ TEST_F(ConnectionTest, PingsAreAnsweredAndMeasured) {
   EXPECT_GT(link_->round_trip().count(), 0);
 }
 
+// Bytes may have lain on the way, or unread: only what answers this end, or follows upon its answer, says since when.
+TEST_F(ConnectionTest, APeerIsHeardForCertainByWhatItCannotHaveSentBefore) {
+  auto ping = [&](uint64_t id) { arrive(encode_frame(Type::kPing, 0, id, encode(Ping{id}), {})); };
+  const io::BootTime begun = link_->heard_for_certain();
+  const io::BootTime before = env_.now();
+  ping(1);
+  const io::BootTime after = env_.now();
+  arrive(encode_frame(Type::kFlush, 0, 2, encode(Flush{}), {}));
+  EXPECT_EQ(link_->heard_for_certain(), begun) << "all that may be old";
+  ping(3);
+  const io::BootTime first = link_->heard_for_certain();
+  EXPECT_TRUE(first >= before && first <= after) << "it has had the answer to its first one";
+  ping(4);
+  EXPECT_GT(link_->heard_for_certain(), after);
+
+  link_->keep_alive(std::chrono::hours(1), std::chrono::hours(1));
+  const uint64_t own = sent_id(wire_->sent.size() - kFrameHeaderBytes - encode(Ping{}).size());
+  ping(5);
+  const io::BootTime asked = link_->heard_for_certain();
+  answer(Type::kPing, own, Ping{});
+  EXPECT_GT(link_->heard_for_certain(), asked);
+}
+
 TEST_F(ConnectionTest, ASilentPeerIsCut) {
   link_->keep_alive(std::chrono::milliseconds(1), std::chrono::milliseconds(20));
   EXPECT_TRUE(env_.run_until([&] { return wire_->closed.has_value(); }, std::chrono::seconds(10)));
