@@ -21,6 +21,9 @@ namespace {
 const log::Logger kLog("tls");
 constexpr size_t kRecordBytes = 16384;       // plaintext of a TLS record, at most
 constexpr size_t kEagerSendBytes = 64u << 10;   // lets the peer begin before the turn's end, and stays in cache
+// A peer that much is unsent to is given up once it has taken nothing for so long. One that is merely slower than its
+// senders is not: what waits for it is bounded by the requests under way.
+constexpr auto kTakesNothingMax = std::chrono::seconds(2);
 constexpr size_t kKeptCapacity = 1u << 20;
 
 SSL* as_ssl(void* p) { return static_cast<SSL*>(p); }
@@ -178,6 +181,7 @@ Status TlsStream::begin(const TlsContext& context, PeerCheck check, Ready ready)
   check_.revoked = context.revoked();
   files_ = context.files();
   check_.now = loop_->env.wall();
+  taken_ = loop_->env.now();
   SSL* ssl = SSL_new(context.native());
   ssl_ = ssl;
   BIO* bio = BIO_new(StreamBio::method());
@@ -330,9 +334,13 @@ void TlsStream::send(ByteSpan head, ByteSpan payload) {
   append(payload);
   if (out_.size() >= kEagerSendBytes && !blocked_) write_socket();
   if (state_ != State::kOpen) return;
-  if (unsent_bytes() > 2 * limits::kStreamUnsentBytesMax) {
-    return finish_later(
-        Status(Code::kUnavailable, "the peer does not read: " + std::to_string(unsent_bytes()) + " bytes unsent"));
+  if (unsent_bytes() > 2 * limits::kStreamUnsentBytesMax && loop_->env.now() - taken_ > kTakesNothingMax) {
+    write_socket();   // this end itself may have stood still
+    if (state_ != State::kOpen) return;
+    if (loop_->env.now() - taken_ > kTakesNothingMax) {
+      return finish_later(
+          Status(Code::kUnavailable, "the peer does not read: " + std::to_string(unsent_bytes()) + " bytes unsent"));
+    }
   }
   if (!dirty_) {
     dirty_ = true;
@@ -397,6 +405,7 @@ void TlsStream::write_socket() {
           !received ? received : Status(Code::kUnavailable, std::string("connection lost: ") + std::strerror(error)));
     }
     out_.consume(static_cast<size_t>(n));
+    taken_ = loop_->env.now();
   }
   bool blocked = out_.size() > 0;
   if (blocked == blocked_) return;

@@ -123,6 +123,7 @@ class TlsStream final : public Stream {
   std::unique_ptr<uint8_t[]> plain_; // gathered for the next record
   size_t plain_size_ = 0;
   OutBuffer out_;
+  io::BootTime taken_;               // the kernel took something last: the peer reads
   uint64_t records_ = 0;             // under the present sending key
   uint32_t interest_ = 0;
   bool started_ = false;
