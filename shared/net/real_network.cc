@@ -23,6 +23,7 @@ RealNetwork::RealNetwork(io::Env& env, io::Poller& poller) : RealNetwork(env, po
 RealNetwork::RealNetwork(io::Env& env, io::Poller& poller, const Tuning& tuning)
     : impl_(std::make_unique<Impl>(env, poller)) {
   if (tuning.records_per_key != 0) impl_->streams->records_per_key = tuning.records_per_key;
+  if (tuning.look_up != nullptr) impl_->streams->names = std::make_shared<NameLookups>(env, tuning.look_up);
 }
 
 RealNetwork::~RealNetwork() = default;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "shared/io/env.h"
 #include "shared/io/poller.h"
@@ -15,10 +16,13 @@
 
 namespace tidemark::net {
 
+struct SocketAddress;
+
 class RealNetwork final : public Network {
  public:
   struct Tuning {
     uint64_t records_per_key = 0;  // 0: limits::kTlsRecordsPerKey. Tests renew keys sooner.
+    Result<std::vector<SocketAddress>> (*look_up)(const Address&) = nullptr;  // null: the system's. Tests have names.
   };
   RealNetwork(io::Env& env, io::Poller& poller);
   RealNetwork(io::Env& env, io::Poller& poller, const Tuning& tuning);

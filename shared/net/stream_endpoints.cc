@@ -1,7 +1,5 @@
 #include "shared/net/stream_endpoints.h"
 
-#include <arpa/inet.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -51,40 +49,8 @@ Status remove_stale_socket(const std::string& path, const sockaddr_un& name) {
 
 }  // namespace
 
-std::string SocketAddress::to_string() const {
-  char host[INET6_ADDRSTRLEN] = "?";
-  if (storage.ss_family == AF_INET) {
-    const auto* v4 = reinterpret_cast<const sockaddr_in*>(&storage);
-    inet_ntop(AF_INET, &v4->sin_addr, host, sizeof host);
-    return Address{host, ntohs(v4->sin_port)}.to_string();
-  }
-  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&storage);
-  inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof host);
-  return Address{host, ntohs(v6->sin6_port)}.to_string();
-}
-
-Result<std::vector<SocketAddress>> resolve(const Address& address, bool numeric_only) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = numeric_only ? AI_NUMERICHOST : 0;
-  addrinfo* list = nullptr;
-  int error = ::getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &list);
-  if (error != 0) return Status(Code::kUnavailable, "name " + address.host + ": " + gai_strerror(error));
-  std::vector<SocketAddress> out;
-  for (addrinfo* item = list; item != nullptr; item = item->ai_next) {
-    if (item->ai_family != AF_INET && item->ai_family != AF_INET6) continue;
-    SocketAddress found;
-    std::memcpy(&found.storage, item->ai_addr, item->ai_addrlen);
-    found.size = item->ai_addrlen;
-    out.push_back(found);
-  }
-  ::freeaddrinfo(list);
-  if (out.empty()) return Status(Code::kUnavailable, "name " + address.host + " has no address");
-  return out;
-}
-
 Result<ListeningSocket> listen_on(const Address& address) {
-  auto found = resolve(address, true);
+  auto found = parse_numeric(address);
   if (!found) {
     return Status(Code::kInvalidArgument, "cannot listen on " + address.to_string() + ": write a numeric address");
   }
@@ -221,20 +187,15 @@ void Connector::begin() {
   timer_ = loop_->env.after(options_.timeout, [this] {
     finish(Status(Code::kUnavailable, "no answer within " + std::to_string(options_.timeout.count()) + " ms"));
   });
-  if (auto numeric = resolve(options_.address, true)) {
+  if (auto numeric = parse_numeric(options_.address)) {
     // Not inline: the caller is not prepared for its callback before connect() returned.
     loop_->env.post([weak = weak_from_this(), found = std::move(numeric)]() mutable {
       if (auto self = weak.lock()) self->resolved(std::move(found));
     });
     return;
   }
-  using Found = Result<std::vector<SocketAddress>>;
-  auto found =
-      std::make_shared<Found>(Status(Code::kUnavailable, "not resolved"));  // shared by worker and loop in turn
-  loop_->env.offload([found, address = options_.address] { *found = resolve(address, false); },
-                     [weak = weak_from_this(), found] {
-                       if (auto self = weak.lock()) self->resolved(std::move(*found));
-                     });
+  loop_->names->find(options_.address, weak_from_this(),
+                     [this](NameLookups::Found found) { resolved(std::move(found)); });
 }
 
 void Connector::resolved(Result<std::vector<SocketAddress>> addresses) {

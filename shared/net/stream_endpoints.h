@@ -1,26 +1,16 @@
 // Where connections begin: listening sockets, the TLS listener, and one attempt to connect.
 #pragma once
 
-#include <sys/socket.h>
-
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "shared/net/name_lookups.h"
 #include "shared/net/tls_stream.h"
 
 namespace tidemark::net {
 
-// A numeric socket address.
-struct SocketAddress {
-  sockaddr_storage storage{};
-  socklen_t size = 0;
-  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
-  std::string to_string() const;
-};
-// Blocks if `address.host` is a name and `numeric_only` is false.
-Result<std::vector<SocketAddress>> resolve(const Address& address, bool numeric_only);
 // A bound, listening, non-blocking socket and its port. The message says what to do about a used port.
 struct ListeningSocket {
   int fd = -1;

@@ -13,6 +13,7 @@
 
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
+#include "shared/net/name_lookups.h"
 #include "shared/net/openssl_handles.h"
 
 namespace tidemark::net {
@@ -95,7 +96,8 @@ void OutBuffer::consume(size_t size) {
 }
 
 StreamLoop::StreamLoop(io::Env& e, io::Poller& p)
-    : env(e), poller(p), records_per_key(limits::kTlsRecordsPerKey), received(limits::kStreamReadBytes),
+    : env(e), poller(p), names(std::make_shared<NameLookups>(e)),
+      records_per_key(limits::kTlsRecordsPerKey), received(limits::kStreamReadBytes),
       decrypted(limits::kStreamReadBytes + 2 * kRecordBytes) {}
 
 void StreamLoop::flush_at_turn_end(TlsStream& stream) {

@@ -22,6 +22,7 @@
 
 namespace tidemark::net {
 
+class NameLookups;
 class TlsStream;
 
 // What the streams of one network share. Loop thread only.
@@ -36,6 +37,7 @@ struct StreamLoop : std::enable_shared_from_this<StreamLoop> {
   io::Env& env;
   io::Poller& poller;
   TlsContexts contexts;
+  std::shared_ptr<NameLookups> names;   // shared with nobody: its look-ups know it weakly
   uint64_t records_per_key;
   Bytes received;        // from a socket, until decrypted: empty between two events
   Bytes decrypted;       // until delivered: empty between two events

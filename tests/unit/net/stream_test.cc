@@ -1,10 +1,13 @@
 // Streams between nodes that trust each other: bytes, bounds, endings, rotation.
 #include <atomic>
+#include <condition_variable>
+#include <mutex>
 #include <random>
 #include <thread>
 
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
+#include "shared/net/name_lookups.h"
 #include "stream_pair.h"
 
 namespace tidemark::net {
@@ -288,6 +291,90 @@ TEST_F(StreamTest, NamesAreResolved) {
   End nobody;
   options.address.host = "no-such-name.invalid";
   EXPECT_EQ(connect(options, nobody).code(), Code::kUnavailable);
+}
+
+// A name server of the tests': "localhost" has `addresses`, once it is not `stuck`, unless it `fails`.
+struct NameServer {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool stuck = false, fails = false;      // guarded by mutex
+  int asked = 0;                          // guarded by mutex
+  std::vector<SocketAddress> addresses;   // guarded by mutex
+  void set(bool is_stuck, bool does_fail) {
+    std::lock_guard lock(mutex);
+    stuck = is_stuck;
+    fails = does_fail;
+    changed.notify_all();
+  }
+  static NameServer*& one() {
+    static NameServer* server = nullptr;
+    return server;
+  }
+  static NameLookups::Found look_up(const Address&) {
+    NameServer& server = *one();
+    std::unique_lock lock(server.mutex);
+    ++server.asked;
+    server.changed.wait(lock, [&] { return !server.stuck; });
+    if (server.fails) return Status(Code::kUnavailable, "no name server");
+    return server.addresses;
+  }
+};
+
+class NamedTest : public NetTest {
+ protected:
+  NamedTest() {
+    NameServer::one() = &names;
+    auto made = other.network().listen({.address = loopback(), .tls = shared, .roles_accepted = {Role::kHost}},
+                                       [this](std::unique_ptr<Stream> s) { accepted.push_back(std::move(s)); });
+    EXPECT_TRUE(made.is_ok()) << made.status().to_string();
+    listener = std::move(made).value();
+    names.addresses = *parse_numeric(loopback(listener->port()));
+  }
+  ~NamedTest() override {
+    names.set(false, false);
+    accepted.clear();
+    listener.reset();
+  }
+  Status connect(std::chrono::milliseconds timeout) {
+    std::optional<Status> result;
+    other.network().connect({.address = {"localhost", 1}, .tls = host, .peer_role = Role::kShared, .timeout = timeout},
+                            [&](Result<std::unique_ptr<Stream>> s) { result = s.status(); });
+    if (!other.run_until([&] { return result.has_value(); }, kWait)) return Status(Code::kCancelled, "never answered");
+    return *result;
+  }
+
+  NameServer names;
+  io::RealEnv other{{.make_network = [](io::Env& e, io::Poller& p) {
+    return std::unique_ptr<Network>(new RealNetwork(e, p, {.look_up = NameServer::look_up}));
+  }}};
+  TlsFiles host = cluster.node("host1", Role::kHost), shared = cluster.node("shared1", Role::kShared);
+  std::unique_ptr<Listener> listener;
+  std::vector<std::unique_ptr<Stream>> accepted;
+};
+
+TEST_F(NamedTest, ALookUpThatHangsHoldsNothingElseUpAndIsNotBegunTwice) {
+  names.set(true, false);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(connect(std::chrono::milliseconds(50)).code(), Code::kUnavailable);
+  bool done = false;
+  other.offload([] {}, [&] { done = true; });
+  EXPECT_TRUE(other.run_until([&] { return done; }, std::chrono::seconds(5))) << "the workers look names up";
+  {
+    std::lock_guard lock(names.mutex);
+    EXPECT_EQ(names.asked, 1);
+  }
+  names.set(false, false);
+  EXPECT_TRUE(connect(kWait).is_ok());
+}
+
+TEST_F(NamedTest, WhatWasFoundLastServesWhileTheNameServerIsAway) {
+  ASSERT_TRUE(connect(kWait).is_ok());
+  names.set(false, true);
+  Status status = connect(kWait);
+  EXPECT_TRUE(status.is_ok()) << status.to_string();
+  EXPECT_TRUE(logged("name_not_found"));
+  names.set(true, true);
+  status = connect(kWait);
+  EXPECT_TRUE(status.is_ok()) << status.to_string();
 }
 
 TEST_F(StreamTest, AUsedPortSaysSo) {
