@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -19,6 +20,7 @@ namespace {
 const log::Logger kLog("tls");
 constexpr int kAcceptsPerTurn = 32;
 constexpr auto kAcceptRest = std::chrono::milliseconds(200);
+constexpr auto kAttemptMin = std::chrono::seconds(1);   // an address on a long link answers in less
 
 // A peer without TCP_NODELAY makes a few hundred writes a second. The keep-alive finds a dead
 // machine behind an idle link in 25 s.
@@ -181,12 +183,16 @@ void TlsListener::handshake_over(uint64_t number, const Status& status) {
 Connector::Connector(std::shared_ptr<StreamLoop> loop, const Network::ConnectOptions& options, Done done)
     : loop_(std::move(loop)), options_(options), done_(std::move(done)) {}
 
-Connector::~Connector() { loop_->env.cancel(timer_); }
+Connector::~Connector() {
+  loop_->env.cancel(timer_);
+  loop_->env.cancel(attempt_timer_);
+}
 
 void Connector::begin() {
   timer_ = loop_->env.after(options_.timeout, [this] {
     finish(Status(Code::kUnavailable, "no answer within " + std::to_string(options_.timeout.count()) + " ms"));
   });
+  end_ = loop_->env.now() + options_.timeout;
   if (auto numeric = parse_numeric(options_.address)) {
     // Not inline: the caller is not prepared for its callback before connect() returned.
     loop_->env.post([weak = weak_from_this(), found = std::move(numeric)]() mutable {
@@ -206,11 +212,23 @@ void Connector::resolved(Result<std::vector<SocketAddress>> addresses) {
 }
 
 void Connector::try_next(Status last) {
+  loop_->env.cancel(std::exchange(attempt_timer_, {}));
   while (tried_ < addresses_.size()) {
     last = attempt(addresses_[tried_++]);
-    if (last.is_ok()) return;
+    if (last.is_ok()) return leave_time_for_others();
   }
   finish(std::move(last));
+}
+
+// An address may swallow all that is sent to it.
+void Connector::leave_time_for_others() {
+  const size_t others = addresses_.size() - tried_;
+  if (others == 0) return;
+  const io::Duration share = (end_ - loop_->env.now()) / static_cast<int64_t>(others + 1);
+  attempt_timer_ = loop_->env.after(std::max<io::Duration>(share, kAttemptMin), [this] {
+    stream_.reset();
+    try_next(Status(Code::kUnavailable, "no answer"));
+  });
 }
 
 Status Connector::attempt(const SocketAddress& address) {
@@ -239,6 +257,7 @@ Status Connector::attempt(const SocketAddress& address) {
 void Connector::finish(Result<std::unique_ptr<Stream>> result) {
   if (!done_) return;
   loop_->env.cancel(timer_);
+  loop_->env.cancel(attempt_timer_);
   stream_.reset();
   Done done = std::move(done_);
   if (!result) return done(result.status().with_context("connect to " + options_.address.to_string()));

@@ -58,13 +58,15 @@ class Connector : public std::enable_shared_from_this<Connector> {
  private:
   void resolved(Result<std::vector<SocketAddress>> addresses);
   void try_next(Status last);
+  void leave_time_for_others();
   Status attempt(const SocketAddress& address);
   void finish(Result<std::unique_ptr<Stream>> result);
 
   std::shared_ptr<StreamLoop> loop_;  // shared with the streams
   const Network::ConnectOptions options_;
   Done done_;
-  io::TimerId timer_;
+  io::BootTime end_;
+  io::TimerId timer_, attempt_timer_;
   std::vector<SocketAddress> addresses_;
   size_t tried_ = 0;
   std::unique_ptr<TlsStream> stream_;

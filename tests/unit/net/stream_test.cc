@@ -1,4 +1,6 @@
 // Streams between nodes that trust each other: bytes, bounds, endings, rotation.
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -7,7 +9,7 @@
 
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
-#include "shared/net/name_lookups.h"
+#include "shared/net/stream_endpoints.h"
 #include "stream_pair.h"
 
 namespace tidemark::net {
@@ -375,6 +377,15 @@ TEST_F(NamedTest, WhatWasFoundLastServesWhileTheNameServerIsAway) {
   names.set(true, true);
   status = connect(kWait);
   EXPECT_TRUE(status.is_ok()) << status.to_string();
+}
+
+TEST_F(NamedTest, AnAddressThatSwallowsAllLeavesTimeForTheNext) {
+  auto silent = listen_on(loopback());   // TCP connects, TLS never answers
+  ASSERT_TRUE(silent.is_ok());
+  names.addresses.insert(names.addresses.begin(), parse_numeric(loopback(silent->port))->front());
+  Status status = connect(std::chrono::seconds(4));
+  EXPECT_TRUE(status.is_ok()) << status.to_string();
+  ::close(silent->fd);
 }
 
 TEST_F(StreamTest, AUsedPortSaysSo) {
