@@ -14,6 +14,7 @@ namespace {
 
 const log::Logger kLog("tls");
 constexpr int64_t kExpiryWarningNs = 14ll * 86400 * 1'000'000'000;
+constexpr int64_t kRetryNs = 10ll * 1'000'000'000;   // to files that could not be used
 
 int check_index() {
   static const int index = SSL_get_ex_new_index(0, nullptr, nullptr, nullptr, nullptr);
@@ -103,7 +104,8 @@ std::string stamp_of(const TlsFiles& files) {
     }
     for (int64_t v :
          {static_cast<int64_t>(st.st_ino), static_cast<int64_t>(st.st_size), static_cast<int64_t>(st.st_mode),
-          static_cast<int64_t>(st.st_mtim.tv_sec), static_cast<int64_t>(st.st_mtim.tv_nsec)}) {
+          static_cast<int64_t>(st.st_mtim.tv_sec), static_cast<int64_t>(st.st_mtim.tv_nsec),
+          static_cast<int64_t>(st.st_ctim.tv_sec), static_cast<int64_t>(st.st_ctim.tv_nsec)}) {
       out += std::to_string(v) + ",";
     }
     out += ";";
@@ -225,19 +227,26 @@ Result<std::shared_ptr<const TlsContext>> TlsContexts::get(const TlsFiles& files
   std::string stamp = stamp_of(files);
   std::lock_guard lock(mutex_);
   Entry& entry = entries_[files.authority + "\n" + files.certificate + "\n" + files.key];
-  if (entry.context && (entry.stamp == stamp || entry.failed_stamp == stamp)) return entry.context;
+  if (entry.context && entry.stamp == stamp) return entry.context;
+  // The reason may have lain outside the files: descriptors that were short, a device's error, a label since put right.
+  const bool known = entry.context && entry.failed_stamp == stamp;
+  if (known && now >= entry.failed_at && now.ns - entry.failed_at.ns < kRetryNs) return entry.context;
   auto loaded = TlsContext::load(files);
   if (!loaded) {
     if (!entry.context) return loaded.status();
     entry.failed_stamp = stamp;
-    kLog.warning("certificate_files_unusable", {{"file", files.certificate}, {"reason", loaded.status()},
-                                                {"kept", "the files read before"}});
+    entry.failed_at = now;
+    if (!known) {
+      kLog.warning("certificate_files_unusable", {{"file", files.certificate}, {"reason", loaded.status()},
+                                                  {"kept", "the files read before"}});
+    }
     return entry.context;
   }
   warn_of_trouble_ahead(files, (*loaded)->native(), now);
   if (entry.context) kLog.info("certificate_files_reread", {{"file", files.certificate}});
   entry.context = std::move(loaded).value();
   entry.stamp = stamp;
+  entry.failed_stamp.clear();
   return entry.context;
 }
 

@@ -70,7 +70,8 @@ class TlsContexts {
  private:
   struct Entry {
     std::string stamp;         // of the files that `context` was made from
-    std::string failed_stamp;  // of files that could not be used: warned once
+    std::string failed_stamp;  // of files that could not be used: warned once, tried again from time to time
+    WallTime failed_at;
     std::shared_ptr<const TlsContext> context;
   };
   std::mutex mutex_;

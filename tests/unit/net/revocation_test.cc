@@ -1,4 +1,8 @@
 // Certificates that count no longer: their handshakes are refused, and what they have open ends.
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -14,6 +18,24 @@ pki::Revocation revoke(const Cluster& cluster, const TlsFiles& files) {
   EXPECT_TRUE(done.is_ok()) << done.status().to_string();
   return done ? *done : pki::Revocation{};
 }
+
+// This process can open nothing more.
+class FewDescriptors {
+ public:
+  FewDescriptors() {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    const int next = ::dup(STDERR_FILENO);
+    rlimit now{.rlim_cur = static_cast<rlim_t>(next), .rlim_max = before_.rlim_max};
+    ::close(next);
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &now), 0);
+  }
+  ~FewDescriptors() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+  FewDescriptors(const FewDescriptors&) = delete;
+  FewDescriptors& operator=(const FewDescriptors&) = delete;
+
+ private:
+  rlimit before_{};
+};
 
 class RevokedStreamTest : public StreamTest {
  protected:
@@ -164,6 +186,29 @@ TEST(Revoke, NamesTheCertificateOnceAndRefusesForeignOnes) {
   EXPECT_TRUE(revoke(cluster, host).again);
   options.certificate = foreign.node("host1", Role::kHost).certificate;
   EXPECT_EQ(pki::revoke(options).status().code(), Code::kInvalidArgument);
+}
+
+// What they could not be read for may lie outside them, and pass without a trace on them.
+TEST_F(RevokedStreamTest, FilesThatCouldNotBeReadOnceAreReadAgain) {
+  TlsContexts contexts;
+  const WallTime begun = env.wall();
+  auto after = [&](int seconds) { return WallTime{begun.ns + seconds * 1'000'000'000ll}; };
+  auto revoked_at = [&](int seconds) {
+    auto context = contexts.get(shared, after(seconds));
+    EXPECT_TRUE(context.is_ok()) << context.status().to_string();
+    return context && (*context)->revoked() ? (*context)->revoked()->size() : 0;
+  };
+  EXPECT_EQ(revoked_at(0), 0u);
+  revoke(cluster, host);
+  {
+    const FewDescriptors none_left;
+    EXPECT_EQ(revoked_at(1), 0u);
+    EXPECT_EQ(revoked_at(12), 0u);
+  }
+  EXPECT_EQ(revoked_at(13), 0u) << "not at every handshake";
+  EXPECT_EQ(revoked_at(23), 1u);
+  const auto lines = logs.lines();
+  EXPECT_EQ(std::ranges::count_if(lines, [](const std::string& l) { return l.find("_unusable") != l.npos; }), 1);
 }
 
 class RevokedHttpTest : public HttpTest {};
