@@ -1,7 +1,10 @@
 #include "shared/net/revocation.h"
 
+#include <fcntl.h>
 #include <openssl/pem.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -86,6 +89,30 @@ struct TimeFree {
   void operator()(ASN1_TIME* time) const { ASN1_TIME_free(time); }
 };
 
+// Of all processes that have the authority's key one at a time writes the list: another would leave out what it adds.
+class AuthorityLock {
+ public:
+  // Waits for whoever has it.
+  static Result<AuthorityLock> take(const std::string& key_path) {
+    int fd = ::open(key_path.c_str(), O_RDWR | O_CLOEXEC);   // NFS wants it writable
+    if (fd < 0) fd = ::open(key_path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return Status::from_errno(errno, key_path);
+    AuthorityLock out(fd);
+    while (::flock(fd, LOCK_EX) != 0)
+      if (errno != EINTR) return Status::from_errno(errno, "lock of " + key_path);
+    return out;
+  }
+  AuthorityLock(AuthorityLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  AuthorityLock& operator=(AuthorityLock&&) = delete;
+  ~AuthorityLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+ private:
+  explicit AuthorityLock(int fd) : fd_(fd) {}
+  int fd_;
+};
+
 Result<CrlPtr> new_list(X509* authority) {
   CrlPtr list(X509_CRL_new());
   if (!list || X509_CRL_set_version(list.get(), 1) != 1 ||
@@ -120,6 +147,7 @@ Result<Revocation> revoke(const RevokeOptions& options) {
   TM_ASSIGN_OR_RETURN(out.identity, identity_of(certificate.get()));
   out.serial = serial_of(certificate.get());
   out.list = revocation_list_of(authority_path);
+  TM_ASSIGN_OR_RETURN(const AuthorityLock lock, AuthorityLock::take(options.authority_directory + "/ca.key"));
   TM_ASSIGN_OR_RETURN(CrlPtr list, load_list(out.list, authority.get()));
   if (!list) {
     TM_ASSIGN_OR_RETURN(list, new_list(authority.get()));

@@ -188,6 +188,23 @@ TEST(Revoke, NamesTheCertificateOnceAndRefusesForeignOnes) {
   EXPECT_EQ(pki::revoke(options).status().code(), Code::kInvalidArgument);
 }
 
+// Two operators, or a script that goes on meanwhile: each is told that its certificate is on the list.
+TEST(Revoke, TwoAtOnceAreBothOnTheList) {
+  Cluster cluster;
+  for (int round = 0; round < 25; ++round) {
+    const TlsFiles first = cluster.node("host1", Role::kHost, {}, true);
+    const TlsFiles second = cluster.node("host2", Role::kHost, {}, true);
+    std::string serials[2];
+    std::thread one([&] { serials[0] = revoke(cluster, first).serial; });
+    std::thread two([&] { serials[1] = revoke(cluster, second).serial; });
+    one.join();
+    two.join();
+    auto context = TlsContext::load(cluster.node("shared1", Role::kShared, {}, true));
+    ASSERT_TRUE(context.is_ok()) << context.status().to_string();
+    for (const std::string& serial : serials) ASSERT_TRUE((*context)->is_revoked(serial)) << "round " << round;
+  }
+}
+
 // What they could not be read for may lie outside them, and pass without a trace on them.
 TEST_F(RevokedStreamTest, FilesThatCouldNotBeReadOnceAreReadAgain) {
   TlsContexts contexts;
