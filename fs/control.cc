@@ -1,6 +1,7 @@
 #include "fs/control.h"
 
-#include "fs/scrub.h"
+#include "fs/scrubber.h"
+#include "fs/verifier.h"
 
 #include <nlohmann/json.hpp>
 
@@ -63,8 +64,9 @@ Result<std::string> post_scrub(Engine& engine, daemon::Jobs& jobs, const daemon:
   if (rate < 0) return Status(Code::kInvalidArgument, "bytes_per_second must not be negative");
   options.bytes_per_second = static_cast<uint64_t>(rate);
   TM_ASSIGN_OR_RETURN(std::string id, jobs.start("scrub"));
-  engine.scrub(std::move(options), [&jobs, id](uint64_t done, uint64_t total) { jobs.progress(id, done, total); },
-               [&jobs, id](Result<std::string> r) { jobs.finish(id, std::move(r)); });
+  engine.scrubber().start(std::move(options),
+                          [&jobs, id](uint64_t done, uint64_t total) { jobs.progress(id, done, total); },
+                          [&jobs, id](Result<std::string> r) { jobs.finish(id, std::move(r)); });
   return json{{"job", id}}.dump();
 }
 
@@ -72,8 +74,9 @@ Result<std::string> post_verify(Engine& engine, daemon::Jobs& jobs, const daemon
   TM_ASSIGN_OR_RETURN(json body, body_of(request));
   TM_ASSIGN_OR_RETURN(std::vector<std::string> images, images_of(body));
   TM_ASSIGN_OR_RETURN(std::string id, jobs.start("verify"));
-  engine.verify(std::move(images), [&jobs, id](uint64_t done, uint64_t total) { jobs.progress(id, done, total); },
-                [&jobs, id](Result<std::string> r) { jobs.finish(id, std::move(r)); });
+  engine.verifier().start(std::move(images),
+                          [&jobs, id](uint64_t done, uint64_t total) { jobs.progress(id, done, total); },
+                          [&jobs, id](Result<std::string> r) { jobs.finish(id, std::move(r)); });
   return json{{"job", id}}.dump();
 }
 
@@ -103,7 +106,7 @@ void add_routes(Engine& engine, daemon::Routes& routes, daemon::Jobs& jobs, std:
               [&engine](daemon::Request r, daemon::Reply reply) { post_mark(engine, r, std::move(reply)); });
   routes.post("/v1/verify", [&engine, &jobs](const daemon::Request& r) { return post_verify(engine, jobs, r); });
   routes.post("/v1/scrub", [&engine, &jobs](const daemon::Request& r) { return post_scrub(engine, jobs, r); });
-  routes.post("/v1/scrub/stop", [&engine](const daemon::Request&) { return engine.stop_scrub(); });
+  routes.post("/v1/scrub/stop", [&engine](const daemon::Request&) { return engine.scrubber().stop(); });
   routes.post("/v1/images/policy",
               [&engine](daemon::Request r, daemon::Reply reply) { post_policy(engine, r, std::move(reply)); });
   routes.post("/v1/resync-replica", [&engine](const daemon::Request&, daemon::Reply reply) {

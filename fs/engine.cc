@@ -2,7 +2,10 @@
 
 #include <algorithm>
 
-#include "fs/scrub.h"
+#include "fs/copies.h"
+#include "fs/replica_client.h"
+#include "fs/scrubber.h"
+#include "fs/verifier.h"
 #include "shared/base/log.h"
 #include "shared/daemon/links.h"
 #include "shared/wire/features.h"
@@ -14,7 +17,11 @@ constexpr std::chrono::seconds kTick{2};
 }  // namespace
 
 Engine::Engine(io::Env& env, EngineOptions options)
-    : env_(env), options_(std::move(options)), scrub_(std::make_unique<ScrubState>()) {}
+    : env_(env),
+      options_(std::move(options)),
+      copies_(copies_of_engine()),
+      verifier_(std::make_unique<Verifier>(*copies_)),
+      scrubber_(std::make_unique<Scrubber>(*copies_)) {}
 
 Engine::~Engine() {
   env_.cancel(tick_timer_);
@@ -44,7 +51,7 @@ Status Engine::open_all() {
   names_ = std::make_unique<NameCache>(*store_, NameCache::Tables{kTableAttr, kTableEntry});
   TM_RETURN_IF_ERROR(names_->load());
   TM_RETURN_IF_ERROR(load_flags());
-  TM_RETURN_IF_ERROR(load_undecided());
+  TM_RETURN_IF_ERROR(scrubber_->load(*store_, kTableMeta));
 
   image::StorageGroupOptions group;
   group.name = config.storage.group;
@@ -198,7 +205,7 @@ void Engine::start() {
     if (shipper) journal_->start_shipping(std::move(*shipper));
     else kLog.error("replica_client", {{"error", shipper.status()}});
     auto client = env_.network().http_client(http);
-    if (client) verify_client_ = std::move(*client);
+    if (client) replica_ = std::make_unique<ReplicaClient>(env_, *journal_, std::move(*client));
   }
   tick_timer_ = env_.after(kTick, [this] { tick(); });
 }

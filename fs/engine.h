@@ -11,8 +11,8 @@
 // engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
 // engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
 // engine_namespace.cc, engine_news.cc (what other hosts have done to names), engine_names.cc (handles, unlink),
-// engine_verify.cc, engine_scrub.cc, engine_settle.cc, engine_alarms.cc, engine_status.cc, engine_unheld.cc (what
-// nobody held as the replica was to be brought level).
+// engine_status.cc, engine_unheld.cc (what nobody held as the replica was to be brought level), engine_copies.cc (what
+// others use of it by copies.h). Classes of their own: Verifier (verifier.h), Scrubber (scrubber.h).
 #pragma once
 
 #include <map>
@@ -37,13 +37,10 @@ namespace tidemark::metrics { class Registry; }
 
 namespace tidemark::fs {
 
-struct SavedTenure;
-struct ScrubOptions;
-struct ScrubState;
-struct ScrubRun;
-struct ScrubBlock;
-struct Undecided;
-struct VerifyRun;
+class Copies;
+class ReplicaClient;
+class Scrubber;
+class Verifier;
 struct ResyncRun;
 
 class Engine final : public journal::BlockSource {
@@ -124,13 +121,8 @@ class Engine final : public journal::BlockSource {
   // Gauges and counters, refreshed when somebody looks.
   void register_metrics(metrics::Registry& registry);
   void mark(std::string name, bool wait, std::chrono::seconds timeout, Callback<Result<std::string>> done);
-  // Paths or UUIDs; empty: all. One at a time (kBusy). `done` gets the result of control-api.md.
-  void verify(std::vector<std::string> images, UniqueFunction<void(uint64_t done, uint64_t total)> progress,
-              Callback<Result<std::string>> done);
-  // Compares the copies and repairs the one that has rotted (engine_scrub.cc). One at a time (kBusy).
-  void scrub(ScrubOptions options, UniqueFunction<void(uint64_t done, uint64_t total)> progress,
-             Callback<Result<std::string>> done);
-  Result<std::string> stop_scrub();      // the one under way, soon; kNotFound if there is none
+  Verifier& verifier() { return *verifier_; }   // rereads every copy, and compares
+  Scrubber& scrubber() { return *scrubber_; }   // reads both copies, and repairs the one that has rotted
   std::string set_shipping_paused(bool paused);
   // An operator's word that a replica, emptied or replaced, is to be brought level.
   void resync_replica(Callback<Result<std::string>> done);
@@ -465,52 +457,9 @@ class Engine final : public journal::BlockSource {
   Task<void> seek_elsewhere(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_in(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
-  // ---- engine_verify.cc
-  Task<void> run_verify(std::shared_ptr<VerifyRun> run);
-  Task<Status> images_named(std::vector<std::string> names, std::vector<ImageId>& out);
-  Image* still_there(const ImageId& id);
-  Task<Status> hold_for_reading(Image& image);
-  Task<Result<std::string>> wait_shipped(BatchNumber batch, io::Duration limit);
-  Task<Status> verify_image(VerifyRun& run, Image& image);
-  Task<Status> verify_copies(VerifyRun& run, Image& image, uint64_t size);
-  Task<Result<net::HttpResponse>> ask_replica(net::HttpRequest ask);
-  Task<Status> verify_facts(VerifyRun& run, Image& image, uint64_t size, std::string point);
-  Task<Status> verify_replica(VerifyRun& run, Image& image, uint64_t size, journal::Point point);
-  Task<Result<bool>> shared_is_hole(Image& image, Extent range);
-  uint64_t own_hole(const Image& image, uint64_t at, uint64_t end) const;
-  Task<Result<bool>> hole_on_both(Image& image, Extent range);
-  Task<uint64_t> replica_hole(std::string target, uint64_t at, uint64_t size);
-  Task<Status> verify_chunk(VerifyRun& run, Image& image, Extent range, uint64_t size);
-  Task<Status> verify_data(VerifyRun& run, Image& image, uint64_t size, std::string target);
-  Task<void> narrow_shared(VerifyRun& run, Image& image, Extent unit, ByteSpan bytes);
-  Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);
-  // ---- engine_alarms.cc
-  Status load_undecided();
-  void set_undecided(const ImageId& id, std::vector<Extent> pieces, bool repaired = false);
-  Status record_undecided(const ImageId& id, const std::vector<Extent>& pieces);
-  void forget_undecided(const std::vector<ImageId>& known);
-  // ---- engine_scrub.cc
-  Task<void> run_scrub(std::shared_ptr<ScrubRun> run);
-  Task<Status> scrub_image(ScrubRun& run, Image& image);
-  Task<uint64_t> holes_of_both(Image& image, uint64_t at);
-  Task<void> pace(ScrubRun& run, uint64_t bytes);
-  Task<Status> scrub_block(ScrubRun& run, Image& image, Extent range);
-  Task<Status> read_for_scrub(Image& image, ScrubBlock& block, const DigestKey& key);
-  Task<Result<std::vector<Digest128>>> shared_digests(Image& image, Extent range, uint32_t unit, const DigestKey& key);
-  // ---- engine_settle.cc
-  Task<Result<bool>> settle_unit(ScrubRun& run, Image& image, ScrubBlock& block, uint64_t unit, const DigestKey& key);
-  Task<Result<bool>> settle_unreadable(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_read,
-                                       const DigestKey& key);
-  Task<Status> before_repair(ScrubRun& run, Image& image, Extent range);
-  Task<Status> sync_repairs(ScrubRun& run, Image& image);
-  Task<Result<bool>> repair_unit(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, bool host_good,
-                                 const DigestKey& key);
-  Task<Result<bool>> repair_mixed(ScrubRun& run, Image& image, ScrubBlock& block, Extent unit, Digest128 kept,
-                                  const DigestKey& key);
-  Task<Result<bool>> confirm(ScrubRun& run, Image& image, Extent unit, std::string_view copy, const DigestKey& key);
-  Task<Result<bool>> confirm_shared(Image& image, Extent unit, Digest128 wanted, const DigestKey& key);
-  Task<void> decide_by_replica(ScrubRun& run, Image& image);
-  Task<bool> repair_if_unchanged(ScrubRun& run, Image& image, const Undecided& undecided, bool host_good);
+  // ---- engine_copies.cc
+  class CopiesOfEngine;
+  std::unique_ptr<Copies> copies_of_engine();
   // ---- engine_status.cc
   Task<void> do_resync_replica(Callback<Result<std::string>> done);
   std::vector<Extent> allocated_regions(Image& image, bool data_only);
@@ -554,12 +503,13 @@ class Engine final : public journal::BlockSource {
   std::vector<std::unique_ptr<Op>> op_pool_;
   Op* free_ops_ = nullptr;
   uint32_t ops_in_flight_ = 0;
-  std::unique_ptr<net::HttpClient> verify_client_;
+  std::unique_ptr<ReplicaClient> replica_;          // null: none is configured
   std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
   size_t asking_terms_ = 0;                         // questions under way
   std::string terms_error_;                         // why the witness gave none when it was last asked, of any image
-  bool verify_running_ = false;
-  std::unique_ptr<ScrubState> scrub_;               // never null
+  const std::unique_ptr<Copies> copies_;            // what the next two use of this; their tasks end with tasks_
+  const std::unique_ptr<Verifier> verifier_;
+  const std::unique_ptr<Scrubber> scrubber_;
   uint32_t turns_taken_ = 0;                        // images being made level
   io::BootTime paced_until_;                        // what was copied so far is paid for then
   MemoryKeeper* memory_keeper_ = nullptr;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "fs/engine.h"
+#include "fs/scrubber.h"
 #include "fs/survivor.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
@@ -230,7 +231,7 @@ void Engine::doom(Image& im) {
   if (Status s = set_flag(im, kFlagDoomed, true); !s) kLog.warning("doom_not_kept", {{"image", im.id}, {"error", s}});
   im.doomed_batch = journal_->usage().newest_closed.value + 1;
   kLog.info("image_dropped", {{"image", im.id}});
-  set_undecided(im.id, {});
+  scrubber_->forget(im.id);
   im.unsynced.clear();  // nobody can read it any more: nothing is left to make durable or equal
   tell_dropped(im);
 }

@@ -4,7 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "fs/engine.h"
-#include "fs/scrub.h"
+#include "fs/scrubber.h"
+#include "fs/verifier.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/base/metrics.h"
@@ -78,7 +79,7 @@ bool Engine::healthy(std::vector<std::string>* reasons) {
     else if (im.broken) why.push_back(name + ": the local copy failed");
     if (!im.shared_fault.empty()) why.push_back("the shared copy is damaged: " + im.shared_fault);
   }
-  for (const auto& [id, pieces] : scrub_->undecided) {
+  for (const auto& [id, pieces] : scrubber_->state().undecided) {
     auto attr = names_->by_image(id);
     why.push_back((attr ? names_->path_of(attr->inode) : id.to_string()) + ": the copies differ in " +
                   std::to_string(pieces.size()) +
@@ -180,16 +181,17 @@ std::string Engine::status_json() {
                                {"unreadable_bytes", b.unreadable_bytes}});
   }
   out["notes"] = notes();
-  out["scrub"] = {{"running", scrub_->running},
-                  {"stopped", scrub_->stop},
-                  {"done_bytes", scrub_->done},
-                  {"total_bytes", scrub_->total},
-                  {"runs", scrub_->runs},
-                  {"ended", scrub_->ended.ns == 0 ? json() : json(scrub_->ended.to_string())},
-                  {"repaired_host_bytes", scrub_->repaired_host},
-                  {"repaired_shared_bytes", scrub_->repaired_shared},
-                  {"read_errors", scrub_->read_errors},
-                  {"undecided_bytes", scrub_->undecided_bytes()}};
+  const ScrubState& scrub = scrubber_->state();
+  out["scrub"] = {{"running", scrub.running},
+                  {"stopped", scrub.stop},
+                  {"done_bytes", scrub.done},
+                  {"total_bytes", scrub.total},
+                  {"runs", scrub.runs},
+                  {"ended", scrub.ended.ns == 0 ? json() : json(scrub.ended.to_string())},
+                  {"repaired_host_bytes", scrub.repaired_host},
+                  {"repaired_shared_bytes", scrub.repaired_shared},
+                  {"read_errors", scrub.read_errors},
+                  {"undecided_bytes", scrub.undecided_bytes()}};
   out["images"] = json::array();
   for (auto& [id, image] : images_) {
     Image& im = *image;
@@ -265,16 +267,17 @@ void Engine::register_metrics(metrics::Registry& registry) {
   counter("fs_shared_blocks_repaired_total", "Pieces that the shared copy could not read, mended from this host's",
           &counts_.repaired_shared);
   counter("fs_writes_lost_total", "Times the only copy that had acknowledged writes lost them", &counts_.lost);
-  counter("fs_verify_differences_total", "Differences that verify found", &counts_.differences);
-  counter("fs_scrub_runs_total", "Scrubs that ended", &scrub_->runs);
-  counter("fs_scrub_bytes_total", "Bytes of each copy that scrubs compared", &scrub_->bytes);
+  counter("fs_verify_differences_total", "Differences that verify found", &verifier_->differences());
+  const ScrubState& scrub = scrubber_->state();
+  counter("fs_scrub_runs_total", "Scrubs that ended", &scrub.runs);
+  counter("fs_scrub_bytes_total", "Bytes of each copy that scrubs compared", &scrub.bytes);
   counter("fs_scrub_repaired_host_bytes_total", "Bytes of this host's copy that a scrub repaired",
-          &scrub_->repaired_host);
+          &scrub.repaired_host);
   counter("fs_scrub_repaired_shared_bytes_total", "Bytes of the shared copy that a scrub repaired",
-          &scrub_->repaired_shared);
-  counter("fs_scrub_read_errors_total", "Units that a copy could not read", &scrub_->read_errors);
+          &scrub.repaired_shared);
+  counter("fs_scrub_read_errors_total", "Units that a copy could not read", &scrub.read_errors);
   gauge("fs_scrub_undecided_bytes", "Bytes whose copies differ without a word which is right",
-        [this] { return static_cast<double>(scrub_->undecided_bytes()); });
+        [this] { return static_cast<double>(scrubber_->state().undecided_bytes()); });
   gauge("fs_link_up", "1 while the shared node is connected", [this] { return mirror_->up() ? 1.0 : 0.0; });
   gauge("fs_healthy", "1 while no reason speaks against it", [this] { return healthy() ? 1.0 : 0.0; });
   gauge("fs_round_trip_seconds", "To the shared node, smoothed",

@@ -1,4 +1,4 @@
-// What a scrub that runs knows; shared by engine_scrub.cc, which walks the blocks, and engine_settle.cc, which repairs
+// What a scrub that runs knows; shared by scrubber.cc, which walks the blocks, and scrubber_settle.cc, which repairs
 // them.
 #pragma once
 
@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "fs/engine.h"
-#include "fs/scrub.h"
+#include "fs/scrubber.h"
+#include "journal/journal.h"
 
 namespace tidemark::fs {
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "fs/verifier.h"
 #include "tests/sim/cluster.h"
 #include "tests/sim/nodes.h"
 
@@ -114,7 +115,7 @@ bool Cluster::verify(Host& host, const std::vector<std::string>& images) {
   for (int i = 0; i < 60 && failure_.empty(); ++i, world_.run_for(seconds(1))) {
     bool answered = false;
     not_level.clear();
-    host.engine->verify(images, [](uint64_t, uint64_t) {}, [&](Result<std::string> result) {
+    host.engine->verifier().start(images, [](uint64_t, uint64_t) {}, [&](Result<std::string> result) {
       answered = true;
       if (!result) return fail(host.name + " verify: " + result.status().to_string());
       auto json = nlohmann::json::parse(*result);

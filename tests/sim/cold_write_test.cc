@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 
+#include "fs/verifier.h"
 #include "shared/base/log.h"
 #include "tests/repeat.h"
 #include "tests/sim/nodes.h"
@@ -130,7 +131,7 @@ class ColdWrite {
     check_content();
     bool answered = false;
     if (ok()) {
-      engine_->verify({}, [](uint64_t, uint64_t) {}, [&](Result<std::string> r) {
+      engine_->verifier().start({}, [](uint64_t, uint64_t) {}, [&](Result<std::string> r) {
         answered = true;
         if (!r) fail("verify: " + r.status().to_string());
         else if (!r->starts_with("{\"equal\":true")) fail("verify: " + *r);

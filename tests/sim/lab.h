@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "fs/verifier.h"
 #include "tests/sim/nodes.h"
 
 namespace tidemark::sim {
@@ -166,7 +167,8 @@ class Lab final : public fs::MemoryKeeper {
     return world.run_until([&] { return engine(host).healthy(); }, limit);
   }
   std::string verify(const std::string& host) {
-    auto r = wait<Result<std::string>>([&](auto done) { engine(host).verify({}, [](uint64_t, uint64_t) {}, std::move(done)); });
+    auto r = wait<Result<std::string>>(
+        [&](auto done) { engine(host).verifier().start({}, [](uint64_t, uint64_t) {}, std::move(done)); });
     if (!r) return r.status().to_string();
     bool level = r->starts_with("{\"equal\":true") && r->find("\"host\":\"level\"") != std::string::npos &&
                  r->find("\"shared\":\"level\"") != std::string::npos;

@@ -2,7 +2,7 @@
 // it cannot know. Never does it overwrite the good copy, whatever was written, moved or restarted since the scrub before.
 #include <nlohmann/json.hpp>
 
-#include "fs/scrub.h"
+#include "fs/scrubber.h"
 #include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
@@ -49,7 +49,7 @@ class ScrubTest : public testing::TestWithParam<uint64_t> {
     for (int i = 0; i < 5 && r.status().code() == Code::kUnavailable; ++i) {
       if (i > 0) lab_.world.run_for(seconds(5));
       r = lab_.wait<Result<std::string>>(
-          [&](auto done) { lab_.engine("host1").scrub({}, [](uint64_t, uint64_t) {}, std::move(done)); });
+          [&](auto done) { lab_.engine("host1").scrubber().start({}, [](uint64_t, uint64_t) {}, std::move(done)); });
     }
     EXPECT_TRUE(r.is_ok()) << r.status().to_string();
     lab_.world.run_for(seconds(1));        // what it keeps is committed
@@ -140,7 +140,7 @@ TEST_P(ScrubTest, ARepairThatIsLostWithThePowerIsStillAnAlarm) {
   scrub();
   for (uint64_t at = 0; at < kBlocks / 4; ++at) rot("host1", at * kBlock);
   const Bytes rotten = copy("host1");
-  lab_.engine("host1").scrub({}, [](uint64_t, uint64_t) {}, [](Result<std::string>) {});
+  lab_.engine("host1").scrubber().start({}, [](uint64_t, uint64_t) {}, [](Result<std::string>) {});
   ASSERT_TRUE(lab_.world.run_until([&] { return copy("host1") != rotten; }, seconds(60)));
   lab_.crash("host1", Crash::kPowerLoss);
   lab_.world.run_for(seconds(1));
@@ -159,7 +159,7 @@ TEST_P(ScrubTest, ARepairThatTheSharedCopyLostBeforeTheFlushIsStillAnAlarm) {
   for (uint64_t at = 0; at < kBlocks / 4; ++at) rot("shared1", at * kBlock);
   rot("host1", 3 * Lab::kRegion);        // so that there is something to sync
   lab_.world.inject("host1", FileFault{1, 1, kSync, ".data", 0, true});
-  lab_.engine("host1").scrub({}, [](uint64_t, uint64_t) {}, [](Result<std::string>) {});
+  lab_.engine("host1").scrubber().start({}, [](uint64_t, uint64_t) {}, [](Result<std::string>) {});
   ASSERT_TRUE(lab_.world.run_until([&] { return lab_.world.hung("host1") != 0; }, seconds(60)));
   lab_.crash("shared1", Crash::kPowerLoss);
   lab_.start("shared1");

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "fs/verifier.h"
 #include "replica/replica.h"
 #include "tests/sim/lab.h"
 
@@ -52,7 +53,7 @@ class Site {
     nlohmann::json said;
     for (int tries = 0; tries < 60; ++tries, lab_.world.run_for(std::chrono::seconds(1))) {
       auto r = lab_.wait<Result<std::string>>(
-          [&](auto done) { lab_.engine(host).verify({}, [](uint64_t, uint64_t) {}, std::move(done)); });
+          [&](auto done) { lab_.engine(host).verifier().start({}, [](uint64_t, uint64_t) {}, std::move(done)); });
       if (!r) return r.status().to_string();
       said = nlohmann::json::parse(*r);
       if (said["equal"] != true || said["images"].size() != 1) return *r;

@@ -57,7 +57,7 @@ class UnansweredWrite {
     nlohmann::json said;
     for (int tries = 0; tries < 60; ++tries, lab.world.run_for(seconds(1))) {
       auto r = lab.wait<Result<std::string>>(
-          [&](auto done) { lab.engine(host).verify(images, [](uint64_t, uint64_t) {}, std::move(done)); });
+          [&](auto done) { lab.engine(host).verifier().start(images, [](uint64_t, uint64_t) {}, std::move(done)); });
       if (!r) return r.status().to_string();
       said = nlohmann::json::parse(*r);
       bool level = said["equal"] == true;

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "fs/verifier.h"
 #include "shared/base/log.h"
 #include "shared/image/store.h"
 #include "shared/node/marks.h"
@@ -358,7 +359,7 @@ bool EngineTest::has_blocks(const std::string& node, const File& f) {
 
 std::string EngineTest::verify(const File& f) {
   Pending r = request();
-  engine(f.host).verify({f.image.to_string()}, [](uint64_t, uint64_t) {}, [r](Result<std::string> result) {
+  engine(f.host).verifier().start({f.image.to_string()}, [](uint64_t, uint64_t) {}, [r](Result<std::string> result) {
     r->answer = result.status();
     if (result) r->text = *result;
   });

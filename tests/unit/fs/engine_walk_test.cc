@@ -1,7 +1,8 @@
 // What a verify or a scrub of an image does to those who use it, and they to it: it is nobody's handle.
 #include <nlohmann/json.hpp>
 
-#include "fs/scrub.h"
+#include "fs/scrubber.h"
+#include "fs/verifier.h"
 #include "tests/unit/fs/engine_fixture.h"
 
 namespace tidemark::fs {
@@ -21,8 +22,8 @@ class WalkTest : public EngineTest, public testing::WithParamInterface<Walk> {
       r->text = result ? *result : std::string();
       r->answer = result.status();
     };
-    if (GetParam() == Walk::kVerify) engine(2).verify({}, std::move(progress), std::move(done));
-    else engine(2).scrub({}, std::move(progress), std::move(done));
+    if (GetParam() == Walk::kVerify) engine(2).verifier().start({}, std::move(progress), std::move(done));
+    else engine(2).scrubber().start({}, std::move(progress), std::move(done));
     return r;
   }
   // An image that host 1 has written, and nobody has open.

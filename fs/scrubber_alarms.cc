@@ -6,8 +6,7 @@
 // first kPiecesKept of them. A value that is no such list is an alarm all the same, of the image's first block.
 #include <algorithm>
 
-#include "fs/engine.h"
-#include "fs/scrub.h"
+#include "fs/scrubber.h"
 #include "shared/base/log.h"
 
 namespace tidemark::fs {
@@ -25,16 +24,18 @@ Bytes key_of(const ImageId& id) {
 }
 }  // namespace
 
-Status Engine::load_undecided() {
+Status Scrubber::load(kv::Store& store, kv::Table meta) {
+  store_ = &store;
+  meta_ = meta;
   auto snapshot = store_->snapshot();
-  auto cursor = snapshot->cursor(kTableMeta);
+  auto cursor = snapshot->cursor(meta_);
   for (bool more = cursor->seek(as_bytes(kKey)); more; more = cursor->next()) {
     const std::string_view key = as_text(cursor->key());
     if (!key.starts_with(kKey)) break;
     Reader of(cursor->key().subspan(kKey.size())), in(cursor->value());
     const ImageId id = of.uuid();
     if (!of.done()) return Status(Code::kCorruption, "what a scrub left undecided in state_dir/names");
-    std::vector<Extent>& pieces = scrub_->undecided[id];
+    std::vector<Extent>& pieces = state_.undecided[id];
     while (in.ok() && !in.done()) {
       Extent piece;
       piece.offset = in.u64();
@@ -46,41 +47,41 @@ Status Engine::load_undecided() {
   return Status::ok();
 }
 
-Status Engine::record_undecided(const ImageId& id, const std::vector<Extent>& pieces) {
+Status Scrubber::record_undecided(const ImageId& id, const std::vector<Extent>& pieces) {
   kv::WriteBatch batch;
   if (pieces.empty()) {
-    batch.erase(kTableMeta, key_of(id));
+    batch.erase(meta_, key_of(id));
   } else {
     Bytes value;
     Writer out(value);
     for (size_t i = 0; i < std::min(pieces.size(), kPiecesKept); ++i) out.u64(pieces[i].offset).u64(pieces[i].length);
-    batch.put(kTableMeta, key_of(id), value);
+    batch.put(meta_, key_of(id), value);
   }
   return store_->commit_and_wait(std::move(batch));
 }
 
 // `repaired`: the scrub has put what it repaired on record.
-void Engine::set_undecided(const ImageId& id, std::vector<Extent> pieces, bool repaired) {
-  auto at = scrub_->undecided.find(id);
-  if (at == scrub_->undecided.end() && pieces.empty() && !repaired) return;
+void Scrubber::set_undecided(const ImageId& id, std::vector<Extent> pieces, bool repaired) {
+  auto at = state_.undecided.find(id);
+  if (at == state_.undecided.end() && pieces.empty() && !repaired) return;
   // Should it fail, this run has the alarm, and the next one what was kept before.
   if (Status s = record_undecided(id, pieces); !s) kLog.warning("undecided_not_kept", {{"image", id}, {"error", s}});
-  if (pieces.empty()) scrub_->undecided.erase(id);
-  else scrub_->undecided[id] = std::move(pieces);
+  if (pieces.empty()) state_.undecided.erase(id);
+  else state_.undecided[id] = std::move(pieces);
 }
 
 // `known`: all images there are.
-void Engine::forget_undecided(const std::vector<ImageId>& known) {
+void Scrubber::forget_undecided(const std::vector<ImageId>& known) {
   std::vector<ImageId> gone;
-  for (const auto& [id, pieces] : scrub_->undecided)
+  for (const auto& [id, pieces] : state_.undecided)
     if (std::find(known.begin(), known.end(), id) == known.end()) gone.push_back(id);
   for (const ImageId& id : gone) set_undecided(id, {});
 }
 
-Result<std::string> Engine::stop_scrub() {
-  if (!scrub_->running) return Status(Code::kNotFound, "no scrub is running");
-  scrub_->stop = true;
-  kLog.info("stopping", {{"done", scrub_->done}, {"total", scrub_->total}});
+Result<std::string> Scrubber::stop() {
+  if (!state_.running) return Status(Code::kNotFound, "no scrub is running");
+  state_.stop = true;
+  kLog.info("stopping", {{"done", state_.done}, {"total", state_.total}});
   return std::string("{\"stopping\": true}");
 }
 

@@ -1,4 +1,4 @@
-// What the engine keeps of a verify under way. Engine-private.
+// What is known of a verify that runs; shared by verifier.cc and verifier_replica.cc.
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -1,11 +1,10 @@
-// scrub: reads both copies of every block, under load, and has the one repaired that has rotted (engine_settle.cc
-// decides which, and how).
-//
-// Each block is held in the order of overlapping requests while it is looked at: nothing is written there meanwhile.
+#include "fs/scrubber.h"
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "fs/engine.h"
+#include "fs/image.h"
+#include "fs/replica_client.h"
 #include "fs/scrub_run.h"
 #include "shared/base/log.h"
 
@@ -19,33 +18,33 @@ constexpr std::chrono::milliseconds kGuestsFirst{2};
 constexpr int kGuestsFirstTimes = 10;
 }  // namespace
 
-void Engine::scrub(ScrubOptions options, UniqueFunction<void(uint64_t, uint64_t)> progress,
-                   Callback<Result<std::string>> done) {
-  if (scrub_->running) return done(Status(Code::kBusy, "a scrub is running already"));
-  scrub_->running = true;
-  scrub_->stop = false;
+void Scrubber::start(ScrubOptions options, UniqueFunction<void(uint64_t, uint64_t)> progress,
+                     Callback<Result<std::string>> done) {
+  if (state_.running) return done(Status(Code::kBusy, "a scrub is running already"));
+  state_.running = true;
+  state_.stop = false;
   auto run = std::make_shared<ScrubRun>();  // shared by the task and its callbacks
   run->options = std::move(options);
   run->progress = std::move(progress);
   run->done = std::move(done);
-  tasks_.spawn(run_scrub(run));
+  copies_.spawn(run_scrub(run));
 }
 
-Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
+Task<void> Scrubber::run_scrub(std::shared_ptr<ScrubRun> run) {
   run->result = {{"clean", true}, {"repaired", 0}, {"undecided", 0}, {"images", json::array()}};
-  env_.random(run->key.secret);
-  Status status = co_await images_named(run->options.images, run->images);
-  scrub_->done = scrub_->total = 0;
+  copies_.env().random(run->key.secret);
+  Status status = co_await copies_.images_named(run->options.images, run->images);
+  state_.done = state_.total = 0;
   for (const ImageId& id : run->images)
-    if (const Image* im = still_there(id)) scrub_->total += im->size_now();
-  run->began = env_.now();
+    if (const Image* im = copies_.still_there(id)) state_.total += im->size_now();
+  run->began = copies_.env().now();
   if (status.is_ok() && run->options.images.empty()) forget_undecided(run->images);
-  for (size_t i = 0; status.is_ok() && i < run->images.size() && !scrub_->stop; ++i) {
-    Image* next = still_there(run->images[i]);
+  for (size_t i = 0; status.is_ok() && i < run->images.size() && !state_.stop; ++i) {
+    Image* next = copies_.still_there(run->images[i]);
     if (next == nullptr) continue;
     Image& im = *next;
     Walk walk(im);
-    run->image = {{"path", names_->path_of(im.inode)}, {"uuid", im.id.to_string()}, {"repaired", json::array()},
+    run->image = {{"path", copies_.names().path_of(im.inode)}, {"uuid", im.id.to_string()}, {"repaired", json::array()},
                   {"undecided", json::array()}};
     run->compared = run->skipped = run->kept = run->unsure = 0;
     run->undecided.clear();
@@ -53,7 +52,7 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
     run->repairing.clear();
     run->repaired = false;
     run->reached = 0;
-    const uint64_t before = scrub_->done, size = im.size_now();
+    const uint64_t before = state_.done, size = im.size_now();
     status = co_await scrub_image(*run, im);
     // A copy that cannot be read at all is no reason to leave the other images alone.
     if (!status && status.code() == Code::kCorruption) {
@@ -62,10 +61,10 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
       kLog.warning("copy_unreadable", {{"image", im.id}, {"error", status}});
       status = Status::ok();
     }
-    scrub_->done = before + size;
+    state_.done = before + size;
     std::vector<Extent> left = std::move(run->repairing);   // first: of a long list the rest is not kept
     left.insert(left.end(), run->carried.begin(), run->carried.end());
-    if (auto known = scrub_->undecided.find(im.id); known != scrub_->undecided.end()) {
+    if (auto known = state_.undecided.find(im.id); known != state_.undecided.end()) {
       for (const Extent& piece : known->second)
         if (piece.offset >= run->reached) left.push_back(piece);
     }
@@ -85,26 +84,26 @@ Task<void> Engine::run_scrub(std::shared_ptr<ScrubRun> run) {
     if (!run->undecided.empty()) run->result["clean"] = false;
     run->result["images"].push_back(std::move(run->image));
   }
-  run->result["stopped"] = scrub_->stop;
-  scrub_->running = false;
-  ++scrub_->runs;
-  scrub_->ended = env_.wall();
+  run->result["stopped"] = state_.stop;
+  state_.running = false;
+  ++state_.runs;
+  state_.ended = copies_.env().wall();
   if (!status) co_return run->done(status);
   run->done(run->result.dump(-1, ' ', false, json::error_handler_t::replace));
 }
 
-Task<Status> Engine::scrub_image(ScrubRun& run, Image& im) {
-  if (Status s = co_await hold_for_reading(im); !s) {
+Task<Status> Scrubber::scrub_image(ScrubRun& run, Image& im) {
+  if (Status s = co_await copies_.hold_for_reading(im); !s) {
     run.image["note"] = s.message();
     run.skipped = im.size_now();
     co_return Status::ok();
   }
-  for (uint64_t at = 0; at < im.size && !scrub_->stop;) {
+  for (uint64_t at = 0; at < im.size && !state_.stop;) {
     uint64_t length = std::min(kScrubBlock, im.size - at);
     RangeLock::Hold hold;
     hold.exclusive = true;
     hold.extent = {at, length};
-    co_await lock(im, hold);
+    co_await copies_.lock(im, hold);
     ++im.active;                         // the tenure is not given back while a block is looked at
     Status status;
     if (at < im.size) {
@@ -113,56 +112,58 @@ Task<Status> Engine::scrub_image(ScrubRun& run, Image& im) {
       else status = co_await scrub_block(run, im, {at, std::min(length, im.size - at)});
     }
     im.order.release(hold);
-    deactivate(im);
+    copies_.deactivate(im);
     if (!status) co_return status.with_context(im.id.to_string() + " at offset " + std::to_string(at));
     run.reached = at += length;
-    scrub_->done += length;
-    if (run.progress) run.progress(std::min(scrub_->done, scrub_->total), scrub_->total);
+    state_.done += length;
+    if (run.progress) run.progress(std::min(state_.done, state_.total), state_.total);
     co_await pace(run, length);
   }
   if (run.reached >= im.size) run.reached = UINT64_MAX;   // it may have been shrunk
-  if (!run.undecided.empty() && run.options.trust_replica && !scrub_->stop) co_await decide_by_replica(run, im);
+  if (!run.undecided.empty() && run.options.trust_replica && !state_.stop) co_await decide_by_replica(run, im);
   // What was repaired must not be lost with the power: it would only be found again.
   if (!im.held || im.state != MirrorState::kMirrored || run.repairing.empty()) co_return Status::ok();
   co_return co_await sync_repairs(run, im);
 }
 
 // Bytes from `at` on that are a hole on both copies; 0: not worth knowing.
-Task<uint64_t> Engine::holes_of_both(Image& im, uint64_t at) {
+Task<uint64_t> Scrubber::holes_of_both(Image& im, uint64_t at) {
   if (!im.held || im.state != MirrorState::kMirrored || !im.local()) co_return 0;
   auto next = im.copy->next_data(at);
   uint64_t end = std::min(im.size, at + kScrubHoleRun);
   if (!next || (next->length != 0 && next->offset < std::min(end, at + kScrubBlock))) co_return 0;
   if (next->length != 0) end = std::min(end, next->offset / kScrubBlock * kScrubBlock);
   // The hold is of one block: beyond it something may just be written, which a later scrub sees.
-  auto same = co_await shared_is_hole(im, {at, end - at});
+  auto same = co_await copies_.shared_is_hole(im, {at, end - at});
   co_return same && *same ? end - at : 0;
 }
 
 // The rate that was asked for, and guests before this.
-Task<void> Engine::pace(ScrubRun& run, uint64_t bytes) {
+Task<void> Scrubber::pace(ScrubRun& run, uint64_t bytes) {
+  io::Env& env = copies_.env();
   run.paced += bytes;
   if (run.options.bytes_per_second != 0) {
     auto due = std::chrono::nanoseconds(
         static_cast<int64_t>(1e9 * static_cast<double>(run.paced) / static_cast<double>(run.options.bytes_per_second)));
-    for (auto left = run.began + due - env_.now(); left > io::Duration::zero(); left = run.began + due - env_.now()) {
-      if (stopping_ || scrub_->stop) co_return;
-      co_await sleep(std::min<io::Duration>(left, std::chrono::milliseconds(200)));
+    for (auto left = run.began + due - env.now(); left > io::Duration::zero(); left = run.began + due - env.now()) {
+      if (copies_.stopping() || state_.stop) co_return;
+      co_await copies_.sleep(std::min<io::Duration>(left, std::chrono::milliseconds(200)));
     }
   }
-  for (int i = 0; i < kGuestsFirstTimes && ops_in_flight_ != 0 && !stopping_; ++i) co_await sleep(kGuestsFirst);
+  for (int i = 0; i < kGuestsFirstTimes && copies_.in_flight() != 0 && !copies_.stopping(); ++i)
+    co_await copies_.sleep(kGuestsFirst);
 }
 
-Task<Status> Engine::scrub_block(ScrubRun& run, Image& im, Extent range) {
+Task<Status> Scrubber::scrub_block(ScrubRun& run, Image& im, Extent range) {
   const Epoch epoch = im.epoch;
   auto level = [&] {
     return im.held && im.epoch == epoch && im.state == MirrorState::kMirrored && im.local() && !im.stale.stale(range) &&
-           !im.apart && !im.facts.alone && !stopping_;
+           !im.apart && !im.facts.alone && !copies_.stopping();
   };
   auto skip = [&] {
     run.skipped += range.length;
-    auto known = scrub_->undecided.find(im.id);
-    if (known == scrub_->undecided.end()) return;
+    auto known = state_.undecided.find(im.id);
+    if (known == state_.undecided.end()) return;
     for (const Extent& piece : known->second)
       if (piece.overlaps(range)) run.carried.push_back(piece);
   };
@@ -173,13 +174,13 @@ Task<Status> Engine::scrub_block(ScrubRun& run, Image& im, Extent range) {
   ScrubBlock block;
   block.range = range;
   block.bytes = std::make_shared<io::AlignedBuffer>(range.length);
-  const DigestKey key = journal_->digest_key(im.slot);
+  const DigestKey key = copies_.write_journal().digest_key(im.slot);
   if (Status s = co_await read_for_scrub(im, block, key); !s) co_return s;
   if (!level()) {                        // the link went, or the tenure: what was read says nothing
     skip();
     co_return Status::ok();
   }
-  block.kept = journal_->kept_digests(im.slot, range);
+  block.kept = copies_.write_journal().kept_digests(im.slot, range);
   const uint64_t repaired = run.image["repaired"].size();
   bool sure = true;
   for (uint64_t i = 0; i < block.host.size(); ++i) {
@@ -198,30 +199,30 @@ Task<Status> Engine::scrub_block(ScrubRun& run, Image& im, Extent range) {
     if (!s) co_return s;
   }
   run.compared += range.length;
-  scrub_->bytes += range.length;
+  state_.bytes += range.length;
   if (!sure || run.image["repaired"].size() != repaired || !level()) co_return Status::ok();
   std::vector<Digest128> digests;
   for (const auto& d : block.host) {
     if (!d) co_return Status::ok();      // a read failed, and then did not
     digests.push_back(*d);
   }
-  if (block.kept || journal_->keep_digests(im.slot, range, digests)) run.kept += range.length;
+  if (block.kept || copies_.write_journal().keep_digests(im.slot, range, digests)) run.kept += range.length;
   co_return Status::ok();
 }
 
 // Both copies of the block. A unit that cannot be read has no digest; an error otherwise is of the link.
-Task<Status> Engine::read_for_scrub(Image& im, ScrubBlock& block, const DigestKey& key) {
+Task<Status> Scrubber::read_for_scrub(Image& im, ScrubBlock& block, const DigestKey& key) {
   const uint64_t units = (block.range.length + kScrubUnit - 1) / kScrubUnit;
   block.host.assign(units, std::nullopt);
   block.shared.assign(units, std::nullopt);
-  Status whole = co_await read_copy(im, block.range, block.bytes);
+  Status whole = co_await copies_.read_copy(im, block.range, block.bytes);
   for (uint64_t i = 0; i < units; ++i) {
     Extent unit = block.unit(i);
     if (!whole) {
       auto piece = std::make_shared<io::AlignedBuffer>(unit.length);  // shared with the operation
-      Status read = co_await read_copy(im, unit, piece);
+      Status read = co_await copies_.read_copy(im, unit, piece);
       if (!read) {
-        ++scrub_->read_errors;
+        ++state_.read_errors;
         kLog.warning("read_error", {{"image", im.id}, {"copy", "host"}, {"offset", unit.offset}, {"error", read}});
         continue;
       }
@@ -229,37 +230,24 @@ Task<Status> Engine::read_for_scrub(Image& im, ScrubBlock& block, const DigestKe
     }
     block.host[i] = keyed_digest(key, block.own(unit));
   }
-  auto told = co_await shared_digests(im, block.range, kScrubUnit, key);
+  auto told = co_await copies_.shared_digests(im, block.range, kScrubUnit, key);
   for (uint64_t i = 0; i < units; ++i) {
     if (told) {
       block.shared[i] = (*told)[i];
       continue;
     }
     if (told.status().code() != Code::kIoError) co_return told.status();
-    auto one = co_await shared_digests(im, block.unit(i), kScrubUnit, key);
+    auto one = co_await copies_.shared_digests(im, block.unit(i), kScrubUnit, key);
     if (one) {
       block.shared[i] = (*one)[0];
       continue;
     }
     if (one.status().code() != Code::kIoError) co_return one.status();
-    ++scrub_->read_errors;
+    ++state_.read_errors;
     kLog.warning("read_error",
                  {{"image", im.id}, {"copy", "shared"}, {"offset", block.unit(i).offset}, {"error", one.status()}});
   }
   co_return Status::ok();
-}
-
-Task<Result<std::vector<Digest128>>> Engine::shared_digests(Image& im, Extent range, uint32_t unit,
-                                                            const DigestKey& key) {
-  using Answer = Result<wire::Hashes>;
-  wire::Hash ask{im.id, range, unit, key};
-  auto hashes = co_await async<Answer>([&](Callback<Answer> d) {
-    mirror_->request<wire::Hashes>(wire::Type::kHash, ask, std::move(d));
-  });
-  if (!hashes) co_return hashes.status();
-  if (hashes->digests.size() != (range.length + unit - 1) / unit)
-    co_return Status(Code::kCorruption, "hash answer of another length");
-  co_return std::move(hashes->digests);
 }
 
 }  // namespace tidemark::fs

@@ -2,9 +2,10 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "fs/engine.h"
-#include "fs/scrub.h"
-#include "fs/verify.h"
+#include "fs/engine_types.h"
+#include "fs/replica_client.h"
+#include "fs/verifier.h"
+#include "fs/verify_run.h"
 #include "shared/base/log.h"
 
 namespace tidemark::fs {
@@ -25,47 +26,8 @@ void differ(VerifyRun& run, const Image& im, std::string_view what, json here, j
 
 }  // namespace
 
-std::string hex_of(const Digest128& d) {
-  uint8_t b[16];
-  store_le(b, d.low);
-  store_le(b + 8, d.high);
-  return to_hex(b);
-}
-
-net::HttpRequest digests_request(const std::string& target, Extent range, uint32_t unit, const DigestKey& key) {
-  net::HttpRequest ask;
-  ask.method = "POST";
-  ask.target = target;
-  ask.headers["content-type"] = "application/json";
-  const std::string body =
-      json{{"offset", range.offset}, {"length", range.length}, {"unit", unit}, {"key", to_hex(key.secret)}}.dump();
-  ask.body.assign(body.begin(), body.end());
-  return ask;
-}
-
-Task<Result<net::HttpResponse>> Engine::ask_replica(net::HttpRequest ask) {
-  using Answer = Result<net::HttpResponse>;
-  Answer answer =
-      co_await async<Answer>([&](Callback<Answer> d) { verify_client_->request(std::move(ask), std::move(d)); });
-  if (!answer) co_return answer.status().with_context("replica");
-  co_return answer;
-}
-
-// The replica's receipt of a cut, unless it takes longer.
-Task<Result<std::string>> Engine::wait_shipped(BatchNumber batch, io::Duration limit) {
-  using Shipped = Result<std::string>;
-  co_return co_await async<Shipped>([&](Callback<Shipped> d) {
-    auto once = std::make_shared<Callback<Shipped>>(std::move(d));  // shared by the journal and the timer, first come
-    auto fire = [once](Shipped r) {
-      if (*once) std::exchange(*once, nullptr)(std::move(r));
-    };
-    journal_->when_shipped(batch, fire);
-    env_.after(limit, [fire] { fire(Status(Code::kUnavailable, "the cut did not reach the replica in time")); });
-  });
-}
-
-Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, journal::Point point) {
-  if (!verify_client_) {
+Task<Status> Verifier::verify_replica(VerifyRun& run, Image& im, uint64_t size, journal::Point point) {
+  if (copies_.replica() == nullptr) {
     run.image["copies"]["replica"] = "absent";
     co_return Status::ok();
   }
@@ -74,7 +36,8 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
     run.image["note"] = "this host could not read it when it was to be shipped: the replica keeps an older state of it";
     co_return Status::ok();
   }
-  auto shipped = co_await wait_shipped(point.batch, run.shipping_stuck ? std::chrono::seconds(0) : kShipWait);
+  const io::Duration limit = run.shipping_stuck ? std::chrono::seconds(0) : kShipWait;
+  auto shipped = co_await copies_.replica()->wait_shipped(point.batch, limit);
   run.shipping_stuck = !shipped;
   json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
   bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") &&
@@ -96,11 +59,11 @@ Task<Status> Engine::verify_replica(VerifyRun& run, Image& im, uint64_t size, jo
 }
 
 // Bytes from `at` on of which the replica has nothing at that point, by the index that its hashes are made by, too.
-Task<uint64_t> Engine::replica_hole(std::string target, uint64_t at, uint64_t size) {
+Task<uint64_t> Verifier::replica_hole(std::string target, uint64_t at, uint64_t size) {
   net::HttpRequest ask;
   ask.method = "GET";
   ask.target = target + "/extents?count=1&offset=" + std::to_string(at);
-  auto answer = co_await ask_replica(ask);
+  auto answer = co_await copies_.replica()->ask(ask);
   json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
   auto number = [&](const json& v) { return v.is_number_unsigned() ? v.get<uint64_t>() : at; };
   if (!got.is_object() || !got.contains("next") || !got["extents"].is_array()) co_return 0;
@@ -112,7 +75,7 @@ Task<uint64_t> Engine::replica_hole(std::string target, uint64_t at, uint64_t si
 }
 
 // Window by window against the replica's. What is a hole everywhere is passed over.
-Task<Status> Engine::verify_data(VerifyRun& run, Image& im, uint64_t size, std::string target) {
+Task<Status> Verifier::verify_data(VerifyRun& run, Image& im, uint64_t size, std::string target) {
   const std::string hashes = target + "/hash";
   uint64_t hole_end = 0;
   for (uint64_t at = 0; at < size; at += kVerifyWindow) {
@@ -125,7 +88,7 @@ Task<Status> Engine::verify_data(VerifyRun& run, Image& im, uint64_t size, std::
       }
     }
     net::HttpRequest ask = digests_request(hashes, {at, length}, kVerifyUnit, run.key);
-    auto answer = co_await ask_replica(ask);
+    auto answer = co_await copies_.replica()->ask(ask);
     if (!answer) co_return answer.status();
     if (answer->status == 404) {
       run.image["copies"]["replica"] = "absent";
@@ -149,13 +112,13 @@ Task<Status> Engine::verify_data(VerifyRun& run, Image& im, uint64_t size, std::
 }
 
 // The image's size and path at the cut, as the replica shows them.
-Task<Status> Engine::verify_facts(VerifyRun& run, Image& im, uint64_t size, std::string point) {
+Task<Status> Verifier::verify_facts(VerifyRun& run, Image& im, uint64_t size, std::string point) {
   std::string path = run.path_at_cut;
-  for (auto until = env_.now() + kNameWait;;) {
+  for (auto until = copies_.env().now() + kNameWait;;) {
     net::HttpRequest ask;
     ask.method = "GET";
     ask.target = "/v1/points/" + point + "/images/" + im.id.to_string();
-    auto answer = co_await ask_replica(ask);
+    auto answer = co_await copies_.replica()->ask(ask);
     if (!answer) co_return answer.status();
     if (answer->status == 404) {
       run.image["copies"]["replica"] = "absent";
@@ -168,27 +131,27 @@ Task<Status> Engine::verify_facts(VerifyRun& run, Image& im, uint64_t size, std:
     if (point != "latest" && got["size"] != size) differ(run, im, "size", size, got["size"]);
     if (path.empty() || path.starts_with('?') || got["path"] == path) co_return Status::ok();
     // Another host's new name for it comes with that host's own batch, maybe after this point.
-    if (env_.now() >= until) {
+    if (copies_.env().now() >= until) {
       differ(run, im, "path", path, got["path"]);
       co_return Status::ok();
     }
-    co_await sleep(std::chrono::milliseconds(500));
+    co_await copies_.sleep(std::chrono::milliseconds(500));
     point = "latest";
-    path = im.nameless ? "" : names_->path_of(im.inode);
+    path = im.nameless ? "" : copies_.names().path_of(im.inode);
   }
 }
 
 // Which 4 KiB of a differing unit, and of which copy: against this host's bytes of now, which is right where nobody
 // wrote since, and against what the shared node had where those two differ.
-Task<void> Engine::narrow_replica(VerifyRun& run, Image& im, std::string target, Extent unit) {
+Task<void> Verifier::narrow_replica(VerifyRun& run, Image& im, std::string target, Extent unit) {
   size_t before = run.image["differences"].size();
   auto buffer = std::make_shared<io::AlignedBuffer>(unit.length);  // shared with the operation
   Extent within{unit.offset, std::min(unit.length, im.size > unit.offset ? im.size - unit.offset : 0)};
   Status read;
-  if (im.local() && !im.stale.stale(unit)) read = co_await read_copy(im, within, buffer);
-  else read = co_await read_shared(im, within, buffer);
+  if (im.local() && !im.stale.stale(unit)) read = co_await copies_.read_copy(im, within, buffer);
+  else read = co_await copies_.read_shared(im, within, buffer);
   net::HttpRequest ask = digests_request(target, unit, kVerifyFine, run.key);
-  auto answer = co_await ask_replica(ask);
+  auto answer = co_await copies_.replica()->ask(ask);
   json got = answer && answer->status == 200 ? json::parse(as_text(answer->body), nullptr, false) : json();
   bool known = got.is_object() && got["digests"].is_array();
   bool resolved = false;
