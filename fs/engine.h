@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "fs/engine_types.h"
+#include "fs/handle_table.h"
 #include "fs/image.h"
 #include "fs/mirror.h"
 #include "fs/name_cache.h"
@@ -146,13 +147,6 @@ class Engine final : public journal::BlockSource {
                   Callback<Status> done) override;
 
  private:
-  struct Handle {
-    Image* image = nullptr;
-    bool wrote = false;
-    bool fenced = false;                 // the image was taken by force while it was open
-    bool inherited = false;              // open since a run before
-    std::optional<uint64_t> keeps;       // its last write failed, and may be undone: down to this size, not below
-  };
   enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
   enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8,
                         kFlagPartial = 16, kFlagCut = 32 };   // durable; see fsck
@@ -433,7 +427,7 @@ class Engine final : public journal::BlockSource {
   // ---- engine_names.cc
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
-  Handle* handle_of(HandleId handle);
+  Handle* handle_of(HandleId handle) { return handles_.find(handle); }
   Result<uint32_t> take_handle(Image& im);  // its index; ENFILE
   void set_foreign_end(Image& image, std::optional<uint64_t> end);
   void interrupt_after(io::Duration limit, uint64_t tag, std::shared_ptr<io::TimerId> timer);
@@ -498,8 +492,7 @@ class Engine final : public journal::BlockSource {
   std::unordered_map<ImageId, uint8_t> flags_;
   std::unordered_map<ImageId, std::unique_ptr<Image>> images_;
   std::set<ImageId> giving_back_;                  // recalled tenures that this run knows nothing of
-  std::vector<Handle> handles_;
-  std::vector<uint32_t> free_handles_;
+  HandleTable handles_;
   std::vector<std::unique_ptr<Op>> op_pool_;
   Op* free_ops_ = nullptr;
   uint32_t ops_in_flight_ = 0;

@@ -272,7 +272,7 @@ void Engine::fence_handles(Image& im) {
     handle.fenced = true;
     if (handle.wrote) --im.wrote;
     handle.wrote = false;
-    if (options_.survivor != nullptr) options_.survivor->fenced(static_cast<uint32_t>(&handle - handles_.data()));
+    if (options_.survivor != nullptr) options_.survivor->fenced(handles_.index_of(handle));
   }
 }
 

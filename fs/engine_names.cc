@@ -51,12 +51,6 @@ Result<Image*> Engine::image_of(const wire::Attr& attr) {
   return out;
 }
 
-Engine::Handle* Engine::handle_of(HandleId handle) {
-  uint64_t index = handle.value - 1;
-  if (index >= handles_.size() || handles_[index].image == nullptr) return nullptr;
-  return &handles_[index];
-}
-
 void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done, RequestId id) {
   if (id.again && options_.survivor != nullptr) {  // made before its answer was lost
     auto index = options_.survivor->opened_by(id.number, inode);
@@ -75,15 +69,9 @@ void Engine::open_image(InodeNumber inode, Callback<Result<HandleId>> done, Requ
 }
 
 Result<uint32_t> Engine::take_handle(Image& im) {
-  if (free_handles_.empty()) {
-    if (options_.survivor != nullptr && !options_.survivor->has_room(static_cast<uint32_t>(handles_.size())))
-      return Status::from_errno(ENFILE, "open");
-    handles_.push_back({});
-    free_handles_.push_back(static_cast<uint32_t>(handles_.size() - 1));
-  }
-  uint32_t index = free_handles_.back();
-  free_handles_.pop_back();
-  handles_[index] = {&im, false, false};
+  const bool room = handles_.has_free() || options_.survivor == nullptr || options_.survivor->has_room(handles_.size());
+  if (!room) return Status::from_errno(ENFILE, "open");
+  const uint32_t index = handles_.open(im);
   if (++im.handles == 1 && im.foreign_end) set_foreign_end(im, im.foreign_end);
   return index;
 }
@@ -128,15 +116,13 @@ void Engine::peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, io::D
 }
 
 bool Engine::may_be_cached(HandleId handle) const {
-  const uint64_t index = handle.value - 1;
-  const bool known = index < handles_.size() && handles_[index].image != nullptr;
-  return known && may_be_cached(handles_[index].image->attr);
+  const Handle* h = handles_.find(handle);
+  return h != nullptr && may_be_cached(h->image->attr);
 }
 
 uint64_t Engine::size_of(HandleId handle) const {
-  uint64_t index = handle.value - 1;
-  const bool known = index < handles_.size() && handles_[index].image != nullptr;
-  return known ? handles_[index].image->size_now() : 0;
+  const Handle* h = handles_.find(handle);
+  return h != nullptr ? h->image->size_now() : 0;
 }
 
 void Engine::release(HandleId handle) {
@@ -144,9 +130,9 @@ void Engine::release(HandleId handle) {
   if (h == nullptr) return;
   Image& im = *h->image;
   bool wrote = h->wrote;
-  *h = {};
-  free_handles_.push_back(static_cast<uint32_t>(handle.value - 1));
-  if (options_.survivor != nullptr) options_.survivor->closed(static_cast<uint32_t>(handle.value - 1));
+  const uint32_t index = handles_.index_of(*h);
+  handles_.close(index);
+  if (options_.survivor != nullptr) options_.survivor->closed(index);
   if (--im.handles == 0 && im.foreign_end) set_foreign_end(im, {});   // who opens it anew asks for its size
   if (wrote && --im.wrote == 0) last_writer_closed(im);
   drop_unused(im);
@@ -156,7 +142,7 @@ void Engine::note_wrote(Handle& handle) {
   if (handle.wrote) return;
   handle.wrote = true;
   ++handle.image->wrote;
-  if (options_.survivor != nullptr) options_.survivor->wrote(static_cast<uint32_t>(&handle - handles_.data()));
+  if (options_.survivor != nullptr) options_.survivor->wrote(handles_.index_of(handle));
 }
 
 void Engine::last_writer_closed(Image& im) {

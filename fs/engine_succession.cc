@@ -51,18 +51,16 @@ void Engine::take_over_handles() {
     }
     Image& im = **image;
     if (im.attr.size == 0 && im.local()) im.attr.size = im.copy->size();
-    if (saved.index >= handles_.size()) handles_.resize(saved.index + 1);
-    handles_[saved.index] = {&im, saved.wrote, saved.fenced, true};
-    if (saved.wrote) handles_[saved.index].keeps = UINT64_MAX;   // a write may have failed as that run ended
+    Handle handle{&im, saved.wrote, saved.fenced, true};
+    if (saved.wrote) handle.keeps = UINT64_MAX;   // a write may have failed as that run ended
+    handles_.put(saved.index, handle);
     ++im.handles;
     if (saved.wrote) ++im.wrote;
     im.inherited_writer = im.wrote != 0;
     im.foreign_end = options_.survivor->end_of(im.id);
   }
-  for (size_t i = handles_.size(); i-- > 0;)
-    if (handles_[i].image == nullptr) free_handles_.push_back(static_cast<uint32_t>(i));
-  kLog.info("handles_taken_over",
-            {{"handles", handles_.size() - free_handles_.size()}, {"missed", missed}});
+  handles_.list_free();
+  kLog.info("handles_taken_over", {{"handles", handles_.open_count()}, {"missed", missed}});
 }
 
 Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {

@@ -391,9 +391,9 @@ uint64_t Engine::put_at_end(Op* op) {
 
 // As the kernel's own file systems do: a set-group-ID bit without execution by the group means something else.
 bool Engine::has_set_id(HandleId handle) const {
-  uint64_t index = handle.value - 1;
-  if (index >= handles_.size() || handles_[index].image == nullptr) return false;
-  uint32_t mode = handles_[index].image->attr.mode;
+  const Handle* h = handles_.find(handle);
+  if (h == nullptr) return false;
+  const uint32_t mode = h->image->attr.mode;
   return (mode & 04000) != 0 || (mode & 02010) == 02010;
 }
 

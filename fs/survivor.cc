@@ -17,7 +17,7 @@ void in_order() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
 enum HandleState : uint32_t { kClosed = 0, kOpen = 1, kWrote = 2, kFenced };
 
-struct Handle {
+struct HandleEntry {
   uint64_t inode;
   uint64_t request;
   uint8_t image[16];
@@ -70,7 +70,7 @@ struct Survivor::Layout {
   uint32_t can_resend;
   uint32_t unused;
   Agreed request, answer;
-  Handle handles[kHandlesMax];
+  HandleEntry handles[kHandlesMax];
   Tenure tenures[kTenuresMax];
   Change changes[kChangesMax];
   Vote votes[kTenuresMax];
@@ -84,7 +84,7 @@ Survivor::Survivor(Layout* layout) : layout_(layout) {
 
 Result<Survivor> Survivor::attach(MutableByteSpan memory) {
   static_assert(sizeof(Layout) <= kBytes && std::is_trivially_copyable_v<Layout>);
-  static_assert(sizeof(Handle) == 40 && sizeof(Tenure) == 144 && sizeof(Change) == 16);
+  static_assert(sizeof(HandleEntry) == 40 && sizeof(Tenure) == 144 && sizeof(Change) == 16);
   if (memory.size() < sizeof(Layout))
     return Status(Code::kInvalidArgument, "too little memory for what survives a run");
   auto* layout = reinterpret_cast<Layout*>(memory.data());
@@ -111,7 +111,7 @@ void Survivor::count_successor() { ++layout_->successors; }
 
 void Survivor::opened(const SavedHandle& handle, uint64_t request) {
   if (!has_room(handle.index)) return;
-  Handle& h = layout_->handles[handle.index];
+  HandleEntry& h = layout_->handles[handle.index];
   h.inode = handle.inode.value;
   h.request = request;
   std::memcpy(h.image, handle.image.bytes.data(), sizeof h.image);
@@ -134,7 +134,7 @@ void Survivor::closed(uint32_t index) {
 std::vector<SavedHandle> Survivor::handles() const {
   std::vector<SavedHandle> out;
   for (uint32_t i = 0; i < kHandlesMax; ++i) {
-    const Handle& h = layout_->handles[i];
+    const HandleEntry& h = layout_->handles[i];
     if (h.state == kClosed) continue;
     SavedHandle saved;
     saved.index = i;
@@ -150,7 +150,7 @@ std::vector<SavedHandle> Survivor::handles() const {
 std::optional<uint32_t> Survivor::opened_by(uint64_t request, InodeNumber inode) const {
   if (request == 0) return std::nullopt;
   for (uint32_t i = 0; i < kHandlesMax; ++i) {
-    const Handle& h = layout_->handles[i];
+    const HandleEntry& h = layout_->handles[i];
     if (h.state != kClosed && h.request == request && h.inode == inode.value) return i;
   }
   return std::nullopt;
