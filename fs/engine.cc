@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fs/copies.h"
+#include "fs/pace.h"
 #include "fs/replica_client.h"
 #include "fs/scrubber.h"
 #include "fs/verifier.h"
@@ -124,6 +125,7 @@ Status Engine::open_all() {
   events.on_recall = [this](const wire::RecallNotify& m) { recalled(m); };
   events.on_invalidate = [this](const wire::InvalidateNotify& m) { invalidated(m); };
   mirror_ = std::make_unique<Mirror>(env_, std::move(mirror), std::move(events));
+  pace_ = std::make_unique<Pace>(*copies_, *mirror_, config.resync);
   return Status::ok();
 }
 
@@ -346,37 +348,6 @@ Task<void> Engine::preserve(Image& im, Extent extent) {
       journal_->preserve(im.slot, extent, [done = std::move(done)]() mutable { done(true); });
     });
   }
-}
-
-struct Engine::UnitRun {
-  std::vector<Extent> units;
-  size_t next = 0;
-  UnitWork work;
-  Status status;
-  uint32_t running = 0;
-  Callback<bool> done;
-};
-
-Task<Status> Engine::for_units(std::vector<Extent> units, UnitWork work) {
-  constexpr uint32_t kWorkers = 4;  // guests come first: few are under way at once
-  auto run = std::make_shared<UnitRun>();  // shared by its workers
-  run->units = std::move(units);
-  run->work = std::move(work);
-  run->running = kWorkers;
-  co_await async<bool>([&](Callback<bool> done) {
-    run->done = std::move(done);
-    for (uint32_t i = 0; i < kWorkers; ++i) tasks_.spawn(unit_worker(run));
-  });
-  co_return run->status;
-}
-
-Task<void> Engine::unit_worker(std::shared_ptr<UnitRun> run) {
-  while (run->status.is_ok() && run->next < run->units.size()) {
-    Extent unit = run->units[run->next++];
-    Status s = co_await run->work(unit);
-    if (!s && run->status.is_ok()) run->status = s;
-  }
-  if (--run->running == 0) run->done(true);
 }
 
 // Staging reads what this host wrote: from its own copy where there is one, even when that is behind by now (what

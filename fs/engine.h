@@ -8,7 +8,7 @@
 // fail), engine_failure.cc (bricks that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that
 // are gone), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
 // engine_yield.cc (giving a tenure back), engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
-// engine_rebuild.cc (another shared node), engine_resync.cc, engine_pace.cc (how fast these go), engine_repair.cc,
+// engine_rebuild.cc (another shared node), engine_resync.cc, engine_repair.cc,
 // engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
 // engine_namespace.cc, engine_news.cc (what other hosts have done to names), engine_names.cc (handles, unlink),
 // engine_status.cc, engine_unheld.cc (what nobody held as the replica was to be brought level), engine_copies.cc (what
@@ -39,6 +39,7 @@ namespace tidemark::metrics { class Registry; }
 namespace tidemark::fs {
 
 class Copies;
+class Pace;
 class ReplicaClient;
 class Scrubber;
 class Verifier;
@@ -354,13 +355,6 @@ class Engine final : public journal::BlockSource {
   Task<Status> tell_level(Image& image, uint64_t map_cut, Bytes regions, bool stale = false);
   Task<Status> level_all(Image& image, Epoch epoch, const std::vector<uint64_t>& filled);
   Task<Result<wire::Grant>> ask_map(const Image& image, uint8_t copy_absent);
-  // ---- engine_pace.cc
-  bool waited_for(const Image& image) const;
-  Task<bool> take_turn(Image& image, uint64_t bytes);
-  void end_turn(Image& image);
-  Task<void> pace(Image& image, uint64_t bytes);
-  uint64_t level_left(const Image& image) const;
-  uint64_t level_rate(const Image& image) const;
   // ---- engine_repair.cc
   void repair_read(Image& image, Extent extent);
   Task<void> repair_own(Image& image, Extent extent);
@@ -475,11 +469,6 @@ class Engine final : public journal::BlockSource {
   Task<Status> write_copy(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);
   Task<Status> read_shared(Image& image, Extent extent, std::shared_ptr<io::AlignedBuffer> buffer);
   Task<void> preserve(Image& image, Extent extent);
-  // Runs `work` over all units, a few at a time; the first failure ends it.
-  using UnitWork = UniqueFunction<Task<Status>(Extent)>;
-  struct UnitRun;
-  Task<Status> for_units(std::vector<Extent> units, UnitWork work);
-  Task<void> unit_worker(std::shared_ptr<UnitRun> run);
   Task<void> sleep(io::Duration delay);
   LossId host_loss() const { return group_->loss_id(); }
 
@@ -500,11 +489,10 @@ class Engine final : public journal::BlockSource {
   std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
   size_t asking_terms_ = 0;                         // questions under way
   std::string terms_error_;                         // why the witness gave none when it was last asked, of any image
-  const std::unique_ptr<Copies> copies_;            // what the next two use of this; their tasks end with tasks_
+  const std::unique_ptr<Copies> copies_;            // what the next three use of this; their tasks end with tasks_
   const std::unique_ptr<Verifier> verifier_;
   const std::unique_ptr<Scrubber> scrubber_;
-  uint32_t turns_taken_ = 0;                        // images being made level
-  io::BootTime paced_until_;                        // what was copied so far is paid for then
+  std::unique_ptr<Pace> pace_;
   MemoryKeeper* memory_keeper_ = nullptr;
   std::map<std::pair<Op*, uint32_t>, ByteSpan> given_up_;   // parts of requests that a brick still has
   static constexpr size_t kStageBufferBytes = 64u << 10, kStageBuffersKept = 16;

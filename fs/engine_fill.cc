@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "fs/pace.h"
+#include "fs/units.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 
@@ -67,7 +69,7 @@ Task<Status> Engine::fill_region(Image& im, uint64_t region) {
   const Epoch epoch = im.epoch;
   const uint64_t times_broken = im.times_broken;
   UnitWork work = [this, &im](Extent unit) { return fill_unit(im, unit); };
-  Status filled = co_await for_units(std::move(units), std::move(work));
+  Status filled = co_await for_units(tasks_, std::move(units), std::move(work));
   if (!filled) co_return filled;
   if (!im.held || im.epoch != epoch || !im.local()) co_return Status(Code::kCancelled, "the tenure moved");
   if (im.times_broken != times_broken) co_return Status(Code::kCancelled, "the own copy failed meanwhile");
@@ -143,10 +145,10 @@ Task<void> Engine::fill(Image& im) {
   std::vector<uint64_t> before;
   const bool waits = !im.stale.none();   // who has nothing to fill needs no turn
   bool turn = true;
-  if (waits) turn = co_await take_turn(im, im.stale.stale_bytes(im.size));
+  if (waits) turn = co_await pace_->take_turn(im, im.stale.stale_bytes(im.size));
   for (uint64_t r = im.stale.next(0); r != UINT64_MAX; r = im.stale.next(r + 1)) before.push_back(r);
   for (uint64_t region : before) {
-    if (im.stale.region_stale(region)) co_await pace(im, im.stale.region_bytes());
+    if (im.stale.region_stale(region)) co_await pace_->wait(im, im.stale.region_bytes());
     bool go_on = turn && im.held && im.epoch == epoch && im.state == MirrorState::kFilling && !im.yielding &&
                  im.local();
     if (!go_on) break;
@@ -162,7 +164,7 @@ Task<void> Engine::fill(Image& im) {
       at = regions.size();
     }
   }
-  if (waits && turn) end_turn(im);
+  if (waits && turn) pace_->end_turn(im);
   bool still = turn && im.held && im.epoch == epoch && im.local();
   if (status.is_ok() && still && im.stale.none()) {
     status = co_await level_all(im, epoch, before);

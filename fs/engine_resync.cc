@@ -9,6 +9,8 @@
 #include <optional>
 #include <utility>
 
+#include "fs/pace.h"
+#include "fs/units.h"
 #include "shared/base/digest.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
@@ -101,7 +103,7 @@ Task<Status> Engine::copy_to_host(Image& im, Extent piece) {
 
 // A region that is stale here takes the shared node's bytes, whatever else is said.
 Task<Status> Engine::make_unit_equal(Image& im, Extent unit, bool host_wins, uint64_t* repaired) {
-  co_await pace(im, unit.length);
+  co_await pace_->wait(im, unit.length);
   RangeLock::Hold hold;
   hold.extent = unit;
   hold.exclusive = true;
@@ -169,15 +171,15 @@ Task<Status> Engine::make_regions_equal(Image& im, bool host_wins, const std::ve
   UnitWork work = [this, &im, host_wins, repaired](Extent unit) {
     return make_unit_equal(im, unit, host_wins, repaired);
   };
-  co_return co_await for_units(std::move(units), std::move(work));
+  co_return co_await for_units(tasks_, std::move(units), std::move(work));
 }
 
 Task<Status> Engine::make_equal(Image& im, bool host_wins, std::vector<RegionIndex> regions, uint64_t bytes,
                                 uint64_t* repaired) {
-  if (!co_await take_turn(im, bytes_of(im, regions, bytes)))
+  if (!co_await pace_->take_turn(im, bytes_of(im, regions, bytes)))
     co_return Status(Code::kUnavailable, "the link or the tenure changed");
   Status status = co_await make_regions_equal(im, host_wins, regions, bytes, repaired);
-  end_turn(im);
+  pace_->end_turn(im);
   co_return status;
 }
 
@@ -231,7 +233,7 @@ Task<Status> Engine::resync_regions(Image& im, const ResyncRun& run, std::vector
   const uint64_t rate = options_.config.resync.rate;
   const uint64_t most = rate == 0 || waited_for(im) ? kWindow : std::min(kWindow, rate);
   const size_t window = std::max<size_t>(1, most / bytes);
-  if (!co_await take_turn(im, bytes_of(im, regions, bytes)))
+  if (!co_await pace_->take_turn(im, bytes_of(im, regions, bytes)))
     co_return Status(Code::kUnavailable, "the link or the tenure changed");
   Status status;
   for (size_t at = 0; status.is_ok() && at < regions.size(); at += window) {
@@ -245,7 +247,7 @@ Task<Status> Engine::resync_regions(Image& im, const ResyncRun& run, std::vector
     if (status.is_ok() && !run.stands(im)) status = Status(Code::kUnavailable, "the link or the tenure changed");
     if (status.is_ok()) journal_->note_equal(im.slot, now, bytes, counter);
   }
-  end_turn(im);
+  pace_->end_turn(im);
   co_return status;
 }
 

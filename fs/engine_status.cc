@@ -207,7 +207,7 @@ std::string Engine::status_json() {
                              {"mirror", shown_state(im)},
                              {"alone", writes_alone(im)},
                              {"stale_bytes", stale_bytes(im)},
-                             {"resync", level_json(im.run, level_left(im), level_rate(im))},
+                             {"resync", level_json(im.run, im.run.left(), im.run.rate(env_.now()))},
                              {"dirty_bytes", counters.dirty_bytes},
                              {"unshipped_bytes", counters.unshipped_bytes},
                              {"rpo_s", counters.unshipped_bytes != 0 ? seconds(usage.rpo_ns) : 0.0},
@@ -289,7 +289,7 @@ void Engine::register_metrics(metrics::Registry& registry) {
   });
   gauge("fs_resync_left_bytes", "Still to be compared or copied by what makes copies level", [this] {
     uint64_t sum = 0;
-    for (auto& [id, image] : images_) sum += level_left(*image);
+    for (auto& [id, image] : images_) sum += image->run.left();
     return static_cast<double>(sum);
   });
   gauge("fs_tenures_held", "Images this host may write", [this] {

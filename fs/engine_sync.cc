@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "fs/units.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 #include "shared/base/planted.h"
@@ -95,7 +96,8 @@ Task<Status> Engine::write_own_again(Image& im) {
     for (uint64_t at = region.value * bytes; at < (region.value + 1) * bytes; at += kAgainUnit)
       units.push_back({at, std::min(kAgainUnit, (region.value + 1) * bytes - at)});
   }
-  Status again = co_await for_units(std::move(units), [this, &im](Extent unit) { return write_own_unit(im, unit); });
+  UnitWork work = [this, &im](Extent unit) { return write_own_unit(im, unit); };
+  Status again = co_await for_units(tasks_, std::move(units), std::move(work));
   if (!again) co_return again;
   im.syncs_mended = std::max(im.syncs_mended, failed);
   remember(im);

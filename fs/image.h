@@ -1,6 +1,7 @@
 // What the engine keeps of one image, and of one request on it. Engine-private; loop thread only.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <memory>
@@ -77,6 +78,8 @@ struct LevelRun {
   uint64_t total = 0, done = 0;        // bytes; total 0: none is under way
   io::BootTime begun;
   bool waits = false;                  // for its turn
+  uint64_t left() const { return total - std::min(total, done); }
+  uint64_t rate(io::BootTime now) const;   // bytes a second so far; 0: not known yet (pace.cc)
 };
 
 struct Image {
