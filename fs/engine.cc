@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fs/copies.h"
+#include "fs/known_shared.h"
 #include "fs/pace.h"
 #include "fs/replica_client.h"
 #include "fs/scrubber.h"
@@ -102,6 +103,8 @@ Status Engine::open_all() {
     if (brick.status.is_ok()) journal.reserve_directories.push_back(brick.directory);
   TM_ASSIGN_OR_RETURN(journal_, journal::Journal::open(env_, journal, *this));
 
+  known_shared_ = std::make_unique<KnownShared>(*store_, kTableMeta, *journal_, config.node.state_dir);
+
   MirrorOptions mirror;
   TM_ASSIGN_OR_RETURN(mirror.connect.address, net::Address::parse(config.shared->address));
   mirror.connect.tls = {config.tls.authority, config.tls.certificate, config.tls.key};
@@ -116,7 +119,7 @@ Status Engine::open_all() {
   mirror.hello.nonce = journal_->nonce();
   mirror.hello.journal_generation = journal_->generation();
   MirrorEvents events;
-  events.on_met = [this](const wire::Met& met) { return meet(met); };
+  events.on_met = [this](const wire::Met& met) { return known_shared_->meet(met); };
   events.on_hello = [this](wire::Connection& link, const wire::HelloAnswerMore& hello) {
     return greeted(link, hello);
   };

@@ -39,6 +39,7 @@ namespace tidemark::metrics { class Registry; }
 namespace tidemark::fs {
 
 class Copies;
+class KnownShared;
 class Pace;
 class ReplicaClient;
 class Scrubber;
@@ -265,13 +266,8 @@ class Engine final : public journal::BlockSource {
   void settle_flush(Op* op);
   void clean_idle_images();
   Task<void> ask_after_shared(Image& image);
-  // ---- engine_meet.cc
-  Result<Incarnation> meet(const wire::Met& met);
-  Status check_own_run(const wire::Met& met) const;
-  Status check_shared_runs(const wire::Met& met);
-  Result<SharedRun> known_shared_run();        // the newest that was seen; nil: none
-  Task<Status> greeted(wire::Connection& link, const wire::HelloAnswerMore& hello);
   // ---- engine_rebuild.cc
+  Task<Status> greeted(wire::Connection& link, const wire::HelloAnswerMore& hello);
   Task<Status> check_shared(wire::Connection& link, const wire::HelloAnswerMore& hello);
   using CopiesById = std::map<ImageId, const image::ImageMetadata*>;
   std::vector<wire::DirEntry> names_to_report(const CopiesById& copies);
@@ -280,8 +276,6 @@ class Engine final : public journal::BlockSource {
   Task<Status> push_all(const wire::Attr& attr);
   bool alone_before_crash(const ImageId& id) const;
   wire::ReportEntry report_of(const wire::DirEntry& known, const image::ImageMetadata* copy);
-  Result<Uuid> known_store(std::string_view key);
-  Status note_store(std::string_view key, const Uuid& store);
   // ---- engine_link.cc
   void link_up(const wire::HelloAnswer& hello);
   void link_down();
@@ -457,8 +451,6 @@ class Engine final : public journal::BlockSource {
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;
-  static std::string_view shown_state(const Image& image);
-  static std::string replaced_json(const std::string& directory, uint64_t images, uint64_t bytes);
   // ---- engine.cc
   void tick();
   Task<void> stop_task(io::Duration timeout, Done done);
@@ -508,7 +500,7 @@ class Engine final : public journal::BlockSource {
   uint32_t recovering_ = 0;
   std::set<ImageId> unreconciled_;                  // dirty after a crash: not served before that is dealt with
   EngineCounts counts_;
-  std::optional<std::pair<Incarnation, Uuid>> met_run_;   // of the shared node, on the connection that is being opened
+  std::unique_ptr<KnownShared> known_shared_;
   std::unique_ptr<Mirror> mirror_;
   TaskGroup tasks_;
 };

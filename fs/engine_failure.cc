@@ -1,6 +1,7 @@
 // Bricks that fail. The own copy may leave the in-sync set only where the shared one has every acknowledged write; else
 // the guest gets the error, and the two are made equal before they count as level again.
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "fs/engine.h"
 #include "shared/base/limits.h"
@@ -220,7 +221,8 @@ Result<std::string> Engine::replace_brick(const std::string& directory, bool acc
     bytes += image->size_now();
   }
   try_failed_copies();
-  return replaced_json(directory, images, bytes);
+  const nlohmann::json out = {{"brick", directory}, {"images", images}, {"bytes", bytes}};
+  return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 // A request failed after one of the copies may have changed: where they differ, no resync under way need have seen it.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <set>
 
+#include "fs/known_shared.h"
 #include "shared/base/log.h"
 #include "shared/wire/connection.h"
 #include "shared/wire/recovered_name.h"
@@ -14,34 +15,22 @@
 namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fs");
-constexpr std::string_view kShared = "shared";              // the store that this host works with
-constexpr std::string_view kReported = "shared_reported";   // the one under repair that it told all it knows
 constexpr size_t kEntriesPerPart = 256;
 constexpr size_t kPartBytesMax = 512u << 10;   // of its entries: with the one that passes it, well within a frame
 constexpr uint32_t kEntriesPerAsk = 512;
 }  // namespace
 
-Result<Uuid> Engine::known_store(std::string_view key) {
-  TM_ASSIGN_OR_RETURN(auto snapshot, store_->try_snapshot());
-  auto value = snapshot->get(kTableMeta, as_bytes(key));
-  if (!value && value.status().code() == Code::kNotFound) return Uuid::nil();
-  if (!value) return value.status();
-  Reader in(*value);
-  const Uuid store = in.uuid();
-  if (!in.done()) return Status(Code::kCorruption, "state_dir/names: row " + std::string(key));
-  return store;
-}
-
-Status Engine::note_store(std::string_view key, const Uuid& store) {
-  kv::WriteBatch batch;
-  batch.put(kTableMeta, as_bytes(key), store.bytes);
-  return store_->commit_and_wait(std::move(batch));
+Task<Status> Engine::greeted(wire::Connection& link, const wire::HelloAnswerMore& hello) {
+  Status known = co_await check_shared(link, hello);
+  if (!known) co_return known;
+  // Durable before anything is acknowledged that relies on it.
+  co_return known_shared_->note_run(hello.store);
 }
 
 Task<Status> Engine::check_shared(wire::Connection& link, const wire::HelloAnswerMore& hello) {
   if (hello.store.is_nil()) co_return Status::ok();   // of an older version: nothing to compare
-  auto known = known_store(kShared);
-  auto reported = known_store(kReported);
+  auto known = known_shared_->works_with();
+  auto reported = known_shared_->reported_to();
   if (!known || !reported) co_return known ? reported.status() : known.status();
   const Status under_way(Code::kUnavailable,
                          "shared node " + hello.base.node + " is being rebuilt from what hosts know");
@@ -50,17 +39,17 @@ Task<Status> Engine::check_shared(wire::Connection& link, const wire::HelloAnswe
     Status told = co_await report(link);
     if (!told) co_return told;
     // Durable before it is said that this was all: from then on the shared node may go on without asking again.
-    if (Status s = note_store(kReported, hello.store); !s) co_return s;
+    if (Status s = known_shared_->note_reported_to(hello.store); !s) co_return s;
     wire::ReportMore end;
     end.base.last = 1;
     using Answer = Result<wire::Answer>;
-    const Bytes body = met_run_ ? wire::encode(end) : wire::encode(end.base);
+    const Bytes body = known_shared_->tells_runs() ? wire::encode(end) : wire::encode(end.base);
     auto taken = co_await async<Answer>([&](Callback<Answer> done) {
       link.send_request(wire::Type::kReport, ByteSpan(body), {}, std::move(done));
     });
     co_return taken ? under_way : taken.status();
   }
-  if (known->is_nil()) co_return note_store(kShared, hello.store);
+  if (known->is_nil()) co_return known_shared_->note_works_with(hello.store);
   if (*known == hello.store) co_return Status::ok();
   if (*reported != hello.store) {
     co_return Status(Code::kPermission,
@@ -73,7 +62,7 @@ Task<Status> Engine::check_shared(wire::Connection& link, const wire::HelloAnswe
   }
   if (Status adopted = co_await adopt_rebuilt(link); !adopted) co_return adopted;
   kLog.warning("shared_node_rebuilt", {{"store", hello.store}, {"before", *known}});
-  co_return note_store(kShared, hello.store);
+  co_return known_shared_->note_works_with(hello.store);
 }
 
 bool Engine::alone_before_crash(const ImageId& id) const {
@@ -129,7 +118,7 @@ std::vector<wire::DirEntry> Engine::names_to_report(const CopiesById& copies) {
 
 Task<Status> Engine::report(wire::Connection& link) {
   wire::ReportMore more;
-  auto seen = known_shared_run();
+  auto seen = known_shared_->newest_run();
   if (!seen) co_return seen.status();
   more.boot = seen->boot;
   wire::Report& part = more.base;
@@ -154,7 +143,7 @@ Task<Status> Engine::report(wire::Connection& link) {
       bytes += wire::encode(part.entries.back()).size();
     }
     using Answer = Result<wire::Answer>;
-    const Bytes body = met_run_ ? wire::encode(more) : wire::encode(part);
+    const Bytes body = known_shared_->tells_runs() ? wire::encode(more) : wire::encode(part);
     auto taken = co_await async<Answer>([&](Callback<Answer> done) {
       link.send_request(wire::Type::kReport, ByteSpan(body), {}, std::move(done));
     });

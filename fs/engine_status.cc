@@ -25,6 +25,11 @@ json level_json(const LevelRun& run, uint64_t left, uint64_t rate) {
   out["seconds_left"] = rate != 0 ? json(static_cast<double>(left) / static_cast<double>(rate)) : json();
   return out;
 }
+
+std::string_view shown_state(const Image& im) {
+  if (!im.missing.empty()) return "failed";
+  return im.facts.policy_none ? "none" : mirror_state_name(im.state);
+}
 }  // namespace
 
 // Bytes of this image whose two copies may differ, other than by writes on their way.
@@ -134,16 +139,6 @@ std::vector<std::string> Engine::notes() {
                                                  " bytes that could not be read: FILE.extents names them"));
   }
   return out;
-}
-
-std::string_view Engine::shown_state(const Image& im) {
-  if (!im.missing.empty()) return "failed";
-  return im.facts.policy_none ? "none" : mirror_state_name(im.state);
-}
-
-std::string Engine::replaced_json(const std::string& directory, uint64_t images, uint64_t bytes) {
-  json out = {{"brick", directory}, {"images", images}, {"bytes", bytes}};
-  return out.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 std::string Engine::status_json() {

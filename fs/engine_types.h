@@ -71,8 +71,6 @@ inline bool is_refusal(const Status& status) {
   return !status && status.code() != Code::kUnavailable && status.code() != Code::kFenced;
 }
 
-struct SharedRun { Uuid store; Incarnation boot; Uuid nonce; };   // a run of a shared node
-
 struct EngineCounts {                    // for metrics
   uint64_t reads = 0, writes = 0, flushes = 0, read_bytes = 0, write_bytes = 0, errors = 0;
   uint64_t link_losses = 0, resynced_bytes = 0, filled_bytes = 0, alone = 0, local_failures = 0, lost = 0, hung = 0,
