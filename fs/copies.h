@@ -1,5 +1,6 @@
-// What goes through whole images, block by block (verifier.h, scrubber.h), asks of the engine, which implements it: the
-// images by name, a tenure while one is read, a place in the order of writes, blocks of either copy, repairs.
+// What those beside the engine ask of it (verifier.h, scrubber.h, pace.h, branch_files.h): the images by name, a tenure
+// while one is read, a place in the order of writes, blocks of either copy, repairs. The engine implements it
+// (engine_copies.cc).
 //
 // Loop thread only. Ranges and pieces are in bytes. The engine outlives whoever uses this, and ends what was spawned
 // before anything that it refers to goes. A block is looked at with its place held:

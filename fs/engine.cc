@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fs/branch_files.h"
 #include "fs/copies.h"
 #include "fs/known_shared.h"
 #include "fs/pace.h"
@@ -84,6 +85,7 @@ Status Engine::open_all() {
   group_->on_overdue([this](ImageId id) { copy_overdue(id); });
   group_->on_damaged([this](ImageId id, const Status& why) { copy_damaged(id, why); });
   group_->on_failed_sync([this](ImageId id) { own_sync_failed(id); });
+  branch_files_ = std::make_unique<BranchFiles>(*copies_, *group_, config.node.state_dir + "/branches");
   if (!known) {
     kv::WriteBatch batch;
     Uuid id = group_->group_id();

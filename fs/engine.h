@@ -8,11 +8,13 @@
 // fail), engine_failure.cc (bricks that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that
 // are gone), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
 // engine_yield.cc (giving a tenure back), engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
-// engine_rebuild.cc (another shared node), engine_resync.cc, engine_repair.cc,
-// engine_recovery.cc, engine_succession.cc (a run that takes over from another on the same mount),
-// engine_namespace.cc, engine_news.cc (what other hosts have done to names), engine_names.cc (handles, unlink),
-// engine_status.cc, engine_unheld.cc (what nobody held as the replica was to be brought level), engine_copies.cc (what
-// others use of it by copies.h). Classes of their own: Verifier (verifier.h), Scrubber (scrubber.h).
+// engine_rebuild.cc (another shared node), engine_resync.cc, engine_repair.cc, engine_recovery.cc, engine_succession.cc
+// (a run that takes over from another on the same mount), engine_namespace.cc, engine_news.cc (what other hosts have
+// done to names), engine_names.cc (handles, unlink), engine_status.cc, engine_unheld.cc (what nobody held as the
+// replica was to be brought level).
+//
+// Beside it, each a class: verifier.h, scrubber.h, branch_files.h, pace.h (how fast copies are made level), which use
+// the engine by copies.h (engine_copies.cc); known_shared.h, handle_table.h, name_cache.h, mirror.h (the link).
 #pragma once
 
 #include <map>
@@ -29,6 +31,7 @@
 #include "fs/mirror.h"
 #include "fs/name_cache.h"
 #include "fs/names_store.h"
+#include "fs/stage_buffers.h"
 #include "journal/journal.h"
 #include "shared/base/task.h"
 #include "shared/image/store.h"
@@ -38,6 +41,7 @@ namespace tidemark::metrics { class Registry; }
 
 namespace tidemark::fs {
 
+class BranchFiles;
 class Copies;
 class KnownShared;
 class Pace;
@@ -114,7 +118,7 @@ class Engine final : public journal::BlockSource {
   // An operation on a brick has not ended: the engine cannot be destroyed.
   bool hangs() const;
   // Requests between their start and their answer.
-  uint32_t in_flight() const { return ops_in_flight_; }
+  uint32_t in_flight() const { return ops_.in_use(); }
   // What waits for the shared node, each for a bounded time.
   size_t waits_for_link() const { return link_waiters_.size(); }
 
@@ -150,8 +154,6 @@ class Engine final : public journal::BlockSource {
 
  private:
   enum : kv::Table { kTableAttr, kTableEntry, kTableFlag, kTableMeta };
-  enum Flag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8,
-                        kFlagPartial = 16, kFlagCut = 32 };   // durable; see fsck
 
   Engine(io::Env& env, EngineOptions options);
   Status open_all();
@@ -232,8 +234,6 @@ class Engine final : public journal::BlockSource {
   Task<Status> write_shared_bytes(Image& image, Extent range, ByteSpan bytes, uint64_t* repaired);
   void read_own_block(Image& image, Extent extent, MutableByteSpan out, Callback<Status> done);
   void read_shared_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done);
-  io::AlignedBuffer take_stage_buffer(size_t size);
-  void give_back_stage_buffer(io::AlignedBuffer buffer);
   // ---- engine_missing.cc
   bool only_here(const Image& image) const;
   bool reads_alone(const Image& image) const;
@@ -317,10 +317,6 @@ class Engine final : public journal::BlockSource {
   // `stands`: looked at before the shared node is asked; if it does not, it is not asked.
   Task<Status> flush_both(Image& image, UniqueFunction<bool()> stands = {});
   // ---- engine_fence.cc
-  Task<Status> save_branch(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
-  Task<Status> read_around(Image& image, Extent piece, MutableByteSpan out, std::vector<Extent>& unreadable);
-  Task<Status> write_branch(Image& im, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes,
-                            std::string path);
   Task<Status> set_aside(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<Status> settle_fence(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<void> after_fence(Image& image);
@@ -445,12 +441,12 @@ class Engine final : public journal::BlockSource {
   // ---- engine_status.cc
   Task<void> do_resync_replica(Callback<Result<std::string>> done);
   std::vector<Extent> allocated_regions(Image& image, bool data_only);
-  // ---- engine_unheld.cc
-  Task<Result<std::set<ImageId>>> unheld_to_send(const std::vector<wire::Attr>& images);
-  Result<bool> unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const;
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;
+  // ---- engine_unheld.cc
+  Task<Result<std::set<ImageId>>> unheld_to_send(const std::vector<wire::Attr>& images);
+  Result<bool> unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const;
   // ---- engine.cc
   void tick();
   Task<void> stop_task(io::Duration timeout, Done done);
@@ -474,21 +470,19 @@ class Engine final : public journal::BlockSource {
   std::unordered_map<ImageId, std::unique_ptr<Image>> images_;
   std::set<ImageId> giving_back_;                  // recalled tenures that this run knows nothing of
   HandleTable handles_;
-  std::vector<std::unique_ptr<Op>> op_pool_;
-  Op* free_ops_ = nullptr;
-  uint32_t ops_in_flight_ = 0;
+  OpPool ops_;
   std::unique_ptr<ReplicaClient> replica_;          // null: none is configured
   std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
   size_t asking_terms_ = 0;                         // questions under way
   std::string terms_error_;                         // why the witness gave none when it was last asked, of any image
-  const std::unique_ptr<Copies> copies_;            // what the next three use of this; their tasks end with tasks_
+  const std::unique_ptr<Copies> copies_;            // what the next four use of this; their tasks end with tasks_
   const std::unique_ptr<Verifier> verifier_;
   const std::unique_ptr<Scrubber> scrubber_;
   std::unique_ptr<Pace> pace_;
+  std::unique_ptr<BranchFiles> branch_files_;
   MemoryKeeper* memory_keeper_ = nullptr;
   std::map<std::pair<Op*, uint32_t>, ByteSpan> given_up_;   // parts of requests that a brick still has
-  static constexpr size_t kStageBufferBytes = 64u << 10, kStageBuffersKept = 16;
-  std::vector<io::AlignedBuffer> stage_buffers_;
+  StageBuffers stage_buffers_;
   UniqueFunction<void(const wire::InvalidateNotify&)> invalidate_;
   UniqueFunction<void(InodeNumber)> giving_up_;
   UniqueFunction<void(const Status&)> fatal_;

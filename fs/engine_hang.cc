@@ -48,8 +48,8 @@ void Engine::give_up_local(Image& im, const Status& why) {
   waits.swap(im.local_waits);
   for (auto& wait : waits)
     if (wait->done) std::exchange(wait->done, nullptr)(why);
-  for (size_t i = 0; i < op_pool_.size(); ++i) {   // answers may make new ones
-    Op* op = op_pool_[i].get();
+  for (size_t i = 0; i < ops_.all().size(); ++i) {   // answers may make new ones
+    Op* op = ops_.all()[i].get();
     if (op->image == &im && op->local_pending) give_up(op, why);
   }
 }
@@ -102,7 +102,7 @@ Task<Status> Engine::on_copy(Image& im, UniqueFunction<void(Callback<Status>)>& 
 void Engine::read_own_block(Image& im, Extent extent, MutableByteSpan out, Callback<Status> done) {
   std::erase_if(im.local_waits, [](const auto& wait) { return !wait->done; });
   auto wait = std::make_shared<LocalWait>();     // shared by the image and the operation
-  auto buffer = std::make_shared<io::AlignedBuffer>(take_stage_buffer(extent.length));   // shared likewise
+  auto buffer = std::make_shared<io::AlignedBuffer>(stage_buffers_.take(extent.length));   // shared likewise
   // What cannot be read here is read from the other copy, where that has it.
   wait->done = [this, &im, extent, out, done = std::move(done)](Status s) mutable {
     bool other = !s && im.held && mirror_->up() && shared_whole(im);
@@ -116,20 +116,8 @@ void Engine::read_own_block(Image& im, Extent extent, MutableByteSpan out, Callb
       if (s) std::copy_n(buffer->data(), out.size(), out.data());
       std::exchange(wait->done, nullptr)(std::move(s));
     }
-    give_back_stage_buffer(std::move(*buffer));
+    stage_buffers_.give_back(std::move(*buffer));
   });
-}
-
-io::AlignedBuffer Engine::take_stage_buffer(size_t size) {
-  if (stage_buffers_.empty() || stage_buffers_.back().size() < size)
-    return io::AlignedBuffer(std::max<size_t>(size, kStageBufferBytes));
-  io::AlignedBuffer buffer = std::move(stage_buffers_.back());
-  stage_buffers_.pop_back();
-  return buffer;
-}
-
-void Engine::give_back_stage_buffer(io::AlignedBuffer buffer) {
-  if (stage_buffers_.size() < kStageBuffersKept) stage_buffers_.push_back(std::move(buffer));
 }
 
 }  // namespace tidemark::fs

@@ -9,12 +9,7 @@ bool changes(OpKind kind) { return kind != OpKind::kRead && kind != OpKind::kFlu
 }  // namespace
 
 Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
-  if (free_ops_ == nullptr) {
-    op_pool_.push_back(std::make_unique<Op>());
-    free_ops_ = op_pool_.back().get();
-  }
-  Op* op = free_ops_;
-  free_ops_ = op->next;
+  Op* op = ops_.take();
   op->image = &image;
   op->kind = kind;
   op->mode = mode;
@@ -24,7 +19,6 @@ Op* Engine::take_op(Image& image, OpKind kind, io::IoMode mode) {
   op->coordinator = CoordinatorSequence(0);
   op->digest = 0;
   op->tag = op->handle = 0;
-  ++ops_in_flight_;
   return op;
 }
 
@@ -32,9 +26,7 @@ void Engine::recycle(Op* op) {
   op->done = nullptr;
   op->data = {};
   op->out = {};
-  op->next = free_ops_;
-  free_ops_ = op;
-  --ops_in_flight_;
+  ops_.give_back(op);
 }
 
 // True if the request may go on now; else it was parked or answered.

@@ -292,7 +292,7 @@ void Engine::register_metrics(metrics::Registry& registry) {
         std::count_if(images_.begin(), images_.end(), [](const auto& i) { return i.second->held; }));
   });
   gauge("fs_requests_in_flight", "Guest requests not yet answered",
-        [this] { return static_cast<double>(ops_in_flight_); });
+        [this] { return static_cast<double>(in_flight()); });
   gauge("journal_spool_bytes", "Staged and not yet durable at the replica",
         [this] { return static_cast<double>(journal_->usage().spool_bytes); });
   gauge("journal_rpo_seconds", "Age of the newest point durable at the replica while anything is unshipped",

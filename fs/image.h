@@ -68,6 +68,33 @@ struct Op {
   Op* next = nullptr;                  // free list
 };
 
+// Where requests come from and go back to. None is ever freed.
+class OpPool {
+ public:
+  Op* take() {
+    if (free_ == nullptr) {
+      all_.push_back(std::make_unique<Op>());
+      free_ = all_.back().get();
+    }
+    Op* op = free_;
+    free_ = op->next;
+    ++in_use_;
+    return op;
+  }
+  void give_back(Op* op) {
+    op->next = free_;
+    free_ = op;
+    --in_use_;
+  }
+  uint32_t in_use() const { return in_use_; }
+  const std::vector<std::unique_ptr<Op>>& all() const { return all_; }   // in use and free
+
+ private:
+  std::vector<std::unique_ptr<Op>> all_;
+  Op* free_ = nullptr;
+  uint32_t in_use_ = 0;
+};
+
 // Control flow that waits for an operation on the own copy.
 struct LocalWait {
   Callback<Status> done;               // empty: it was given up, or has ended
@@ -81,6 +108,10 @@ struct LevelRun {
   uint64_t left() const { return total - std::min(total, done); }
   uint64_t rate(io::BootTime now) const;   // bytes a second so far; 0: not known yet (pace.cc)
 };
+
+// Of an image, durable; see fsck.
+enum ImageFlag : uint8_t { kFlagBehind = 1, kFlagDoomed = 2, kFlagHostOnly = 4, kFlagStandIn = 8,
+                           kFlagPartial = 16, kFlagCut = 32 };
 
 struct Image {
   ImageId id;                          // constant after construction
