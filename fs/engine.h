@@ -4,14 +4,7 @@
 // that overlap are ordered by its RangeLock; a callback may run before the call returns. Buffers stay the caller's and
 // must be valid until the callback ran.
 //
-// Files: engine.cc (start, stop, timers), engine_write.cc (the hot path), engine_flush.cc, engine_sync.cc (syncs that
-// fail), engine_failure.cc (bricks that fail), engine_hang.cc (bricks that hang), engine_missing.cc (only copies that
-// are gone), engine_policy.cc (mirror = none and back), engine_link.cc (link lost and back), engine_tenure.cc,
-// engine_yield.cc (giving a tenure back), engine_fence.cc (tenures taken by force), engine_witness.cc, engine_fill.cc,
-// engine_rebuild.cc (another shared node), engine_resync.cc, engine_repair.cc, engine_recovery.cc, engine_succession.cc
-// (a run that takes over from another on the same mount), engine_namespace.cc, engine_news.cc (what other hosts have
-// done to names), engine_names.cc (handles, unlink), engine_status.cc, engine_unheld.cc (what nobody held as the
-// replica was to be brought level).
+// Each file engine_*.cc has its section below, which says what it is about; engine.cc is start, stop and timers.
 //
 // Beside it, each a class: verifier.h, scrubber.h, branch_files.h, pace.h (how fast copies are made level), which use
 // the engine by copies.h (engine_copies.cc); known_shared.h, handle_table.h, name_cache.h, mirror.h (the link).
@@ -162,7 +155,7 @@ class Engine final : public journal::BlockSource {
   void put_flags(kv::WriteBatch& batch) const;
   Status keep_runs(const std::vector<image::KnownRun>& runs);
 
-  // ---- engine_request.cc
+  // ---- engine_request.cc: the life of a request, from the gate to its answer
   Op* take_op(Image& image, OpKind kind, io::IoMode mode);
   void recycle(Op* op);
   bool gate(Op* op);
@@ -182,7 +175,7 @@ class Engine final : public journal::BlockSource {
   bool lost_to_another(Op* op);
   void read_remote(Op* op);
   void finish_read(Op* op, Status status);
-  // ---- engine_write.cc
+  // ---- engine_write.cc: the hot path
   bool follows_filling(const Op& op) const;
   uint64_t to_fill(const Op& op, uint64_t from) const;
   void settle_stale(const Op& op, bool done);
@@ -198,7 +191,7 @@ class Engine final : public journal::BlockSource {
   void finish_op(Op* op, Status status);
   void extend_then_write(Op* op, uint64_t new_size);
   uint64_t put_at_end(Op* op);
-  // ---- engine_failure.cc
+  // ---- engine_failure.cc: bricks that fail
   bool shared_whole(const Image& image) const;
   bool own_copy_failed(Image& image, const Status& why);
   void copies_apart(Image& image);
@@ -214,13 +207,13 @@ class Engine final : public journal::BlockSource {
   void note_cut(const ImageId& id);
   void shared_damaged(Image& image, const Status& why);
   Task<bool> mark_to_compare(Image& image);
-  // ---- engine_hang.cc
+  // ---- engine_hang.cc: bricks that hang
   void copy_overdue(ImageId id);
   void give_up_local(Image& image, const Status& why);
   void give_up(Op* op, const Status& why);
   bool landed(Op* op, uint32_t number);
   Task<Status> on_copy(Image& image, UniqueFunction<void(Callback<Status>)>& start);
-  // ---- engine_sync.cc
+  // ---- engine_sync.cc: syncs that fail
   Task<Status> sync_copy(Image& image);
   void own_sync_failed(const ImageId& id);
   void note_shared_doubt(Image& image, LossId level, LossId now);
@@ -234,7 +227,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> write_shared_bytes(Image& image, Extent range, ByteSpan bytes, uint64_t* repaired);
   void read_own_block(Image& image, Extent extent, MutableByteSpan out, Callback<Status> done);
   void read_shared_block(const ImageId& image, Extent extent, MutableByteSpan out, Callback<Status> done);
-  // ---- engine_missing.cc
+  // ---- engine_missing.cc: only copies that are gone
   bool only_here(const Image& image) const;
   bool reads_alone(const Image& image) const;
   void note_missing(Image& image, const Status& why);
@@ -248,7 +241,7 @@ class Engine final : public journal::BlockSource {
   void give_up_cut(Image& image);
   Task<bool> accept_cut_copies(std::string request, Callback<Result<std::string>>& done);
   Task<Status> accept_cut_copy(Image& image);
-  // ---- engine_policy.cc
+  // ---- engine_policy.cc: mirror = none and back
   static void keep_own(wire::Attr& attr, const wire::Attr& own);
   void take_attr(Image& image, const wire::Attr& attr);
   bool host_only(const Image& image) const;
@@ -266,7 +259,7 @@ class Engine final : public journal::BlockSource {
   void settle_flush(Op* op);
   void clean_idle_images();
   Task<void> ask_after_shared(Image& image);
-  // ---- engine_rebuild.cc
+  // ---- engine_rebuild.cc: another shared node
   Task<Status> greeted(wire::Connection& link, const wire::HelloAnswerMore& hello);
   Task<Status> check_shared(wire::Connection& link, const wire::HelloAnswerMore& hello);
   using CopiesById = std::map<ImageId, const image::ImageMetadata*>;
@@ -276,7 +269,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> push_all(const wire::Attr& attr);
   bool alone_before_crash(const ImageId& id) const;
   wire::ReportEntry report_of(const wire::DirEntry& known, const image::ImageMetadata* copy);
-  // ---- engine_link.cc
+  // ---- engine_link.cc: link lost and back
   void link_up(const wire::HelloAnswer& hello);
   void link_down();
   void apply(Image& image, MirrorEvent event);
@@ -289,7 +282,7 @@ class Engine final : public journal::BlockSource {
   void refused(Image& image, const Status& why);
   Task<bool> wait_link(io::Duration limit);
   Task<void> call_when_linked(io::Duration limit, UniqueFunction<void()> fn);
-  // ---- engine_tenure.cc
+  // ---- engine_tenure.cc: getting the right to write
   void want_tenure(Image& image, bool wait);
   Status make_only_copy(Image& image);
   Task<void> acquire(Image& image, uint32_t wait_ms);
@@ -299,7 +292,7 @@ class Engine final : public journal::BlockSource {
   Task<Status> adopt_size(Image& image, uint64_t size, Generation generation);
   void fail_parked(Image& image, const Status& status);
   void take_up_tenures();
-  // ---- engine_yield.cc
+  // ---- engine_yield.cc: giving a tenure back
   void recalled(const wire::RecallNotify& message);
   void try_yield(Image& image);
   void yield_later(Image& image);
@@ -316,7 +309,7 @@ class Engine final : public journal::BlockSource {
   void take_to_give_back(const wire::Attr& attr);
   // `stands`: looked at before the shared node is asked; if it does not, it is not asked.
   Task<Status> flush_both(Image& image, UniqueFunction<bool()> stands = {});
-  // ---- engine_fence.cc
+  // ---- engine_fence.cc: tenures taken by force
   Task<Status> set_aside(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<Status> settle_fence(Image& image, Epoch epoch, std::vector<RegionIndex> regions, uint64_t region_bytes);
   Task<void> after_fence(Image& image);
@@ -327,14 +320,14 @@ class Engine final : public journal::BlockSource {
   void record_whole(Image& image, const std::vector<Extent>& extents, const wire::TenureParent& parent);
   Task<void> stage_whole(Image& image);
   Task<void> do_takeover(std::string request, Callback<Result<std::string>> done);
-  // ---- engine_witness.cc
+  // ---- engine_witness.cc: going on alone where the witness must say so first
   Task<void> ask_witness(Image& image);
   Task<void> ask_unless_linked(Image& image);
   Task<void> ask_terms(Image& image);
   void want_terms(size_t at_least);
   std::string without_vote() const;
   wire::Mark mark_of(Image& image, wire::MarkKind kind);
-  // ---- engine_fill.cc
+  // ---- engine_fill.cc: an own copy that lacks something
   Task<void> fill(Image& image);
   Task<Status> fill_region(Image& image, uint64_t region);
   Task<Status> fill_unit(Image& image, Extent unit);
@@ -345,10 +338,10 @@ class Engine final : public journal::BlockSource {
   Task<Status> tell_level(Image& image, uint64_t map_cut, Bytes regions, bool stale = false);
   Task<Status> level_all(Image& image, Epoch epoch, const std::vector<uint64_t>& filled);
   Task<Result<wire::Grant>> ask_map(const Image& image, uint8_t copy_absent);
-  // ---- engine_repair.cc
+  // ---- engine_repair.cc: read errors of the own copy
   void repair_read(Image& image, Extent extent);
   Task<void> repair_own(Image& image, Extent extent);
-  // ---- engine_resync.cc
+  // ---- engine_resync.cc: a shared copy that lacks something
   Task<void> resync(Image& image);
   Task<Status> make_equal(Image& image, bool host_wins, std::vector<RegionIndex> regions, uint64_t region_bytes,
                           uint64_t* repaired);
@@ -363,14 +356,14 @@ class Engine final : public journal::BlockSource {
   Task<Status> copy_to_shared(Image& image, Extent piece, ByteSpan bytes);
   Task<Status> send_repair(Image& image, Extent piece, ByteSpan bytes);
   Task<Status> copy_to_host(Image& image, Extent piece);
-  // ---- engine_recovery.cc
+  // ---- engine_recovery.cc: after a crash
   Task<void> recover_all();
   Task<void> recover(journal::DirtyImage dirty);
   Task<Status> reconcile(Image& image, journal::DirtyImage dirty);
   Task<Status> level_after_crash(Image& image, journal::DirtyImage dirty);
   Task<Status> recover_alone(Image& image, const journal::DirtyImage& dirty, bool decides, Status why);
   Task<Status> keep_tail(Image& image, journal::DirtyImage dirty);
-  // ---- engine_succession.cc
+  // ---- engine_succession.cc: a run that takes over from another on the same mount
   void remember(Image& image);
   void take_over_handles();
   void serve(Image& image);
@@ -403,12 +396,12 @@ class Engine final : public journal::BlockSource {
   Task<Result<wire::Attr>> ask_attr(InodeNumber inode, ImageId image, io::Duration limit);
   Task<Result<wire::Attr>> renew_attr(Image& image);
   Task<Status> ask_size(Image& image, uint64_t offset);
-  // ---- engine_news.cc
+  // ---- engine_news.cc: what other hosts have done to names
   void invalidated(const wire::InvalidateNotify& message);
   Task<void> check_attr(Image& image);
   Task<void> check_name(wire::Attr image);
   Task<void> sweep_removed();
-  // ---- engine_names.cc
+  // ---- engine_names.cc: images in memory, handles, unlink
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
   Handle* handle_of(HandleId handle) { return handles_.find(handle); }
@@ -435,7 +428,7 @@ class Engine final : public journal::BlockSource {
   Task<void> seek_elsewhere(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_in(Image& image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
   void seek_remote(Image* image, uint64_t offset, bool data, Callback<Result<uint64_t>> done);
-  // ---- engine_copies.cc
+  // ---- engine_copies.cc: what those beside it use
   class CopiesOfEngine;
   std::unique_ptr<Copies> copies_of_engine();
   // ---- engine_status.cc
@@ -444,7 +437,7 @@ class Engine final : public journal::BlockSource {
   uint64_t stale_bytes(Image& image);
   bool writes_alone(const Image& image) const;
   std::string writer_of(const wire::Attr& attr) const;
-  // ---- engine_unheld.cc
+  // ---- engine_unheld.cc: what nobody held as the replica was to be brought level
   Task<Result<std::set<ImageId>>> unheld_to_send(const std::vector<wire::Attr>& images);
   Result<bool> unheld_since_word(const ImageId& image, const wire::TenureParent& parent) const;
   // ---- engine.cc
