@@ -11,8 +11,8 @@ namespace tidemark::node {
 namespace {
 constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
 constexpr io::Duration kHolderPoll = std::chrono::milliseconds(50);
-// A host goes on alone no sooner than 1400 ms after it was there for certain, with a witness no sooner than 1200 ms after
-// it last sent anything, which is later still; the rest is for clocks of other speeds.
+// A host goes on alone no sooner than 1400 ms after it was there for certain, with a witness no sooner than 1200 ms
+// after it last sent anything, which is later still; the rest is for clocks of other speeds.
 // Its pings, one every 250 ms, say that it was there at the one before: 250 to 500 ms ago, on a long link later.
 constexpr io::Duration kHolderSilenceMax = std::chrono::milliseconds(1000);
 }  // namespace
