@@ -50,7 +50,7 @@ Status Engine::open_all() {
   contents.flags = [this](kv::WriteBatch& batch) { put_flags(batch); };
   contents.names = [this](kv::WriteBatch& batch) { names_->put_all(batch); };
   TM_ASSIGN_OR_RETURN(store_,
-                      NamesStore::open(env_, config.node.state_dir + "/names", store, std::move(contents)));
+                      NamesStore::open(env_, config.node.state_dir + "/names", store, std::move(contents), kTableMeta));
   names_ = std::make_unique<NameCache>(*store_, NameCache::Tables{kTableAttr, kTableEntry});
   TM_RETURN_IF_ERROR(names_->load());
   TM_RETURN_IF_ERROR(load_flags());

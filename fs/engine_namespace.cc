@@ -133,16 +133,16 @@ Task<void> Engine::do_getattr(InodeNumber inode, AttrDone done) {
     co_return done(local_view(std::move(*answer)));
   }
   auto known = names_->get(inode);
-  bool nameless = false;
-  if (known) {
-    Image* im = find(known->image);
-    nameless = im != nullptr && im->nameless && im->handles != 0;
-  }
+  const Image* im = known ? find(known->image) : nullptr;
+  const bool open = im != nullptr && im->handles != 0;
+  const bool nameless = open && im->nameless;
   if (known && (nameless || is_unreachable(answer.status()))) co_return done(local_view(std::move(*known)));
-  // Still open here (else nobody asks by number), but without a name: as elsewhere it goes on until it is closed.
-  if (known && known->kind != wire::NodeKind::kImage && answer.status().code() == Code::kNotFound) {
+  // Still open here (else nobody asks by number), but without a name: as elsewhere it goes on until it is closed. Of an
+  // image that was never used here, and is gone, this is all that is left.
+  const bool goes_on = open || (known && known->kind != wire::NodeKind::kImage);
+  if (goes_on && answer.status().code() == Code::kNotFound) {
     known->nlink = 0;
-    co_return done(std::move(*known));
+    co_return done(local_view(std::move(*known)));
   }
   if (inode.value == 1 && is_unreachable(answer.status())) {
     wire::Attr root;  // a host that starts while the shared node is away shows an empty root

@@ -65,7 +65,9 @@ void FuseOps::reply_open(fuse_req_t req, HandleId handle, const wire::Attr* crea
 void FuseOps::open(fuse_req_t req, fuse_ino_t ino, fuse_file_info*) {
   FuseShell& shell = shell_of(req);
   auto opened = [req, ino, &shell](Result<HandleId> handle) {
-    if (!handle) return reply_error(req, handle.status());
+    // Removed since it was looked up, by another host: the kernel looks again, and opens what has the name now.
+    const bool removed = handle.status().code() == Code::kNotFound;
+    if (!handle) return reply_error(req, removed ? Status::from_errno(ESTALE, "open") : handle.status());
     if (!shell.engine_.may_be_cached(*handle)) shell.forget_attributes(InodeNumber(ino));   // of a lookup before
     reply_open(req, *handle, nullptr);
   };

@@ -1,5 +1,8 @@
 #include "fs/names_store.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "shared/base/log.h"
 
 namespace tidemark::fs {
@@ -14,9 +17,14 @@ bool leaves_store_usable(const Status& status) {
 }  // namespace
 
 Result<std::unique_ptr<NamesStore>> NamesStore::open(io::Env& env, std::string path, kv::StoreOptions options,
-                                                     Contents contents) {
-  std::unique_ptr<NamesStore> names(new NamesStore(env, std::move(path), std::move(options), std::move(contents)));
+                                                     Contents contents, kv::Table run) {
+  std::unique_ptr<NamesStore> names(new NamesStore(env, std::move(path), std::move(options), std::move(contents), run));
   TM_ASSIGN_OR_RETURN(names->store_, env.open_store(names->path_, names->options_));
+  Writer(names->run_name_).uuid(env.boot_id()).u64(static_cast<uint64_t>(env.now().ns));
+  kv::WriteBatch own;
+  own.put(run, as_bytes(kRunKey), names->run_name_);
+  TM_RETURN_IF_ERROR(names->store_->commit_and_wait(std::move(own)));
+  names->options_.create = false;
   return names;
 }
 
@@ -69,30 +77,41 @@ bool NamesStore::renew() {
   if (env_.now() < renew_at_) return false;
   renew_at_ = env_.now() + kRenewInterval;
   if (lost_) {
-    store_.reset();
-    auto opened = env_.open_store(path_, options_);
-    if (!opened) {
-      failure_ = opened.status();
-      return false;
-    }
-    store_ = std::move(*opened);
-    kv::WriteBatch flags;   // a commit that failed may stand there all the same, and was not relied on
-    contents_.flags(flags);
-    if (Status kept = store_->commit_and_wait(std::move(flags)); !kept) {
-      failure_ = kept;
+    if (Status opened = reopen(); !opened) {
+      failure_ = opened;
       return false;
     }
     lost_ = false;
   }
+  if (std::exchange(putting_, true)) return true;   // a disk that hangs has them once
   kv::WriteBatch names;
   contents_.names(names);
   store_->commit(std::move(names), [this](const Status& kept) {
+    putting_ = false;
     if (!kept) return failed(kept);
     if (lost_) return;
     if (!failure_) kLog.info("names_kept", {{"path", path_}});
     failure_ = Status::ok();
   });
   return true;
+}
+
+Status NamesStore::reopen() {
+  store_.reset();
+  putting_ = false;   // whoever waited there is not answered
+  TM_ASSIGN_OR_RETURN(auto opened, env_.open_store(path_, options_));
+  TM_RETURN_IF_ERROR(is_this_runs(*opened));
+  store_ = std::move(opened);
+  kv::WriteBatch flags;   // a commit that failed may stand there all the same, and was not relied on
+  contents_.flags(flags);
+  return store_->commit_and_wait(std::move(flags));
+}
+
+Status NamesStore::is_this_runs(kv::Store& store) const {
+  TM_ASSIGN_OR_RETURN(auto snapshot, store.try_snapshot());
+  const Result<Bytes> run = snapshot->get(run_, as_bytes(kRunKey));
+  if (run && std::ranges::equal(*run, run_name_)) return Status::ok();
+  return Status(Code::kUnavailable, path_ + ": another store stands there: mount the disk that was there");
 }
 
 }  // namespace tidemark::fs

@@ -23,8 +23,9 @@ const log::Logger kLog("tls");
 constexpr size_t kRecordBytes = 16384;       // plaintext of a TLS record, at most
 constexpr size_t kEagerSendBytes = 64u << 10;   // lets the peer begin before the turn's end, and stays in cache
 // A peer that much is unsent to is given up once it has taken nothing for so long. One that is merely slower than its
-// senders is not: what waits for it is bounded by the requests under way.
+// senders is not, up to the second bound: the requests under way are fewer, but answers and notices are not counted.
 constexpr auto kTakesNothingMax = std::chrono::seconds(2);
+constexpr uint64_t kUnsentMax = 8 * limits::kStreamUnsentBytesMax;
 constexpr size_t kKeptCapacity = 1u << 20;
 
 SSL* as_ssl(void* p) { return static_cast<SSL*>(p); }
@@ -336,10 +337,11 @@ void TlsStream::send(ByteSpan head, ByteSpan payload) {
   append(payload);
   if (out_.size() >= kEagerSendBytes && !blocked_) write_socket();
   if (state_ != State::kOpen) return;
-  if (unsent_bytes() > 2 * limits::kStreamUnsentBytesMax && loop_->env.now() - taken_ > kTakesNothingMax) {
+  if (unsent_bytes() > 2 * limits::kStreamUnsentBytesMax &&
+      (loop_->env.now() - taken_ > kTakesNothingMax || unsent_bytes() > kUnsentMax)) {
     write_socket();   // this end itself may have stood still
     if (state_ != State::kOpen) return;
-    if (loop_->env.now() - taken_ > kTakesNothingMax) {
+    if (loop_->env.now() - taken_ > kTakesNothingMax || unsent_bytes() > kUnsentMax) {
       return finish_later(
           Status(Code::kUnavailable, "the peer does not read: " + std::to_string(unsent_bytes()) + " bytes unsent"));
     }

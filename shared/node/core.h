@@ -125,7 +125,7 @@ struct Op {
   bool exclusive = false;                     // changes blocks
   bool ordered = false;                       // is in the image's OrderTable
   bool committing = false;                    // waits for the catalogue
-  io::BootTime waits_until;                   // Read: for a holder that may be ahead; 0: it has not waited
+  io::BootTime waits_until, waits_at_most;    // Read: for a holder that may be ahead; 0: it has not waited
   io::IoMode mode = io::IoMode::kQueued;
   wire::Payload payload;
   Epoch epoch;
@@ -240,6 +240,7 @@ class Core {
   void prepare(Op* op);
   void issue(Op* op);
   bool holder_heard(const Image& image) const;
+  bool holder_sends(const Image& image) const;
   bool may_be_old(const Image& image, const Op& op) const;
   void submit_read(Op* op);
   void wait_for_holder(Op* op);

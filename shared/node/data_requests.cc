@@ -11,6 +11,7 @@ namespace tidemark::node {
 namespace {
 constexpr io::Duration kPumpInterval = std::chrono::milliseconds(1);
 constexpr io::Duration kHolderPoll = std::chrono::milliseconds(50);
+constexpr io::Duration kBusyHolderWait = std::chrono::seconds(30);   // and tenure_wait after it, or once it is silent
 // A host goes on alone no sooner than 1400 ms after it was there for certain, with a witness no sooner than 1200 ms
 // after it last sent anything, which is later still; the rest is for clocks of other speeds.
 // Its pings, one every 250 ms, say that it was there at the one before: 250 to 500 ms ago, on a long link later.
@@ -197,6 +198,15 @@ bool Core::holder_heard(const Image& im) const {
   });
 }
 
+// It is well, as far as can be seen: what says so for certain stands behind what its link has queued. Nothing is
+// answered for that, but neither is it asked for its tenure, nor a read failed.
+bool Core::holder_sends(const Image& im) const {
+  auto session = sessions_.find(im.holder_session);
+  if (session == sessions_.end() || im.holder_ahead != Image::Ahead::kNo) return false;
+  const auto& peers = session->second->peers;
+  return std::ranges::none_of(peers, [](const PeerPtr& p) { return p->link->silence() > kHolderSilenceMax; });
+}
+
 void Core::submit_read(Op* op) {
   if (op->session->ended || !failed_) return finish(op);
   const bool kept = op->image->attr->mirror != 0;   // else it is refused, without a wait
@@ -209,7 +219,11 @@ void Core::submit_read(Op* op) {
 void Core::wait_for_holder(Op* op) {
   Image& im = *op->image;
   const std::string& holder = im.record.tenure.holder;
-  if (op->waits_until == io::BootTime{}) {
+  if (op->waits_at_most == io::BootTime{}) op->waits_at_most = env_.now() + kBusyHolderWait;
+  const bool busy = env_.now() < op->waits_at_most && holder_sends(im);
+  if (busy) {
+    op->waits_until = {};
+  } else if (op->waits_until == io::BootTime{}) {
     op->waits_until = env_.now() + options_.tenure_wait;
     fence::Action ask;   // one that has nothing to write gives the tenure back
     ask.host = holder;
@@ -217,7 +231,7 @@ void Core::wait_for_holder(Op* op) {
     ask.wanted_by = op->session->host;
     recall(im, ask);
   }
-  if (env_.now() >= op->waits_until) {
+  if (!busy && env_.now() >= op->waits_until) {
     const char* is = session_of(holder) != nullptr ? " alone, which is not level or silent" : " alone, which is away";
     return fail(op, Status::from_errno(EIO, label(im) + ": its newest writes may be with " + holder + is));
   }

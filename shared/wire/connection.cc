@@ -352,6 +352,8 @@ void Connection::keep_alive(io::Duration interval, io::Duration silence_max) {
 
 io::BootTime Connection::heard_for_certain() const { return state_->certain; }
 
+io::Duration Connection::silence() const { return state_->env.now() - state_->last_received; }
+
 io::BootTime Connection::sent_until() const {
   return state_->frames_seen == state_->frames_sent ? state_->sent_until : state_->env.now();
 }

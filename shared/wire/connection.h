@@ -64,6 +64,8 @@ class Connection {
   // answered was sent, or the answer to its ping before the newest (it sends none before that), at first when the
   // connection began. Bytes that come late do not change it: that a peer sent them says nothing of when.
   io::BootTime heard_for_certain() const;
+  // Since something last came from the peer, whenever it was sent.
+  io::Duration silence() const;
   // Nothing was sent after this time; at most a ping's interval too late. Of a connection that is kept alive.
   io::BootTime sent_until() const;
 

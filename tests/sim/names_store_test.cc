@@ -48,7 +48,8 @@ TEST_F(NamesStore, AfterAnErrorThatPassedTheHostLinksToASharedNodeThatStartsAnew
   lab_.world.run_for(seconds(60));
   lab_.crash("shared1", Crash::kKill);
   lab_.start("shared1");
-  EXPECT_TRUE(lab_.healthy("host1", seconds(10)));
+  lab_.world.run_for(seconds(2));   // that the link is lost is known by then
+  EXPECT_TRUE(lab_.healthy("host1", seconds(8)));
   EXPECT_EQ(lab_.verify("host1"), "");
 }
 
@@ -76,6 +77,86 @@ TEST_F(NamesStore, AnErrorAsTheBrickFailsIsNotTheGuestsError) {
   EXPECT_TRUE(lab_.healthy("host1"));
 }
 
+// It was unmounted to be mended: what it was mounted upon can be written, and what were kept there would be forgotten.
+class UnmountedNames : public NamesStore {
+ protected:
+  void unmount() {
+    fail_names(true);
+    ASSERT_TRUE(make("x").is_ok());
+    lab_.world.run_for(seconds(1));
+    StoreFault elsewhere{.path_contains = "/names"};
+    elsewhere.forgets = true;
+    lab_.world.set_store_fault("host1", elsewhere);
+  }
+  void expect_nothing_elsewhere() {
+    EXPECT_TRUE(tells_of_names());
+    for (const char* table : {"attr", "entry", "flag", "meta"})
+      EXPECT_TRUE(lab_.world.committed("host1", "/another disk/state/names", table).empty()) << table;
+  }
+};
+
+TEST_F(UnmountedNames, NoneIsMadeInTheirPlace) {
+  unmount();
+  lab_.world.run_for(seconds(30));
+  expect_nothing_elsewhere();
+  mend_names();
+  ASSERT_TRUE(lab_.healthy("host1", seconds(30)));
+  EXPECT_FALSE(tells_of_names());
+  const auto kept = lab_.world.committed("host1", "/state/names", "entry");
+  auto is_x = [](const auto& row) { return !row.first.empty() && row.first.back() == 'x'; };
+  EXPECT_TRUE(std::any_of(kept.begin(), kept.end(), is_x));
+}
+
+// That the copy is whole again is known once the disk is back, and by the next start too.
+TEST_F(UnmountedNames, ACopyFilledMeanwhileIsNotTakenForBehindByTheNextStart) {
+  lab_.crash("host1", Crash::kKill);
+  lab_.resync_rate = 16 << 10;
+  lab_.start("host1");
+  handle_ = lab_.open("host1");
+  ASSERT_TRUE(handle_.is_ok());
+  ASSERT_TRUE(lab_.write("host1", *handle_, 0, 'b').is_ok());
+  lab_.world.inject("host1", FileFault{1, 1, kWrite, "/brick1", EIO});
+  ASSERT_TRUE(lab_.write("host1", *handle_, 0, 'c').is_ok());
+  ASSERT_FALSE(lab_.engine("host1").healthy()) << "no fault came";
+  lab_.world.run_for(seconds(32));   // opened anew, and being filled
+  unmount();
+  lab_.world.run_for(seconds(60));
+  expect_nothing_elsewhere();
+  mend_names();
+  ASSERT_TRUE(lab_.healthy("host1"));
+  lab_.world.partition("host1", "shared1");
+  lab_.world.run_for(seconds(5));
+  ASSERT_TRUE(lab_.write("host1", *handle_, 0, 'z').is_ok());
+  ASSERT_TRUE(lab_.flush("host1", *handle_).is_ok());
+  lab_.crash("host1", Crash::kPowerLoss);
+  lab_.world.heal_all();
+  lab_.start("host1");
+  ASSERT_TRUE(lab_.healthy("host1"));
+  handle_ = lab_.open("host1");
+  ASSERT_TRUE(handle_.is_ok());
+  auto read = lab_.read("host1", *handle_, 0);
+  ASSERT_TRUE(read.is_ok()) << read.status().to_string();
+  EXPECT_EQ(*read, 'z');
+}
+
+// What is put there from memory is queued once, however long the disk takes for it.
+TEST_F(NamesStore, ADiskThatHangsIsNotGivenAllNamesAgainAndAgain) {
+  lab_.world.run_for(seconds(30));
+  const uint64_t before = lab_.world.commits("host1");
+  lab_.world.run_for(seconds(60));
+  const uint64_t idle = lab_.world.commits("host1") - before;
+  fail_names(false);
+  ASSERT_TRUE(make("x").is_ok());
+  lab_.world.run_for(std::chrono::milliseconds(50));
+  lab_.world.set_store_fault("host1", StoreFault{.path_contains = "/names", .delay = std::chrono::hours(1)});
+  lab_.world.run_for(seconds(10));
+  EXPECT_TRUE(tells_of_names());
+  const uint64_t hanging = lab_.world.commits("host1");
+  lab_.world.run_for(seconds(60));
+  EXPECT_LE(lab_.world.commits("host1") - hanging, idle + 2);
+  EXPECT_TRUE(tells_of_names());
+}
+
 TEST_F(NamesStore, WhileItTakesNothingTheHostSaysSoAndAfterwardsAllIsKept) {
   fail_names(true);
   ASSERT_TRUE(make("one").is_ok());
@@ -96,7 +177,8 @@ TEST_F(NamesStore, WhileItTakesNothingTheHostSaysSoAndAfterwardsAllIsKept) {
   lab_.start("host1");
   lab_.world.run_for(seconds(1));
   std::set<std::string> known;   // without the shared node: what is kept here
-  auto listed = lab_.wait<Result<wire::DirEntries>>([&](auto done) { lab_.engine("host1").readdir(InodeNumber(1), "", std::move(done)); });
+  auto listed = lab_.wait<Result<wire::DirEntries>>(
+      [&](auto done) { lab_.engine("host1").readdir(InodeNumber(1), "", 512, std::move(done)); });
   ASSERT_TRUE(listed.is_ok()) << listed.status().to_string();
   for (const wire::DirEntry& e : listed->entries) known.insert(e.name);
   EXPECT_EQ(known, (std::set<std::string>{"disk.img", "one", "two"}));

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "shared/base/log.h"
 #include "tests/repeat.h"
 #include "tests/sim/lab.h"
 
@@ -12,6 +13,7 @@ using std::chrono::seconds;
 
 
 struct OtherReader : testing::Test {
+  ~OtherReader() override { log::set_sink_for_testing(nullptr); }
   // host1 holds the image with 'a' in it, flushed, and has it open; host2 has it open for reading.
   void begin(Lab& lab) {
     auto first = lab.open("host1", true);
@@ -330,6 +332,40 @@ TEST_F(OtherReader, GetsNothingOldWhileWhatTheHolderHadSentArrivesLate) {
     EXPECT_EQ(std::ranges::count_if(reads, old), 0) << "reads got old bytes";
     ASSERT_TRUE(lab.healthy("host1"));
     expect_new(lab);
+  }
+}
+
+// More than a second of its writes lies before what says that it is there.
+TEST_F(OtherReader, WaitsForAHolderWhoseLinkIsFull) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    bool recalled = false;
+    log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) {
+      recalled = recalled || line.find("recalled") != line.npos;
+    });
+    Lab lab(seed);
+    begin(lab);
+    lab.world.run_for(seconds(2));
+    recalled = false;
+    const Duration full = std::chrono::milliseconds(900);
+    lab.world.set_latency("host1", "shared1", {full, full});
+    const Bytes sent(4096, 'c');
+    auto data = std::make_shared<Bytes>(4096);                       // shared with the read
+    auto got = std::make_shared<std::optional<Result<size_t>>>();   // likewise
+    for (uint64_t i = 0; i < 150; ++i) {
+      lab.engine("host1").write(writer, (1 + i % 40) * 4096, sent, io::IoMode::kQueued, [](Result<size_t>) {});
+      lab.world.run_for(std::chrono::milliseconds(100));
+      if (i == 30) {
+        lab.engine("host2").read(reader, 0, *data, io::IoMode::kQueued,
+                                 [data, got](Result<size_t> n) { got->emplace(std::move(n)); });
+      }
+    }
+    EXPECT_TRUE(!got->has_value() || (*got)->is_ok()) << (*got)->status().to_string();
+    lab.world.set_latency("host1", "shared1", {std::chrono::microseconds(30), std::chrono::milliseconds(2)});
+    ASSERT_TRUE(lab.world.run_until([&] { return got->has_value(); }, seconds(10)));
+    ASSERT_TRUE((*got)->is_ok()) << (*got)->status().to_string();
+    EXPECT_EQ(data->front(), 'a');
+    EXPECT_FALSE(recalled) << "it has to give away what it uses";
   }
 }
 

@@ -21,7 +21,7 @@ class ReopenedCopy : public testing::TestWithParam<int> {
     lab_.world.inject("host1", FileFault{1, 1, kWrite, "/brick1", EIO});
     if (Status s = lab_.write("host1", *handle_, 0, 'b'); !s) return s;
     EXPECT_FALSE(lab_.engine("host1").healthy()) << "no fault came";
-    lab_.world.set_store_fault("shared1", StoreFault{"/catalogue", Status::ok(), false, milliseconds(300)});
+    lab_.world.set_store_fault("shared1", StoreFault{.path_contains = "/catalogue", .delay = milliseconds(300)});
     lab_.world.run_for(seconds(29) + milliseconds(100) * GetParam());
     wire::Create other;
     other.parent = InodeNumber(1);

@@ -428,7 +428,7 @@ TEST(Resize, WhatWasFlushedBehindTheOldEndOfAnImageOfOneCopyReachesTheReplicaAft
   ASSERT_TRUE(first.is_ok()) << first.status().to_string();
   ASSERT_TRUE(lab.write("host1", *first, 0, 'b').is_ok());
   lab.world.run_for(seconds(10));
-  lab.world.set_store_fault("host1", StoreFault{"/state/journal", Status::ok(), false, seconds(2)});
+  lab.world.set_store_fault("host1", StoreFault{.path_contains = "/state/journal", .delay = seconds(2)});
   ASSERT_TRUE(lab.write("host1", *first, Lab::kImageBytes, 'g', 2 * kRegion).is_ok());
   ASSERT_TRUE(lab.flush("host1", *first).is_ok());
   lab.crash("host1", Crash::kPowerLoss);

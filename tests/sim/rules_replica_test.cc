@@ -277,12 +277,14 @@ TEST(Rules, AResyncOfTheReplicaSendsWhatTheOwnCopyIsNotFilledWithYet) {
   }
 }
 
-// All that was on host1's disks is gone, an operator has said so, and it is started anew.
+// All that was on host1's disks is gone, an operator has said so, and it is started anew. It knows no name before it is
+// let in, which is once the shared node has given the old connections up.
 void lose_host1(Lab& lab) {
   lab.crash("host1", Crash::kPowerLoss);
   lab.world.wipe("host1", {"/state", "/brick1"});
   lab.after_reset = true;
   lab.start("host1");
+  lab.world.run_for(seconds(40));
 }
 
 TEST(Rules, WhatALostJournalHadNotShippedIsShippedWithTheNextTenure) {
@@ -297,6 +299,7 @@ TEST(Rules, WhatALostJournalHadNotShippedIsShippedWithTheNextTenure) {
     ASSERT_TRUE(lab.write("host1", *image, 8192, 'b', 16384).is_ok());
     ASSERT_TRUE(lab.flush("host1", *image).is_ok());
     lose_host1(lab);
+    ASSERT_TRUE(lab.healthy("host1")) << lab.engine("host1").status_json();
     image = lab.open("host1");
     ASSERT_TRUE(image.is_ok()) << image.status().to_string();
     ASSERT_TRUE(lab.write("host1", *image, 3 * Lab::kRegion, 'c').is_ok());

@@ -25,7 +25,7 @@ class TakenMeanwhile : public testing::Test {
   void begin_slowly(Lab& lab) {
     begin(lab, Crash::kKill);
     lab.start("host1");
-    lab.world.set_store_fault("host1", StoreFault{"/state/drl", Status::ok(), false, seconds(5)});
+    lab.world.set_store_fault("host1", StoreFault{.path_contains = "/state/drl", .delay = seconds(5)});
     open_on_both(lab);
   }
   void expect_read(Lab& lab) {

@@ -375,8 +375,8 @@ TEST_F(LinkTest, APeekEndsWhereverItIsWhenItsTimeIsOver) {
   File f = create(1, "a.img", kMiB);
   ASSERT_TRUE(write_now(f, 0, 0x11, kMiB));
   ASSERT_TRUE(await_mirror(f, "mirrored"));
-  cut_link(1);                                 // the shared node holds others' reads back for 5 s
-  world_->run_for(milliseconds(950));
+  cut_link(1);                                 // a second later the shared node holds others' reads back, for 5 s
+  world_->run_for(milliseconds(1050));
   Pending peek = std::make_shared<Request>();
   peek->memory.resize(512);
   engine(2).peek(f.inode, 0, peek->memory, seconds(3), [peek](Result<size_t> n) { peek->answer = n.status(); }, 7);

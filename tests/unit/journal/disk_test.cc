@@ -464,7 +464,7 @@ TEST_F(DiskTest, TM_UNSANITIZED(WhatWaitsForADiskThatHangsIsBounded)) {
     world_.run_for(std::chrono::milliseconds(10));
     most = std::max(most, journal_->usage().pending_bytes);
   }
-  EXPECT_LT(most, 64u << 20);
+  EXPECT_LT(most, 32u << 20);
   EXPECT_GT(most, 1u << 20);
   EXPECT_TRUE(journal_->condition());
   world_.set_store_fault("host1", {});

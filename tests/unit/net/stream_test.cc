@@ -1,6 +1,7 @@
 // Streams between nodes that trust each other: bytes, bounds, endings, rotation.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -166,6 +167,23 @@ TEST_F(StreamTest, APeerThatNeverReadsIsGivenUpAtTheBound) {
     ASSERT_TRUE(wait(100));
   }
   ASSERT_TRUE(client.closed.has_value());
+  EXPECT_THAT(client.closed->message(), ::testing::HasSubstr("does not read"));
+}
+
+// Whoever is sent more than it takes must not have all of this node's memory, though it take a little now and then.
+TEST_F(StreamTest, NoPeerIsKeptMoreForThanTheSecondBound) {
+  listen(shared);
+  End client;
+  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+  const Bytes piece(1 << 20);
+  constexpr uint64_t kMost = 8 * limits::kStreamUnsentBytesMax;
+  size_t most = 0;
+  for (uint64_t sent = 0; sent < kMost + 32 * piece.size(); sent += piece.size()) {
+    client.stream->send(piece, {});
+    most = std::max(most, client.stream->unsent_bytes());
+  }
+  EXPECT_LE(most, kMost + 2 * piece.size());
+  ASSERT_TRUE(wait_for([&] { return client.closed.has_value(); }));
   EXPECT_THAT(client.closed->message(), ::testing::HasSubstr("does not read"));
 }
 
