@@ -71,6 +71,14 @@ void JournalImpl::lack_if_followed(uint32_t slot) {
   note_lack(slot, RecordKind::kWrite, {0, s.size});
 }
 
+// Also of an image that nobody has used since the start: of it staged batches alone may be left, and their regions are lacked by
+// now, or it is withheld. It has no slot yet.
+void JournalImpl::lack_followed() {
+  for (const ImageId& image : lacks_.images())
+    if (known_tenures_.contains(image)) slot_of(image);
+  for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
+}
+
 // A mark that an image is whole, which may be at the replica already: told again, it is told with all of the image again. An
 // earlier version of the replica takes it to say that nothing is left there of what was before.
 void JournalImpl::lack_if_whole(const wire::Mark& mark) {
@@ -194,7 +202,6 @@ Task<void> JournalImpl::degrade() {
   lacks_.untake();
   give_up_from(0, degraded_.why.c_str(), true);
   absorb_open_batch();
-  for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
   std::vector<StoredMark> marks;
   if (last_staged_ > shipper_->replica().newest) {
     marks_unread_ = {shipper_->replica().newest, last_staged_};
@@ -202,6 +209,7 @@ Task<void> JournalImpl::degrade() {
   }
   pending_.erase_range(kMarksTable, {}, batch_prefix(last_staged_.next()));
   take_over(given, std::move(marks));
+  lack_followed();
   put_degraded();
   kLog.warning("degraded", {{"reason", degraded_.why}, {"batches", given.size()}, {"bytes", bytes},
                             {"lacked_bytes", lacks_.bytes()},
@@ -273,6 +281,9 @@ Status JournalImpl::begin_degraded() {
   absorb_open_batch();
   put_degraded();
   take_over(given, {});             // its events are with those of the open batch already
+  // Of a resync's pieces that was seen to as the last run began it: what the replica has of them is not sent again.
+  const bool points = std::any_of(given.begin(), given.end(), [](const auto& b) { return b.kind != BatchKind::kPiece; });
+  if (points) lack_followed();
   for (const SegmentMark& m : open_batch().marks) lack_if_whole(m.mark);
   kv::WriteBatch batch = std::exchange(pending_, {});
   lacks_.put_changed(batch);

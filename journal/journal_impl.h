@@ -193,6 +193,7 @@ class JournalImpl final : public Journal {
   void note_lack(uint32_t slot, RecordKind kind, Extent extent);
   void absorb_open_batch();
   void lack_if_followed(uint32_t slot);
+  void lack_followed();
   void lack_if_whole(const wire::Mark& mark);
   void put_degraded();
   uint64_t free_share() const;

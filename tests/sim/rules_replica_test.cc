@@ -345,6 +345,46 @@ TEST(Rules, WhatALostJournalHadNotShippedIsMissedAtTheReplicaUntilTheNextHolderS
   }
 }
 
+// The next holder reaches its journal's limit, started anew, and nobody uses the image there: what it sends of it then
+// counts as all of it.
+TEST(Rules, WhatALostJournalHadNotShippedIsMissedWhereTheNextHoldersLimitGivesUpWhatItHadStaged) {
+  for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    Site site(lab);
+    lab.limit_age = seconds(60);
+    lab.crash("host2", Crash::kKill);
+    lab.start("host2");
+    auto first = lab.open_filled("host1");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.world.run_for(seconds(10));
+    lab.world.partition("host1", "replica1");
+    ASSERT_TRUE(lab.write("host1", *first, 8192, 'b', 16384).is_ok());
+    lab.engine("host1").release(*first);
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host2", *second, 3 * Lab::kRegion, 'c').is_ok());
+    lab.world.run_for(seconds(5));
+    lab.world.heal_all();
+    lose_host1(lab);
+    lab.world.run_for(seconds(60));          // both copies are level, and its dirty-region log is clean
+    ASSERT_EQ(nlohmann::json::parse(site.ask("/v1/status"))["healthy"], false);
+    lab.world.partition("host2", "replica1");
+    ASSERT_TRUE(lab.write("host2", *second, 2 * Lab::kRegion, 'd').is_ok());
+    ASSERT_TRUE(lab.flush("host2", *second).is_ok());
+    lab.engine("host2").release(*second);
+    lab.world.run_for(seconds(30));
+    lab.crash("host2", Crash::kKill);
+    lab.start("host2");
+    lab.world.run_for(seconds(120));
+    lab.world.heal_all();
+    lab.world.run_for(seconds(120));
+    const auto status = nlohmann::json::parse(site.ask("/v1/status"));
+    const bool good = status["healthy"] != true || site.verify("host2").empty();
+    EXPECT_TRUE(good) << "it is called good, and is not equal: " << status.dump();
+  }
+}
+
 // All of it had been shipped before: nothing is missed, whoever goes on.
 TEST(Rules, AJournalThatIsLostWithNothingUnshippedIsNotMissed) {
   Lab lab(1, false, Plant::kNone, Ships::kYes);

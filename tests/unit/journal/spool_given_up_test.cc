@@ -90,5 +90,27 @@ TEST_F(LimitTest, TM_UNSANITIZED(EventsThatWaitToBeStagedAreBounded)) {
   }
 }
 
+// Another host wrote it before this one, and of this one's own batches some are staged: nobody uses it since the start.
+TEST_F(LimitTest, AllOfAnImageThatWasAnothersIsLackedThoughNobodyHasUsedItSinceTheStart) {
+  options_.settings.limit_age = std::chrono::seconds(60);
+  open_journal();
+  run_load(50, 8);
+  wait_shipped();
+  replica_away();
+  submit({image_id(0), RecordKind::kWrite, {0, kG}, 0, Bytes(kG, 0x5a)});
+  ASSERT_TRUE(settle([&] { return journal_->usage().spool_batches > 0; }));
+  for (const auto& [image, s] : slots_) journal_->note_durable(s, journal_->last_finished());
+  world_.run_for(std::chrono::seconds(20));
+  close_cleanly();
+  env_ = copy_.env = &world_.start("host1");
+  auto opened = Journal::open(*env_, options_, copy_);
+  ASSERT_TRUE(opened) << opened.status().to_string();
+  journal_ = std::move(*opened);
+  ASSERT_TRUE(journal_->dirty_after_crash().empty());
+  ASSERT_FALSE(degraded());
+  ASSERT_TRUE(settle([&] { return degraded(); }, 120));
+  EXPECT_GE(journal_->usage().resync_left_bytes, sizes_[image_id(0)]) << "the replica takes the resync for all of it";
+}
+
 }  // namespace
 }  // namespace tidemark::journal
