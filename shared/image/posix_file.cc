@@ -85,7 +85,7 @@ Status PosixFile::sync() const {
 Status PosixFile::lock_exclusively() const {
   if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return {};
   if (errno == EWOULDBLOCK) return {Code::kBusy, path_ + ": another process works on it: wait for it, or end it"};
-  // A file system without locks (NFS without its lock service, some FUSE servers): whoever renames looks at the number, too.
+  // A file system without locks (NFS without its lock service, some FUSE servers): its number is looked at, too.
   if (errno == ENOLCK || errno == ENOSYS || errno == EOPNOTSUPP) return {};
   return Status::from_errno(errno, path_ + ": lock");
 }
