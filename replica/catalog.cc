@@ -7,6 +7,7 @@
 namespace tidemark::replica {
 namespace {
 
+constexpr uint8_t kCreated = 1, kRemoved = 2;   // ImageRecord::heard
 const ByteSpan kMetaKey = as_bytes("store"), kApplyingKey = as_bytes("applying"), kDecidedKey = as_bytes("decided");
 
 Result<HeldRecord> held_record(ByteSpan value) {
@@ -117,7 +118,9 @@ Status Catalog::load_images(kv::Snapshot& snapshot, Catalog& out) {
     if (images->key().size() != 16) return Status(Code::kCorruption, "images: a key has the wrong form");
     ImageId id;
     std::copy_n(images->key().begin(), 16, id.bytes.begin());
-    Image image{.index = record.index, .created = record.created != 0};
+    Image image{.index = record.index};
+    image.created = (record.heard & kCreated) != 0;
+    image.removed = (record.heard & kRemoved) != 0;
     const Bytes end = image_point_key(record.index, PointId(UINT64_MAX));
     if (versions->seek_before(end) && starts_with(versions->key(), ByteSpan(end).first(4))) {
       TM_ASSIGN_OR_RETURN(image.newest, wire::decode<ImageVersion>(versions->value()));
@@ -243,7 +246,7 @@ Catalog::Image& Catalog::add_image(const ImageId& id, kv::WriteBatch& out) {
   if (added) {
     it->second.index = meta.next_image;
     meta.next_image = meta.next_image.next();
-    put_record(out, kImages, id.bytes, ImageRecord{it->second.index, 0});
+    put_image(id, it->second, out);
   }
   return it->second;
 }
@@ -252,7 +255,11 @@ void Catalog::mark_created(const ImageId& id, kv::WriteBatch& out) {
   Image& image = add_image(id, out);
   if (image.created) return;
   image.created = true;
-  put_record(out, kImages, id.bytes, ImageRecord{image.index, 1});
+  put_image(id, image, out);
+}
+void Catalog::put_image(const ImageId& id, const Image& image, kv::WriteBatch& out) {
+  const int heard = (image.created ? kCreated : 0) | (image.removed ? kRemoved : 0);
+  put_record(out, kImages, id.bytes, ImageRecord{image.index, static_cast<uint8_t>(heard)});
 }
 
 void Catalog::put_meta(kv::WriteBatch& out) const { put_record(out, kMeta, kMetaKey, meta); }
@@ -329,7 +336,9 @@ std::map<std::pair<ImageId, PointId>, CutOffRecord>::iterator Catalog::open_cut_
 }
 bool Catalog::put_cut_off(const CutOff& cut, PointId from, kv::WriteBatch& out) {
   if (open_cut_off(cut.image) != cut_offs.end()) return false;
-  const CutOffRecord record{.epoch = cut.epoch, .source = cut.source, .through = cut.through};
+  const Image* known = image(cut.image);
+  const uint8_t removed = known != nullptr && known->removed;
+  const CutOffRecord record{cut.epoch, cut.source, cut.through, PointId(0), removed};
   cut_offs[{cut.image, from}] = record;
   put_record(out, kCutOff, cut_off_key(cut.image, from), record);
   return true;
@@ -341,6 +350,11 @@ void Catalog::end_cut_off(const ImageId& image, PointId until, kv::WriteBatch& o
   put_record(out, kCutOff, cut_off_key(image, open->first.second), open->second);
 }
 void Catalog::note_removed(const ImageId& image, kv::WriteBatch& out) {
+  auto known = images.find(image);
+  if (known != images.end() && !known->second.removed) {
+    known->second.removed = true;
+    put_image(image, known->second, out);
+  }
   auto open = open_cut_off(image);
   if (open == cut_offs.end()) return;
   open->second.removed = 1;

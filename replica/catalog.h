@@ -56,6 +56,7 @@ class Catalog {
   struct Image {
     ImageIndex index;
     bool created = false;
+    bool removed = false;         // it lost its name
     bool has_version = false;
     ImageVersion newest;
   };
@@ -90,6 +91,7 @@ class Catalog {
   // False: known already.
   bool put_cut_off(const CutOff& cut, PointId from, kv::WriteBatch& out);
   void end_cut_off(const ImageId& image, PointId until, kv::WriteBatch& out);
+  // Also where its cut-off is not known yet: the batch that tells of it may be held, or on its way.
   void note_removed(const ImageId& image, kv::WriteBatch& out);
   // When a held batch was accepted. 0: unknown, or it is not held.
   WallTime held_since(const BatchFacts& facts) const;
@@ -110,6 +112,7 @@ class Catalog {
   static Status load_decided(kv::Snapshot& snapshot, Catalog& out);
   static Status load_lost(kv::Snapshot& snapshot, Catalog& out);
   std::map<std::pair<ImageId, PointId>, CutOffRecord>::iterator open_cut_off(const ImageId& image);
+  static void put_image(const ImageId& id, const Image& image, kv::WriteBatch& out);
   static Status load_held(kv::Snapshot& snapshot, Catalog& out);
   struct Held { uint64_t key = 0; WallTime since; };
   std::map<std::pair<StreamId, BatchNumber>, Held> held_;

@@ -328,11 +328,15 @@ void Intake::report(const ApplyAction& action, const ApplyOutput& built, const s
                batch.source + " cannot read: what is shown of it is older than the point");
   }
   for (const CutOff& cut : built.cut_off) {
+    const Catalog::Image* image = catalog_.image(cut.image);
+    const bool removed = image != nullptr && image->removed;
     alarm_("journal_lost", cut.image.to_string(),
            "epoch " + std::to_string(cut.epoch.value) + " goes on upon writes of " + cut.source + " up to " +
                std::to_string(cut.through.incarnation.value) + ":" + std::to_string(cut.through.counter.value) +
-               " that were lost with its journal: the image is shown as it was before them until all of it is sent, by "
-               "`tidemark journal resync-replica` on the host that has it (now " + batch.source + ")");
+               " that were lost with its journal: the image is shown as it was before them" +
+               (removed ? "; it was removed"
+                        : " until all of it is sent, by `tidemark journal resync-replica` on the host that has it "
+                          "(now " + batch.source + ")"));
   }
   for (const BranchRecord& branch : built.branches) {
     ++counters_.branches;

@@ -100,8 +100,8 @@ struct PointRecord {              // kPoints: key point
 
 struct ImageRecord {              // kImages: key UUID
   ImageIndex index;
-  uint8_t created = 0;            // a create mark of it has arrived from some source
-  template <class A> void fields(A& a) { a(index, created); }
+  uint8_t heard = 0;              // 1: a create mark of it has arrived from some source, 2: that it lost its name
+  template <class A> void fields(A& a) { a(index, heard); }
 };
 struct ImageVersion {             // kImageVersions: key index (u32), point
   uint64_t size = 0;

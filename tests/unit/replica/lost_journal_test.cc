@@ -219,5 +219,37 @@ TEST_F(LostJournal, AnImageThatWasRemovedIsNoReasonAnyMore) {
   EXPECT_EQ(without("latest"), 1u);
 }
 
+// Nobody can send such an image any more.
+TEST_F(LostJournal, AnImageThatWasRemovedWhileItsBatchWasHeldIsNoReason) {
+  put(host2, of_host2(lost()));
+  ASSERT_FALSE(applied());
+  put(host3, host3.make({}, {unlink_mark(40, "host3", 11, kOne, "one")}));
+  ASSERT_TRUE(applied());
+  h.restart();
+  put(again, reset());
+  for (int round = 0; round < 2; ++round, h.restart()) {
+    EXPECT_EQ(without("latest"), 1u);
+    EXPECT_TRUE(h.replica->health().empty()) << h.replica->health().front();
+  }
+}
+
+TEST_F(LostJournal, AnImageThatWasRemovedBeforeItsBatchCameIsNoReason) {
+  put(host3, host3.make({}, {unlink_mark(40, "host3", 11, kOne, "one")}));
+  put(again, reset());
+  put(host2, of_host2(lost()));
+  EXPECT_EQ(without("latest"), 1u);
+  EXPECT_TRUE(h.replica->health().empty());
+}
+
+TEST_F(LostJournal, AnImageThatIsRemovedInTheSameBatchIsNoReason) {
+  put(again, reset());
+  put(host2, host2.make({slice(kOne, 2, {units(0, 1, 'n')}, after(1, "host1", lost()))},
+                        {open_mark("host2", 11, kOne), unlink_mark(40, "host2", 11, kOne, "one")}));
+  for (int round = 0; round < 2; ++round, h.restart()) {
+    EXPECT_EQ(without("latest"), 1u);
+    EXPECT_TRUE(h.replica->health().empty());
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::replica
