@@ -51,6 +51,8 @@ struct DecidedRecord {            // kMeta: key "decided"
   template <class A> void fields(A& a) { a(point, branched, newer, unlike, overtaken); }
 };
 
+inline constexpr size_t kCutOffNamed = 16;   // images, where they are listed for many points or for the status
+
 class Catalog {
  public:
   struct Image {

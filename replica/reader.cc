@@ -88,14 +88,20 @@ PointId Reader::newest() const {
 }
 
 // With what it is without: whoever asks for a point is told, however they ask.
-Result<Point> Reader::complete_point(kv::Snapshot& snapshot, Point point) const {
+Result<Point> Reader::complete_point(kv::Snapshot& snapshot, Point point, const CutOffsNamed& named) const {
   auto gap = read_record<GapRecord>(snapshot, kGaps, kv::key_u64(point.id.value));
   if (gap) point.without = std::move(gap->without);
   else if (gap.status().code() != Code::kNotFound) return gap.status();
+  size_t count = 0;
   for (const auto& [of, cut] : catalog_.cut_offs) {
-    if (point.id < of.second || (cut.until.value != 0 && point.id >= cut.until)) continue;
+    if (named.image && of.first != *named.image) continue;
+    if (point.id < of.second || (cut.until.value != 0 && point.id >= cut.until) || ++count > named.max) continue;
     point.without.push_back("image " + of.first.to_string() + ", which goes on upon writes of " + cut.source +
                             " that were lost with its journal: it is shown as it was before them");
+  }
+  if (count > named.max) {
+    point.without.push_back(std::to_string(count - named.max) + " images more that go on upon such writes: the point "
+                            "by itself names them all");
   }
   return point;
 }
@@ -103,7 +109,7 @@ Result<Point> Reader::complete_point(kv::Snapshot& snapshot, Point point) const 
 Result<Point> Reader::point(PointId id) {
   auto snapshot = store_.snapshot();
   auto record = read_record<PointRecord>(*snapshot, kPoints, kv::key_u64(id.value));
-  if (record) return complete_point(*snapshot, {id, std::move(*record)});
+  if (record) return complete_point(*snapshot, {id, std::move(*record)}, {});
   if (record.status().code() != Code::kNotFound) return record.status();
   if (newest().value == 0) return Status(Code::kNotFound, "there is no recovery point yet");
   return Status(Code::kNotFound, "no point " + std::to_string(id.value) + "; the oldest is 1, the newest " +
@@ -141,7 +147,7 @@ Result<Point> Reader::by_time(WallTime at) {
       const PointId id = point_of_key(points->key());
       if (id.value < first) break;
       TM_ASSIGN_OR_RETURN(PointRecord record, wire::decode<PointRecord>(points->value()));
-      if (record.label <= at) return complete_point(*snapshot, {id, std::move(record)});
+      if (record.label <= at) return complete_point(*snapshot, {id, std::move(record)}, {});
     }
   }
   if (newest().value == 0) return Status(Code::kNotFound, "there is no recovery point yet");
@@ -180,7 +186,7 @@ Result<PointPage> Reader::points(const PointQuery& query) {
     }
     TM_ASSIGN_OR_RETURN(PointRecord record, read_record<PointRecord>(*snapshot, kPoints, kv::key_u64(id.value)));
     Point point{.id = id, .record = std::move(record), .branch = branched.contains(id)};
-    TM_ASSIGN_OR_RETURN(point, complete_point(*snapshot, std::move(point)));
+    TM_ASSIGN_OR_RETURN(point, complete_point(*snapshot, std::move(point), {query.image, kCutOffNamed}));
     page.points.push_back(std::move(point));
   }
   return page;

@@ -92,7 +92,11 @@ class Reader {
 
  private:
   struct HashJob;
-  Result<Point> complete_point(kv::Snapshot& snapshot, Point point) const;
+  struct CutOffsNamed {
+    std::optional<ImageId> image;   // this one alone
+    size_t max = SIZE_MAX;          // how many more there are is said
+  };
+  Result<Point> complete_point(kv::Snapshot& snapshot, Point point, const CutOffsNamed& named) const;
   void hash_next(const std::shared_ptr<HashJob>& job);
   io::Env& env_;
   kv::Store& store_;

@@ -11,7 +11,6 @@ namespace {
 const log::Logger kLog("replica");
 constexpr auto kDrainPoll = std::chrono::milliseconds(5);
 constexpr auto kHeldWatch = std::chrono::seconds(5);
-constexpr size_t kCutOffNamed = 16;   // images, in status
 }
 
 Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {

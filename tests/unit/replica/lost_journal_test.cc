@@ -219,6 +219,33 @@ TEST_F(LostJournal, AnImageThatWasRemovedIsNoReasonAnyMore) {
   EXPECT_EQ(without("latest"), 1u);
 }
 
+// Thousands of points, each of which is without all of them.
+TEST_F(LostJournal, AListOfPointsNamesAFewOfManyImages) {
+  constexpr size_t kMany = 40;
+  std::vector<SliceSpec> slices;
+  std::vector<wire::Mark> created, opened;
+  for (size_t i = 0; i < kMany; ++i) {
+    const Uuid image = test_uuid(100 + i, 0x11);
+    created.push_back(create_mark(100 + i, "host1", 100 + i, image, "many" + std::to_string(i)));
+    opened.push_back(open_mark("host2", 100 + i, image));
+    slices.push_back(slice(image, 2, {units(0, 1, 'n')}, after(1, "host1", lost())));
+  }
+  put(again, again.make({}, created));
+  put(host2, host2.make(slices, opened));
+  ASSERT_TRUE(applied());
+  EXPECT_EQ(without("latest"), kMany);
+  const Json all = h.get("/v1/points").json()["points"];
+  const auto texts = all.back().value("without", std::vector<std::string>{});
+  ASSERT_EQ(texts.size(), 17u) << all.back();
+  EXPECT_TRUE(texts.back().starts_with("24 images more")) << texts.back();
+  EXPECT_FALSE(all.front().contains("without"));
+  const ImageId last = test_uuid(100 + kMany - 1, 0x11);
+  const Json of_last = h.get("/v1/points?all=1&image=" + last.to_string()).json()["points"];
+  const auto own = of_last.back().value("without", std::vector<std::string>{});
+  ASSERT_EQ(own.size(), 1u) << of_last;
+  EXPECT_TRUE(own.front().starts_with("image " + last.to_string())) << own.front();
+}
+
 // Nobody can send such an image any more.
 TEST_F(LostJournal, AnImageThatWasRemovedWhileItsBatchWasHeldIsNoReason) {
   put(host2, of_host2(lost()));
