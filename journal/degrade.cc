@@ -61,21 +61,26 @@ void JournalImpl::note_lack(uint32_t slot, RecordKind kind, Extent extent) {
   arm_commit();
 }
 
+bool JournalImpl::another_wrote(const wire::TenureParent& parent) const {
+  return !parent.source.empty() && parent.source != options_.source && parent.last.counter.value != 0;
+}
+
 // An image that another host wrote before this one's tenure is lacked whole from then on: that host's batches may wait for
 // this one's resync, and this one's for those. Whichever the replica applies first, what the newest tenure's holder sends is
 // all of it.
 void JournalImpl::lack_if_followed(uint32_t slot) {
   const SlotState& s = slots_[slot];
-  if (s.parent.source.empty() || s.parent.source == options_.source || s.parent.last.counter.value == 0) return;
-  if (!slot_by_image_.contains(s.image)) return;
+  if (!another_wrote(s.parent) || !slot_by_image_.contains(s.image)) return;
   note_lack(slot, RecordKind::kWrite, {0, s.size});
 }
 
 // Also of an image that nobody has used since the start: of it staged batches alone may be left, and their regions are lacked by
-// now, or it is withheld. It has no slot yet.
+// now, or it is withheld. It has no slot yet, and gets none: what its tenure followed is forgotten for it where it is kept.
 void JournalImpl::lack_followed() {
-  for (const ImageId& image : lacks_.images())
-    if (known_tenures_.contains(image)) slot_of(image);
+  for (const ImageId& image : lacks_.images()) {
+    auto known = known_tenures_.find(image);
+    if (known != known_tenures_.end() && another_wrote(known->second.parent)) lacks_.set(image, {0, known->second.size});
+  }
   for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
 }
 

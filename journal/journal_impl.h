@@ -192,6 +192,7 @@ class JournalImpl final : public Journal {
   }
   void note_lack(uint32_t slot, RecordKind kind, Extent extent);
   void absorb_open_batch();
+  bool another_wrote(const wire::TenureParent& parent) const;
   void lack_if_followed(uint32_t slot);
   void lack_followed();
   void lack_if_whole(const wire::Mark& mark);

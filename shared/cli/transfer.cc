@@ -74,12 +74,13 @@ Status still_named(const image::PosixFile& file) {
   return {Code::kBusy, file.path() + ": another process renamed or replaced it meanwhile: try again"};
 }
 
-Result<image::PosixFile> open_partial(const std::string& partial, int flags) {
+// `locked`: false on a file system that has no locks.
+Result<image::PosixFile> open_partial(const std::string& partial, int flags, bool& locked) {
   TM_ASSIGN_OR_RETURN(image::PosixFile file,
                       image::PosixFile::open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC | flags, 0600));
   TM_ASSIGN_OR_RETURN(struct stat s, file.stat());
   if (!S_ISREG(s.st_mode)) return Status(Code::kInvalidArgument, partial + " is no regular file: remove it");
-  TM_RETURN_IF_ERROR(file.lock_exclusively());
+  TM_ASSIGN_OR_RETURN(locked, file.lock_exclusively());
   TM_RETURN_IF_ERROR(still_named(file));   // who had the lock before us
   return file;
 }
@@ -87,20 +88,23 @@ Result<image::PosixFile> open_partial(const std::string& partial, int flags) {
 // The partial file, this process' alone until it is closed, as long as the image and holding it up to `resumed_at`.
 Result<image::PosixFile> begin(const PointSource& source, const TransferOptions& o, uint64_t& resumed_at) {
   const std::string partial = partial_path(o.path);
-  TM_ASSIGN_OR_RETURN(image::PosixFile file, open_partial(partial, 0));
+  bool locked = false;
+  TM_ASSIGN_OR_RETURN(image::PosixFile file, open_partial(partial, 0, locked));
   TM_ASSIGN_OR_RETURN(uint64_t size, file.size());
   TM_ASSIGN_OR_RETURN(resumed_at, resumable_offset(source, o, file));
+  if (!locked) resumed_at = 0;   // another process may be writing it just now: it loses the name, which it notices
   if (resumed_at == 0) {
     // Durably gone before anything changes that it tells of.
     if (unlink(o.progress_file.c_str()) == 0) TM_RETURN_IF_ERROR(sync_directory_of(o.progress_file));
     else if (errno != ENOENT) return Status::from_errno(errno, o.progress_file);
-    if (size != 0) {
+    if (size != 0 || !locked) {
       // Another file of that name, not the same one emptied: whoever else still has that open, or noted how far it was
       // durable, is not taken at its word for this one. Emptied first all the same: EBUSY while another host writes it.
-      if (o.note) o.note(partial + " holds nothing of this image at this point that is known to be durable: it is begun anew");
+      if (o.note && size != 0)
+        o.note(partial + " holds nothing of this image at this point that is known to be durable: it is begun anew");
       TM_RETURN_IF_ERROR(file.truncate(0));
       if (unlink(partial.c_str()) != 0) return Status::from_errno(errno, partial);
-      TM_ASSIGN_OR_RETURN(file, open_partial(partial, O_EXCL));
+      TM_ASSIGN_OR_RETURN(file, open_partial(partial, O_EXCL, locked));
     }
   }
   // What lies beyond the last durable place may be of any age: it is dropped and fetched again.

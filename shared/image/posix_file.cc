@@ -82,11 +82,12 @@ Status PosixFile::sync() const {
   return ::fsync(fd_) == 0 ? Status::ok() : Status::from_errno(errno, path_ + ": fsync");
 }
 
-Status PosixFile::lock_exclusively() const {
-  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return {};
-  if (errno == EWOULDBLOCK) return {Code::kBusy, path_ + ": another process works on it: wait for it, or end it"};
-  // A file system without locks (NFS without its lock service, some FUSE servers): its number is looked at, too.
-  if (errno == ENOLCK || errno == ENOSYS || errno == EOPNOTSUPP) return {};
+Result<bool> PosixFile::lock_exclusively() const {
+  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return true;
+  if (errno == EWOULDBLOCK)
+    return Status(Code::kBusy, path_ + ": another process works on it: wait for it, or end it");
+  // NFS without its lock service, some FUSE servers.
+  if (errno == ENOLCK || errno == ENOSYS || errno == EOPNOTSUPP) return false;
   return Status::from_errno(errno, path_ + ": lock");
 }
 

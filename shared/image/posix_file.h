@@ -30,8 +30,9 @@ class PosixFile {
   Status write(uint64_t offset, ByteSpan data) const;
   Status truncate(uint64_t size) const;
   Status sync() const;
-  // For this process alone, until the file is closed. kBusy if another has it.
-  Status lock_exclusively() const;
+  // For this process alone, until the file is closed. kBusy if another has it; false where the file system has no
+  // locks.
+  Result<bool> lock_exclusively() const;
   // Those of what has the name `path`, if anything has, which this file is about to replace. Where the owner cannot be
   // given away, nobody else is given anything.
   Status take_owner_and_mode_of(const std::string& path) const;

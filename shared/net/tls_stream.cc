@@ -23,9 +23,11 @@ const log::Logger kLog("tls");
 constexpr size_t kRecordBytes = 16384;       // plaintext of a TLS record, at most
 constexpr size_t kEagerSendBytes = 64u << 10;   // lets the peer begin before the turn's end, and stays in cache
 // A peer that much is unsent to is given up once it has taken nothing for so long. One that is merely slower than its
-// senders is not, up to the second bound: the requests under way are fewer, but answers and notices are not counted.
+// senders is not, up to the second bound: all requests that may be under way are fewer, but answers and notices are not
+// counted.
 constexpr auto kTakesNothingMax = std::chrono::seconds(2);
-constexpr uint64_t kUnsentMax = 8 * limits::kStreamUnsentBytesMax;
+constexpr uint64_t kUnsentMax = limits::kPeerPayloadBytesMax + 2 * limits::kStreamUnsentBytesMax;
+static_assert(kUnsentMax > uint64_t{limits::kRequestsInFlightMax} * limits::kFramePayloadBytesMax);
 constexpr size_t kKeptCapacity = 1u << 20;
 
 SSL* as_ssl(void* p) { return static_cast<SSL*>(p); }

@@ -176,7 +176,7 @@ TEST_F(StreamTest, NoPeerIsKeptMoreForThanTheSecondBound) {
   End client;
   ASSERT_TRUE(connect(to_listener(host), client).is_ok());
   const Bytes piece(1 << 20);
-  constexpr uint64_t kMost = 8 * limits::kStreamUnsentBytesMax;
+  constexpr uint64_t kMost = limits::kPeerPayloadBytesMax + 2 * limits::kStreamUnsentBytesMax;
   size_t most = 0;
   for (uint64_t sent = 0; sent < kMost + 32 * piece.size(); sent += piece.size()) {
     client.stream->send(piece, {});
