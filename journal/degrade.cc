@@ -359,9 +359,9 @@ void JournalImpl::begin_resync() {
     row.label = WallTime();
     // What came before an image's tenure is in what is sent of it. Whose it was stays on record (followed()).
     auto unwait = [](wire::TenureParent& parent) { parent = {Epoch(), std::move(parent.source), {}, 1}; };
-    for (uint32_t slot = 0; slot < slots_.size(); ++slot) {
-      unwait(slots_[slot].parent);
-      if (slots_[slot].attached) put_tenure(slot);
+    for (SlotState& s : slots_) unwait(s.parent);
+    for (const auto& [image, slot] : slot_by_image_) {
+      if (!slots_[slot].parent.source.empty()) put_tenure(slot);
     }
     for (auto& [image, tenure] : known_tenures_) {
       unwait(tenure.parent);

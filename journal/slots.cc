@@ -73,7 +73,9 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   // which said so, may be part of the resync batch. Own batches are in order anyhow.
   bool own = parent.source == options_.source && parent.source != s.parent.source && !s.parent.source.empty();
   if (!own && another) forget_whole(s.image);
-  if (!own) s.parent = parent;
+  // The same tenure, told again: a replica that came in another's place waits for nothing of before it (begin_resync()).
+  const bool unwaited = !another && s.parent.epoch.value == 0 && s.parent.source == parent.source;
+  if (!own && !unwaited) s.parent = parent;
   if (shipping_ != Shipping::kNormal) lack_if_followed(slot.index);
   put_tenure(slot.index);
   commit_tenure(slot.index);

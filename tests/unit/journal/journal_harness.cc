@@ -139,7 +139,10 @@ bool FakeReplica::apply(uint64_t number, uint32_t parts_count) {
     for (const SegmentMark& m : head.marks) said.push_back(m.mark);
     point.kind = head.batch.kind;
     if (point.kind == BatchKind::kPiece) continue;
-    for (const SegmentImage& image : head.images) point.changed.insert(image.image);
+    for (const SegmentImage& image : head.images) {
+      point.changed.insert(image.image);
+      followed[image.image] = image.parent;
+    }
     if (index == 0) {
       for (const SegmentImage& image : head.images) images[image.image].resize(std::max<size_t>(image.size, images[image.image].size()));
       for (const wire::Mark& m : said)   // nothing is left of what was there before
@@ -263,7 +266,10 @@ void JournalTest::open_journal() {
     journal_->set_tenure(slots_[image], Epoch(3), parent_);
   }
   history_[journal_->incarnation().value].base = copy_.images;
-  if (!ship_) return;
+  if (ship_) start_shipping();
+}
+
+void JournalTest::start_shipping() {
   net::HttpClientOptions o;
   o.url = "https://replica:" + std::to_string(kReplicaPort);
   o.tls = net::TlsFiles{};

@@ -45,6 +45,7 @@ class FakeReplica {
   Images images;
   std::vector<AtPoint> points;
   std::vector<wire::Mark> marks;
+  std::map<ImageId, wire::TenureParent> followed;            // as the newest batch that names the image says
   uint64_t expected = 1;
   Sha256 last_digest{};
   Uuid store;
@@ -100,6 +101,7 @@ class JournalTest : public testing::Test {
   ~JournalTest() override;
 
   void open_journal();
+  void start_shipping();
   void crash(sim::Crash kind);
   void reconcile_all();
   // One request of the guest; `done` when it is acknowledged.

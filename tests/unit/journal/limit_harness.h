@@ -23,13 +23,14 @@ class LimitTest : public JournalTest {
   void replica_back() { replica_->interfere = {}; }
   // Another store, with nothing in it.
   void empty_replica() {
-    replica_->store = Uuid::from_random({1, 2, 3});
+    replica_->store = Uuid::from_random({1, 2, ++stores_emptied_});
     replica_->expected = 1;
     replica_->last_digest = {};
     replica_->images.clear();
     replica_->known.clear();
     replica_->aside.clear();
     replica_->points.clear();
+    replica_->followed.clear();
     checked_ = 0;
   }
   void resync_all() {
@@ -48,6 +49,11 @@ class LimitTest : public JournalTest {
   }
   bool degraded() { return journal_->usage().shipping == Shipping::kDegraded; }
   bool normal() { return journal_->usage().shipping == Shipping::kNormal && journal_->usage().resync_left_bytes == 0; }
+  // Nothing that was written until now is dirty after a crash.
+  void clean() {
+    for (const auto& [image, s] : slots_) journal_->note_durable(s, journal_->last_finished());
+    world_.run_for(std::chrono::seconds(20));
+  }
   void close_cleanly() {
     Status closed(Code::kUnavailable, "nobody answered");
     journal_->close(std::chrono::seconds(10), [&](Status s) { closed = std::move(s); });
@@ -64,6 +70,7 @@ class LimitTest : public JournalTest {
     for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes) << image.to_string();
   }
   uint64_t largest_spool_ = 0;
+  uint8_t stores_emptied_ = 0;
 };
 
 }  // namespace tidemark::journal

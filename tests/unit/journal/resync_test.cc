@@ -33,11 +33,6 @@ class ResyncTest : public LimitTest {
     journal_->cut(Journal::CutReason::kNamed, "not shipped");
     ASSERT_TRUE(settle([&] { return degraded(); }, 120));
   }
-  // Nothing that was written until now is dirty after a crash.
-  void clean() {
-    for (const auto& [image, s] : slots_) journal_->note_durable(s, journal_->last_finished());
-    world_.run_for(std::chrono::seconds(20));
-  }
   // It takes so much, and then nothing more.
   void answer_until(std::function<bool()> enough) {
     replica_->interfere = [enough = std::move(enough)](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {

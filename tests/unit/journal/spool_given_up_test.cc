@@ -90,8 +90,49 @@ TEST_F(LimitTest, TM_UNSANITIZED(EventsThatWaitToBeStagedAreBounded)) {
   }
 }
 
+class UnusedSinceTheStartTest : public LimitTest {
+ protected:
+  // As a daemon that starts: no guest has opened an image yet.
+  void open_unused() {
+    env_ = copy_.env = &world_.start("host1");
+    auto opened = Journal::open(*env_, options_, copy_);
+    ASSERT_TRUE(opened) << opened.status().to_string();
+    journal_ = std::move(*opened);
+    ++generation_of_run_;
+  }
+  void begin() {
+    open_journal();
+    reconcile_all();
+    run_load(50, 8);
+    wait_shipped();
+    for (const auto& [image, parent] : replica_->followed) ASSERT_EQ(parent.source, "host2") << image.to_string();
+  }
+  // Begun, and not ended: the first piece is there.
+  void resync_to_another() {
+    empty_replica();
+    replica_->pieces = 0;
+    replica_->interfere = [this](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+      if (r.method == "PUT" && replica_->pieces > 0) return net::HttpResponse::json(503, "{}");
+      return std::nullopt;
+    };
+    reconcile_all();
+    resync_all();
+    ASSERT_TRUE(settle([&] { return replica_->pieces > 0; }, 120)) << journal_->usage().ship_error;
+    ASSERT_TRUE(replica_->followed.empty());
+  }
+  void expect_nothing_waited_for() {
+    reconcile_all();
+    replica_back();
+    ASSERT_TRUE(settle([&] { return replica_->followed.size() == copy_.images.size(); }, 120)) << journal_->usage().ship_error;
+    for (const auto& [image, parent] : replica_->followed) {
+      EXPECT_EQ(parent.epoch, Epoch()) << image.to_string() << " waits for " << parent.source;
+      EXPECT_EQ(parent.last, WriteSequence()) << image.to_string();
+    }
+  }
+};
+
 // Another host wrote it before this one, and of this one's own batches some are staged: nobody uses it since the start.
-TEST_F(LimitTest, AllOfAnImageThatWasAnothersIsLackedThoughNobodyHasUsedItSinceTheStart) {
+TEST_F(UnusedSinceTheStartTest, AllOfAnImageThatWasAnothersIsLackedThoughNobodyHasUsedItSinceTheStart) {
   options_.settings.limit_age = std::chrono::seconds(60);
   open_journal();
   run_load(50, 8);
@@ -99,17 +140,50 @@ TEST_F(LimitTest, AllOfAnImageThatWasAnothersIsLackedThoughNobodyHasUsedItSinceT
   replica_away();
   submit({image_id(0), RecordKind::kWrite, {0, kG}, 0, Bytes(kG, 0x5a)});
   ASSERT_TRUE(settle([&] { return journal_->usage().spool_batches > 0; }));
-  for (const auto& [image, s] : slots_) journal_->note_durable(s, journal_->last_finished());
-  world_.run_for(std::chrono::seconds(20));
+  clean();
   close_cleanly();
-  env_ = copy_.env = &world_.start("host1");
-  auto opened = Journal::open(*env_, options_, copy_);
-  ASSERT_TRUE(opened) << opened.status().to_string();
-  journal_ = std::move(*opened);
+  open_unused();
   ASSERT_TRUE(journal_->dirty_after_crash().empty());
   ASSERT_FALSE(degraded());
   ASSERT_TRUE(settle([&] { return degraded(); }, 120));
   EXPECT_GE(journal_->usage().resync_left_bytes, sizes_[image_id(0)]) << "the replica takes the resync for all of it";
+}
+
+// The host that wrote them before may be gone: what it had shipped went with the other replica.
+TEST_F(UnusedSinceTheStartTest, AnotherReplicaWaitsForNothingThatTheirTenuresFollowed) {
+  for (const bool dirty : {false, true}) {
+    SCOPED_TRACE(dirty ? "dirty" : "not dirty");
+    begin();
+    if (!dirty) clean();
+    crash(sim::Crash::kKill);
+    open_unused();
+    ASSERT_EQ(journal_->dirty_after_crash().empty(), !dirty);
+    start_shipping();
+    resync_to_another();
+    crash(sim::Crash::kKill);
+    open_unused();
+    start_shipping();
+    expect_nothing_waited_for();
+    crash(sim::Crash::kKill);
+  }
+}
+
+// A link that is back, or a daemon that goes on, tells the tenure again.
+TEST_F(UnusedSinceTheStartTest, NorWhereTheTenureIsToldAgain) {
+  for (const bool killed : {false, true}) {
+    SCOPED_TRACE(killed ? "after a kill" : "in the same run");
+    begin();
+    resync_to_another();
+    if (killed) {
+      crash(sim::Crash::kKill);
+      open_journal();
+    } else {
+      for (const auto& [image, s] : slots_) journal_->set_tenure(s, Epoch(3), parent_);
+    }
+    expect_nothing_waited_for();
+    for (const auto& [image, s] : slots_) EXPECT_TRUE(journal_->followed(image)) << "it stays on record";
+    crash(sim::Crash::kKill);
+  }
 }
 
 }  // namespace
