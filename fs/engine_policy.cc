@@ -141,7 +141,7 @@ Task<void> Engine::mirror_again(Image& im) {
   im.mirroring = false;
   if (!wanted()) co_return;
   im.facts.policy_none = false;
-  im.facts.alone = true;
+  im.facts.alone = im.compare = true;
   im.facts.copy_whole = im.local();
   im.state = MirrorState::kWaiting;   // as after a lost link: it may have to ask before it goes on alone
   apply(im, MirrorEvent::kLinkLost);

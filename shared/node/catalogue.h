@@ -57,8 +57,8 @@ struct ImageRecord {
   uint64_t region_bytes = 0;         // of the behind-maps
   fence::State tenure;               // without its waiters
   uint8_t outdated = 0;              // the holder may have acknowledged writes which this copy lacks
-  // An object of the copy was found shorter than it must be. Whatever length it has since, what it holds counts only
-  // once all of it was compared with its holder's copy, or by an operator's word.
+  // An object of the copy was found shorter than it must be, or it was given up (`mirror = none`). Whatever is there
+  // since, it counts only once all of it was compared with its holder's copy, or by an operator's word.
   uint8_t cut = 0;
   // A sync failed while this copy had writes of a holder that none had covered: they may be on no disk, though they are
   // read. The holder writes them again; once the image was taken from it this node does, before the next tenure.

@@ -40,8 +40,9 @@ void Core::note_copy(Image& im, const Status& found) {
   if (found.code() == Code::kCorruption) note_cut(im);
   if (found && im.record.cut != 0) {
     im.copy_fault = Status(Code::kCorruption,
-                           "it was cut short, and is long again: what it holds counts once its holder has compared "
-                           "all of it with a whole copy, or as it is (tidemark image takeover --accept-loss)");
+                           "it was cut short, and is long again, or was given up (mirror = none): what it holds counts "
+                           "once its holder has compared all of it with a whole copy, or as it is (tidemark image "
+                           "takeover --accept-loss)");
   }
   if (im.copy_fault.to_string() == before.to_string()) return;
   if (im.copy_fault) kLog.info("copy_found", {{"image", im.id}});
@@ -65,17 +66,29 @@ void Core::note_cut(Image& im) {
   kv::WriteBatch batch;
   put_image(batch, im.id, im.record);
   commit(std::move(batch), [] {});
-  Session* holder = im.record.tenure.holder.empty() ? nullptr : session_of(im.record.tenure.holder);
+  tell_holder_to_ask(im.id);
+}
+
+// After its copy here.
+void Core::tell_holder_to_ask(const ImageId& id) {
+  auto it = images_.find(id);
+  if (it == images_.end() || it->second->record.cut == 0 || it->second->attr->mirror == 0) return;
+  const ImageRecord& record = it->second->record;
+  Session* holder = record.tenure.holder.empty() ? nullptr : session_of(record.tenure.holder);
   if (holder == nullptr || holder->peers.empty()) return;   // told when it resumes
   holder->peers.front()->link->notify(wire::Type::kInvalidateNotify,
-                                      wire::InvalidateNotify{im.record.inode, InodeNumber(0), ""});
+                                      wire::InvalidateNotify{record.inode, InodeNumber(0), ""});
+}
+
+std::string Core::cut_text(const Image& im) {
+  return im.copy_fault ? "it was cut short, or given up (mirror = none), and its holder has not compared all of it since"
+                       : im.copy_fault.message();
 }
 
 // A copy that was cut is for nobody but its holder, while that compares all of it. `by` as for ensure_copy().
 Status Core::refuse_if_cut(const Image& im, const std::string& by) const {
   if (im.record.cut == 0 || by.empty() || (im.mending && by == im.record.tenure.holder)) return Status::ok();
-  const std::string why = im.copy_fault ? "it was cut short" : im.copy_fault.message();
-  return Status(Code::kCorruption, label(im) + ": " + why);
+  return Status(Code::kCorruption, label(im) + ": " + cut_text(im));
 }
 
 // `by`: the host that asks; empty: this node itself.

@@ -259,6 +259,8 @@ class Core {
   void note_copy(Image& image, const Status& found);
   void copy_damaged(ImageId id, const Status& why);
   void note_cut(Image& image);
+  void tell_holder_to_ask(const ImageId& id);
+  static std::string cut_text(const Image& image);
   Status refuse_if_cut(const Image& image, const std::string& by) const;
   Status ensure_copy(Image& image, const std::string& by);
   void adopt_copy_size(Image& image);

@@ -140,7 +140,7 @@ void Core::flush_request(const PeerPtr& peer, wire::Request& request) {
   // As for a write: its holder has not heard yet. Nor may the change be durable: then what this is to cover is here,
   // on the copy that is about to be given up.
   if (image->attr->mirror == 0) return fail(op, Status(Code::kUnavailable, no_mirror(*image).message()));
-  if (image->record.has_copy == 0 && !image->copy) {   // nothing was ever written here
+  if (image->record.has_copy == 0 && !image->copy && image->record.cut == 0) {   // nothing was ever written here
     level_again(*image);
     peer->link->respond(op->type, op->id, wire::Flushed{group_->loss_id(), image->coordinator});
     return finish(op);

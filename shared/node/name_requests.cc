@@ -195,7 +195,13 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
       close_copy(image);
       image.record.has_copy = 0;
       image.copy_fault = Status::ok();
-      image.record.cut = image.record.in_doubt = 0;
+      image.record.in_doubt = 0;
+      // Its holder may hear of neither this change nor the next: until it has compared all of it, the next copy is not
+      // what it takes it for.
+      const Session* holder = session_of(image.record.tenure.holder);
+      const bool compares = holder == nullptr || (holder->features & wire::kFeatureCompare) != 0;
+      image.record.cut = compares && !image.record.tenure.holder.empty() ? 1 : 0;
+      image.mending = false;
       // Where the next copy, of holes, equals its writer's, nothing will be sent that marks what others have of it.
       mark_behind(image, {0, image.attr->size}, batch);
       given_up = image.id;
@@ -226,6 +232,7 @@ void Core::apply_change(Change change, const Session* by, UniqueFunction<void(co
   uint64_t number = by == nullptr ? 0 : by->number;
   commit(std::move(batch), [this, change = std::move(change), number, given_up, then = std::move(then)]() mutable {
     if (given_up) remove_given_up(*given_up);
+    if (change.policy) tell_holder_to_ask(change.mark.node.image);
     record_marks({change.mark});
     record_marks(change.others);
     auto session = sessions_.find(number);

@@ -99,7 +99,7 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   entry["level"] = level;
   entry["copy"] =
       level ? "level when " + holder + " was last heard of: what it acknowledged since, alone, is only there"
-      : cut ? "damaged: " + image.copy_fault.message()
+      : cut ? "damaged: " + cut_text(image)
             : "outdated: " + holder + " may have acknowledged writes that are not here";
   entry["tail"] = "what " + holder + " wrote without this copy is kept there as a branch, when it is back";
   if (asks_witness(image)) {

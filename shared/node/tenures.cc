@@ -337,7 +337,8 @@ void Core::refuse_fenced(const Action& action) {
 // A host without a whole copy must not hold one that was cut short: nobody could make it level, and whoever has a
 // whole copy would be locked out.
 Status Core::refuse_tenure_if_cut(Image& image, const std::string& host) {
-  if (image.record.has_copy == 0 || has_whole_copy(image, host)) return Status::ok();
+  const bool given_up = image.record.cut != 0 && image.attr->mirror != 0;   // it is empty
+  if ((image.record.has_copy == 0 && !given_up) || has_whole_copy(image, host)) return Status::ok();
   if (Status found = group_->look_at(image.id); found.code() == Code::kCorruption) note_copy(image, found);
   return refuse_if_cut(image, host);
 }

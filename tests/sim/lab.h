@@ -96,6 +96,9 @@ class Lab final : public fs::MemoryKeeper {
   Result<std::string> take_at_shared(const std::string& request) {
     return wait<Result<std::string>>([&](auto done) { shared_->takeover(request, std::move(done)); });
   }
+  Status set_mirror(const std::string& policy) {
+    return wait<Result<std::string>>([&](auto done) { shared_->set_policy("/disk.img", policy, std::move(done)); }).status();
+  }
   void begin_take(const std::string& request) { shared_->takeover(request, [](Result<std::string>) {}); }
   Result<std::string> resync_names() {
     return wait<Result<std::string>>([&](auto done) { shared_->resync_replica(std::move(done)); });

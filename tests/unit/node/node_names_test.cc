@@ -336,6 +336,50 @@ TEST_F(NodeTest, BackFromNoneOthersReadNothingUntilTheHolderSaysSo) {
   EXPECT_EQ(*b->read(held.image, 0, 4096), Bytes(4096, 9));
 }
 
+// It may have heard of neither change, and take what is here for what it wrote.
+TEST_F(NodeTest, BackFromNoneTheCopyCountsOnceItsHolderHasComparedAllOfIt) {
+  auto a = std::make_unique<HostClient>(world_, "host1");
+  a->hello.features |= wire::kFeatureCompare;
+  ASSERT_TRUE(a->connect(port_, cluster_));
+  auto b = host("host2");
+  Held held = held_image(*a, "disk.img", 1u << 20);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  for (const char* mirror : {"none", "sync"}) {
+    std::optional<Status> set;
+    node_->set_policy("disk.img", mirror, [&](Result<std::string> r) { set = r.status(); });
+    ASSERT_TRUE(world_.run_until([&] { return set.has_value(); }, std::chrono::seconds(10)));
+    ASSERT_TRUE(*set) << set->message();
+  }
+  a->run([&] { return !a->invalidated.empty(); });
+  auto resume = [&](uint8_t ahead) {
+    return a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), ahead}).status().code();
+  };
+  auto flush = [&] { return a->ask<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}).status().code(); };
+  for (bool restarted : {false, true}) {
+    SCOPED_TRACE(restarted ? "after a restart" : "at once");
+    if (restarted) {
+      restart_node(sim::Crash::kPowerLoss);
+      ASSERT_TRUE(a->connect(port_, cluster_));
+      ASSERT_TRUE(b->connect(port_, cluster_));
+    }
+    EXPECT_EQ(resume(0), Code::kCorruption);
+    EXPECT_EQ(flush(), Code::kCorruption);
+    EXPECT_EQ(a->write(held.image, held.epoch, 0, Bytes(4096, 9)).status().code(), Code::kCorruption);
+    EXPECT_EQ(errno_of(b->read(held.image, 0, 4096).status()), EIO);
+  }
+  ASSERT_TRUE(a->yield(held.image, held.epoch));
+  EXPECT_EQ(b->acquire(held.image).status().code(), Code::kCorruption) << "it would begin upon zeros";
+  EXPECT_EQ(b->read(held.image, 0, 4096).status().code(), Code::kCorruption);
+  Result<wire::Grant> again = a->acquire(held.image);
+  ASSERT_TRUE(again) << again.status().message();
+  held.epoch = again->epoch;
+  ASSERT_EQ(resume(3), Code::kOk);
+  ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
+  EXPECT_EQ(flush(), Code::kOk);
+  ASSERT_EQ(resume(0), Code::kOk);
+  EXPECT_EQ(*b->read(held.image, 0, 4096), Bytes(4096, 9));
+}
+
 // The blocks of an image of `mirror = none` are with its holder: without one, nobody may begin upon nothing.
 TEST_F(NodeTest, ThePolicyChangesOnlyWhereAHolderHasTheBlocks) {
   auto a = host("host1");
