@@ -295,7 +295,7 @@ void Engine::register_metrics(metrics::Registry& registry) {
         [this] { return static_cast<double>(in_flight()); });
   gauge("journal_spool_bytes", "Staged and not yet durable at the replica",
         [this] { return static_cast<double>(journal_->usage().spool_bytes); });
-  gauge("journal_rpo_seconds", "Age of the newest point durable at the replica while anything is unshipped",
+  gauge("journal_rpo_seconds", "Age of the oldest change that no point durable at the replica has",
         [this] { return seconds(journal_->usage().rpo_ns); });
   gauge("journal_preserved_bytes", "Old blocks kept for closed batches",
         [this] { return static_cast<double>(journal_->usage().preserved_bytes); });

@@ -15,7 +15,7 @@ void JournalImpl::mark(const wire::Mark& mark) {
   Counter counter(next_counter_++);
   tracker_.begin(counter.value);
   tracker_.finish(counter.value);
-  batch.empty = false;
+  note_change(batch);
   batch.marks.push_back({counter, mark});
   auto it = slot_by_image_.find(mark.node.image);
   if (it != slot_by_image_.end() && mark.node.size_generation.value != 0 && mark.node.size == slots_[it->second].size) {

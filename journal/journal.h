@@ -126,7 +126,7 @@ struct Usage {
   std::string ship_error;              // last one, empty when all is well
   WallTime newest_durable_label;       // of the newest point durable at the replica
   BatchNumber newest_durable, newest_closed;
-  int64_t rpo_ns = 0;                  // now minus that label; 0 when nothing is unshipped
+  int64_t rpo_ns = 0;                  // how long ago the oldest change began that is not in that point; 0: none
 
   Shipping shipping = Shipping::kNormal;
   std::string degraded_why;            // while it is not normal

@@ -95,7 +95,7 @@ Ticket JournalImpl::begin(Slot slot, RecordKind kind, Extent extent) {
   t.batch = static_cast<uint32_t>(batch.number.value);
   tracker_.begin(next_counter_++);
   ++batch.in_flight;
-  batch.empty = false;
+  note_change(batch);
   BatchImage& image = touch(batch, slot.index, t.sequence.counter);
   ChangeRecord record{t.sequence.counter.value, extent.offset, extent.length, slot.index, kind};
   if (kind == RecordKind::kResize) {

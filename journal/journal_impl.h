@@ -263,6 +263,7 @@ class JournalImpl final : public Journal {
   void sweep_spool();
 
   // shipping.cc
+  void note_change(Batch& batch);
   void fill_usage(Usage& usage) const;
   void ended_shipping(const StagedBatch& batch, const std::string& receipt);
   void forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done);
@@ -321,6 +322,7 @@ class JournalImpl final : public Journal {
   Status condition_;
 
   WallTime opened_;
+  WallTime level_until_;                         // when something began to be lacked by a replica that had everything
   std::vector<StagedBatch> staged_at_open_;
 
   // The limit and what follows from it (degrade.cc draws it).

@@ -69,6 +69,12 @@ void JournalImpl::ended_shipping(const StagedBatch& batch, const std::string& re
   cut_if_due();
 }
 
+// The first one after a time in which the replica had everything: nothing older than that would be lost.
+void JournalImpl::note_change(Batch& batch) {
+  const bool first = std::exchange(batch.empty, false);
+  if (first && shipping_ == Shipping::kNormal && closed_count() == 0 && shipper_->idle()) level_until_ = env_.wall();
+}
+
 Usage JournalImpl::usage() const {
   Usage u;
   for (const BatchPtr& b : batches_) u.records_unstaged += b->records.size() + b->marks.size();
@@ -93,7 +99,8 @@ Usage JournalImpl::usage() const {
   u.newest_closed = newest_closed_;
   bool all_shipped = open_batch().empty && closed_count() == 0 && shipper_->idle();
   // Before the first point is durable, what would be lost began with this run at the latest.
-  int64_t since = u.newest_durable_label.ns != 0 ? u.newest_durable_label.ns : opened_.ns;
+  const int64_t point = u.newest_durable_label.ns != 0 ? u.newest_durable_label.ns : opened_.ns;
+  const int64_t since = std::max(point, level_until_.ns);
   if (!all_shipped) u.rpo_ns = std::max<int64_t>(0, env_.wall().ns - since);
   fill_usage(u);
   return u;

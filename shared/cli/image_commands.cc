@@ -300,9 +300,9 @@ Kept kept_by_replica(const Json& status, const std::string& uuid) {
   if (!behind.empty()) {
     const double age = real(journal, "rpo_s");
     out.text += label.empty() ? ", if any other host has shipped it: this one has not shipped anything yet"
-                              : ", if it was there then, as of " + label +
-                                    (age > 0 ? " (" + format_seconds(age) + " ago)" : "");
-    out.text += "; what was written since may be in no point: " + behind;
+                              : ", if it was there then, as of " + label;
+    out.text += "; what was written since" + (age > 0 ? ", in the last " + format_seconds(age) + "," : "") +
+                " may be in no point: " + behind;
   }
   const uint64_t handles = number(*image, "open_handles");
   if (handles != 0) out.text += "; it is OPEN here: what is written to it from now on is lost once it is closed";

@@ -46,7 +46,7 @@ TEST(Kept, IsPromisedWithoutConditionsOnlyWhileNothingIsBehind) {
 TEST(Kept, SaysSinceWhenAndWhyItIsBehind) {
   struct Case { const char* patch; const char* says; };
   for (const Case& c : std::vector<Case>{
-           {R"({"journal": {"shipping_paused": true, "rpo_s": 7200.0}})", "(2 h 0 min ago); what was written since may be in no point: shipping is PAUSED"},
+           {R"({"journal": {"shipping_paused": true, "rpo_s": 7200.0}})", "; what was written since, in the last 2 h 0 min, may be in no point: shipping is PAUSED"},
            {R"({"journal": {"shipping": "degraded", "degraded_since": "T", "degraded_why": "spool full"}})", "outdated since T (spool full)"},
            {R"({"journal": {"shipping": "resyncing", "resync_left_bytes": 1048576}})", "being brought level (1.0 MiB left)"},
            {R"({"journal": {"ship_error": "no route"}})", "shipping fails: no route"},

@@ -164,6 +164,23 @@ TEST_F(JournalTest, AFailedReadGivesTheBatchUpWithoutFailingTheGuest) {
   EXPECT_EQ(replica_->images[image_id(0)], copy_.images[image_id(0)]);
 }
 
+// A guest that did nothing for an hour would not lose that hour.
+TEST_F(JournalTest, WhatIsNotShippedIsAsOldAsItsFirstChange) {
+  add_image(0, 128 * kG);
+  open_journal();
+  run_load(20, 8);
+  wait_shipped();
+  world_.run_for(std::chrono::hours(1));
+  EXPECT_EQ(journal_->usage().rpo_ns, 0);
+  journal_->pause_shipping(true);
+  run_load(1, 1);
+  EXPECT_GT(journal_->usage().rpo_ns, 0);
+  EXPECT_LT(journal_->usage().rpo_ns, 1'000'000'000);
+  world_.run_for(std::chrono::minutes(5));
+  run_load(20, 8);
+  EXPECT_NEAR(static_cast<double>(journal_->usage().rpo_ns), 300e9, 1e9);
+}
+
 TEST_F(JournalTest, TimeCutsCoalesceWhileShippingIsPausedAndNamedOnesDoNot) {
   add_image(0, 128 * kG);
   open_journal();
