@@ -24,6 +24,10 @@ std::optional<ByteSpan> unseal(ByteSpan value) {
   if (digest64(body) != load_le<uint64_t>(body.data() + body.size())) return std::nullopt;
   return body;
 }
+std::optional<ByteSpan> read_head(ByteSpan value) {
+  auto body = unseal(value);
+  return body && body->size() == 16 + sizeof(DigestKey::secret) ? body : std::nullopt;
+}
 
 }  // namespace
 
@@ -35,9 +39,9 @@ Status KeptDigests::load(kv::Snapshot& snapshot) {
     ImageId image = Reader(cursor->key()).uuid();
     more = cursor->seek(row_key(image, kHeadRow));
     std::optional<ByteSpan> body;
-    if (more && Reader(cursor->key()).uuid() == image) body = unseal(cursor->value());
+    if (more && Reader(cursor->key()).uuid() == image) body = read_head(cursor->value());
     Known known;
-    if (body && body->size() == 16 + known.key.secret.size()) {
+    if (body) {
       Reader in(*body);
       known.epoch = in.id<Epoch>();
       known.run = in.id<Incarnation>();
@@ -127,7 +131,12 @@ void KeptDigests::keep(const ImageId& image, Extent block, const std::vector<Dig
 
 std::optional<std::vector<Digest128>> KeptDigests::find(kv::Snapshot& snapshot, const ImageId& image,
                                                         Extent block) const {
-  if (!images_.contains(image)) return std::nullopt;
+  auto known = images_.find(image);
+  if (known == images_.end()) return std::nullopt;
+  // Those of before may still be there, under the key of before: their erasure goes with the head of today.
+  auto head = snapshot.get(kDrlDigestsTable, row_key(image, kHeadRow));
+  auto sealed = head ? read_head(*head) : std::nullopt;
+  if (!sealed || !std::ranges::equal(sealed->subspan(16), known->second.key.secret)) return std::nullopt;
   auto value = snapshot.get(kDrlDigestsTable, row_key(image, block.offset / kKeptBlockBytes));
   if (!value) return std::nullopt;
   auto body = unseal(*value);

@@ -97,6 +97,25 @@ TEST_F(JournalTest, RegionSizeGrowsWithTheImageAndKeepsItsMarks) {
   EXPECT_EQ(journal_->dirty_after_crash()[0].regions, (std::vector{RegionIndex(0), RegionIndex(65535)}));
 }
 
+// What a scrub has kept is forgotten as the regions grow; where its disk is slow, it is still there under the next key.
+TEST_F(JournalTest, NoKeptDigestIsFoundUnderAnotherKey) {
+  add_image(0, 128 * kG);
+  open_journal();
+  Slot s = slot(image_id(0));
+  const Extent block{0, 128 * kG};
+  const std::vector<Digest128> digests(block.length / kKeptUnitBytes);
+  journal_->digest_key(s);
+  ASSERT_TRUE(journal_->keep_digests(s, block, digests));
+  ASSERT_TRUE(settle([&] { return journal_->kept_digests(s, block).has_value(); }));
+  sim::StoreFault slow;
+  slow.delay = std::chrono::seconds(20);
+  world_.set_store_fault("host1", slow);
+  journal_->set_size(s, 1ull << 40);
+  journal_->digest_key(s);
+  EXPECT_FALSE(journal_->kept_digests(s, block)) << "taken by a key that is gone";
+  world_.set_store_fault("host1", std::nullopt);
+}
+
 TEST_F(JournalTest, NotesOfTheCopiesSurviveACrash) {
   add_image(0, 128 * kG);
   open_journal();
