@@ -254,9 +254,11 @@ Task<Status> Engine::take_and_yield(wire::Attr attr) {
     co_return Status(Code::kUnavailable, "what was written to it cannot be read and shipped");
   }
   // Where another host wrote last, the next tenure follows that one's writes: nothing of this host's comes after them.
-  // Nor do its own that it lost by a takeover: that it was taken must reach the tenure that is used.
-  const bool own = grant->parent.source == options_.config.node.name && grant->parent.clean != wire::kTaken;
-  if (!own) cut.counter = Counter(0);
+  // Unless the replica lacks some of it that is this host's to send. Nor do its own come after what it lost by a
+  // takeover: that it was taken must reach the tenure that is used.
+  const bool taken = grant->parent.clean == wire::kTaken;
+  const bool follows = grant->parent.source == options_.config.node.name || journal_->unshipped(attr.image);
+  if (taken || !follows) cut.counter = Counter(0);
   auto im = image_of(attr);
   if (!im) co_return im.status();
   co_return co_await yield_at(**im, grant->epoch, cut);
