@@ -208,9 +208,10 @@ std::vector<Wait> waits_of(const OrderState& state, const BatchFacts& batch) {
   std::vector<Wait> waits;
   for (const SliceFacts& slice : batch.slices) {
     const wire::TenureParent& parent = slice.parent;
-    // A tenure that has begun here follows what it follows, or stands in for it.
+    // A tenure that has begun here follows what it follows, or stands in for it. So does one between it and its parent,
+    // in which nothing was written: it had the same parent.
     auto newest = state.epochs.find(slice.image);
-    const bool begun = newest != state.epochs.end() && newest->second >= slice.epoch;
+    const bool begun = newest != state.epochs.end() && (newest->second >= slice.epoch || newest->second > parent.epoch);
     if (!begun && lacks_parent(state, batch.source, slice)) {
       waits.push_back(
           {.kind = Wait::Kind::kParent, .image = slice.image, .source = parent.source, .through = parent.last});

@@ -204,6 +204,20 @@ TEST(Order, AMissingStreamHoldsOnlyWhatDependsOnIt) {
   EXPECT_EQ(actions[1].batch.source, "h2");
 }
 
+// Nothing was written in the tenure before, which followed the same: whoever wrote that may never come.
+TEST(Order, ATenureAfterOneThatFollowedTheSameDoesNotWaitForIt) {
+  OrderState state;
+  const ImageId image = test_uuid(1);
+  const wire::TenureParent gone{.epoch = Epoch(6), .source = "h3", .last = {Incarnation(4), Counter(9)}};
+  auto batch = [&](const char* source, uint64_t epoch, const wire::TenureParent& parent) {
+    return step(state, {.source = source, .number = BatchNumber(1), .last = {Incarnation(1), Counter(1)},
+                        .slices = {{image, Epoch(epoch), parent}}, .created = {image}}).size();
+  };
+  ASSERT_EQ(batch("h1", 7, {.epoch = Epoch(6), .source = "h3"}), 1u) << "told as what nothing waits for";
+  EXPECT_EQ(batch("h2", 8, gone), 1u);
+  EXPECT_EQ(batch("h4", 9, {.epoch = Epoch(8), .source = "h5", .last = {Incarnation(1), Counter(2)}}), 0u) << "that one was written";
+}
+
 // Else the point of the held batch would have the image's data and not its name.
 TEST(Order, TheCreateThatABatchWaitedForIsAppliedBeforeIt) {
   OrderState state;
