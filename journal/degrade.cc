@@ -357,8 +357,9 @@ void JournalImpl::begin_resync() {
   row.digest = facts.last_digest;
   if (replaced) {
     row.label = WallTime();
-    // What came before an image's tenure is in what is sent of it. Whose it was stays on record (followed()).
-    auto unwait = [](wire::TenureParent& parent) { parent = {Epoch(), std::move(parent.source), {}, 1}; };
+    // What came before an image's tenure is in what is sent of it. Whose it was stays on record (followed()), and which
+    // tenure, should it be told again (set_tenure()).
+    auto unwait = [](wire::TenureParent& parent) { parent = {parent.epoch, std::move(parent.source), {}, 1}; };
     for (SlotState& s : slots_) unwait(s.parent);
     for (const auto& [image, slot] : slot_by_image_) {
       if (!slots_[slot].parent.source.empty()) put_tenure(slot);
@@ -373,6 +374,9 @@ void JournalImpl::begin_resync() {
   last_staged_ = row.newest;
   last_digest_ = row.digest;
   shipping_ = Shipping::kResyncing;
+  // The operator's word was for the replica as it is now. What it takes from here on, another one would lack.
+  const bool full = std::exchange(degraded_.full, false);
+  put_degraded();
   gone_.clear();
   resync_from_ = Counter(next_counter_);
   resync_rounds_ = 0;
@@ -385,7 +389,7 @@ void JournalImpl::begin_resync() {
     }
   }
   kLog.info("resync_began", {{"store", facts.store}, {"expected", facts.expected}, {"lacked_bytes", lacks_.bytes()},
-                             {"full", degraded_.full ? 1 : 0}});
+                             {"full", full ? 1 : 0}});
 }
 
 bool JournalImpl::piece_due() const {

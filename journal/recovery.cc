@@ -315,11 +315,7 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
     uint32_t slot = slot_of(d.image);
     touch(batch, slot, taken);
     unreconciled_.insert(d.image);
-    SlotState& s = slots_[slot];
-    if (s.epoch < d.epoch) {
-      s.epoch = d.epoch;
-      if (s.parent.epoch.value == 0) s.parent = {};   // waited for no more: of the older tenure alone
-    }
+    if (slots_[slot].epoch < d.epoch) slots_[slot].epoch = d.epoch;
     for (RegionIndex region : d.regions) {
       records.push_back({records.size(), region.value * d.region_bytes, d.region_bytes, slot, RecordKind::kWrite});
     }

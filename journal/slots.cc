@@ -73,8 +73,10 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   // which said so, may be part of the resync batch. Own batches are in order anyhow.
   bool own = parent.source == options_.source && parent.source != s.parent.source && !s.parent.source.empty();
   if (!own && another) forget_whole(s.image);
-  // The same tenure, told again: a replica that came in another's place waits for nothing of before it (begin_resync()).
-  const bool unwaited = !another && s.parent.epoch.value == 0 && s.parent.source == parent.source;
+  // Told again, of this tenure or of one that follows one without writes: a replica that came in another's place waits
+  // for nothing of before it (begin_resync()). Unless it was taken meanwhile, which is to be told.
+  const bool same = s.parent.epoch == parent.epoch && s.parent.source == parent.source;
+  const bool unwaited = same && s.parent.last.counter.value == 0 && (!another || parent.clean != wire::kTaken);
   if (!own && !unwaited) s.parent = parent;
   if (shipping_ != Shipping::kNormal) lack_if_followed(slot.index);
   put_tenure(slot.index);

@@ -125,8 +125,7 @@ class UnusedSinceTheStartTest : public LimitTest {
     replica_back();
     ASSERT_TRUE(settle([&] { return replica_->followed.size() == copy_.images.size(); }, 120)) << journal_->usage().ship_error;
     for (const auto& [image, parent] : replica_->followed) {
-      EXPECT_EQ(parent.epoch, Epoch()) << image.to_string() << " waits for " << parent.source;
-      EXPECT_EQ(parent.last, WriteSequence()) << image.to_string();
+      EXPECT_EQ(parent.last, WriteSequence()) << image.to_string() << " waits for " << parent.source;
     }
   }
 };
@@ -168,21 +167,65 @@ TEST_F(UnusedSinceTheStartTest, AnotherReplicaWaitsForNothingThatTheirTenuresFol
   }
 }
 
-// A link that is back, or a daemon that goes on, tells the tenure again.
-TEST_F(UnusedSinceTheStartTest, NorWhereTheTenureIsToldAgain) {
-  for (const bool killed : {false, true}) {
-    SCOPED_TRACE(killed ? "after a kill" : "in the same run");
+// A daemon that goes on tells the tenure again; the next one, where nothing was written, follows the same writes.
+TEST_F(UnusedSinceTheStartTest, NorWhereItIsToldAgain) {
+  enum Told { kInTheSameRun, kAfterAKill, kOfTheNextTenure, kTold };
+  for (int told = 0; told < kTold; ++told) {
+    SCOPED_TRACE("case " + std::to_string(told));
     begin();
     resync_to_another();
-    if (killed) {
+    if (told != kInTheSameRun) {
       crash(sim::Crash::kKill);
       open_journal();
-    } else {
-      for (const auto& [image, s] : slots_) journal_->set_tenure(s, Epoch(3), parent_);
     }
+    const Epoch epoch(told == kOfTheNextTenure ? 4 : 3);
+    for (const auto& [image, s] : slots_) journal_->set_tenure(s, epoch, parent_);
     expect_nothing_waited_for();
     for (const auto& [image, s] : slots_) EXPECT_TRUE(journal_->followed(image)) << "it stays on record";
     crash(sim::Crash::kKill);
+  }
+}
+
+TEST_F(UnusedSinceTheStartTest, WhatFollowsAnotherTenureWaitsForIt) {
+  begin();
+  resync_to_another();
+  const wire::TenureParent later{Epoch(3), "host3", {Incarnation(1), Counter(9)}, 1};
+  for (const auto& [image, s] : slots_) journal_->set_tenure(s, Epoch(4), later);
+  replica_back();
+  ASSERT_TRUE(settle([&] { return replica_->followed.size() == copy_.images.size(); }, 120)) << journal_->usage().ship_error;
+  for (const auto& [image, parent] : replica_->followed) EXPECT_EQ(parent.last, later.last) << image.to_string();
+}
+
+// An operator's word for a full resync is for the replica as it is then: one that comes in its place, or goes back, while
+// pieces are on their way lacks those that the other one took.
+TEST_F(UnusedSinceTheStartTest, ASecondReplicaInTheMidstOfAFullResyncIsNotTakenForTheFirst) {
+  enum Then { kAnotherStore, kGoneBack, kThen };
+  for (int then = 0; then < kThen; ++then) {
+    for (const bool killed : {true, false}) {
+      SCOPED_TRACE((then == kAnotherStore ? "another store" : "gone back") + std::string(killed ? ", killed" : ", given up"));
+      options_.settings.limit_age = std::chrono::seconds(60);
+      begin();
+      clean();
+      resync_to_another();
+      world_.run_for(std::chrono::seconds(1));
+      if (killed) {
+        crash(sim::Crash::kKill);
+        open_unused();
+        start_shipping();
+      } else {
+        ASSERT_TRUE(settle([&] { return degraded(); }, 200)) << journal_->usage().ship_error;
+      }
+      if (then == kAnotherStore) empty_replica();
+      else replica_->expected = 1, replica_->last_digest = {}, replica_->aside.clear(), replica_->known.clear();
+      replica_back();
+      EXPECT_TRUE(settle([&] { return journal_->usage().needs_full_resync; }, 60));
+      EXPECT_TRUE(replica_->points.empty());
+      resync_all();
+      ASSERT_TRUE(settle([&] { return normal(); }, 600)) << journal_->usage().ship_error;
+      wait_shipped();
+      for (const auto& [image, bytes] : copy_.images) EXPECT_EQ(replica_->images[image], bytes) << image.to_string();
+      crash(sim::Crash::kKill);
+    }
   }
 }
 
