@@ -26,6 +26,20 @@ json level_json(const LevelRun& run, uint64_t left, uint64_t rate) {
   return out;
 }
 
+// A name that no segment takes would cost the batch its point, and those after it theirs; one that reads as an id or a
+// time could be asked for by nobody.
+Status check_point_name(const std::string& name) {
+  auto bad = [](const std::string& why) { return Status(Code::kInvalidArgument, "a point's name " + why); };
+  if (name.size() > limits::kNameBytesMax)
+    return bad("has at most " + std::to_string(limits::kNameBytesMax) + " bytes, not " + std::to_string(name.size()));
+  if (std::any_of(name.begin(), name.end(), [](unsigned char c) { return c < ' ' || c == 0x7f; }))
+    return bad("has no control characters");
+  const bool digits = !name.empty() && name.find_first_not_of("0123456789") == std::string::npos;
+  if (digits || name == "latest" || WallTime::parse(name))
+    return bad("is no number, no time and not \"latest\": these name points otherwise");
+  return Status::ok();
+}
+
 std::string_view shown_state(const Image& im) {
   if (!im.missing.empty()) return "failed";
   return im.facts.policy_none ? "none" : mirror_state_name(im.state);
@@ -320,6 +334,7 @@ void Engine::register_metrics(metrics::Registry& registry) {
 // ---- control ------------------------------------------------------------------------------------
 
 void Engine::mark(std::string name, bool wait, std::chrono::seconds timeout, Callback<Result<std::string>> done) {
+  if (Status s = check_point_name(name); !s) return done(s);
   journal::Point point = journal_->cut(journal::Journal::CutReason::kNamed, name);
   if (!point.refused) return done(point.refused);
   if (!name.empty() && point.name != name) {
@@ -448,8 +463,9 @@ void Engine::set_policy(std::string image, std::string mirror, Callback<Result<s
   set_xattr(std::move(request), [this, inode = attr->inode, mirror, done = std::move(done)](Status s) mutable {
     if (!s) return done(s);
     auto now = names_->get(inode);
-    done(
-        json{{"path", names_->path_of(inode)}, {"uuid", now ? now->image.to_string() : ""}, {"mirror", mirror}}.dump());
+    const std::string uuid = now ? now->image.to_string() : "";
+    const json out = {{"path", names_->path_of(inode)}, {"uuid", uuid}, {"mirror", mirror}};
+    done(out.dump(-1, ' ', false, json::error_handler_t::replace));
   });
 }
 

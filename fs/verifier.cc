@@ -36,6 +36,11 @@ void differ(VerifyRun& run, const Image& im, std::string_view copy, Extent where
   run.image["differences"].push_back({{"copy", copy}, {"offset", where.offset}, {"length", where.length}});
 }
 
+std::string as_shown(const std::string& name) {
+  const std::string text = json(name).dump(-1, ' ', false, json::error_handler_t::replace);
+  return json::parse(text).get<std::string>();
+}
+
 void advance(VerifyRun& run, uint64_t bytes) {
   run.done_bytes += bytes;
   if (run.progress) run.progress(run.done_bytes, run.total_bytes);
@@ -77,7 +82,7 @@ Task<void> Verifier::run_verify(std::shared_ptr<VerifyRun> run) {
     if (next == nullptr) continue;
     Image& im = *next;
     Walk walk(im);
-    run->image = {{"path", copies_.names().path_of(im.inode)},
+    run->image = {{"path", as_shown(copies_.names().path_of(im.inode))},
                   {"uuid", im.id.to_string()},
                   {"point", nullptr},
                   {"copies", {{"host", "level"}, {"shared", "level"}, {"replica", "level"}}},
@@ -115,7 +120,7 @@ Task<void> Verifier::run_verify(std::shared_ptr<VerifyRun> run) {
     run->result["images"].push_back(std::move(run->image));
   }
   running_ = false;
-  if (status.is_ok()) run->done(run->result.dump());
+  if (status.is_ok()) run->done(run->result.dump(-1, ' ', false, json::error_handler_t::replace));
   else run->done(status);
 }
 

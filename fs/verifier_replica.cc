@@ -113,7 +113,7 @@ Task<Status> Verifier::verify_data(VerifyRun& run, Image& im, uint64_t size, std
 
 // The image's size and path at the cut, as the replica shows them.
 Task<Status> Verifier::verify_facts(VerifyRun& run, Image& im, uint64_t size, std::string point) {
-  std::string path = run.path_at_cut;
+  std::string path = as_shown(run.path_at_cut);
   for (auto until = copies_.env().now() + kNameWait;;) {
     net::HttpRequest ask;
     ask.method = "GET";
@@ -137,7 +137,7 @@ Task<Status> Verifier::verify_facts(VerifyRun& run, Image& im, uint64_t size, st
     }
     co_await copies_.sleep(std::chrono::milliseconds(500));
     point = "latest";
-    path = im.nameless ? "" : copies_.names().path_of(im.inode);
+    path = im.nameless ? "" : as_shown(copies_.names().path_of(im.inode));
   }
 }
 

@@ -47,5 +47,7 @@ struct VerifyRun {
 std::vector<Digest128>& digests_around(VerifyRun& run, uint64_t at, uint64_t size);
 void advance(VerifyRun& run, uint64_t bytes);
 void differ(VerifyRun& run, const Image& image, std::string_view copy, Extent where);
+// A name may hold any bytes: those that are no UTF-8 replaced, as the replica's answers have them.
+std::string as_shown(const std::string& name);
 
 }  // namespace tidemark::fs

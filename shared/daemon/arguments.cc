@@ -23,10 +23,16 @@ Status check_replica(const std::string& file) {
   TM_ASSIGN_OR_RETURN(config::Replica c, config::load_replica(file));
   return config::check_paths(file, c.tls, nullptr);
 }
-Status check(const std::string& file) {
-  TM_ASSIGN_OR_RETURN(std::string role, config::role_of(file));
-  if (role == "host") return check_host(file);
-  return role == "shared" ? check_shared(file) : check_replica(file);
+Status check_witness(const std::string& file) {
+  TM_ASSIGN_OR_RETURN(config::Witness c, config::load_witness(file));
+  return config::check_paths(file, c.tls, nullptr);
+}
+// As the program itself would read it: a file of another role is wrong.
+Status check(const std::string& program, const std::string& file) {
+  if (program == "tidemark-shared") return check_shared(file);
+  if (program == "tidemark-replica") return check_replica(file);
+  if (program == "tidemark-witness") return check_witness(file);
+  return check_host(file);
 }
 
 }  // namespace
@@ -47,7 +53,7 @@ std::optional<int> parse_arguments(int argc, char** argv, const ProgramInfo& pro
     return 2;
   }
   if (!check_only) return std::nullopt;
-  if (Status s = check(out.config); !s) return fail(program.name, s);
+  if (Status s = check(program.name, out.config); !s) return fail(program.name, s);
   std::printf("%s: the configuration is good\n", out.config.c_str());
   return 0;
 }

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "shared/base/version.h"
 #include "shared/node/core.h"
 #include "shared/node/rebuild.h"
 
@@ -144,7 +145,7 @@ std::string Core::status_json() {
   journal["replica_configured"] = usage.replica_configured;
   json out = {{"node", options_.name},
               {"role", "shared"},
-              {"version", "0.1.0"},
+              {"version", version()},
               {"healthy", reasons.empty()},
               {"reasons", reasons},
               {"notes", notes()},

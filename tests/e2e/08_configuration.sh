@@ -35,3 +35,9 @@ start shared1
 refused "used port" "$SHARED_PORT" "s#/shared1/state#/other/state#; s#/run/shared1#/run/other#; s#/shared1/brick#/other/brick#g" shared1 \
   sh -c "mkdir -p '$D/other/state' '$D/other/brick1' '$D/other/brick2'; exec tidemark-shared --config '$D/bad.toml'"
 expect "good files pass" tidemark config check "$D/host1.toml" "$D/shared1.toml" "$D/replica1.toml"
+issue witness1 witness
+{ common_config witness1 witness; printf '[listen]\naddress = "127.0.0.1:0"\n'; } > "$D/witness1.toml"
+for node in shared1:shared replica1:replica witness1:witness; do
+  expect "${node#*:}'s file passes its own check" "tidemark-${node#*:}" --config "$D/${node%%:*}.toml" --check
+done
+refused "another program's file" 'role: is "shared" but must be "replica"' "" shared1 tidemark-replica --config "$D/bad.toml" --check

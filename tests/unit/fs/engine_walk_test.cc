@@ -122,6 +122,32 @@ TEST_P(WalkTest, LeavesOutWhatWasRemovedBeforeItsTurn) {
   EXPECT_EQ(result["images"][0]["path"], "a.img");
 }
 
+// A file's name may hold any bytes; a result is JSON, which may not.
+TEST_P(WalkTest, StandsNamesThatAreNoUtf8) {
+  start();
+  written_by_host1("caf\xe9.img");
+  Pending walk = begin_walk();
+  ASSERT_EQ(wait(walk).to_string(), "ok");
+  const json result = json::parse(walk->text);
+  ASSERT_EQ(result["images"].size(), 1u) << walk->text;
+  EXPECT_TRUE(result["images"][0]["path"].get<std::string>().starts_with("caf")) << walk->text;
+}
+
+// A name that no segment takes would cost the point, though the mark had been answered; another kind names points already.
+TEST_F(EngineTest, AMarkWithANameThatNoPointCanHaveIsRefused) {
+  start();
+  auto code = [&](const std::string& name) {
+    auto r = std::make_shared<Request>();
+    engine(1).mark(name, false, seconds(1), [r](Result<std::string> said) { r->answer = said.status(); });
+    return wait(r).code();
+  };
+  for (const std::string& bad : {std::string(256, 'x'), std::string("17"), std::string("latest"), std::string("a\nb"),
+                                 std::string("2026-11-21T10:00:05Z")})
+    EXPECT_EQ(code(bad), Code::kInvalidArgument) << bad;
+  for (const std::string& good : {std::string(255, 'x'), std::string("before-17"), std::string()})
+    EXPECT_EQ(code(good), Code::kOk) << good;
+}
+
 INSTANTIATE_TEST_SUITE_P(Walks, WalkTest, testing::Values(Walk::kVerify, Walk::kScrub),
                          [](const auto& info) { return info.param == Walk::kVerify ? "Verify" : "Scrub"; });
 
