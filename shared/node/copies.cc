@@ -80,9 +80,14 @@ void Core::tell_holder_to_ask(const ImageId& id) {
                                       wire::InvalidateNotify{record.inode, InodeNumber(0), ""});
 }
 
+// Whether it can be taken for what it holds, on an operator's word. One that was given up, and not begun anew, is empty.
+Status Core::as_it_is(const Image& im) {
+  return im.record.cut != 0 && im.record.has_copy != 0 ? group_->look_at(im.id) : Status::ok();
+}
+
 std::string Core::cut_text(const Image& im) {
-  return im.copy_fault ? "it was cut short, or given up (mirror = none), and its holder has not compared all of it since"
-                       : im.copy_fault.message();
+  if (!im.copy_fault) return im.copy_fault.message();
+  return "it was cut short, or given up (mirror = none), and its holder has not compared all of it since";
 }
 
 // A copy that was cut is for nobody but its holder, while that compares all of it. `by` as for ensure_copy().

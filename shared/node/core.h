@@ -260,6 +260,7 @@ class Core {
   void copy_damaged(ImageId id, const Status& why);
   void note_cut(Image& image);
   void tell_holder_to_ask(const ImageId& id);
+  Status as_it_is(const Image& image);
   static std::string cut_text(const Image& image);
   Status refuse_if_cut(const Image& image, const std::string& by) const;
   Status ensure_copy(Image& image, const std::string& by);

@@ -105,7 +105,7 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   if (asks_witness(image)) {
     entry["witness"] = "asked first: if it has let " + holder + " go on alone, or is silent, this takes --accept-loss";
   }
-  const Status whole = cut && accept_loss ? group_->look_at(image.id) : Status::ok();
+  const Status whole = accept_loss ? as_it_is(image) : Status::ok();
   std::string refused;
   if (!whole) {
     refused = whole.message() + ": bring the file back first";
@@ -276,7 +276,7 @@ void Core::preempt(Image& image, UniqueFunction<void()> then) {
     if (image.record.tenure.epoch != epoch) end_sessions_of(holder);
     image.record.outdated = 0;   // it is the main line now
     kv::WriteBatch batch;
-    if (image.record.cut != 0 && group_->look_at(image.id)) {
+    if (image.record.cut != 0 && as_it_is(image)) {
       image.record.cut = 0;
       note_copy(image, Status::ok());
       mark_all_behind(image, batch);

@@ -81,8 +81,8 @@ TEST_P(GivenUpCopyTest, NorWhereAnyOfThemIsKilledMeanwhile) {
   const std::string dies = GetParam() % 3 == 0 ? "shared1" : "host1";
   lab_.crash(dies, GetParam() % 5 == 0 ? Crash::kPowerLoss : Crash::kKill);
   lab_.start(dies);
-  auto reader = lab_.open("host2");
-  ASSERT_TRUE(reader.is_ok()) << reader.status().to_string();
+  Result<fs::HandleId> reader = Status(Code::kNotFound, "not open");
+  ASSERT_TRUE(lab_.world.run_until([&] { return (reader = lab_.open("host2")).is_ok(); }, seconds(30)));
   other_reads(*reader);
   if (dies == "host1") {
     auto opened = lab_.open("host1");
@@ -100,7 +100,9 @@ TEST_P(GivenUpCopyTest, IsComparedOnceByAHolderThatHeardOfBoth) {
   lab_.world.run_for(seconds(2));
   ASSERT_TRUE(lab_.write("host1", handle_, 0, 'b').is_ok());
   ASSERT_TRUE(lab_.set_mirror("sync").is_ok());
+  lab_.world.run_for(std::chrono::milliseconds(GetParam() * 10));
   ASSERT_TRUE(lab_.write("host1", handle_, 0, 'b').is_ok());
+  lab_.world.run_for(seconds(2));
   expect_level("host1", handle_, 'b');
 }
 

@@ -352,7 +352,8 @@ TEST_F(NodeTest, BackFromNoneTheCopyCountsOnceItsHolderHasComparedAllOfIt) {
   }
   a->run([&] { return !a->invalidated.empty(); });
   auto resume = [&](uint8_t ahead) {
-    return a->ask<wire::Resumed>(Type::kResume, wire::Resume{held.image, held.epoch, 1u << 20, Generation(1), ahead}).status().code();
+    const wire::Resume say{held.image, held.epoch, 1u << 20, Generation(1), ahead};
+    return a->ask<wire::Resumed>(Type::kResume, say).status().code();
   };
   auto flush = [&] { return a->ask<wire::Flushed>(Type::kFlush, wire::Flush{held.image, held.epoch}).status().code(); };
   for (bool restarted : {false, true}) {

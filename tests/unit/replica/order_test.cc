@@ -215,7 +215,8 @@ TEST(Order, ATenureAfterOneThatFollowedTheSameDoesNotWaitForIt) {
   };
   ASSERT_EQ(batch("h1", 7, {.epoch = Epoch(6), .source = "h3"}), 1u) << "told as what nothing waits for";
   EXPECT_EQ(batch("h2", 8, gone), 1u);
-  EXPECT_EQ(batch("h4", 9, {.epoch = Epoch(8), .source = "h5", .last = {Incarnation(1), Counter(2)}}), 0u) << "that one was written";
+  const wire::TenureParent written{.epoch = Epoch(8), .source = "h5", .last = {Incarnation(1), Counter(2)}};
+  EXPECT_EQ(batch("h4", 9, written), 0u);
 }
 
 // Else the point of the held batch would have the image's data and not its name.
