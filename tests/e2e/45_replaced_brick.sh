@@ -29,6 +29,20 @@ wait_for 60 "the new brick to be filled and level" mirrored host1 vm.img
 before=$(stat -c %s "$D/acks")
 more() { [ "$(stat -c %s "$D/acks")" -gt $((before + 4096)) ]; }
 wait_for 20 "writes to both copies" more
+
+# ---- its directory gone as the daemon dies: the successor does without, and the guest only waits
+daemon=$(daemon_pid host1)
+came_up() { grep -q 'holder daemon_replaced' "$D/log/host1.log"; }
+mv "$brick" "$brick.lost"
+kill -KILL "$daemon"
+wait_for 30 "a successor" came_up
+goes_on "writes without the brick's directory"
+expect "the brick is listed as missing" grep -q "does not exist" <(tm host1 brick list)
+mkdir "$brick"
+expect "the directory is taken" tm host1 brick replace "$brick"
+wait_for 60 "the new brick to be filled and level" mirrored host1 vm.img
+goes_on "writes to both copies"
+kill -0 $writer || die "the writer saw an error"
 kill $writer
 wait $writer || [ $? = 143 ] || die "the writer ended by itself"
 expect "every synced write is there" "$T/ack_writer" --check "$image" "$D/acks"
