@@ -116,8 +116,10 @@ fuse_entry_param entry_of(fuse_req_t req, const wire::Attr& attr) {
 void FuseOps::init(void* userdata, fuse_conn_info* conn) {
   auto& shell = *static_cast<FuseShell*>(userdata);
   conn->max_write = limits::kIoBytesMax;
-  conn->max_background = shell.options_.max_background;
-  conn->congestion_threshold = shell.options_.max_background;
+  // As long as a mount lasts, whatever its successors are configured with: the kernel is not told anew.
+  const bool agreed = shell.agreed_background_ != 0;
+  conn->max_background = agreed ? shell.agreed_background_ : shell.options_.max_background;
+  conn->congestion_threshold = conn->max_background;
   // No writeback cache: the kernel would acknowledge before the mirror does, and own the size. O_TRUNC comes as a
   // SETATTR before the open is answered; set-id bits are taken by the kernel, but for writes (FuseOps::write).
   unsigned refused = FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE |

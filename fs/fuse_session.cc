@@ -2,14 +2,16 @@
 //
 // A successor is never sent FUSE_INIT: what was agreed is the run before's. So the request and the answer of that time
 // are kept in the survivor; the successor's libfuse is given the same request, and must give the same answer (which the
-// kernel does not see). Then FUSE_NOTIFY_RESEND has the kernel hand out anew, with the highest bit of `unique` set,
-// what it had handed out and has no answer for.
+// kernel does not see): what the configuration says by then counts from the next mount on. Then FUSE_NOTIFY_RESEND has
+// the kernel hand out anew, with the highest bit of `unique` set, what it had handed out and has no answer for.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
+
+#include <algorithm>
 
 #include "fs/fuse_internal.h"
 #include "fs/mount_point.h"
@@ -31,6 +33,15 @@ bool has_resend(ByteSpan request) {
   if (request.size() < sizeof(fuse_in_header) + sizeof init) return false;
   memcpy(&init, request.data() + sizeof(fuse_in_header), sizeof init);
   return (init.flags & kInitExt) != 0 && (init.flags2 & kFlags2HasResend) != 0;
+}
+
+// max_background as an answer to FUSE_INIT has it.
+uint16_t background_of(ByteSpan answer) {
+  fuse_init_out init{};
+  if (answer.size() <= sizeof(fuse_out_header)) return 0;
+  const ByteSpan body = answer.subspan(sizeof(fuse_out_header));
+  memcpy(&init, body.data(), std::min(body.size(), sizeof init));
+  return init.max_background;
 }
 }  // namespace
 
@@ -75,6 +86,7 @@ Status FuseShell::take_over() {
   if (int error = fuse_session_custom_io(session_, &io, fd_); error != 0)
     return Status::from_errno(-error, "/dev/fuse");
   last_directory_ = uint64_t{options_.survivor->successors()} << 32;
+  agreed_background_ = background_of(options_.survivor->answer());
   current_ = take_buffer();
   memcpy(current_->start(), request.data(), request.size());
   fuse_buf init{};

@@ -124,6 +124,7 @@ class FuseShell final : public MemoryKeeper {
   uint64_t last_directory_ = 0;            // a successor's begin where no handle of the run before can be
   RequestId request_;                      // the one being processed
   std::atomic<uint64_t> agreement_{0};     // the FUSE_INIT being answered
+  uint16_t agreed_background_ = 0;         // on the mount that is taken over; 0: none is
   bool swallow_ = false;                   // answers are kept in swallowed_, not given
   std::string swallowed_;
   uint64_t last_tag_ = 0;

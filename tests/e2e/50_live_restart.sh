@@ -93,6 +93,11 @@ expect "the daemon is replaced by the program on disk" tm host1 host restart
 [ "/proc/$(daemon_pid host1)/exe" -ef "$D/programs/tidemark-fs" ] || die "it runs another program than the one on disk"
 progress 200
 measure "upgrade"
+# What is agreed with the kernel lasts as long as the mount.
+echo 'max_background = 128' >> "$D/host1.toml"
+expect "restarted with another max_background" tm host1 host restart
+progress 200
+measure "another max_background"
 cp "$D/programs/tidemark-fs" "$D/programs/good"
 printf '#!/bin/sh\nexit 1\n' > "$D/programs/bad"; chmod +x "$D/programs/bad"
 mv "$D/programs/bad" "$D/programs/tidemark-fs"
