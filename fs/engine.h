@@ -82,7 +82,8 @@ class Engine final : public journal::BlockSource {
 
   // ---- images ---------------------------------------------------------------------------------
   void open_image(InodeNumber inode, Callback<Result<HandleId>> done, RequestId id = {});
-  void release(HandleId handle);
+  // `answer` is called before this returns: only then may the handle's number be another's.
+  void release(HandleId handle, UniqueFunction<void()> answer = {});
   // As a handle that is closed at once, of which no successor hears. At most a request's size. EINTR once it has waited
   // for longer than `limit` and could be answered by nobody at that time.
   void peek(InodeNumber inode, uint64_t offset, MutableByteSpan out, io::Duration limit, Callback<Result<size_t>> done,
@@ -405,6 +406,7 @@ class Engine final : public journal::BlockSource {
   Image* find(const ImageId& id);
   Result<Image*> image_of(const wire::Attr& attr);
   Handle* handle_of(HandleId handle) { return handles_.find(handle); }
+  void close_handle(Handle& handle);
   Result<uint32_t> take_handle(Image& im);  // its index; ENFILE
   void set_foreign_end(Image& image, std::optional<uint64_t> end);
   void interrupt_after(io::Duration limit, uint64_t tag, std::shared_ptr<io::TimerId> timer);

@@ -125,14 +125,19 @@ uint64_t Engine::size_of(HandleId handle) const {
   return h != nullptr ? h->image->size_now() : 0;
 }
 
-void Engine::release(HandleId handle) {
-  Handle* h = handle_of(handle);
-  if (h == nullptr) return;
-  Image& im = *h->image;
-  bool wrote = h->wrote;
-  const uint32_t index = handles_.index_of(*h);
+void Engine::release(HandleId handle, UniqueFunction<void()> answer) {
+  if (Handle* h = handle_of(handle); h != nullptr) close_handle(*h);
+  if (answer) answer();
+  const auto index = handles_.free(handle);
+  if (index && options_.survivor != nullptr) options_.survivor->closed(*index);
+}
+
+void Engine::close_handle(Handle& handle) {
+  Image& im = *handle.image;
+  bool wrote = handle.wrote;
+  const uint32_t index = handles_.index_of(handle);
   handles_.close(index);
-  if (options_.survivor != nullptr) options_.survivor->closed(index);
+  if (options_.survivor != nullptr) options_.survivor->begin_close(index);
   if (--im.handles == 0 && im.foreign_end) set_foreign_end(im, {});   // who opens it anew asks for its size
   if (wrote && --im.wrote == 0) last_writer_closed(im);
   drop_unused(im);

@@ -47,6 +47,7 @@ void Engine::take_over_handles() {
     auto image = image_of(*attr);
     if (!image) {
       ++missed;
+      handles_.put_closed(saved.index);   // a guest has its number
       continue;
     }
     Image& im = **image;
@@ -59,6 +60,7 @@ void Engine::take_over_handles() {
     im.inherited_writer = im.wrote != 0;
     im.foreign_end = options_.survivor->end_of(im.id);
   }
+  for (uint32_t index : options_.survivor->closing()) handles_.put_closed(index);
   handles_.list_free();
   kLog.info("handles_taken_over", {{"handles", handles_.open_count()}, {"missed", missed}});
 }

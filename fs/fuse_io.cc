@@ -101,8 +101,7 @@ void FuseOps::create(fuse_req_t req, fuse_ino_t parent, const char* name, mode_t
 }
 
 void FuseOps::release(fuse_req_t req, fuse_ino_t, fuse_file_info* fi) {
-  shell_of(req).engine_.release(handle_of(fi));
-  fuse_reply_err(req, 0);
+  shell_of(req).engine_.release(handle_of(fi), [req] { fuse_reply_err(req, 0); });
 }
 
 // A guest's process that is killed must not hang on a request that only waits.

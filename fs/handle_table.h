@@ -1,8 +1,10 @@
 // Open handles of guests, by number. A number is an index of the table, and one; it is given anew once its handle was
-// closed. Nothing is known here of what an open or a close means: that is the engine's (engine_names.cc). A pointer to
+// closed and whoever closed it has been answered: a successor is handed out again what was not answered, and would close
+// what has the number by then. Nothing is known here of what an open or a close means: that is the engine's (engine_names.cc). A pointer to
 // a handle holds until the next one is opened. Loop thread only.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -20,6 +22,7 @@ struct Handle {
   bool fenced = false;                 // the image was taken by force while it was open
   bool inherited = false;              // open since a run before
   std::optional<uint64_t> keeps;       // its last write failed, and may be undone: down to this size, not below
+  bool closing = false;                // closed, and its number not free yet
 };
 
 class HandleTable {
@@ -34,8 +37,10 @@ class HandleTable {
 
   // Numbers are free: the table need not grow for the next one.
   bool has_free() const { return !free_.empty(); }
-  uint32_t size() const { return static_cast<uint32_t>(handles_.size()); }   // open and free
-  size_t open_count() const { return handles_.size() - free_.size(); }
+  uint32_t size() const { return static_cast<uint32_t>(handles_.size()); }   // open, closing and free
+  size_t open_count() const {
+    return static_cast<size_t>(std::ranges::count_if(handles_, [](const Handle& h) { return h.image != nullptr; }));
+  }
 
   uint32_t open(Image& image) {          // its index
     if (free_.empty()) {
@@ -49,7 +54,15 @@ class HandleTable {
   }
   void close(uint32_t index) {
     handles_[index] = {};
-    free_.push_back(index);
+    handles_[index].closing = true;
+  }
+  // After close(): the number is free. Its index; none: it is no closed handle's.
+  std::optional<uint32_t> free(HandleId id) {
+    const uint64_t index = id.value - 1;
+    if (index >= handles_.size() || !handles_[index].closing) return std::nullopt;
+    handles_[index].closing = false;
+    free_.push_back(static_cast<uint32_t>(index));
+    return free_.back();
   }
 
   // At the start, instead of open(): as a run before had them. list_free() follows, once.
@@ -57,9 +70,13 @@ class HandleTable {
     if (index >= handles_.size()) handles_.resize(index + 1);
     handles_[index] = handle;
   }
+  void put_closed(uint32_t index) {
+    put(index, {});
+    close(index);
+  }
   void list_free() {
     for (uint32_t i = size(); i-- > 0;)
-      if (handles_[i].image == nullptr) free_.push_back(i);
+      if (handles_[i].image == nullptr && !handles_[i].closing) free_.push_back(i);
   }
 
   // All of the table, with those that are not open.

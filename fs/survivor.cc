@@ -22,7 +22,7 @@ struct HandleEntry {
   uint64_t request;
   uint8_t image[16];
   uint32_t state;
-  uint32_t unused;
+  uint32_t closing;               // 1: its close has not been answered
 };
 struct Tenure {
   uint8_t image[16];
@@ -115,6 +115,7 @@ void Survivor::opened(const SavedHandle& handle, uint64_t request) {
   h.inode = handle.inode.value;
   h.request = request;
   std::memcpy(h.image, handle.image.bytes.data(), sizeof h.image);
+  h.closing = 0;
   in_order();
   h.state = handle.wrote ? kWrote : kOpen;
 }
@@ -127,8 +128,18 @@ void Survivor::fenced(uint32_t index) {
   if (has_room(index)) layout_->handles[index].state = kFenced;
 }
 
+void Survivor::begin_close(uint32_t index) {
+  if (!has_room(index)) return;
+  layout_->handles[index].closing = 1;
+  in_order();
+  layout_->handles[index].state = kClosed;
+}
+
 void Survivor::closed(uint32_t index) {
-  if (has_room(index)) layout_->handles[index].state = kClosed;
+  if (!has_room(index)) return;
+  layout_->handles[index].state = kClosed;
+  in_order();
+  layout_->handles[index].closing = 0;
 }
 
 std::vector<SavedHandle> Survivor::handles() const {
@@ -144,6 +155,13 @@ std::vector<SavedHandle> Survivor::handles() const {
     saved.fenced = h.state == kFenced;
     out.push_back(saved);
   }
+  return out;
+}
+
+std::vector<uint32_t> Survivor::closing() const {
+  std::vector<uint32_t> out;
+  for (uint32_t i = 0; i < kHandlesMax; ++i)
+    if (layout_->handles[i].state == kClosed && layout_->handles[i].closing != 0) out.push_back(i);
   return out;
 }
 

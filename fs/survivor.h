@@ -5,7 +5,8 @@
 //   | header | handles, 40 bytes each | tenures, 144 bytes each | name changes under way, 16 bytes each |
 //   | terms of the witness, 16 bytes for each tenure | ends of images, 24 bytes each |
 //
-// The last two are zeros in what an older program laid out; so is what a tenure says of asking first.
+// The last two are zeros in what an older program laid out; so is what a tenure says of asking first, and a handle of its
+// being closed. One that takes this over sees a handle that is being closed as closed.
 //
 // Valid if and only if magic and layout version agree; a program that knows another layout must not take over. A run
 // may die between any two instructions: an entry counts from the store of its last word on (`state`, `held`,
@@ -73,8 +74,10 @@ class Survivor {
   void opened(const SavedHandle& handle, uint64_t request);
   void wrote(uint32_t index);
   void fenced(uint32_t index);
+  void begin_close(uint32_t index);      // closed, its number is not free before the next
   void closed(uint32_t index);
   std::vector<SavedHandle> handles() const;
+  std::vector<uint32_t> closing() const;   // of handles closed as the run died: their close may be asked for again
   // The handle that this open made before its answer was lost.
   std::optional<uint32_t> opened_by(uint64_t request, InodeNumber inode) const;
 

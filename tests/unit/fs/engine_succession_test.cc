@@ -190,6 +190,27 @@ TEST_F(SuccessionTest, AnOpenThatComesAgainGetsTheHandleThatItMade) {
   EXPECT_EQ(survivors_[1]->handles().size(), 1u);
 }
 
+// The run before died in the midst of a close: the kernel hands that out again, after an open if it comes to that.
+TEST_F(SuccessionTest, ACloseThatComesAgainClosesNobodyElsesHandle) {
+  start();
+  File a = create(1, "a.img", kMiB), closed = create(1, "closed.img", kMiB), b = create(1, "b.img", kMiB);
+  close(b);
+  Bytes unanswered;
+  engine(1).release(closed.handle, [&] { unanswered = kept_[1]; });
+  crash_host(1, sim::Crash::kKill);
+  kept_[1] = unanswered;
+  succeed_host(1);
+  b = open(1, "b.img");
+  EXPECT_NE(b.handle.value, closed.handle.value);
+  bool answered = false;
+  engine(1).release(closed.handle, [&] { answered = true; });
+  EXPECT_TRUE(answered);
+  EXPECT_TRUE(write_now(b, 0, 0x22, 4096));
+  EXPECT_TRUE(write_now(a, 0, 0x33, 4096));
+  EXPECT_EQ(byte_at(b, 0, 4096), 0x22);
+  EXPECT_EQ(open(1, "closed.img").handle.value, closed.handle.value);   // from now on the number is free
+}
+
 // Both killed, the machine stays: what the shared node had not made durable, the host has.
 TEST_F(SuccessionTest, AfterPowerIsLostOnTheOtherSideTheHostsCopyDecides) {
   File f = start_written();

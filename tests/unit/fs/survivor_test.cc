@@ -40,6 +40,20 @@ TEST_F(SurvivorTest, HandlesGoOnWithTheNextRun) {
   EXPECT_FALSE(attach().opened_by(0, InodeNumber(30)));
 }
 
+TEST_F(SurvivorTest, AHandleThatIsBeingClosedIsNotOpenAndKeepsItsNumber) {
+  attach().opened({3, InodeNumber(30), image(1), false}, 77);
+  attach().begin_close(3);
+  EXPECT_TRUE(attach().handles().empty());
+  EXPECT_FALSE(attach().opened_by(77, InodeNumber(30)));
+  EXPECT_EQ(attach().closing(), std::vector<uint32_t>{3});
+  attach().closed(3);
+  EXPECT_TRUE(attach().closing().empty());
+  attach().begin_close(3);
+  attach().opened({3, InodeNumber(40), image(2), false}, 78);
+  EXPECT_TRUE(attach().closing().empty());
+  ASSERT_EQ(attach().handles().size(), 1u);
+}
+
 TEST_F(SurvivorTest, ATenureIsKeptAsItWasLastHeld) {
   SavedTenure t{image(1), InodeNumber(5), Epoch(7), {Epoch(6), "host2", {Incarnation(3), Counter(44)}, 0},
                 LossId(11), LossId(12), true, Generation(21), true, true};
