@@ -1,7 +1,7 @@
 // Open handles of guests, by number. A number is an index of the table, and one; it is given anew once its handle was
-// closed and whoever closed it has been answered: a successor is handed out again what was not answered, and would close
-// what has the number by then. Nothing is known here of what an open or a close means: that is the engine's (engine_names.cc). A pointer to
-// a handle holds until the next one is opened. Loop thread only.
+// closed and whoever closed it has been answered: a successor is handed out again what was not answered, and would
+// close what has the number by then. Nothing is known here of what an open or a close means: that is the engine's
+// (engine_names.cc). A pointer to a handle holds until the next one is opened. Loop thread only.
 #pragma once
 
 #include <algorithm>

@@ -36,6 +36,12 @@ constexpr size_t kDeathsAtOnce = 3;            // before a restart waits
 constexpr milliseconds kDelayMin{100}, kDelayMax{3000};
 constexpr std::chrono::seconds kHandOverMax{20}, kCheckMax{10};
 
+// The first ones at once, each later one after twice the time of the one before.
+milliseconds delay_after(size_t ends) {
+  if (ends <= kDeathsAtOnce) return milliseconds(0);
+  return std::min(kDelayMax, kDelayMin * (1 << std::min<size_t>(ends - kDeathsAtOnce - 1, 10)));
+}
+
 class Descriptor {
  public:
   explicit Descriptor(int fd = -1) : fd_(fd) {}
@@ -80,6 +86,7 @@ class Holder {
   void on_signal();
   void on_words();
   void on_end(int status);
+  void wait_for_mending(pid_t pid, int code);
   void on_ready();
   void start_again(milliseconds delay);
   void begin_replacement();
@@ -103,6 +110,8 @@ class Holder {
   bool daemon_ready_ = false, told_ready_ = false;
   bool stopping_ = false, handing_over_ = false;
   std::deque<Clock::time_point> deaths_;
+  size_t refusals_ = 0;   // starts since the last that came up that ended by themselves
+  Clock::time_point refusal_told_at_;
   std::optional<Clock::time_point> start_at_, kill_at_;
   Clock::time_point died_at_;
   std::optional<int> exit_code_;
@@ -245,6 +254,7 @@ void Holder::on_words() {
 
 void Holder::on_ready() {
   daemon_ready_ = true;
+  refusals_ = 0;
   program_before_.reset();                  // what has come up once may have written what the one before cannot read
   if (told_ready_) {
     auto away = std::chrono::duration_cast<milliseconds>(Clock::now() - died_at_);
@@ -277,7 +287,7 @@ void Holder::on_end(int status) {
   if (daemon_ready_ || !told_ready_) died_at_ = Clock::now();
   if (stopping_ || !again || !session_) {
     if (by_signal) kLog.error("daemon_killed", {{"pid", pid}, {"signal", WTERMSIG(status)}});
-    if ((by_signal || handed_over) && stopping_) unmount();
+    if ((by_signal || handed_over || not_come_up) && stopping_) unmount();
     return finish(handed_over ? 0 : code);
   }
   if (!live()) {
@@ -286,25 +296,36 @@ void Holder::on_end(int status) {
     return finish(code);
   }
   if (handed_over) return start_again(milliseconds(0));
+  const bool refused = not_come_up && !by_signal && code != kExitStartAnew && code != kExitCannotFollow;
+  const bool back = not_come_up && program_before_;
+  if (refused && !back) return wait_for_mending(pid, code);
   kLog.warning("daemon_died", {{"pid", pid}, {"status", code}, {"signal", by_signal ? WTERMSIG(status) : 0},
                                {"now", was_told ? "the successor is started" : "started again on the same mount"}});
-  const bool back = not_come_up && program_before_;
   if (back) {
     kLog.error("upgrade_failed", {{"status", code}, {"now", "the program before it is started"}});
     program_ = std::move(program_before_);
   }
   const Clock::time_point now = Clock::now();
-  deaths_.push_back(now);
+  if (!refused) deaths_.push_back(now);
   while (!deaths_.empty() && now - deaths_.front() > kWindow) deaths_.pop_front();
   if (deaths_.size() > kDeathsMax || (code == kExitCannotFollow && !back)) {
     kLog.error("gave_up", {{"deaths", deaths_.size()}, {"window_s", kWindow.count()}, {"now", "its mount is dead"},
                            {"remedy", "see the daemon's log, then mount again"}});
     return finish(1);
   }
-  milliseconds delay(0);
-  if (deaths_.size() > kDeathsAtOnce)
-    delay = std::min(kDelayMax, kDelayMin * (1 << (deaths_.size() - kDeathsAtOnce - 1)));
-  start_again(delay);
+  start_again(delay_after(deaths_.size()));
+}
+
+// A successor said why it does not start, and ended: a fault of the configuration, a full disk. It has served
+// nothing, guests wait, and giving up would help none of them: it is tried until that is mended, or this is to stop.
+void Holder::wait_for_mending(pid_t pid, int code) {
+  const Clock::time_point now = Clock::now();
+  if (++refusals_ == 1 || now - refusal_told_at_ >= kWindow) {
+    kLog.warning("daemon_died", {{"pid", pid}, {"status", code}, {"now", "tried again until it starts; guests wait"},
+                                 {"remedy", "see what it says, and tidemark-fs --check"}});
+    refusal_told_at_ = now;
+  }
+  start_again(delay_after(refusals_));
 }
 
 void Holder::start_again(milliseconds delay) { start_at_ = Clock::now() + delay; }

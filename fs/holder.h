@@ -9,12 +9,14 @@
 //   SIGHUP, or the daemon is asked (`tidemark host restart`)    the program on disk is tried (--check), the daemon
 //                                                               finishes what is under way, the new one takes over
 //   a successor does not come up                                back-off, and after an upgrade the program before it
+//   a successor ends by itself as it starts (a wrong key, a     it is tried again for as long as it takes: guests wait,
+//   full disk)                                                  and somebody can mend that
 //   SIGTERM, SIGINT                                             passed on: the daemon unmounts and ends; so does this
 //   the holder dies                                             the daemon is killed with it: the mount is dead, and a
 //                                                               new start removes it
 //
-// Ten deaths within a minute, or a kernel that does not hand requests out again: the descriptor is closed, what waits
-// gets an error, and the exit code is not 0.
+// Ten other deaths within a minute, or a kernel that does not hand requests out again: the descriptor is closed, what
+// waits gets an error, and the exit code is not 0.
 #pragma once
 
 #include <string>

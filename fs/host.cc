@@ -186,6 +186,7 @@ int run_host(const Arguments& arguments, const config::Host& config, const Uuid&
   if (arguments.background && options.log.file.empty())
     options.log.file = config.node.state_dir + "/" + config.node.name + ".log";
   const bool successor = holding && holding->successor();
+  options.metrics_may_wait = successor;
   auto daemon = daemon::Daemon::create(std::move(options));
   if (!daemon) return daemon::fail(kName, daemon.status());
   // It stands in the write-back path of loop mounts over its own images. Its threads, begun later, take after this one.

@@ -20,6 +20,7 @@ namespace tidemark::daemon {
 namespace {
 
 const log::Logger kLog("daemon");
+constexpr std::chrono::seconds kMetricsRetry{5};
 
 // The daemons open storage before they listen; a used port is found out first, so that the one line
 // about it is all that is said and nothing was begun.
@@ -34,6 +35,7 @@ Status probe_ports(const Options& o) {
        {std::tuple{"listen", "address", listen}, {"metrics", "listen", o.metrics.address}}) {
     auto address = net::Address::parse(text);
     if (text.empty() || !address) continue;   // the listener itself says what is wrong with it
+    if (section == std::string_view("metrics") && o.metrics_may_wait) continue;
     Status s = probe_address(address->host, address->port);
     if (s) continue;
     return {Code::kInvalidArgument,
@@ -67,6 +69,7 @@ struct Daemon::State {
   Routes routes;           // of the control socket
   Routes metrics_routes;   // of the metrics listener
   std::function<std::vector<std::string>()> health;
+  std::string metrics_fault;   // why nobody listens for them; empty: somebody does
   std::unique_ptr<net::HttpServer> control, metrics_server;   // destroyed before env
 
   UniqueFunction<void(UniqueFunction<void()>)> stop;
@@ -75,6 +78,8 @@ struct Daemon::State {
   int exit_code = 0;
 
   Status serve(Daemon& daemon);
+  Status serve_metrics(Daemon& daemon);
+  void serve_metrics_later(Daemon& daemon, const Status& why);
   void add_common_routes(Routes& to);
   void begin_stop();
   void bound_the_stop();
@@ -160,6 +165,7 @@ void Daemon::State::add_common_routes(Routes& to) {
     if (phase == Phase::kStarting) reasons.push_back("starting");
     else if (phase != Phase::kRunning) reasons.push_back("stopping");
     else if (health) reasons = health();
+    if (phase == Phase::kRunning && !metrics_fault.empty()) reasons.push_back(metrics_fault);
     if (reasons.empty()) return reply(net::HttpResponse::json(200, R"({"healthy": true})"));
     nlohmann::json body{{"healthy", false}, {"reasons", reasons}};
     reply(net::HttpResponse::json(503, body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
@@ -203,6 +209,23 @@ Status Daemon::State::serve(Daemon& daemon) {
     return daemon.config_error("node", "run_dir", r.status(), "choose a directory with a shorter path or more room");
   control = std::move(*r);
   if (options.metrics.address.empty()) return {};
+  Status served = serve_metrics(daemon);
+  if (served || !options.metrics_may_wait) return served;
+  serve_metrics_later(daemon, served);
+  return {};
+}
+
+void Daemon::State::serve_metrics_later(Daemon& daemon, const Status& why) {
+  if (metrics_fault.empty()) kLog.warning("metrics_not_served", {{"error", why}, {"now", "tried again"}});
+  metrics_fault = why.message();
+  env->after(kMetricsRetry, [this, &daemon] {
+    if (Status served = serve_metrics(daemon); !served) return serve_metrics_later(daemon, served);
+    metrics_fault.clear();
+    kLog.info("metrics_served");
+  });
+}
+
+Status Daemon::State::serve_metrics(Daemon& daemon) {
   net::HttpServerOptions metrics_options;
   auto address = net::Address::parse(options.metrics.address);
   if (!address) return daemon.config_error("metrics", "listen", address.status(), "write host:port");
@@ -212,9 +235,10 @@ Status Daemon::State::serve(Daemon& daemon) {
         metrics_routes.dispatch(std::move(request), std::move(done));
       });
   if (!m) return daemon.config_error("metrics", "listen", m.status(), "choose a free port, or 0 for any");
+  address->port = (*m)->port();
+  TM_RETURN_IF_ERROR(daemon.publish_address("metrics", *address));
   metrics_server = std::move(*m);
-  address->port = metrics_server->port();
-  return daemon.publish_address("metrics", *address);
+  return {};
 }
 
 int Daemon::run(UniqueFunction<void(Callback<Status>)> start, UniqueFunction<void(UniqueFunction<void()>)> stop) {

@@ -55,13 +55,15 @@ struct Options {
   // goes to state_dir/NAME.log unless the configuration names a file.
   bool background = false;
   std::string pid_suffix;     // run_dir/NAME + this + ".pid"
+  // Somebody waits for it: a metrics listener that cannot be is tried again, and meanwhile a reason in /healthz.
+  bool metrics_may_wait = false;
 };
 
 // What a daemon's configuration says of all that.
 template <class Config>
 Options options_of(std::string program, const Arguments& arguments, const Config& config) {
   return {.program = std::move(program), .config_file = arguments.config, .node = config.node, .log = config.log,
-          .metrics = config.metrics, .background = arguments.background, .pid_suffix = {}};
+          .metrics = config.metrics, .background = arguments.background, .pid_suffix = {}, .metrics_may_wait = false};
 }
 
 class Daemon {

@@ -60,7 +60,7 @@ progress() { # after this many writes more of both writers
 }
 replaced() { local now; now=$(restart daemon_pid) && [ "$now" != "$1" ]; }
 longest=0
-measure() { # WHAT: the longest gap since the last time
+measure() { # WHAT [MS]: the longest gap since the last time; it may have been as long as that
   local name ms
   for name in stall none; do
     local lines=$(($(wc -l < "$D/out.$name") + 1)) fd="FIFO_$name"
@@ -68,8 +68,8 @@ measure() { # WHAT: the longest gap since the last time
     wait_for 10 "the measurement" sh -c "[ \$(wc -l < '$D/out.$name') -ge $lines ]"
     ms=$(tail -n 1 "$D/out.$name" | awk '{print $4}')
     say "$1: longest stall of $name.img: $ms ms"
-    if [ "$ms" -gt "$longest" ]; then longest=$ms; fi
-    [ "$ms" -lt 3000 ] || die "$1: a guest waited $ms ms"
+    if [ $# = 1 ] && [ "$ms" -gt "$longest" ]; then longest=$ms; fi
+    [ "$ms" -lt "${2:-3000}" ] || die "$1: a guest waited $ms ms"
   done
 }
 echo 0 > "$D/report.stall"; echo 0 > "$D/report.none"
@@ -98,6 +98,23 @@ echo 'max_background = 128' >> "$D/host1.toml"
 expect "restarted with another max_background" tm host1 host restart
 progress 200
 measure "another max_background"
+# Nor does anybody wait for a port that is not free.
+free_port
+port=$FREE_PORT
+python3 -c 'import signal, socket, sys
+s = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+signal.pause()' "$port" & other=$!
+AT_END+=("kill $other 2> /dev/null")
+listened() { [ -n "$(ss -Htln "sport = :$port")" ]; }
+wait_for 10 "another program on the port" listened
+sed -i "s|^listen = .*|listen = \"127.0.0.1:$port\"|" "$D/host1.toml"
+expect "restarted with a port for metrics that is not free" tm host1 host restart
+progress 200
+measure "a port that is not free"
+expect "it is not healthy for that" grep -q '.metrics. listen' <(control host1 /healthz || true)
+kill $other
+reap $other "the other program" 143
+wait_for 30 "the metrics, once the port is free" curl -sSf "http://127.0.0.1:$port/metrics"
 cp "$D/programs/tidemark-fs" "$D/programs/good"
 printf '#!/bin/sh\nexit 1\n' > "$D/programs/bad"; chmod +x "$D/programs/bad"
 mv "$D/programs/bad" "$D/programs/tidemark-fs"
@@ -126,20 +143,24 @@ expect "with all good again it is restarted" tm host1 host restart
 # The holder has heard that it is up: until then a start that fails is one of the upgrade.
 came_up() { grep -q "holder daemon_replaced pid=$(daemon_pid host1) " "$D/log/host1.log"; }
 wait_for 20 "the word of the new daemon" came_up
-# A start that fails long after the upgrade brings the program from before it back no more.
+# A start that fails long after the upgrade brings the program from before it back no more. One that ends by itself is
+# tried more often than deaths are borne: what it says is said once, and once that is mended the guests go on.
 runs() { stat -Lc %i "/proc/$(daemon_pid host1)/exe"; }
 daemon=$(daemon_pid host1) program=$(runs)
 cp "$D/host1.toml" "$D/host1.good"
 echo 'unknown = 1' >> "$D/host1.toml"
-deaths() { [ "$(grep -c 'holder daemon_died' "$D/log/host1.log")" -ge "$1" ]; }
-before=$(grep -c 'holder daemon_died' "$D/log/host1.log")
+deaths() { grep -c 'holder daemon_died' "$D/log/host1.log"; }
+refused_starts() { grep -c 'unknown key unknown' "$D/log/host1.log" || true; }
+refused_often() { [ "$(refused_starts)" -ge "$1" ]; }
+before=$(deaths)
 kill -KILL "$daemon"
-wait_for 20 "a start that fails" deaths $((before + 2))
+wait_for 60 "starts that fail" refused_often 13
+expect "it is said once" [ "$(deaths)" = $((before + 2)) ]
 mv "$D/host1.good" "$D/host1.toml"
 wait_for 20 "a successor" replaced "$daemon"
 expect "the program that was upgraded to goes on" [ "$(runs)" = "$program" ]
 progress 200
-measure "a start that failed"
+measure "starts that failed" 60000
 
 # ---- what was open ----
 rm "$D/names.on"
@@ -195,3 +216,12 @@ wait "${PID[host1]}" && die "the holder ended as if all were well"
 expect "the mount is dead without live restart" sh -c "! ls '$mount' > /dev/null 2>&1"
 start host1
 expect "and mounted anew" cmp "$D/out.img" "$mount/stall.img"
+# The one that tries to start it again and again ends as it is told to, and takes the mount with it.
+echo 'unknown = 1' >> "$D/host1.toml"
+before=$(refused_starts)
+kill -KILL "$(daemon_pid host1)"
+wait_for 20 "starts that fail" refused_often $((before + 2))
+kill -TERM "${PID[host1]}"
+wait "${PID[host1]}" && die "the holder ended as if all were well"
+unset "PID[host1]"
+expect "nothing is mounted" sh -c "! mountpoint -q '$mount'"

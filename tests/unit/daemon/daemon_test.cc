@@ -33,6 +33,19 @@ class DaemonTest : public testing::Test {
     o.log.file = directory_ + "/log";
     return o;
   }
+  // Another program's listener, and its address.
+  static int take_port(std::string& at) {
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(listen(fd, 1), 0);
+    socklen_t size = sizeof address;
+    EXPECT_EQ(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    at = "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+    return fd;
+  }
   std::string directory_, file_;
 };
 
@@ -107,16 +120,8 @@ TEST_F(DaemonTest, AKeyThatOthersMayReadIsRefusedBeforeAnythingIsMade) {
 }
 
 TEST_F(DaemonTest, AUsedPortIsOneLineThatNamesFileLineAndRemedy) {
-  int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ASSERT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  ASSERT_EQ(listen(fd, 1), 0);
-  socklen_t size = sizeof address;
-  ASSERT_EQ(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
   Options o = options();
-  o.metrics.address = "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  const int fd = take_port(o.metrics.address);
   testing::internal::CaptureStderr();
   auto d = Daemon::create(o);
   ASSERT_FALSE(d);
@@ -127,6 +132,44 @@ TEST_F(DaemonTest, AUsedPortIsOneLineThatNamesFileLineAndRemedy) {
   EXPECT_EQ(error.rfind("tidemark-test: " + file_ + ":4: [metrics] listen: ", 0), 0u) << error;
   EXPECT_NE(error.find("choose a free port"), std::string::npos) << error;
   EXPECT_EQ(std::count(error.begin(), error.end(), '\n'), 1) << error;
+}
+
+TEST_F(DaemonTest, OneThatIsWaitedForStartsWithoutItsMetricsAndServesThemOnceThePortIsFree) {
+  Options o = options();
+  o.metrics_may_wait = true;
+  int fd = take_port(o.metrics.address);
+  auto d = Daemon::create(o);
+  ASSERT_TRUE(d) << d.status().to_string();
+  Daemon& daemon = **d;
+  std::unique_ptr<net::HttpClient> client;
+  UniqueFunction<void()> ask = [&] {
+    net::HttpRequest request;
+    request.method = "GET";
+    request.target = "/healthz";
+    client->request(std::move(request), [&](Result<net::HttpResponse> r) {
+      ASSERT_TRUE(r) << r.status().to_string();
+      if (r->status == 200) return daemon.env().post([&] { daemon.request_stop(); });
+      EXPECT_NE(as_text(r->body).find("[metrics] listen"), std::string_view::npos);
+      if (fd >= 0) close(std::exchange(fd, -1));
+      daemon.env().after(std::chrono::milliseconds(50), [&] { ask(); });
+    });
+  };
+  int code = daemon.run(
+      [&](Callback<Status> ready) {
+        net::HttpClientOptions http;
+        http.url = "http://localhost";
+        http.unix_socket = daemon.options().node.control_socket();
+        client = std::move(*daemon.env().network().http_client(http));
+        ready({});
+        ask();
+      },
+      [&](UniqueFunction<void()> done) {
+        client.reset();
+        done();
+      });
+  EXPECT_EQ(code, 0);
+  EXPECT_EQ(fd, -1);
+  EXPECT_TRUE(std::filesystem::exists(directory_ + "/run/metrics.address"));
 }
 
 TEST_F(DaemonTest, AFailedStartGivesItsExitCodeAndNoStop) {
