@@ -9,11 +9,6 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include <condition_variable>
-#include <deque>
-#include <mutex>
-#include <thread>
-
 #include "fs/fuse_internal.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
@@ -23,7 +18,6 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fuse");
 constexpr size_t kFreeReadBuffersMax = 64;
-constexpr size_t kNotificationsMax = 4096;
 
 bool is_read(const void* request) {
   fuse_in_header header;
@@ -48,56 +42,6 @@ std::vector<std::string> missing_kernel_features() {
   return out;
 }
 
-// What another host changed, told to the kernel by a thread of its own: dropping an inode's pages may wait for a read
-// of them that waits for the loop. Entries are not invalidated: for that the kernel waits, uninterruptibly, for a
-// directory's lock, which a lookup may hold that nobody answers any more, and a daemon with such a thread cannot die to
-// be replaced. An entry that another host removed or moved is believed for kAttrSeconds at most.
-class FuseShell::Notifier {
- public:
-  explicit Notifier(fuse_session* session) : session_(session), thread_([this] { run(); }) {}
-  ~Notifier() {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_one();
-    thread_.join();
-  }
-  void push(const wire::InvalidateNotify& message) {
-    if (message.inode.value == 0) return;
-    {
-      std::lock_guard lock(mutex_);
-      if (queue_.size() >= kNotificationsMax)
-        return;  // the timeouts of entries and attributes bound the harm to a second
-      queue_.push_back(message);
-    }
-    wake_.notify_one();
-  }
-
- private:
-  void run() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-      if (stopping_) return;
-      wire::InvalidateNotify m = std::move(queue_.front());
-      queue_.pop_front();
-      lock.unlock();
-      // What the kernel does not know is answered with ENOENT, which is as good.
-      fuse_lowlevel_notify_inval_inode(session_, m.inode.value, 0, 0);
-      fuse_lowlevel_notify_inval_inode(session_, m.inode.value | kViewBit, 0, 0);
-      lock.lock();
-    }
-  }
-
-  fuse_session* session_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<wire::InvalidateNotify> queue_;   // guarded by mutex_
-  bool stopping_ = false;                      // guarded by mutex_
-  std::thread thread_;
-};
-
 FuseShell::FuseShell(io::RealEnv& env, Engine& engine, FuseOptions options)
     : env_(env), engine_(engine), options_(std::move(options)) {}
 
@@ -111,9 +55,10 @@ Status FuseShell::start() {
   TM_RETURN_IF_ERROR(open_session());
   if (options_.session >= 0) TM_RETURN_IF_ERROR(take_over());
   else TM_RETURN_IF_ERROR(mount_anew());
-  notifier_ = std::make_unique<Notifier>(session_);
   engine_.set_memory_keeper(this);
-  engine_.on_invalidate([this](const wire::InvalidateNotify& m) { notifier_->push(m); });
+  engine_.on_invalidate([this](const wire::InvalidateNotify& m) {
+    if (m.inode.value != 0) forget_attributes(m.inode);
+  });
   engine_.on_giving_up([this](InodeNumber inode) { forget_attributes(inode); });
   if (options_.session >= 0) TM_RETURN_IF_ERROR(ask_again());
   TM_RETURN_IF_ERROR(env_.add_fd(fd_, EPOLLIN, [this](uint32_t) { drain(); }));
@@ -133,7 +78,6 @@ FuseShell::~FuseShell() {
     if (attached && options_.session < 0) fuse_session_unmount(session_);
     if (attached && options_.session >= 0 && ::umount2(options_.mountpoint.c_str(), MNT_DETACH) != 0)
       kLog.info("umount", {{"errno", errno}});
-    notifier_.reset();
     fuse_session_destroy(session_);
   }
 }
@@ -224,6 +168,11 @@ void FuseShell::pause() {
   watching_ = false;
 }
 
+// Attributes alone. To drop pages the kernel waits for those that are being read, to drop an entry for its directory's
+// lock, which a lookup may hold: uninterruptibly, and for answers that nobody gives any more once this process is
+// killed. It could not end then, and not be replaced. So pages stay until the next open, and an entry that another host
+// removed or moved is believed for kAttrSeconds at most. What the kernel does not know is answered with ENOENT, which
+// is as good.
 void FuseShell::forget_attributes(InodeNumber inode) {
   constexpr off_t kNoPages = -1;
   fuse_lowlevel_notify_inval_inode(session_, inode.value, kNoPages, 0);

@@ -8,12 +8,11 @@
 //
 // libfuse parses (fuse_session_process_buf) and writes the answers. A write keeps its buffer until it is answered: its
 // payload is never copied. When one request came alone and nothing is in flight, the engine is told to work inline.
-// Node ids are inode numbers, file handles are table indexes. Loop thread only, but for the notifier.
+// Node ids are inode numbers, file handles are table indexes. Loop thread only.
 #pragma once
 
 #include <sys/types.h>
 
-#include <atomic>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -61,14 +60,13 @@ class FuseShell final : public MemoryKeeper {
   void on_unmounted(UniqueFunction<void()> fn) { on_unmounted_ = std::move(fn); }
   // Names a request for an interrupt; the interrupt itself is carried out after the current turn's work.
   uint64_t next_tag() { return ++last_tag_; }
-  // The kernel asks anew. Pages of private mappings stay, so that nothing here waits.
+  // The kernel asks anew. Its cached pages stay, so that nothing here waits.
   void forget_attributes(InodeNumber inode);
   void interrupted(uint64_t tag);
 
  private:
   friend struct FuseOps;
   friend struct RawOps;
-  class Notifier;
   struct Buffer;
   struct ReadBuffer;
   struct Directory {
@@ -123,13 +121,12 @@ class FuseShell final : public MemoryKeeper {
   std::unordered_map<uint64_t, Directory> directories_;
   uint64_t last_directory_ = 0;            // a successor's begin where no handle of the run before can be
   RequestId request_;                      // the one being processed
-  std::atomic<uint64_t> agreement_{0};     // the FUSE_INIT being answered
+  uint64_t agreement_ = 0;                 // the FUSE_INIT being answered
   uint16_t agreed_background_ = 0;         // on the mount that is taken over; 0: none is
   bool swallow_ = false;                   // answers are kept in swallowed_, not given
   std::string swallowed_;
   uint64_t last_tag_ = 0;
   UniqueFunction<void()> on_unmounted_, when_gone_;
-  std::unique_ptr<Notifier> notifier_;
 };
 
 }  // namespace tidemark::fs

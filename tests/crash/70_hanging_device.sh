@@ -3,7 +3,7 @@
 # node's. The daemon goes on (it answers, and so do its images elsewhere), and no synced write is lost.
 source "$(dirname "$0")/lib.sh"
 BRICKS=1
-configure host1
+configure host1 host2
 image="$D/mnt/host1/vm.img"
 thaw() { timeout 5 "$T/power_cut" tell "$D/medium.$1.disk.socket" thaw > /dev/null; }
 # What hangs would keep whoever takes everything down.
@@ -57,3 +57,32 @@ wait $writer || [ $? = 143 ] || die "the writer ended by itself"
 expect "every synced write is there" "$T/ack_writer" --check "$image" "$D/acks"
 verify_equal host1
 no_error_lines
+
+# ---- killed while a read for the kernel's pages hangs and another host changes the image's mode: it ends, and is replaced
+start host2
+none="$D/mnt/host1/none.img"
+exec 7<> "$none"
+head -c 1M /dev/urandom > "$D/data"
+dd if="$D/data" bs=1M conv=fsync status=none >&7
+wait_for 20 "a level image" mirrored host1 none.img
+setfattr -n user.tidemark.mirror -v none "$none"
+dd if="$D/data" of="$none" bs=1M conv=fsync,notrunc status=none
+medium host1.disk freeze > /dev/null
+python3 -c 'import mmap, sys
+with open(sys.argv[1], "rb") as f: sys.stdout.buffer.write(mmap.mmap(f.fileno(), 1 << 20, mmap.MAP_PRIVATE, mmap.PROT_READ)[:])
+' "$none" > "$D/read" & reader=$!
+hangs() { grep -q "local_copy_hangs image=$(uuid_of host1 none.img)" "$D/log/host1.log"; }
+wait_for 20 "the read to hang" hangs
+for mode in 640 600 644; do
+  chmod "$mode" "$D/mnt/host2/none.img"
+  heard() { [ "$(stat -c %a "$none")" = "$mode" ]; }
+  wait_for 20 "host1 to hear of mode $mode" heard
+done
+daemon=$(daemon_pid host1)
+kill -KILL "$daemon"
+thaw host1
+came_up() { grep -q 'holder daemon_replaced' "$D/log/host1.log"; }
+wait_for 60 "a successor" came_up
+reap $reader "the read" 0
+expect "the guest has read what it wrote" cmp "$D/data" "$D/read"
+exec 7>&-
