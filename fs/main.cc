@@ -51,6 +51,7 @@ int run_holder(const fs::Arguments& arguments, const config::Host& config, std::
   if (Status s = fs::check_mount_point(config.mount.path); !s) return daemon::fail(kName, s);
   if (Status s = daemon::Daemon::open_log(options); !s) return daemon::fail(kName, s);
   fs::HolderOptions holder;
+  if (arguments.mountpoint.empty()) words.push_back(config.mount.path);   // whatever the file names by the next start
   holder.arguments = std::move(words);
   holder.check = {"--config", arguments.config, "--check", config.mount.path};
   holder.mountpoint = config.mount.path;

@@ -216,6 +216,19 @@ wait "${PID[host1]}" && die "the holder ended as if all were well"
 expect "the mount is dead without live restart" sh -c "! ls '$mount' > /dev/null 2>&1"
 start host1
 expect "and mounted anew" cmp "$D/out.img" "$mount/stall.img"
+stop host1
+# Nor does a mount move: whatever the file names by the time of a restart is not taken for its place.
+mkdir "$D/other"
+mount -t tmpfs none "$D/other"
+AT_END+=("mountpoint -q '$D/other' && umount '$D/other'")
+tidemark-fs --config "$D/host1.toml" -f >> "$D/log/host1.log" 2>&1 & PID[host1]=$!
+wait_for 20 "host1 to answer" ready host1
+sed -i "s|^path = .*|path = \"$D/other\"|" "$D/host1.toml"
+expect "restarted with another path in the file" tm host1 host restart
+stop host1
+expect "what is mounted there stays" mountpoint -q "$D/other"
+expect "and its own mount is gone" sh -c "! mountpoint -q '$mount'"
+start host1
 # The one that tries to start it again and again ends as it is told to, and takes the mount with it.
 echo 'unknown = 1' >> "$D/host1.toml"
 before=$(refused_starts)
