@@ -197,6 +197,7 @@ class Engine final : public journal::BlockSource {
   bool own_copy_failed(Image& image, const Status& why);
   void copies_apart(Image& image);
   void writes_lost(Image& image, std::string_view how);
+  void set_lost_writes(Image& image, bool lost);
   void tell_behind(Image& image);
   Task<void> say_behind(Image& image);
   void answer_untold(Image& image);

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fs/engine.h"
+#include "fs/survivor.h"
 #include "shared/base/limits.h"
 #include "shared/base/log.h"
 
@@ -238,7 +239,13 @@ void Engine::copies_apart(Image& im) {
 void Engine::writes_lost(Image& im, std::string_view how) {
   kLog.error("writes_lost", {{"image", im.id}, {"reason", how}, {"effect", "the next flush fails"}});
   ++counts_.lost;
-  im.lost_writes = true;
+  set_lost_writes(im, true);
+}
+
+// For a successor, too, as long as there are handles: it is promised to whoever has them.
+void Engine::set_lost_writes(Image& im, bool lost) {
+  im.lost_writes = lost;
+  if (options_.survivor != nullptr) options_.survivor->keep_lost(im.id, lost && im.handles != 0);
 }
 
 }  // namespace tidemark::fs

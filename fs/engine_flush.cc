@@ -24,7 +24,7 @@ void Engine::start_flush(Op* op) {
   Image& im = *op->image;
   if (im.state == MirrorState::kFenced) return leave(op, Status(Code::kFenced, "the tenure has moved"));
   if (im.lost_writes && !op->own) {
-    im.lost_writes = false;
+    set_lost_writes(im, false);
     return leave(op, Status(Code::kIoError, "the only copy of writes of image " + im.id.to_string() + " lost them"));
   }
   // Nothing of this host's is unflushed: a yield flushes, and a tenure ends with a yield.

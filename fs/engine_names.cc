@@ -73,6 +73,7 @@ Result<uint32_t> Engine::take_handle(Image& im) {
   if (!room) return Status::from_errno(ENFILE, "open");
   const uint32_t index = handles_.open(im);
   if (++im.handles == 1 && im.foreign_end) set_foreign_end(im, im.foreign_end);
+  if (im.handles == 1 && im.lost_writes) set_lost_writes(im, true);
   return index;
 }
 
@@ -139,6 +140,7 @@ void Engine::close_handle(Handle& handle) {
   handles_.close(index);
   if (options_.survivor != nullptr) options_.survivor->begin_close(index);
   if (--im.handles == 0 && im.foreign_end) set_foreign_end(im, {});   // who opens it anew asks for its size
+  if (im.handles == 0 && im.lost_writes) set_lost_writes(im, true);
   if (wrote && --im.wrote == 0) last_writer_closed(im);
   drop_unused(im);
 }

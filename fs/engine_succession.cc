@@ -59,6 +59,7 @@ void Engine::take_over_handles() {
     if (saved.wrote) ++im.wrote;
     im.inherited_writer = im.wrote != 0;
     im.foreign_end = options_.survivor->end_of(im.id);
+    im.lost_writes = options_.survivor->lost(im.id);
   }
   for (uint32_t index : options_.survivor->closing()) handles_.put_closed(index);
   handles_.list_free();

@@ -46,6 +46,10 @@ struct End {
   uint8_t image[16];
   uint64_t end;                   // and one more; 0: none
 };
+struct Lost {
+  uint8_t image[16];
+  uint64_t lost;
+};
 struct Agreed {
   uint8_t bytes[Survivor::kAgreedBytesMax];
   uint32_t size;
@@ -75,6 +79,7 @@ struct Survivor::Layout {
   Change changes[kChangesMax];
   Vote votes[kTenuresMax];
   End ends[kEndsMax];
+  Lost lost[kLostMax];
 };
 
 Survivor::Survivor(Layout* layout) : layout_(layout) {
@@ -282,6 +287,26 @@ std::optional<uint64_t> Survivor::end_of(const ImageId& image) const {
   for (const End& e : layout_->ends)
     if (e.end != 0 && std::memcmp(e.image, image.bytes.data(), sizeof e.image) == 0) return e.end - 1;
   return std::nullopt;
+}
+
+void Survivor::keep_lost(const ImageId& image, bool lost) {
+  Lost* free = nullptr;
+  for (Lost& l : layout_->lost) {
+    const bool same = l.lost != 0 && std::memcmp(l.image, image.bytes.data(), sizeof l.image) == 0;
+    if (same && lost) return;
+    if (same) l.lost = 0;
+    if (free == nullptr && l.lost == 0) free = &l;
+  }
+  if (!lost || free == nullptr) return;
+  std::memcpy(free->image, image.bytes.data(), sizeof free->image);
+  in_order();
+  free->lost = 1;
+}
+
+bool Survivor::lost(const ImageId& image) const {
+  return std::ranges::any_of(layout_->lost, [&](const Lost& l) {
+    return l.lost != 0 && std::memcmp(l.image, image.bytes.data(), sizeof l.image) == 0;
+  });
 }
 
 }  // namespace tidemark::fs

@@ -4,13 +4,14 @@
 //
 //   | header | handles, 40 bytes each | tenures, 144 bytes each | name changes under way, 16 bytes each |
 //   | terms of the witness, 16 bytes for each tenure | ends of images, 24 bytes each |
+//   | images that lost writes, 24 bytes each |
 //
-// The last two are zeros in what an older program laid out; so is what a tenure says of asking first, and a handle of its
-// being closed. One that takes this over sees a handle that is being closed as closed.
+// The last three are zeros in what an older program laid out; so is what a tenure says of asking first, and a handle of
+// its being closed. One that takes this over sees a handle that is being closed as closed, and lets no flush fail.
 //
 // Valid if and only if magic and layout version agree; a program that knows another layout must not take over. A run
 // may die between any two instructions: an entry counts from the store of its last word on (`state`, `held`,
-// `request`, `end`), which is written last and cleared first. One writer, one thread.
+// `request`, `end`, `lost`), which is written last and cleared first. One writer, one thread.
 #pragma once
 
 #include <cstddef>
@@ -53,6 +54,7 @@ class Survivor {
   static constexpr uint32_t kTenuresMax = 4096;
   static constexpr uint32_t kChangesMax = 1024;
   static constexpr uint32_t kEndsMax = 1024;
+  static constexpr uint32_t kLostMax = 1024;
   static constexpr size_t kAgreedBytesMax = 256;
   static constexpr size_t kBytes = 4u << 20;
 
@@ -95,6 +97,10 @@ class Survivor {
   void keep_end(const ImageId& image, uint64_t end);
   void forget_end(const ImageId& image);
   std::optional<uint64_t> end_of(const ImageId& image) const;
+
+  // ---- open images that lost acknowledged writes, as no flush has said yet; of more than kLostMax some are not kept
+  void keep_lost(const ImageId& image, bool lost);
+  bool lost(const ImageId& image) const;
 
  private:
   struct Layout;

@@ -211,6 +211,23 @@ TEST_F(SuccessionTest, ACloseThatComesAgainClosesNobodyElsesHandle) {
   EXPECT_EQ(open(1, "closed.img").handle.value, closed.handle.value);   // from now on the number is free
 }
 
+// Acknowledged writes are gone, and nobody has been told before the run ended.
+TEST_F(SuccessionTest, AFlushThatHasToFailFailsInTheNextRun) {
+  File f = start_written();
+  ASSERT_TRUE(wait(flush(f)));
+  world_->inject("host1", sim::FileFault{
+      .operations = static_cast<uint16_t>(sim::FileOp::kWrite), .path_contains = "objects"});
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));     // this host's copy is behind from now on
+  ASSERT_TRUE(write_now(f, kMiB, 0x33, kMiB));  // on the shared node alone
+  crash_shared(sim::Crash::kPowerLoss);
+  start_shared();
+  ASSERT_TRUE(until([&] { return logged("writes_lost"); }));
+  kill_and_succeed(1);
+  EXPECT_EQ(wait(flush(f)).code(), Code::kIoError);
+  ASSERT_TRUE(write_now(f, kMiB, 0x44, kMiB));
+  EXPECT_TRUE(wait(flush(f)));                  // it is said once
+}
+
 // Both killed, the machine stays: what the shared node had not made durable, the host has.
 TEST_F(SuccessionTest, AfterPowerIsLostOnTheOtherSideTheHostsCopyDecides) {
   File f = start_written();

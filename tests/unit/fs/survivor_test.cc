@@ -121,6 +121,18 @@ TEST_F(SurvivorTest, AnEndIsKeptUntilItIsForgotten) {
   EXPECT_EQ(attach().end_of(image(2)), 700u);
 }
 
+TEST_F(SurvivorTest, ALossIsKeptUntilItIsSaid) {
+  attach().keep_lost(image(1), true);
+  attach().keep_lost(image(2), true);
+  attach().keep_lost(image(1), true);
+  attach().keep_lost(image(3), false);
+  EXPECT_TRUE(attach().lost(image(1)));
+  EXPECT_FALSE(attach().lost(image(3)));
+  attach().keep_lost(image(1), false);
+  EXPECT_FALSE(attach().lost(image(1)));
+  EXPECT_TRUE(attach().lost(image(2)));
+}
+
 TEST_F(SurvivorTest, WhatWasAgreedIsKept) {
   EXPECT_TRUE(attach().request().empty());
   attach().keep_request(as_bytes("question"));
