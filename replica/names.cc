@@ -58,7 +58,7 @@ Status NameWriter::apply(const wire::Mark& mark) {
   if (mark.kind == wire::MarkKind::kSession) return session_began(mark);
   if (mark.number.value == 0) return Status::ok();  // the host's own: changes no name
   TM_ASSIGN_OR_RETURN(bool first_here, corroborate(mark));
-  if (!first_here || !changes_node(mark.kind)) return Status::ok();
+  if (!first_here) return Status::ok();
   if (mark.origin != source_) return from_shared(mark);
   if (events_[mark.number.value].from_shared != 0) untold_[{mark.origin, mark.number.value}].reset();
   return bind(mark);
@@ -149,7 +149,7 @@ Result<EventRecord*> NameWriter::event(EventNumber number) {
   return &it->second;
 }
 
-// False if this side's record of the event was seen before.
+// False if it changes no node, or if this side's record of the event was seen before.
 Result<bool> NameWriter::corroborate(const wire::Mark& mark) {
   TM_ASSIGN_OR_RETURN(EventRecord* known, event(mark.number));
   EventRecord& record = *known;
@@ -157,6 +157,8 @@ Result<bool> NameWriter::corroborate(const wire::Mark& mark) {
   if (record.digest == 0) record.digest = digest;
   else if (record.digest != digest) mismatches_.push_back({mark.number, source_});
   if (mark.origin != source_ && !is_shared_node_) return false;  // a third party's word corroborates, no more
+  // A shared node of before may have granted a tenure with the number of a change that came just after its start.
+  if (!changes_node(mark.kind)) return false;
   uint8_t& seen = mark.origin == source_ ? record.from_origin : record.from_shared;
   const bool first = seen == 0;
   seen = 1;

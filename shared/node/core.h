@@ -312,6 +312,7 @@ class Core {
     Image* image = nullptr;
     bool copy_known = false;
     bool held_before = false;                 // by this very host, which has lost what it knew of it
+    EventNumber started;                      // the event of the start of the tenure that it is granted
     io::TimerId timer;
   };
   void acquire_request(const PeerPtr& peer, wire::Request& request);

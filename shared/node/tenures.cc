@@ -41,7 +41,7 @@ void Core::acquire_request(const PeerPtr& peer, wire::Request& request) {
   fence::Ticket ticket = ++next_ticket_;
   // It may hold acknowledged writes of its own, from before a crash, until it has flushed or written here.
   if (held_before) image->record.outdated = 1;
-  waiting_[ticket] = {peer, peer->session, request.id, image, known, held_before, {}};
+  waiting_[ticket] = {peer, peer->session, request.id, image, known, held_before, {}, {}};
   ++image->ops;   // keeps the image while the request waits
   fence::Outcome outcome =
       fence::step(image->record.tenure, Event::acquire(session.host, ticket, m.wait_ms > 0, image->last_applied));
@@ -196,6 +196,9 @@ void Core::apply(Image& image, fence::Outcome outcome, kv::WriteBatch batch, Uni
   const std::string holder_before = image.record.tenure.holder;
   image.record.tenure = std::move(outcome.state);
   for (const Action& action : outcome.actions) {
+    // Until it is answered the image may get a new name, with an event of its own.
+    auto granted = action.kind == Action::Kind::kGrant ? waiting_.find(action.ticket) : waiting_.end();
+    if (granted != waiting_.end()) granted->second.started = image.attr->event;
     if (action.kind != Action::Kind::kEnded && action.kind != Action::Kind::kStarted) continue;
     marks.push_back(tenure_mark(image, action));
     put_mark(batch, marks.back());
@@ -297,6 +300,7 @@ void Core::grant(fence::Ticket ticket, const Action& action, const Status& sure)
     return waiting.peer->link->respond_failure(wire::Type::kAcquire, waiting.request, sure.with_context(label(image)));
   wire::Grant answer = make_grant(image, action.host, waiting.copy_known);
   answer.epoch = action.epoch;
+  answer.event = waiting.started;
   answer.parent = {action.parent.epoch, action.parent.source, action.parent.last,
                    parent_clean(action.parent)};
   grants_total_.add();

@@ -170,6 +170,26 @@ TEST(Names, TenureMarksAreAboutTheImageAlone) {
   EXPECT_EQ(h.get("/v1/status").json()["alarms"][0]["kind"], "event_mismatch");
 }
 
+// A shared node of before grants a tenure with the number of a rename that came just after its start.
+TEST(Names, ATenuresMarkStandsForNoOtherEventOfItsNumber) {
+  for (const bool shared_first : {false, true}) {
+    Harness h;
+    BatchMaker host1("host1"), host2("host2"), shared("shared");
+    h.put(host1, host1.make({}, {create_mark(1, "host1", 2, kA, "disk.img")}));
+    auto start = open_mark("host1", 2, kA);
+    start.kind = wire::MarkKind::kTenureStart;
+    start.number = EventNumber(7);
+    start.epoch = Epoch(1);
+    const auto rename = rename_mark(7, "host2", 2, kA, "disk.img", "vm.img");
+    auto told = shared.make({}, {rename});
+    if (shared_first) { ASSERT_EQ(h.put(shared, told, 0, net::Role::kShared).status, 200); }
+    ASSERT_EQ(h.put(host1, host1.make({}, {start})).status, 200);
+    if (!shared_first) { ASSERT_EQ(h.put(shared, told, 0, net::Role::kShared).status, 200); }
+    ASSERT_EQ(h.put(host2, host2.make({}, {rename})).status, 200);
+    EXPECT_EQ(tree(h, "latest"), (Names{{"vm.img", kA.to_string()}})) << shared_first;
+  }
+}
+
 TEST(Points, AreFoundByIdNameAndTime) {
   Harness h;
   BatchMaker ahead("host1"), host2("host2");
