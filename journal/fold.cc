@@ -86,15 +86,18 @@ class Folder {
     return held == holders_.end() || held->second == std::set<std::string>{made.origin};
   }
 
+  static bool is_floor(const wire::Mark& m) { return m.kind == MarkKind::kSession && m.number.value != 0; }
+
   // All but names.
   void keep_states() {
     std::map<ImageId, Newest> opens, wholes;
     std::map<std::pair<ImageId, Epoch>, Newest> taken;
     std::map<std::pair<ImageId, std::string>, Newest> starts;
-    Newest session{EventNumber(0), marks_.size()};
+    Newest session{EventNumber(0), marks_.size()}, floor = session;
     for (size_t i = 0; i < marks_.size(); ++i) {
       const wire::Mark& m = mark(i);
-      if (m.kind == MarkKind::kSession && m.node.event >= session.number) session = {m.node.event, i};
+      Newest& said = is_floor(m) ? floor : session;
+      if (m.kind == MarkKind::kSession && m.node.event >= said.number) said = {m.node.event, i};
       if (!m.node.image.is_nil() && without_trace(m.node.image)) continue;
       const ImageId& image = m.node.image;
       if (m.kind == MarkKind::kOpenWrite) newest(opens, image, EventNumber(0), i);
@@ -102,7 +105,9 @@ class Folder {
       else if (m.kind == MarkKind::kTenureStart) newest(starts, {image, m.origin}, EventNumber(m.epoch.value), i);
       else if (is_taken(m)) newest(taken, {image, m.epoch}, EventNumber(0), i);
     }
-    if (session.mark < marks_.size()) keep_[session.mark] = true;
+    for (const Newest& said : {session, floor}) {
+      if (said.mark < marks_.size()) keep_[said.mark] = true;
+    }
     for (const auto* all : {&opens, &wholes}) {
       for (const auto& [image, n] : *all) keep_[n.mark] = true;
     }
@@ -153,7 +158,7 @@ class Folder {
       session.label = mark(untold).label;
       session.node.event = mark(untold).number;
       for (size_t i = 0; i < marks_.size(); ++i) {
-        if (mark(i).kind != MarkKind::kSession || !keep_[i]) continue;
+        if (mark(i).kind != MarkKind::kSession || is_floor(mark(i)) || !keep_[i]) continue;
         session.node.event = std::max(session.node.event, mark(i).node.event);
         keep_[i] = false;
       }

@@ -49,12 +49,21 @@ Result<R> version_at(kv::Cursor& cursor, const Bytes& end_key) {
   return wire::decode<R>(cursor.value());
 }
 
+// Up to which event nothing binds a name, in points after the newest floor before `point`.
+Result<EventNumber> floor_before(kv::Snapshot& snapshot, PointId point) {
+  auto cursor = snapshot.cursor(kFloors);
+  if (!cursor->seek_before(kv::key_u64(point.value))) return EventNumber(0);
+  TM_ASSIGN_OR_RETURN(FloorRecord record, wire::decode<FloorRecord>(cursor->value()));
+  return record.event;
+}
+
 }  // namespace
 
 NameWriter::NameWriter(kv::Snapshot& snapshot, PointId point, std::string source, bool is_shared_node)
     : snapshot_(snapshot), point_(point), source_(std::move(source)), is_shared_node_(is_shared_node) {}
 
 Status NameWriter::apply(const wire::Mark& mark) {
+  if (mark.kind == wire::MarkKind::kSession && mark.number.value != 0) return told_all(mark);
   if (mark.kind == wire::MarkKind::kSession) return session_began(mark);
   if (mark.number.value == 0) return Status::ok();  // the host's own: changes no name
   TM_ASSIGN_OR_RETURN(bool first_here, corroborate(mark));
@@ -90,6 +99,23 @@ Status NameWriter::session_began(const wire::Mark& mark) {
     if (record->from_origin == 0) TM_RETURN_IF_ERROR(bind_late(kept));
   }
   return Status::ok();
+}
+
+// The shared node has told all names that there are: what older events, told or not, say of names is over.
+Status NameWriter::told_all(const wire::Mark& mark) {
+  if (!is_shared_node_ || mark.origin != source_) return Status::ok();
+  TM_ASSIGN_OR_RETURN(EventNumber before, floor());
+  floor_ = std::max(before, mark.node.event);
+  floor_is_new_ = floor_is_new_ || *floor_ != before;
+  return Status::ok();
+}
+
+Result<EventNumber> NameWriter::floor() {
+  if (!floor_) {
+    TM_ASSIGN_OR_RETURN(EventNumber stored, floor_before(snapshot_, point_));
+    floor_ = stored;
+  }
+  return *floor_;
 }
 
 Status NameWriter::bind_late(const wire::Mark& mark) {
@@ -166,6 +192,8 @@ Result<bool> NameWriter::corroborate(const wire::Mark& mark) {
 }
 
 Status NameWriter::set_entry(InodeNumber parent, const std::string& name, EventNumber event, InodeNumber inode) {
+  TM_ASSIGN_OR_RETURN(EventNumber over, floor());
+  if (event <= over) return Status::ok();
   auto [it, added] = entries_.try_emplace({parent.value, name});
   if (added) {
     auto cursor = snapshot_.cursor(kEntries);
@@ -206,6 +234,7 @@ void NameWriter::finish(kv::WriteBatch& out) {
     else out.erase(kUntold, key);
   }
   if (session_) put_record(out, kSessions, as_bytes(source_), *session_);
+  if (floor_is_new_) put_record(out, kFloors, kv::key_u64(point_.value), FloorRecord{*floor_});
 }
 
 Result<ImageVersion> image_at(kv::Snapshot& snapshot, ImageIndex image, PointId point) {
@@ -219,11 +248,12 @@ struct Link { std::string name; InodeNumber inode; };
 using Children = std::map<uint64_t, std::vector<Link>>;
 
 Result<Children> children_at(kv::Snapshot& snapshot, PointId point) {
+  TM_ASSIGN_OR_RETURN(const EventNumber over, floor_before(snapshot, point.next()));
   Children children;
   Bytes present;                // key without the point
   EntryVersion version;
   auto take = [&] {
-    if (present.empty() || version.inode.value == 0) return;
+    if (present.empty() || version.inode.value == 0 || version.event <= over) return;
     std::string name(as_text(ByteSpan(present).subspan(8, present.size() - 9)));
     children[load_be64(present.data())].push_back({std::move(name), version.inode});
   };

@@ -6,6 +6,8 @@
 // create names an image that another host has written before the creator's own record came (which may never come).
 // A host's session mark says up to which event its own records, if they have not come, never will: a crash took them.
 // Those events apply from the shared node's records, in the batch of the session mark or when they come.
+// A session mark of the shared node's own that has a number says that it has told all names anew: from its point on no
+// event up to `node.event` binds a name, neither one that a backup of this store had nor one that comes late.
 // So the result does not depend on the order in which sources arrive. Reads through a kv::Snapshot.
 #pragma once
 
@@ -43,6 +45,8 @@ class NameWriter {
   Status bind_late(const wire::Mark& mark);
   Status session_began(const wire::Mark& mark);
   Result<EventRecord*> event(EventNumber number);
+  Status told_all(const wire::Mark& mark);
+  Result<EventNumber> floor();
   Result<EventNumber> told_up_to(const std::string& origin);
   Status keep_create(const wire::Mark& mark);
   Status bind(const wire::Mark& mark);
@@ -59,6 +63,8 @@ class NameWriter {
   std::map<ImageId, std::optional<wire::Mark>> unnamed_;   // none: the row goes
   std::map<std::pair<std::string, uint64_t>, std::optional<wire::Mark>> untold_;   // likewise
   std::optional<SessionRecord> session_;
+  std::optional<EventNumber> floor_;   // none: not read yet
+  bool floor_is_new_ = false;
   std::vector<wire::Mark> late_creates_;
   std::vector<EventMismatch> mismatches_;
 };

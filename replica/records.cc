@@ -7,7 +7,7 @@ std::vector<std::string> table_names() {
           "label_blocks", "images",  "image_versions", "leaves",   "wides",   "entries", "nodes",
           "events",       "marked",  "alarms",         "branches", "segments", "held_since", "unnamed",
           "untold",       "sessions",       "pieces", "taken_tenures", "gaps",
-          "spill_leaves", "spill_wides", "overtaken", "lost", "cut_off"};
+          "spill_leaves", "spill_wides", "overtaken", "lost", "cut_off", "floors"};
 }
 
 Bytes stream_key(const std::string& source, const Uuid& generation) {

@@ -28,7 +28,7 @@ enum Table : kv::Table {
   kMeta, kSources, kStreams, kBatches, kHeld, kPoints, kPointNames, kLabelBlocks, kImages, kImageVersions,
   kLeaves, kWides, kEntries, kNodes, kEvents, kMarked, kAlarms, kBranches, kSegments, kHeldSince,
   kUnnamed, kUntold, kSessions, kPieces, kTakenTenures, kGaps, kSpillLeaves, kSpillWides, kOvertaken,
-  kLost, kCutOff,
+  kLost, kCutOff, kFloors,
 };
 std::vector<std::string> table_names();
 
@@ -130,6 +130,11 @@ struct EventRecord {              // kEvents: key event number
 
 struct SessionRecord {            // kSessions: key source
   EventNumber event;              // what it caused up to here, and has not told of, it never will
+  template <class A> void fields(A& a) { a(event); }
+};
+
+struct FloorRecord {              // kFloors: key point
+  EventNumber event;              // from this point on no event up to it binds a name
   template <class A> void fields(A& a) { a(event); }
 };
 

@@ -1,5 +1,7 @@
 // The name space for a replica that was emptied or replaced: all of it as new events. Each node's mark has a number
-// above every earlier one, so that whatever an older event says of the same name or node, from whichever stream, loses.
+// above every earlier one, so that whatever an older event says of the same name or node, from whichever stream,
+// loses. A session mark of this node's own, which comes last, says so of all names: what was removed or moved is not in
+// the tree, and a replica that was put back from a backup, or a host's record that comes late, may have it.
 #include <nlohmann/json.hpp>
 
 #include "shared/base/log.h"
@@ -31,6 +33,7 @@ void Core::resync_replica(Callback<Result<std::string>> done) {
   if (!marks_->usage().replica_configured) {
     return done(Status(Code::kInvalidArgument, "no [replica] is configured"));
   }
+  const EventNumber upto = names_->last_event();
   std::vector<wire::Mark> marks;
   names_->walk(InodeNumber(0), [&](const Node& node) {
     if (node.attr.inode == kRootInode) {
@@ -48,12 +51,20 @@ void Core::resync_replica(Callback<Result<std::string>> done) {
     marks.back().old_name = created.name;
     return true;
   });
+  const size_t names = marks.size();
+  wire::Mark all;
+  all.kind = wire::MarkKind::kSession;
+  all.number = names_->take_event();
+  all.origin = options_.name;
+  all.label = env_.wall();
+  all.node.event = upto;
+  marks.push_back(std::move(all));
   kv::WriteBatch batch;
   put_counters(batch, *names_);
   for (const wire::Mark& mark : marks) put_mark(batch, mark);
-  commit(std::move(batch), [this, marks = std::move(marks), done = std::move(done)]() mutable {
+  commit(std::move(batch), [this, names, marks = std::move(marks), done = std::move(done)]() mutable {
     record_marks(marks);
-    marks_->resync_replica([names = marks.size(), done = std::move(done)](const Status& durable) mutable {
+    marks_->resync_replica([names, done = std::move(done)](const Status& durable) mutable {
       if (!durable) return done(durable);
       kLog.warning("replica_resync_asked", {{"names", names}});
       done(nlohmann::json{{"names", names}}.dump());

@@ -286,6 +286,8 @@ enum class MarkKind : uint8_t {
   kUnlink = 8, kSetAttr = 9, kSnapshot = 10,
   // A host's own: its session with the shared node began. Of its events up to `node.event`, those that its stream has
   // not told of before never will be told there: a crash or a lost connection took them.
+  // The shared node's own has a number: it has told all names anew, and no event up to `node.event` binds one any more.
+  // Earlier replicas learn nothing from it.
   kSession = 11,
   // A host's own: the batch with it holds all of the image as it was when a tenure began that was taken by force. What
   // older epochs' batches would have brought is in it, or is no longer of the main line.

@@ -1,5 +1,7 @@
 // A replica that was emptied or put back, and brought level by an operator's word on each node: every image is sent by
 // the host that answers for it, wherever it was moved meanwhile. And what a host hands over that cannot ship it exactly.
+#include <set>
+
 #include "tests/repeat.h"
 #include "tests/sim/site.h"
 
@@ -255,6 +257,51 @@ TEST(Rules, NoPointOfTheNextHolderShowsWhatItWroteLater) {
     ASSERT_TRUE(t.lab.healthy("host1") && t.lab.healthy("host2"));
     EXPECT_EQ(t.site->verify("host2"), "");
   }
+}
+
+// Names that were removed or moved since the backup are told by nobody again: that all of them were told says so.
+TEST(Rules, AReplicaThatWentBackForgetsTheNamesThatAreGone) {
+  RulesOfResync t(1);
+  const InodeNumber root(1);
+  auto make = [&](InodeNumber parent, const std::string& name, wire::NodeKind kind) {
+    return t.lab.wait<Result<wire::Attr>>([&](auto done) {
+      wire::Create request;
+      request.parent = parent;
+      request.name = name;
+      request.kind = kind;
+      request.mode = 0700;
+      t.lab.engine("host1").create(std::move(request), std::move(done));
+    });
+  };
+  auto vms = make(root, "vms", wire::NodeKind::kDirectory);
+  ASSERT_TRUE(vms.is_ok()) << vms.status().to_string();
+  ASSERT_TRUE(make(vms->inode, "b.img", wire::NodeKind::kImage).is_ok());
+  ASSERT_TRUE(make(root, "gone.img", wire::NodeKind::kImage).is_ok());
+  t.fill("host1");
+  t.lab.world.run_for(seconds(40));
+  const auto backup = t.back_up();
+  auto done_by_host1 = [&](auto begin) {
+    Status done = t.lab.wait<Status>(begin);
+    EXPECT_TRUE(done.is_ok()) << done.to_string();
+  };
+  done_by_host1([&](auto done) { t.lab.engine("host1").unlink(root, "gone.img", false, std::move(done)); });
+  done_by_host1([&](auto done) {
+    t.lab.engine("host1").rename(wire::Rename{root, "vms", root, "prod", 0}, std::move(done));
+  });
+  t.lab.world.run_for(seconds(40));
+  t.put_back(*backup);
+  auto paths = [&] {
+    std::set<std::string> out;
+    const auto tree = nlohmann::json::parse(t.site->ask("/v1/points/latest/tree"));
+    for (const auto& e : tree["entries"])
+      if (!e["path"].is_null()) out.insert(e["path"].get<std::string>());
+    return out;
+  };
+  ASSERT_EQ(paths(), (std::set<std::string>{"disk.img", "gone.img", "vms", "vms/b.img"}));
+  t.say_names();
+  t.say("host1");
+  t.say("host2");
+  EXPECT_EQ(paths(), (std::set<std::string>{"disk.img", "prod", "prod/b.img"}));
 }
 
 // No point is made before the replica is level: whoever asks for one hears so, whether it waits for the point or not.

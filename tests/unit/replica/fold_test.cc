@@ -188,6 +188,29 @@ TEST(Fold, OneNameManyTimes) {
   EXPECT_EQ(marks[0].mark.kind, wire::MarkKind::kSession);
 }
 
+TEST(Fold, ThatAllNamesWereToldIsKeptBesideTheSession) {
+  auto session = [](uint64_t number, uint64_t event) {
+    wire::Mark m;
+    m.kind = wire::MarkKind::kSession;
+    m.origin = "shared";
+    m.number = EventNumber(number);
+    m.node.event = EventNumber(event);
+    return m;
+  };
+  std::vector<journal::SegmentMark> marks{
+      {Counter(1), session(21, 20)},
+      {Counter(2), session(41, 40)},
+      {Counter(3), session(0, 90)},
+      {Counter(4), create_mark(50, "shared", 11, {}, "name", 1, wire::NodeKind::kDirectory)},
+      {Counter(5), unlink_mark(51, "shared", 11, {}, "name")}};
+  marks = journal::fold_marks(std::move(marks), "shared", [](const ImageId&) { return true; });
+  ASSERT_EQ(marks.size(), 2u);
+  EXPECT_EQ(marks[0].mark.number, EventNumber(41));
+  EXPECT_EQ(marks[0].mark.node.event, EventNumber(40));
+  EXPECT_EQ(marks[1].mark.number, EventNumber(0));
+  EXPECT_EQ(marks[1].mark.node.event, EventNumber(90));
+}
+
 TEST(Fold, AnImageThatAnotherHostHeldKeepsItsCreate) {
   const ImageId image = test_uuid(1);
   wire::Mark start = open_mark("host2", 11, image);

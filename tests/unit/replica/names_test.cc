@@ -170,6 +170,44 @@ TEST(Names, TenureMarksAreAboutTheImageAlone) {
   EXPECT_EQ(h.get("/v1/status").json()["alarms"][0]["kind"], "event_mismatch");
 }
 
+// As a resync of the shared node ends: it has told all names that there were at event `upto`.
+wire::Mark told_all_mark(uint64_t number, uint64_t upto) {
+  wire::Mark m = session_mark("shared", upto);
+  m.number = EventNumber(number);
+  return m;
+}
+
+TEST(Names, OfWhatIsGoneNothingComesBackAfterAllNamesWereTold) {
+  const auto vms = create_mark(2, "host1", 3, {}, "vms", 1, wire::NodeKind::kDirectory);
+  const auto prod = create_mark(61, "shared", 3, {}, "prod", 1, wire::NodeKind::kDirectory);
+  const auto b_img = create_mark(62, "shared", 4, kB, "b.img", 3);
+  for (const bool late_first : {false, true}) {
+    Harness h;
+    BatchMaker host1("host1"), host2("host2"), shared("shared");
+    // Of a backup; since then gone.img went, and vms became prod.
+    ASSERT_EQ(h.put(host1, host1.make({}, {create_mark(1, "host1", 2, kA, "gone.img"), vms,
+                                           create_mark(3, "host1", 4, kB, "b.img", 3)})).status, 200);
+    auto late = host2.make({}, {create_mark(10, "host2", 5, kC, "made and gone")});
+    auto all = shared.make({}, {prod, b_img, told_all_mark(63, 60)});
+    if (late_first) { ASSERT_EQ(h.put(host2, late).status, 200); }
+    ASSERT_EQ(h.put(shared, all, 0, net::Role::kShared).status, 200);
+    h.restart();
+    if (!late_first) { ASSERT_EQ(h.put(host2, late).status, 200); }
+    Names named;
+    for (const auto& [path, what] : tree(h, "latest"))
+      if (what != "nameless") named[path] = what;
+    EXPECT_EQ(named, (Names{{"prod", "directory"}, {"prod/b.img", kB.to_string()}})) << late_first;
+    EXPECT_TRUE(tree(h, "1").contains("gone.img")) << "what points showed before stays";
+    // What comes after it binds as ever; a host's word of that kind counts for nothing.
+    auto word = told_all_mark(90, 80);
+    word.origin = "host1";
+    const auto anew = create_mark(64, "host1", 6, {}, "vms", 1, wire::NodeKind::kDirectory);
+    ASSERT_EQ(h.put(host1, host1.make({}, {word, anew})).status, 200);
+    EXPECT_TRUE(tree(h, "latest").contains("vms"));
+    EXPECT_TRUE(tree(h, "latest").contains("prod/b.img"));
+  }
+}
+
 // A shared node of before grants a tenure with the number of a rename that came just after its start.
 TEST(Names, ATenuresMarkStandsForNoOtherEventOfItsNumber) {
   for (const bool shared_first : {false, true}) {
