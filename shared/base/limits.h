@@ -63,6 +63,7 @@ inline constexpr uint32_t kImagesOpenMax = 512;               // idle copies bey
 inline constexpr int kNamelessKeepSeconds = 600;              // for a host that is away with a nameless image open
 inline constexpr uint32_t kEventsFoldedAt = 4096;             // metadata events kept while the journal is degraded
 inline constexpr uint32_t kMarksUnshippedMax = 100000;        // kept to be recorded again after a crash
+inline constexpr uint64_t kMarksUnshippedBytesMax = 256u << 20;   // of these: each has its node's extended attributes
 inline constexpr uint32_t kEventsUnstagedMax = 1u << 18;      // in a journal's open batch; beyond, it degrades and folds them
 
 }  // namespace tidemark::limits

@@ -103,7 +103,12 @@ Status Core::load_catalogue() {
   marks_recorded_ = names_->last_event();
   marks_settled_ =
       catalogue_->marks.empty() ? names_->last_event() : EventNumber(catalogue_->marks.front().number.value - 1);
-  for (const wire::Mark& mark : catalogue_->marks) marks_->record(mark);
+  unsettled_.clear();
+  unsettled_bytes_ = 0;
+  for (const wire::Mark& mark : catalogue_->marks) {
+    marks_->record(mark);
+    note_unsettled(mark);
+  }
   catalogue_->marks.clear();
   next_session_ = catalogue_->boot.value << 32;
   return Status::ok();
@@ -272,29 +277,43 @@ void Core::record_marks(const std::vector<wire::Mark>& marks) {
   for (const wire::Mark& mark : marks) {
     marks_->record(mark);
     marks_recorded_ = std::max(marks_recorded_, mark.number);
+    note_unsettled(mark);
   }
 }
 
+void Core::note_unsettled(const wire::Mark& mark) {
+  unsettled_.push_back({mark.number, wire::encode(mark).size()});
+  unsettled_bytes_ += unsettled_.back().bytes;
+}
+
 void Core::settle_marks() {
-  if (settling_ || marks_settled_ >= marks_recorded_) return;
-  uint64_t kept = marks_recorded_.value - marks_settled_.value;
-  if (kept > limits::kMarksUnshippedMax) {
-    // They are in the journal; only a second loss, of the journal itself, could now lose them.
-    marks_settled_ = EventNumber(marks_recorded_.value - limits::kMarksUnshippedMax);
-    kv::WriteBatch batch;
-    erase_marks(batch, marks_settled_);
-    commit(std::move(batch), [] {});
+  if (marks_settled_ >= marks_recorded_) return;
+  size_t over = 0;
+  uint64_t bytes = unsettled_bytes_;
+  while (over < unsettled_.size() && (unsettled_.size() - over > options_.marks_unshipped_max ||
+                                      bytes > options_.marks_unshipped_bytes_max)) {
+    bytes -= unsettled_[over++].bytes;
   }
+  // They are in the journal; only a second loss, of the journal itself, could now lose them.
+  if (over > 0) settled_up_to(unsettled_[over - 1].event);
+  if (settling_) return;   // for as long as the replica does not answer
   settling_ = true;
   marks_->settle([this, self = self_, up_to = marks_recorded_](Status status) {
     if (*self == nullptr) return;
     settling_ = false;
-    if (!status) return;   // asked again at the next tick
-    marks_settled_ = up_to;
-    kv::WriteBatch batch;
-    erase_marks(batch, up_to);
-    commit(std::move(batch), [] {});
+    if (status) settled_up_to(up_to);   // else asked again at the next tick
   });
+}
+
+void Core::settled_up_to(EventNumber event) {
+  marks_settled_ = std::max(marks_settled_, event);   // the limit may have passed it
+  while (!unsettled_.empty() && unsettled_.front().event <= marks_settled_) {
+    unsettled_bytes_ -= unsettled_.front().bytes;
+    unsettled_.pop_front();
+  }
+  kv::WriteBatch batch;
+  erase_marks(batch, marks_settled_);
+  commit(std::move(batch), [] {});
 }
 
 void Core::tick() {

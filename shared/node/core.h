@@ -182,7 +182,9 @@ class Core {
   void fatal(const Status& status);
   wire::Mark name_mark(wire::MarkKind kind, const Node& node);
   void record_marks(const std::vector<wire::Mark>& marks);
+  void note_unsettled(const wire::Mark& mark);
   void settle_marks();
+  void settled_up_to(EventNumber event);
   void tick();
   void maybe_stopped();
   void register_metrics();
@@ -447,6 +449,9 @@ class Core {
   uint64_t commits_ = 0, commits_done_ = 0;
   std::deque<std::pair<uint64_t, UniqueFunction<void()>>> after_commit_;
   EventNumber marks_recorded_, marks_settled_;
+  struct Unsettled { EventNumber event; uint64_t bytes = 0; };
+  std::deque<Unsettled> unsettled_;           // what the catalogue keeps of marks, by number
+  uint64_t unsettled_bytes_ = 0;
   bool settling_ = false;
   io::TimerId tick_timer_;
   io::TimerId pump_timer_;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "shared/base/config.h"
+#include "shared/base/limits.h"
 #include "shared/base/metrics.h"
 #include "shared/io/env.h"
 #include "shared/net/network.h"
@@ -33,6 +34,8 @@ struct NodeOptions {
   uint64_t region_bytes = 4ull << 20; // of behind-maps; grows with the image
   std::chrono::milliseconds tenure_wait{5000};   // longest wait for another host's release
   state::RebuildOrder rebuild;        // its hosts: the catalogue was lost, and these report
+  uint64_t marks_unshipped_max = limits::kMarksUnshippedMax;
+  uint64_t marks_unshipped_bytes_max = limits::kMarksUnshippedBytesMax;
   bool direct = true;
   metrics::Registry* metrics = nullptr;
   std::unique_ptr<net::HttpClient> witness;      // none: only an operator takes a tenure from its holder

@@ -23,17 +23,22 @@ inline wire::Hash hash_of(const ImageId& image, Extent extent, uint32_t unit) {
   return h;
 }
 
-// Remembers the marks; settles at once or never.
+// Remembers the marks, and never settles them: says so, or leaves the question open as a journal whose replica is away.
 class RecordedMarks final : public MarkSink {
  public:
-  explicit RecordedMarks(std::vector<wire::Mark>& marks) : marks_(marks) {}
+  RecordedMarks(std::vector<wire::Mark>& marks, bool answers) : marks_(marks), answers_(answers) {}
   void record(const wire::Mark& mark) override { marks_.push_back(mark); }
-  void settle(Callback<Status> done) override { done(Status(Code::kUnavailable, "never in this test")); }
+  void settle(Callback<Status> done) override {
+    if (answers_) done(Status(Code::kUnavailable, "never in this test"));
+    else unanswered_.push_back(std::move(done));
+  }
   Usage usage() const override { return {}; }
   void stop(UniqueFunction<void()> done) override { done(); }
 
  private:
   std::vector<wire::Mark>& marks_;
+  const bool answers_;
+  std::vector<Callback<Status>> unanswered_;
 };
 
 class HostClient {
@@ -188,7 +193,9 @@ class NodeTest : public testing::Test {
     options.region_bytes = 1u << 20;
     options.witness = std::move(witness_);
     options.metrics = &metrics_;
-    auto node = SharedNode::open(env, std::move(options), std::make_unique<RecordedMarks>(marks_));
+    options.marks_unshipped_max = marks_max_;
+    options.marks_unshipped_bytes_max = marks_bytes_max_;
+    auto node = SharedNode::open(env, std::move(options), std::make_unique<RecordedMarks>(marks_, replica_answers_));
     ASSERT_TRUE(node) << node.status().message();
     node_ = std::move(*node);
     ASSERT_TRUE(node_->listen({"shared", 7400}, {}));
@@ -220,7 +227,9 @@ class NodeTest : public testing::Test {
   sim::World world_{sim::WorldOptions{.seed = 11}};
   Uuid cluster_;
   std::vector<wire::Mark> marks_;
-  std::unique_ptr<net::HttpClient> witness_;   // for the next start
+  bool replica_answers_ = true;                // of the next start, as what follows
+  uint64_t marks_max_ = limits::kMarksUnshippedMax, marks_bytes_max_ = limits::kMarksUnshippedBytesMax;
+  std::unique_ptr<net::HttpClient> witness_;
   metrics::Registry metrics_;
   std::unique_ptr<SharedNode> node_;
   uint16_t port_ = 0;

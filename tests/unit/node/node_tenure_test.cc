@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "tests/unit/node/refused_writes.h"
 
 namespace tidemark::node {
@@ -58,28 +56,6 @@ TEST_F(NodeTest, ATenureMovesByRecallAndYieldThirtyTimes) {
     starts += m.kind == MarkKind::kTenureStart;
   }
   EXPECT_EQ(starts, 30u);
-}
-
-// The host journals it: another event's number would stand for that event at the replica.
-TEST_F(NodeTest, AGrantNamesTheEventOfItsTenuresStartWhateverCameSince) {
-  auto a = host("host1");
-  Result<wire::Attr> attr = a->create("disk.img");
-  ASSERT_TRUE(attr);
-  world_.set_store_fault("shared", sim::StoreFault{.path_contains = "/state", .delay = std::chrono::seconds(1)});
-  std::optional<Result<wire::Grant>> granted;
-  std::optional<Result<wire::Changed>> renamed;
-  a->link->request<wire::Grant>(Type::kAcquire, wire::Acquire{attr->image, 5000},
-                                [&](Result<wire::Grant> g) { granted.emplace(std::move(g)); });
-  a->link->request<wire::Changed>(Type::kRename, wire::Rename{InodeNumber(1), "disk.img", InodeNumber(1), "vm.img", 0},
-                                  [&](Result<wire::Changed> c) { renamed.emplace(std::move(c)); });
-  a->run([&] { return granted && renamed; });
-  ASSERT_TRUE(*granted) << granted->status().message();
-  ASSERT_TRUE(*renamed) << renamed->status().message();
-  auto start = std::find_if(marks_.begin(), marks_.end(),
-                            [](const wire::Mark& m) { return m.kind == MarkKind::kTenureStart; });
-  ASSERT_NE(start, marks_.end());
-  EXPECT_EQ((*granted)->event, start->number);
-  EXPECT_GT((*renamed)->mark.number, start->number);
 }
 
 TEST_F(NodeTest, ABusyAnswerNamesTheHolder) {
