@@ -193,7 +193,8 @@ void Core::issue(Op* op) {
       it->second->reserved_durable = std::max(it->second->reserved_durable, reserved);
     });
   }
-  im.attr->mtime = im.attr->ctime = env_.wall();
+  im.attr->mtime = env_.wall();
+  im.attr->ctime = std::max(im.attr->ctime, im.attr->mtime);   // the holder's clock may be ahead
   im.times_changed = true;
   if (TM_PLANTED("acknowledge without applying") && im.coordinator.value % 64 == 0) return done(Status::ok());
   if (op->type == wire::Type::kWrite) return im.copy->write(op->offset, op->payload.span(), op->mode, std::move(done));
@@ -287,7 +288,8 @@ void Core::resized(Op* op, Status status) {
   }
   im.attr->size = op->offset;
   im.attr->size_generation = op->size_generation;
-  im.attr->mtime = im.attr->ctime = env_.wall();
+  im.attr->mtime = env_.wall();
+  im.attr->ctime = std::max(im.attr->ctime, im.attr->mtime);
   if (op->type == wire::Type::kResize) {
     op->coordinator = im.coordinator = im.coordinator.next();
     note_applied(*op);

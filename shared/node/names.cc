@@ -147,7 +147,8 @@ wire::Mark NameSpace::new_mark(wire::MarkKind kind, const Origin& origin, Node& 
 }
 
 void NameSpace::touch(Change& change, Node& node, WallTime now, bool content) {
-  node.attr.ctime = now;
+  // A host whose clock is ahead may have told of a change of its own.
+  if (node.attr.ctime != now) node.attr.ctime = std::max(now, WallTime{node.attr.ctime.ns + 1});
   if (content) node.attr.mtime = now;
   if (std::find(change.touched.begin(), change.touched.end(), node.attr.inode) == change.touched.end()) {
     change.touched.push_back(node.attr.inode);

@@ -116,6 +116,25 @@ TEST_F(NamesTest, ParentsTimesAndEventsFollow) {
   EXPECT_EQ(change->mark.node.event, change->mark.number);
 }
 
+// A host's clock may be ahead of the shared node's: whoever looks for what has changed goes by the ctime.
+TEST_F(NamesTest, TheCtimeGrowsWithEachChange) {
+  const InodeNumber f = make(kRootInode, "f");
+  auto ctime = [&] { return (*names_.find(f))->attr.ctime.ns; };
+  wire::SetAttr told{f, wire::kSetCtime, {}};
+  told.values.ctime = WallTime{9000};
+  const Origin now{"host1", WallTime{5000}};
+  ASSERT_TRUE(names_.set_attr(told, now));
+  ASSERT_EQ(ctime(), 9000);
+  ASSERT_TRUE(names_.rename({kRootInode, "f", kRootInode, "g", 0}, now));
+  EXPECT_EQ(ctime(), 9001);
+  ASSERT_TRUE(names_.set_xattr({f, "user.x", Bytes{1}, 0, 0}, now));
+  EXPECT_EQ(ctime(), 9002);
+  ASSERT_TRUE(names_.set_xattr({f, "user.x", {}, 1, 0}, now));
+  EXPECT_EQ(ctime(), 9003);
+  ASSERT_TRUE(names_.unlink({kRootInode, "g", 0}, {"host1", WallTime{9500}}));
+  EXPECT_EQ(ctime(), 9500);
+}
+
 TEST_F(NamesTest, UnlinkKnowsFilesFromDirectories) {
   InodeNumber d = dir(kRootInode, "d");
   InodeNumber f = make(d, "f");
