@@ -200,6 +200,7 @@ class Core {
   void open_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
   void join_session(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
   void answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hello);
+  void send_hello_answer(const PeerPtr& peer, uint64_t id, const wire::Hello& hello, EventNumber event);
   void refuse_hello(Peer& peer, uint64_t id, const Status& status);
   void end_session(const SessionPtr& session, const Status& reason);
   void on_close(const PeerPtr& peer, const Status& reason);

@@ -264,7 +264,14 @@ void Core::answer_hello(const PeerPtr& peer, uint64_t id, const wire::Hello& hel
   if (!peer->session || peer->session->ended) return;
   env_.cancel(std::exchange(peer->hello_timer, {}));
   peer->ready = true;
+  // The host's stream will say so of all events up to this one: a crash here must not give its number to another.
+  commit({}, [this, peer, id, hello, event = names_->last_event()] { send_hello_answer(peer, id, hello, event); });
+}
+
+void Core::send_hello_answer(const PeerPtr& peer, uint64_t id, const wire::Hello& hello, EventNumber event) {
+  if (!peer->session || peer->session->ended) return;
   wire::HelloAnswer answer = hello_answer(hello);
+  answer.event = event;
   if (hello.session == 0) peer->session->loss = answer.loss_id;
   answer.session = peer->session->number;
   kLog.info(hello.session == 0 ? "session_opened" : "session_joined",

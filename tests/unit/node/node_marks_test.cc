@@ -31,6 +31,29 @@ TEST_F(NodeTest, AGrantNamesTheEventOfItsTenuresStartWhateverCameSince) {
   EXPECT_GT((*renamed)->mark.number, start->number);
 }
 
+// The host's stream will say that it tells of no event up to that one any more.
+TEST_F(NodeTest, AHelloIsAnsweredWithAnEventThatIsDurable) {
+  auto a = host("host1");
+  ASSERT_TRUE(a->create("first"));
+  HostClient b(world_, "host2");
+  b.hello.cluster = cluster_;
+  ASSERT_TRUE(b.open_link(port_));
+  world_.set_store_fault("shared", sim::StoreFault{.path_contains = "/state", .delay = std::chrono::seconds(1)});
+  std::optional<Result<wire::HelloAnswer>> met;
+  EventNumber durable;
+  b.link->request<wire::HelloAnswer>(Type::kHello, b.hello, [&](Result<wire::HelloAnswer> answer) {
+    met.emplace(std::move(answer));
+    durable = marks_.back().number;
+  });
+  world_.run_for(std::chrono::milliseconds(500));   // its session is being recorded
+  ASSERT_FALSE(met);
+  a->link->request<wire::Changed>(Type::kCreate, wire::Create{InodeNumber(1), "second", wire::NodeKind::kImage, 0644},
+                                  [](Result<wire::Changed>) {});
+  b.run([&] { return met.has_value(); });
+  ASSERT_TRUE(*met) << met->status().message();
+  EXPECT_LE((*met)->event, durable);
+}
+
 // A replica that does not answer leaves the question open, for a day where it must be.
 TEST_F(NodeTest, MarksThatAreKeptStayWithinTheirLimitsWhileTheReplicaIsAway) {
   auto a = host("host1");
