@@ -21,7 +21,8 @@
 // "loss_id" (u64, absent before the first start that wrote it) is that of the copies when the records'
 // `outdated` was last brought up to it.
 // The byte of `outdated` has bit 0 `outdated`, bit 1 `cut`, bit 2 `in_doubt`; a version that does not know bit 1 takes
-// it for `outdated`, one that knows 1 and not 2 forgets that.
+// it for `outdated`, one that knows 1 and not 2 forgets that. Bit 3: the parent of the tenure that counts as taken was
+// flushed (given back unshipped); a version that does not know it takes that one for taken by force.
 //
 // Keys are big-endian, values little-endian. Valid if and only if every value decodes to its last byte,
 // every node but the root has its place in a directory, and no number is above its counter. Anything
