@@ -9,8 +9,6 @@ namespace {
 
 const log::Logger kLog("journal");
 
-constexpr size_t kOpenRecordsMax = 1u << 19;   // of the open batch, in memory; beyond, they are consolidated in place
-
 // Data extents widened to whole regions; zeros and discards near them are swallowed.
 std::vector<PlainExtent> coarsen(const std::vector<PlainExtent>& extents, uint64_t region_bytes) {
   std::vector<PlainExtent> out;
@@ -205,7 +203,8 @@ void JournalImpl::merge_given_up(Batch& from) {
 
 void JournalImpl::compact_if_needed() {
   BatchPtr batch = batches_.back();
-  if (batch->records.size() < kOpenRecordsMax || batch->compacting > 0) return;
+  const bool few = batch->records.size() < options_.open_records_max;
+  if (few || batch->compacting > 0 || !degrade_wanted_.empty()) return;
   batch->compacting = 1;
   if (!batch->pack.empty()) pending_.put(kRecordsTable, record_key(batch->number, batch->next_serial++), batch->pack.take());
   auto work = std::make_shared<Compaction>();   // shared by the worker and the loop, one after the other
@@ -220,6 +219,21 @@ void JournalImpl::compact_if_needed() {
                });
 }
 
+std::vector<ChangeRecord> JournalImpl::compact(const Compaction& done, bool coarse) const {
+  uint64_t oldest = UINT64_MAX;
+  for (const ChangeRecord& r : done.records) oldest = std::min(oldest, r.counter);
+  std::vector<ChangeRecord> out;
+  for (const ImageExtents& image : done.extents) {
+    for (const PlainExtent& e : coarse ? coarsen(image.extents, drl_->region_bytes(image.slot)) : image.extents) {
+      RecordKind kind = e.kind == ExtentKind::kData ? RecordKind::kWrite
+                        : e.kind == ExtentKind::kZero ? RecordKind::kZero : RecordKind::kDiscard;
+      // The oldest counter: nothing that finished is overlapped by what was in flight and older.
+      out.push_back({oldest, e.extent.offset, e.extent.length, image.slot, kind});
+    }
+  }
+  return out;
+}
+
 void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
   // Given up meanwhile: its records belong to the batch that took the others over.
   Batch* owner = batch.get();
@@ -230,19 +244,18 @@ void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
   size_t extents = 0;
   for (const ImageExtents& image : done.extents) extents += image.extents.size();
   // Only while open may a batch take whole regions: afterwards they may have changed since its cut.
-  bool coarse = extents > kOpenRecordsMax / 2 && owner->state == Batch::State::kOpen;
-  uint64_t oldest = UINT64_MAX;
-  for (const ChangeRecord& r : done.records) oldest = std::min(oldest, r.counter);
-  std::vector<ChangeRecord> compacted;
-  for (const ImageExtents& image : done.extents) {
-    for (const PlainExtent& e : coarse ? coarsen(image.extents, drl_->region_bytes(image.slot)) : image.extents) {
-      RecordKind kind = e.kind == ExtentKind::kData ? RecordKind::kWrite
-                        : e.kind == ExtentKind::kZero ? RecordKind::kZero : RecordKind::kDiscard;
-      // The oldest counter: nothing that finished is overlapped by what was in flight and older.
-      compacted.push_back({oldest, e.extent.offset, e.extent.length, image.slot, kind});
-      const bool needs = coarse || (owner != batch.get() && batch->image(image.slot)->left_out);
-      if (needs) for_data_granules(compacted.back(), [&](uint64_t a, uint64_t b) { owner->image(image.slot)->needs.set(a, b); });
-    }
+  bool coarse = extents > options_.open_records_max / 2 && owner->state == Batch::State::kOpen;
+  std::vector<ChangeRecord> compacted = compact(done, coarse);
+  // Over large images these are as many: the map of what the replica lacks holds them in bits.
+  if (coarse && compacted.size() > options_.open_records_max / 4) {
+    coarse = false;
+    compacted = compact(done, coarse);
+    if (shipping_ != Shipping::kDegraded && degrade_wanted_.empty())
+      want_degrade("changes of more than " + std::to_string(options_.open_records_max / 4) + " regions wait to be staged");
+  }
+  for (const ChangeRecord& r : compacted) {
+    const bool needs = coarse || (owner != batch.get() && batch->image(r.slot)->left_out);
+    if (needs) for_data_granules(r, [&](uint64_t a, uint64_t b) { owner->image(r.slot)->needs.set(a, b); });
   }
   put_compacted(*batch, done, compacted);
   owner->records.insert(owner->records.end(), compacted.begin(), compacted.end());

@@ -118,7 +118,7 @@ class GranuleMap {
 
  private:
   struct Entry { uint64_t key = 0, bits = 0; };   // key: word + 1; 0 is free
-  static constexpr uint64_t kRangeMin = 1u << 14; // granules: 64 MiB
+  static constexpr uint64_t kRangeMin = 1u << 10; // granules: 4 MiB
 
   static uint64_t mask_of(uint64_t word, uint64_t first, uint64_t end) {
     uint64_t begin = word * 64;

@@ -73,6 +73,7 @@ struct Options {
   config::Journal settings;
   // Where the mark "the journal is outdated" may stand besides `directory`: best on other disks.
   std::vector<std::string> reserve_directories;
+  size_t open_records_max = 1u << 18;  // of the open batch, in memory; beyond, they are consolidated in place
 };
 
 // A row of what a scrub keeps, and what one digest of it is of (kept_digests.h).

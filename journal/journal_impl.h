@@ -182,6 +182,7 @@ class JournalImpl final : public Journal {
   void merge_given_up(Batch& from);
   void compact_if_needed();
   struct Compaction;
+  std::vector<ChangeRecord> compact(const Compaction& done, bool coarse) const;
   void finish_compaction(BatchPtr batch, const Compaction& done);
   void put_compacted(Batch& owner, const Compaction& done, const std::vector<ChangeRecord>& records);
   void count_preserving();

@@ -80,7 +80,7 @@ void Core::tell_holder_to_ask(const ImageId& id) {
                                       wire::InvalidateNotify{record.inode, InodeNumber(0), ""});
 }
 
-// Whether it can be taken for what it holds, on an operator's word. One that was given up, and not begun anew, is empty.
+// Whether it can be taken for what it holds, on an operator's word: nothing, of one that was given up.
 Status Core::as_it_is(const Image& im) {
   return im.record.cut != 0 && im.record.has_copy != 0 ? group_->look_at(im.id) : Status::ok();
 }
