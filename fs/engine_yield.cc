@@ -254,10 +254,12 @@ Task<Status> Engine::take_and_yield(wire::Attr attr) {
     co_return Status(Code::kUnavailable, "what was written to it cannot be read and shipped");
   }
   // Where another host wrote last, the next tenure follows that one's writes: nothing of this host's comes after them.
-  // Unless the replica lacks some of it that is this host's to send. Nor do its own come after what it lost by a
-  // takeover: that it was taken must reach the tenure that is used.
+  // Unless the replica lacks some of it that this host sends as of a tenure upon those: what is left of an older one
+  // waits for nothing of theirs, and they for it. Nor do its own come after what it lost by a takeover: that it was
+  // taken must reach the tenure that is used.
   const bool taken = grant->parent.clean == wire::kTaken;
-  const bool follows = grant->parent.source == options_.config.node.name || journal_->unshipped(attr.image);
+  const bool follows = grant->parent.source == options_.config.node.name ||
+                       journal_->lacked_since(attr.image, grant->parent.epoch);
   if (taken || !follows) cut.counter = Counter(0);
   auto im = image_of(attr);
   if (!im) co_return im.status();

@@ -72,6 +72,8 @@ std::vector<char*> words_of(std::vector<std::string>& words) {
   return out;
 }
 
+std::string last_line(int fd);
+
 class Holder {
  public:
   Holder(HolderOptions options, daemon::Background background)
@@ -90,8 +92,10 @@ class Holder {
   void on_ready();
   void start_again(milliseconds delay);
   void begin_replacement();
+  void take_program_on_disk();
   Status check_program();
   void refuse(const std::string& why);
+  std::string last_words() const;
   void finish(int code) { exit_code_ = code; }
   void unmount();
   bool live() const {
@@ -103,6 +107,7 @@ class Holder {
   std::string program_path_;
   Descriptor program_, program_before_;   // of the daemon that runs; of the one before an upgrade
   Descriptor signals_, memory_, session_, socket_;
+  Descriptor said_;   // a successor's standard error until it serves, where it would be lost
   std::optional<Survivor> survivor_;
   sigset_t mask_before_{};
   pid_t daemon_ = -1;
@@ -147,6 +152,7 @@ void Holder::become_daemon(int socket, pid_t holder) {
     if (fd >= 0) ::fcntl(fd, F_SETFD, 0);
   std::string given =
       std::to_string(socket) + "," + std::to_string(memory_.get()) + "," + std::to_string(session_.get());
+  if (said_) ::dup2(said_.get(), STDERR_FILENO);
   ::setenv(kHolderVariable, given.c_str(), 1);
   ::unsetenv("NOTIFY_SOCKET");             // systemd hears of it from the holder
   ::signal(SIGHUP, SIG_IGN);               // a terminal that goes means nothing to it
@@ -161,6 +167,7 @@ Status Holder::start_daemon() {
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
     return Status::from_errno(errno, "socketpair");
   Descriptor own(ends[0]), its(ends[1]);
+  said_ = Descriptor(options_.background && told_ready_ ? ::memfd_create("tidemark-said", MFD_CLOEXEC) : -1);
   pid_t self = ::getpid();
   pid_t child = ::fork();
   if (child < 0) return Status::from_errno(errno, "fork");
@@ -186,14 +193,20 @@ void Holder::turn() {
     int ms = static_cast<int>(std::clamp<int64_t>(left, 0, 60'000));
     wait = wait < 0 ? ms : std::min(wait, ms);
   }
-  pollfd ready[2] = {{signals_.get(), POLLIN, 0}, {socket_.get(), POLLIN, 0}};
-  if (::poll(ready, 2, wait) < 0 && errno != EINTR) {
+  // While no daemon runs nobody else would see that the mount is gone.
+  const int mount = daemon_ > 0 ? -1 : session_.get();
+  pollfd ready[3] = {{signals_.get(), POLLIN, 0}, {socket_.get(), POLLIN, 0}, {mount, 0, 0}};
+  if (::poll(ready, 3, wait) < 0 && errno != EINTR) {
     kLog.error("poll", {{"errno", errno}});
     return finish(1);
   }
   if ((ready[1].revents & (POLLIN | POLLHUP)) != 0) on_words();
   if ((ready[0].revents & POLLIN) != 0) on_signal();
   if (exit_code_) return;
+  if (daemon_ <= 0 && (ready[2].revents & POLLERR) != 0) {
+    kLog.info("unmounted", {{"path", options_.mountpoint}});
+    return finish(0);
+  }
   if (kill_at_ && Clock::now() >= *kill_at_) {
     kill_at_.reset();
     kLog.warning("hand_over_took_too_long", {{"pid", daemon_}, {"now", "it is killed; the successor recovers"}});
@@ -302,7 +315,8 @@ void Holder::on_end(int status) {
   kLog.warning("daemon_died", {{"pid", pid}, {"status", code}, {"signal", by_signal ? WTERMSIG(status) : 0},
                                {"now", was_told ? "the successor is started" : "started again on the same mount"}});
   if (back) {
-    kLog.error("upgrade_failed", {{"status", code}, {"now", "the program before it is started"}});
+    kLog.error("upgrade_failed",
+               {{"status", code}, {"said", last_words()}, {"now", "the program before it is started"}});
     program_ = std::move(program_before_);
   }
   const Clock::time_point now = Clock::now();
@@ -321,7 +335,8 @@ void Holder::on_end(int status) {
 void Holder::wait_for_mending(pid_t pid, int code) {
   const Clock::time_point now = Clock::now();
   if (++refusals_ == 1 || now - refusal_told_at_ >= kWindow) {
-    kLog.warning("daemon_died", {{"pid", pid}, {"status", code}, {"now", "tried again until it starts; guests wait"},
+    kLog.warning("daemon_died", {{"pid", pid}, {"status", code}, {"said", last_words()},
+                                 {"now", "tried again until it starts; guests wait"},
                                  {"remedy", "see what it says, and tidemark-fs --check"}});
     refusal_told_at_ = now;
   }
@@ -337,7 +352,8 @@ void Holder::refuse(const std::string& why) {
 }
 
 void Holder::begin_replacement() {
-  if (handing_over_ || stopping_ || daemon_ <= 0) return;
+  if (handing_over_ || stopping_) return;
+  if (daemon_ <= 0) return take_program_on_disk();
   if (!daemon_ready_) return refuse("the daemon is still starting: try again");
   if (!live()) return refuse("live restart is not available here (tidemark status says why)");
   if (Status s = check_program(); !s) return refuse(s.message());
@@ -350,6 +366,17 @@ void Holder::begin_replacement() {
   kill_at_ = Clock::now() + kHandOverMax;
 }
 
+// Between two starts. What keeps a successor from starting may be its program's own fault, and nobody is there to be
+// asked for another one, or to go on meanwhile. Should it not start either, the one from before is the next again.
+void Holder::take_program_on_disk() {
+  Descriptor next(::open(program_path_.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!next) return refuse(Status::from_errno(errno, program_path_).message());
+  Descriptor before = std::exchange(program_, std::move(next));
+  if (!program_before_) program_before_ = std::move(before);
+  kLog.info("program_taken", {{"program", program_path_}});
+  if (refusals_ != 0) start_again(milliseconds(0));
+}
+
 // The last line that was written there: why a program ends.
 std::string last_line(int fd) {
   std::string all;
@@ -357,6 +384,12 @@ std::string last_line(int fd) {
   for (ssize_t n; (n = ::read(fd, bytes, sizeof bytes)) > 0;) all.append(bytes, static_cast<size_t>(n));
   while (!all.empty() && all.back() == '\n') all.pop_back();
   return all.substr(all.rfind('\n') + 1);   // all of it where there is none
+}
+
+// Of the successor that has ended. Where standard error is seen by somebody they are there, and this is empty.
+std::string Holder::last_words() const {
+  if (!said_ || ::lseek(said_.get(), 0, SEEK_SET) != 0) return {};
+  return last_line(said_.get());
 }
 
 // That the program on disk starts at all and takes configuration and state, while the old one still serves.

@@ -11,6 +11,7 @@
 //   a successor does not come up                                back-off, and after an upgrade the program before it
 //   a successor ends by itself as it starts (a wrong key, a     it is tried again for as long as it takes: guests wait,
 //   full disk)                                                  and somebody can mend that
+//   SIGHUP while none runs                                      the next start is of the program on disk
 //   SIGTERM, SIGINT                                             passed on: the daemon unmounts and ends; so does this
 //   the holder dies                                             the daemon is killed with it: the mount is dead, and a
 //                                                               new start removes it
@@ -31,6 +32,7 @@ struct HolderOptions {
   std::vector<std::string> check;       // after the program's name: tries a program on disk
   std::string mountpoint;
   bool live_restart = true;
+  bool background = false;               // nobody sees standard error once the mount is ready
 };
 
 // Returns the exit code. Before any thread starts.

@@ -56,6 +56,7 @@ int run_holder(const fs::Arguments& arguments, const config::Host& config, std::
   holder.check = {"--config", arguments.config, "--check", config.mount.path};
   holder.mountpoint = config.mount.path;
   holder.live_restart = arguments.live_restart;
+  holder.background = arguments.background;
   return fs::hold(std::move(holder), std::move(background));
 }
 

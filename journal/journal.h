@@ -192,6 +192,8 @@ class Journal {
   virtual bool followed(const ImageId& image) const = 0;
   // Something of it is on its way to the replica, if only that a tenure has ended.
   virtual bool unshipped(const ImageId& image) const = 0;
+  // The replica lacks some of it that will be sent as of a tenure of this source's newer than `epoch`.
+  virtual bool lacked_since(const ImageId& image, Epoch epoch) const = 0;
 
   // ---- dirty-region log -----------------------------------------------------------------------
   virtual bool is_dirty(Slot slot, Extent extent) const = 0;         // hot path: every region of it

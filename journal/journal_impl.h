@@ -64,6 +64,7 @@ class JournalImpl final : public Journal {
   Epoch tenure_epoch(const ImageId& image) const override;
   bool followed(const ImageId& image) const override;
   bool unshipped(const ImageId& image) const override;
+  bool lacked_since(const ImageId& image, Epoch epoch) const override;
 
   bool is_dirty(Slot slot, Extent extent) const override {
     return slots_[slot.index].uncommitted == 0 && drl_->is_dirty(slot.index, extent);

@@ -147,4 +147,10 @@ bool JournalImpl::unshipped(const ImageId& image) const {
   });
 }
 
+bool JournalImpl::lacked_since(const ImageId& image, Epoch epoch) const {
+  if (tenure_epoch(image) <= epoch) return false;
+  // What a resync has staged is of the newest tenure, too; what was staged before it may be of an older one.
+  return lacks_.bytes(image) != 0 || lacks_.is_unnamed(image) || (resync_end_.value != 0 && unshipped(image));
+}
+
 }  // namespace tidemark::journal

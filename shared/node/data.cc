@@ -246,6 +246,8 @@ void Core::issue_read(Op* op) {
     if (Status s = ensure_copy(im, op->session->host); !s) return fail(op, s);
     uint64_t size = im.copy->size();
     inside = op->offset >= size ? 0 : std::min(op->length, size - op->offset);
+  } else if (Status s = refuse_if_cut(im, op->session->host); !s) {   // given up: no zeros in its place
+    return fail(op, s);
   }
   op->payload = pool_->take(op->length);
   if (inside < op->length) std::memset(op->payload.data() + inside, 0, op->length - inside);

@@ -95,7 +95,9 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
   entry["away_s"] = gone == host_gone_at_.end()
                         ? json(nullptr)
                         : json(std::chrono::duration<double>(env_.now() - gone->second).count());
-  const bool cut = image.record.cut != 0, level = image.record.outdated == 0 && !cut;
+  // While it has `mirror = none` there is nothing here to take, and its one copy is to stay whole on record.
+  const bool cut = image.record.cut != 0 && image.attr->mirror != 0;
+  const bool level = image.record.outdated == 0 && image.record.cut == 0;
   entry["level"] = level;
   entry["copy"] =
       level ? "level when " + holder + " was last heard of: what it acknowledged since, alone, is only there"

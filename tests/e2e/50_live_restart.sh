@@ -238,3 +238,14 @@ kill -TERM "${PID[host1]}"
 wait "${PID[host1]}" && die "the holder ended as if all were well"
 unset "PID[host1]"
 expect "nothing is mounted" sh -c "! mountpoint -q '$mount'"
+# Mounted in the background nobody sees what it says: the log has it.
+sed -i '/^unknown = 1$/d' "$D/host1.toml"
+tidemark-fs --config "$D/host1.toml" -b "$mount" || die "no mount in the background"
+echo 'unknown = 1' >> "$D/host1.toml"
+kill -KILL "$(daemon_pid host1)"
+told() { grep 'holder daemon_died' "$D/host1/state/host1.log" | grep -q 'unknown key unknown'; }
+wait_for 20 "the reason in the log" told
+sed -i '/^unknown = 1$/d' "$D/host1.toml"
+wait_for 20 "a successor" grep -q 'holder daemon_replaced' "$D/host1/state/host1.log"
+kill -TERM "$(cat "$D/run/host1/host1.pid")"
+wait_for 20 "its end" sh -c "! mountpoint -q '$mount'"

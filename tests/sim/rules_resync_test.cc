@@ -326,5 +326,53 @@ TEST(Rules, OfAPointThatIsNotMadeNobodyIsToldThatItWas) {
   }
 }
 
+// As in ATenureInWhichNothingWasWritten..., but the one in between has older batches of its own on the way, and dies: what it gives back then is given back
+// by its next run. The next tenure follows the newest writes all the same, not what is left of that host's older tenure.
+TEST(Rules, ATenureGivenBackUnusedLetsNoBatchBeOvertakenForItsHostsOlderOnes) {
+  for (uint64_t seed = 1; seed <= seeds_of(4); ++seed) {
+    Lab lab(seed, false, Plant::kNone, Ships::kYes);
+    lab.add_third_host();
+    Site site(lab);
+    auto give_up = [&](const std::string& holder, fs::HandleId handle, const std::string& wanted_by) {
+      auto refused = lab.open(wanted_by);
+      ASSERT_TRUE(refused.is_ok()) << refused.status().to_string();
+      ASSERT_EQ(lab.write(wanted_by, *refused, 0, 'x').code(), Code::kBusy);
+      lab.engine(wanted_by).release(*refused);
+      lab.engine(holder).release(handle);
+      lab.world.run_for(seconds(3));
+    };
+    auto first = lab.open_filled("host3");
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    lab.world.run_for(seconds(10));
+    for (const char* host : {"host1", "host2", "host3"}) lab.world.partition(host, "replica1");
+    ASSERT_TRUE(lab.write("host3", *first, 0, 'b').is_ok());       // staged, and not shipped
+    give_up("host3", *first, "host2");
+    auto second = lab.open("host1");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *second, 8192, 'c').is_ok());   // the newest writes
+    give_up("host1", *second, "host2");
+    auto reader = lab.open("host3");                               // a free image is taken by whoever reads it
+    ASSERT_TRUE(reader.is_ok()) << reader.status().to_string();
+    EXPECT_EQ(*lab.read("host3", *reader, 8192), 'c');
+    lab.world.run_for(seconds(3));
+    ASSERT_NE(lab.engine("host3").status_json().find("\"writer\":\"host3\""), std::string::npos) << "seed " << seed;
+    lab.crash("host3", Crash::kKill);
+    lab.start("host3");
+    lab.world.run_for(seconds(5));
+    auto third = lab.open("host2");
+    ASSERT_TRUE(third.is_ok()) << third.status().to_string();
+    ASSERT_TRUE(lab.world.run_until([&] { return lab.write("host2", *third, 16384, 'd').is_ok(); }, seconds(30)));
+    ASSERT_TRUE(lab.flush("host2", *third).is_ok());
+    lab.world.run_for(seconds(3));
+    lab.world.heal_all();
+    lab.world.partition("host1", "replica1");
+    lab.world.run_for(seconds(10));          // all but host1's have come
+    lab.world.heal_all();
+    lab.world.run_for(seconds(30));
+    EXPECT_EQ(site.verify("host2"), "") << "seed " << seed;
+    EXPECT_EQ(site.branches(), 0u) << "seed " << seed << ": the main line was kept aside";
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::sim

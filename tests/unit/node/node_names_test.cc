@@ -364,6 +364,7 @@ TEST_F(NodeTest, BackFromNoneTheCopyCountsOnceItsHolderHasComparedAllOfIt) {
       ASSERT_TRUE(b->connect(port_, cluster_));
     }
     EXPECT_EQ(resume(0), Code::kCorruption);
+    EXPECT_EQ(a->read(held.image, 0, 4096).status().code(), Code::kCorruption) << "no zeros to its holder either";
     EXPECT_EQ(flush(), Code::kCorruption);
     EXPECT_EQ(a->write(held.image, held.epoch, 0, Bytes(4096, 9)).status().code(), Code::kCorruption);
     EXPECT_EQ(errno_of(b->read(held.image, 0, 4096).status()), EIO);
