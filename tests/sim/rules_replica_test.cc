@@ -309,24 +309,31 @@ TEST(Rules, WhatALostJournalHadNotShippedIsShippedWithTheNextTenure) {
   }
 }
 
+// host1 gives the image away, which host2 writes, and loses its journal with what it had not shipped.
+Result<fs::HandleId> goes_on_upon_lost_writes(Lab& lab) {
+  auto first = lab.open_filled("host1");
+  if (!first) return first;
+  lab.world.run_for(seconds(10));
+  lab.world.partition("host1", "replica1");
+  if (Status s = lab.write("host1", *first, 8192, 'b', 16384); !s) return s;
+  lab.engine("host1").release(*first);
+  auto second = lab.open("host2");
+  if (!second) return second;
+  if (Status s = lab.write("host2", *second, 3 * Lab::kRegion, 'c'); !s) return s;
+  lab.world.run_for(seconds(5));
+  lab.world.heal_all();
+  lose_host1(lab);
+  return second;
+}
+
 // It had given the image away by then: host2 goes on with it, and is asked for all of it.
 TEST(Rules, WhatALostJournalHadNotShippedIsMissedAtTheReplicaUntilTheNextHolderSendsIt) {
   for (uint64_t seed = 1; seed <= seeds_of(6); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Lab lab(seed, false, Plant::kNone, Ships::kYes);
     Site site(lab);
-    auto first = lab.open_filled("host1");
-    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    lab.world.run_for(seconds(10));
-    lab.world.partition("host1", "replica1");
-    ASSERT_TRUE(lab.write("host1", *first, 8192, 'b', 16384).is_ok());
-    lab.engine("host1").release(*first);
-    auto second = lab.open("host2");
+    auto second = goes_on_upon_lost_writes(lab);
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
-    ASSERT_TRUE(lab.write("host2", *second, 3 * Lab::kRegion, 'c').is_ok());
-    lab.world.run_for(seconds(5));
-    lab.world.heal_all();
-    lose_host1(lab);
     lab.world.run_for(seconds(20));
     ASSERT_TRUE(lab.write("host2", *second, 2 * Lab::kRegion, 'd').is_ok());
     lab.world.run_for(seconds(20));
@@ -355,18 +362,8 @@ TEST(Rules, WhatALostJournalHadNotShippedIsMissedWhereTheNextHoldersLimitGivesUp
     lab.limit_age = seconds(60);
     lab.crash("host2", Crash::kKill);
     lab.start("host2");
-    auto first = lab.open_filled("host1");
-    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
-    lab.world.run_for(seconds(10));
-    lab.world.partition("host1", "replica1");
-    ASSERT_TRUE(lab.write("host1", *first, 8192, 'b', 16384).is_ok());
-    lab.engine("host1").release(*first);
-    auto second = lab.open("host2");
+    auto second = goes_on_upon_lost_writes(lab);
     ASSERT_TRUE(second.is_ok()) << second.status().to_string();
-    ASSERT_TRUE(lab.write("host2", *second, 3 * Lab::kRegion, 'c').is_ok());
-    lab.world.run_for(seconds(5));
-    lab.world.heal_all();
-    lose_host1(lab);
     lab.world.run_for(seconds(60));          // both copies are level, and its dirty-region log is clean
     ASSERT_EQ(nlohmann::json::parse(site.ask("/v1/status"))["healthy"], false);
     lab.world.partition("host2", "replica1");
