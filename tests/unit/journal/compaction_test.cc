@@ -9,7 +9,7 @@ namespace {
 
 class CompactionTest : public LimitTest {
  protected:
-  static constexpr uint64_t kPlaces = 1024;   // of an image: every other granule
+  static constexpr uint64_t kPlaces = 256;   // of an image: every other granule
   CompactionTest() {
     options_.settings.limit_bytes = 64u << 20;
     options_.open_records_max = 256;
