@@ -166,5 +166,29 @@ TEST_F(JournalTest, TheBatchInWhichATenureEndsNamesItsImageAndParentThoughNothin
   EXPECT_EQ(named[0].parent.source, parent_.source);
 }
 
+// Given back before the crash, and taken again from the host that wrote it since, while another image is not reconciled: the
+// recovery's batch is of the new tenure, and this host's copy has not been filled yet.
+TEST_F(JournalTest, WhatACrashLeftOfAnImageThatAnotherHostWroteSinceIsShippedAsThatOneLeftIt) {
+  for (int i = 0; i < 2; ++i) add_image(i, 64 * kG);
+  open_journal();
+  for (int i = 0; i < 2; ++i) {
+    bool done = false;
+    submit({image_id(i), RecordKind::kWrite, {0, 64 * kG}, 0, Bytes(64 * kG, 0x11)}, [&] { done = true; });
+    ASSERT_TRUE(settle([&] { return done; }));
+  }
+  wait_shipped();
+  crash(sim::Crash::kKill);
+  open_journal();
+  ASSERT_EQ(journal_->dirty_after_crash().size(), 2u);
+  journal_->reconciled(image_id(0));
+  copy_.unfilled[image_id(0)] = copy_.images[image_id(0)];
+  copy_.images[image_id(0)].assign(64 * kG, 0x22);            // by host2, in epoch 4
+  journal_->set_tenure(slot(image_id(0)), Epoch(5), {Epoch(4), "host2", {Incarnation(1), Counter(9)}, 1});
+  journal_->reconciled(image_id(1));
+  wait_shipped();
+  EXPECT_EQ(replica_->images[image_id(0)], Bytes(64 * kG, 0x22)) << "older blocks would lie upon that host's";
+  EXPECT_EQ(replica_->images[image_id(1)], Bytes(64 * kG, 0x11));
+}
+
 }  // namespace
 }  // namespace tidemark::journal
