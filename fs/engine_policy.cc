@@ -141,7 +141,8 @@ Task<void> Engine::mirror_again(Image& im) {
   im.mirroring = false;
   if (!wanted()) co_return;
   im.facts.policy_none = false;
-  im.facts.alone = im.compare = true;
+  im.facts.alone = true;
+  im.compare = true;                  // the shared node takes nothing less of a copy that it had given up
   im.facts.copy_whole = im.local();
   im.state = MirrorState::kWaiting;   // as after a lost link: it may have to ask before it goes on alone
   apply(im, MirrorEvent::kLinkLost);

@@ -369,4 +369,14 @@ std::string EngineTest::verify(const File& f) {
   return result["equal"] == true ? "" : r->text;
 }
 
+void EngineTest::lose_the_only_copy(const File& f) {
+  ASSERT_TRUE(wait(flush(f)));
+  world_->inject("host1", sim::FileFault{
+      .operations = static_cast<uint16_t>(sim::FileOp::kWrite), .path_contains = "objects"});
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));     // this host's copy is behind from now on
+  ASSERT_TRUE(write_now(f, kMiB, 0x33, kMiB));  // on the shared node alone
+  crash_shared(sim::Crash::kPowerLoss);
+  start_shared();
+}
+
 }  // namespace tidemark::fs

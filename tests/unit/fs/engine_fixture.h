@@ -90,6 +90,8 @@ class EngineTest : public testing::Test {
   Status write_now(const File& f, uint64_t offset, uint8_t byte, uint64_t length) {
     return wait(write(f, offset, byte, length));
   }
+  // Acknowledged writes of it that were on the shared copy alone, which loses its power.
+  void lose_the_only_copy(const File& f);
   // The bytes all alike: that byte; else -1. -2: the read failed.
   int byte_at(const File& f, uint64_t offset, uint64_t length);
   // The same of the shared copy's own storage, while the shared node is down.

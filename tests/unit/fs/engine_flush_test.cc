@@ -64,13 +64,7 @@ TEST_F(FlushTest, ALaterOneIsNotCoveredByAnEarlierOneThatEndsAfterIt) {
 // The only copy that held unflushed writes lost them: the guest hears of it at its flush, as from a disk.
 TEST_F(FlushTest, FailsWhenTheOnlyCopyLostWhatItIsToCover) {
   File f = start_written();
-  ASSERT_TRUE(wait(flush(f)));
-  world_->inject("host1", sim::FileFault{
-      .operations = static_cast<uint16_t>(sim::FileOp::kWrite), .path_contains = "objects"});
-  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));     // this host's copy is behind from now on
-  ASSERT_TRUE(write_now(f, kMiB, 0x33, kMiB));  // on the shared node alone
-  crash_shared(sim::Crash::kPowerLoss);
-  start_shared();
+  ASSERT_NO_FATAL_FAILURE(lose_the_only_copy(f));
   Pending flushed = flush(f);
   Status s = wait(flushed, seconds(60));
   EXPECT_EQ(s.code(), Code::kIoError) << s.to_string();

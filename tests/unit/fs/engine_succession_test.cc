@@ -214,13 +214,7 @@ TEST_F(SuccessionTest, ACloseThatComesAgainClosesNobodyElsesHandle) {
 // Acknowledged writes are gone, and nobody has been told before the run ended.
 TEST_F(SuccessionTest, AFlushThatHasToFailFailsInTheNextRun) {
   File f = start_written();
-  ASSERT_TRUE(wait(flush(f)));
-  world_->inject("host1", sim::FileFault{
-      .operations = static_cast<uint16_t>(sim::FileOp::kWrite), .path_contains = "objects"});
-  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));     // this host's copy is behind from now on
-  ASSERT_TRUE(write_now(f, kMiB, 0x33, kMiB));  // on the shared node alone
-  crash_shared(sim::Crash::kPowerLoss);
-  start_shared();
+  ASSERT_NO_FATAL_FAILURE(lose_the_only_copy(f));
   ASSERT_TRUE(until([&] { return logged("writes_lost"); }));
   kill_and_succeed(1);
   EXPECT_EQ(wait(flush(f)).code(), Code::kIoError);

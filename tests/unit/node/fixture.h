@@ -180,6 +180,13 @@ class NodeTest : public testing::Test {
     log::set_sink_for_testing(nullptr);
   }
 
+  // Of disk.img, as an operator here says it.
+  Status set_policy(const std::string& mirror) {
+    std::optional<Status> done;
+    node_->set_policy("disk.img", mirror, [&](Result<std::string> r) { done = r.status(); });
+    EXPECT_TRUE(world_.run_until([&] { return done.has_value(); }, std::chrono::seconds(10)));
+    return done.value_or(Status(Code::kCancelled, "no answer in time"));
+  }
   void start_node() {
     sim::SimEnv& env = world_.start("shared");
     NodeOptions options;

@@ -320,10 +320,8 @@ TEST_F(NodeTest, BackFromNoneOthersReadNothingUntilTheHolderSaysSo) {
   Held held = held_image(*a, "disk.img", 1u << 20);
   ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
   for (const char* mirror : {"none", "sync"}) {
-    std::optional<Status> set;
-    node_->set_policy("disk.img", mirror, [&](Result<std::string> r) { set = r.status(); });
-    ASSERT_TRUE(world_.run_until([&] { return set.has_value(); }, std::chrono::seconds(10)));
-    ASSERT_TRUE(*set) << set->message();
+    const Status set = set_policy(mirror);
+    ASSERT_TRUE(set) << set.message();
   }
   EXPECT_EQ(errno_of(b->read(held.image, 0, 4096).status()), EIO);
   auto resume = [&](uint8_t ahead) {
@@ -345,10 +343,8 @@ TEST_F(NodeTest, BackFromNoneTheCopyCountsOnceItsHolderHasComparedAllOfIt) {
   Held held = held_image(*a, "disk.img", 1u << 20);
   ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
   for (const char* mirror : {"none", "sync"}) {
-    std::optional<Status> set;
-    node_->set_policy("disk.img", mirror, [&](Result<std::string> r) { set = r.status(); });
-    ASSERT_TRUE(world_.run_until([&] { return set.has_value(); }, std::chrono::seconds(10)));
-    ASSERT_TRUE(*set) << set->message();
+    const Status set = set_policy(mirror);
+    ASSERT_TRUE(set) << set.message();
   }
   a->run([&] { return !a->invalidated.empty(); });
   auto resume = [&](uint8_t ahead) {
@@ -385,12 +381,7 @@ TEST_F(NodeTest, BackFromNoneTheCopyCountsOnceItsHolderHasComparedAllOfIt) {
 // The blocks of an image of `mirror = none` are with its holder: without one, nobody may begin upon nothing.
 TEST_F(NodeTest, ThePolicyChangesOnlyWhereAHolderHasTheBlocks) {
   auto a = host("host1");
-  auto set = [&](const std::string& mirror) {
-    std::optional<Status> done;
-    node_->set_policy("disk.img", mirror, [&](Result<std::string> r) { done = r.status(); });
-    EXPECT_TRUE(world_.run_until([&] { return done.has_value(); }, std::chrono::seconds(10)));
-    return *done;
-  };
+  auto set = [&](const std::string& mirror) { return set_policy(mirror); };
   Held held = held_image(*a, "disk.img", 1u << 20);
   ASSERT_TRUE(a->write(held.image, held.epoch, 0, Bytes(4096, 9)));
   a.reset();   // it may have crashed, and need this copy to be whole again
