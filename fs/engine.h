@@ -201,6 +201,7 @@ class Engine final : public journal::BlockSource {
   void tell_behind(Image& image);
   Task<void> say_behind(Image& image);
   void answer_untold(Image& image);
+  void apply_again(Image& image);
   void try_failed_copies();
   Status open_failed_copy(Image& image);
   Task<void> reopen_copy(Image& image);

@@ -93,10 +93,9 @@ Task<void> Engine::say_behind(Image& im) {
   Status asked = told;
   if (told.code() != Code::kUnavailable) asked = co_await ask_policy(im);
   im.telling = false;
-  if (asked.code() == Code::kUnavailable) {
-    mirror_->note_failure();
-    co_return;  // again when the link is back; those that wait for it wait on
-  }
+  if (asked.code() == Code::kUnavailable) mirror_->note_failure();
+  // Again by resume(), when the link is back; those that wait for it wait on.
+  if (asked.code() == Code::kUnavailable || (im.held && im.state == MirrorState::kWaiting)) co_return;
   if (!told) kLog.warning("behind_not_told", {{"image", im.id}, {"error", told}});
   answer_untold(im);
   if (!im.held || !im.facts.policy_none) co_return;
@@ -111,6 +110,20 @@ void Engine::answer_untold(Image& im) {
   flushes.swap(im.flushes);
   for (Op* op : untold) finish_op(op, Status::ok());
   for (Op* op : flushes) start_flush(op);
+}
+
+// The shared copy, the only one, has another loss id: what it had applied before may be gone. Of what has no answer yet
+// the requests still have the bytes: it goes there once more, with all whose outcome is not known.
+void Engine::apply_again(Image& im) {
+  const Status gone(Code::kUnavailable, "applied under another loss id");
+  for (const auto& op : ops_.all()) {   // the own part of these has not ended: they look when it has
+    const bool waits = op->image == &im && op->begun && op->local_pending;
+    if (waits && op->remote_asked && op->remote.is_ok()) op->remote = gone;
+  }
+  for (Op* op : std::exchange(im.untold, {})) {
+    op->remote = gone;
+    im.unknown.push_back(op);
+  }
 }
 
 // Now and then a copy that failed is opened anew: should its brick serve again it is filled from nothing, like one that

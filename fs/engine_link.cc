@@ -174,6 +174,7 @@ Task<void> Engine::resume(Image& im) {
     im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for
     if (!other || im.facts.policy_none) im.shared_loss = answer->loss_id;
     im.resync_loss = answer->loss_id;
+    if (differs && !im.local()) apply_again(im);
     if (im.broken) tell_behind(im);   // first: the flushes that are woken wait for it
     apply(im, other ? MirrorEvent::kResumedOther : MirrorEvent::kResumed);
     co_return;

@@ -238,7 +238,9 @@ void Engine::settle(Op* op) {
   // that was given up nobody has.
   if (im.state == MirrorState::kNone && op->remote.code() != Code::kFenced)
     return finish_op(op, op->local_asked ? op->local : failed(im));
-  if (op->remote.is_ok() && im.telling && im.held) {   // as settle_local_failed()
+  // As settle_local_failed(). While it is away the shared copy, the only one, may lose this: resume() sees.
+  const bool untold = im.telling || (im.broken && im.state == MirrorState::kWaiting);
+  if (op->remote.is_ok() && untold && im.held) {
     im.untold.push_back(op);
     return;
   }

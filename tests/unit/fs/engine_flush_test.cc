@@ -4,7 +4,10 @@
 namespace tidemark::fs {
 namespace {
 
-class FlushTest : public EngineTest {};
+class FlushTest : public EngineTest {
+ protected:
+  static constexpr auto kWrites = static_cast<uint16_t>(sim::FileOp::kWrite);
+};
 
 // The flush begins while the host is on its own and ends when it no longer is: the shared copy counts again by then.
 TEST_F(FlushTest, OneBegunWithoutTheSharedCopyCoversItOnceItCountsAgain) {
@@ -72,6 +75,65 @@ TEST_F(FlushTest, FailsWhenTheOnlyCopyLostWhatItIsToCover) {
   // Said once; the image goes on.
   ASSERT_TRUE(write_now(f, kMiB, 0x44, kMiB));
   EXPECT_TRUE(wait(flush(f)));
+}
+
+// It had applied it, and its power went while it heard that it is the only one: what has no answer yet goes there again.
+TEST_F(FlushTest, WhatTheOnlyCopyLostBeforeItsAnswerIsWrittenThereAgain) {
+  for (uint64_t seed = 1; seed < 6; ++seed) {
+    SCOPED_TRACE(seed);
+    options_.seed = seed;
+    File f = start_written();
+    ASSERT_TRUE(wait(flush(f)));
+    world_->inject("host1", sim::FileFault{.operations = kWrites, .path_contains = "objects"});
+    Pending wrote = write(f, 0, 0x22, kMiB);
+    ASSERT_TRUE(until([&] { return logged("local_copy_behind"); }));
+    ASSERT_FALSE(wrote->answer);
+    crash_shared(sim::Crash::kPowerLoss);
+    start_shared();
+    EXPECT_TRUE(wait(wrote));
+    EXPECT_TRUE(wait(flush(f)));
+    EXPECT_FALSE(logged("writes_lost"));
+    EXPECT_EQ(byte_at(f, 0, kMiB), 0x22);
+    log_.clear();
+    crash_all();
+  }
+}
+
+// The same of one whose own part ends only later, on a copy that another request has found failed.
+TEST_F(FlushTest, WhatTheOnlyCopyLostWhileTheOwnPartWasUnderWayIsWrittenThereAgain) {
+  for (uint64_t seed = 1; seed < 4; ++seed) {
+    for (bool linked_again : {false, true}) {   // when it ends
+      SCOPED_TRACE(std::to_string(seed) + (linked_again ? ", linked" : ", not linked"));
+      options_.seed = seed;
+      File f = start_written();
+      ASSERT_TRUE(wait(flush(f)));
+      world_->inject("host1", sim::FileFault{.operations = kWrites, .path_contains = "objects", .hangs = true});
+      Pending slow = write(f, kMiB, 0x33, kMiB);
+      ASSERT_TRUE(until([&] { return world_->hung("host1") != 0; }));
+      world_->run_for(milliseconds(100));
+      world_->inject("host1", sim::FileFault{.operations = kWrites, .path_contains = "objects"});
+      Pending wrote = write(f, 0, 0x22, kMiB);
+      ASSERT_TRUE(until([&] { return logged("local_copy_behind"); }));
+      crash_shared(sim::Crash::kPowerLoss);
+      ASSERT_TRUE(until([&] { return !linked(1); }));
+      if (!linked_again) {
+        world_->release_hung("host1");
+        world_->run_for(milliseconds(10));
+      }
+      ASSERT_FALSE(slow->answer);
+      start_shared();
+      ASSERT_TRUE(await_mirror(f, "filling"));
+      if (linked_again) world_->release_hung("host1");
+      EXPECT_TRUE(wait(wrote));
+      EXPECT_TRUE(wait(slow));
+      EXPECT_TRUE(wait(flush(f)));
+      EXPECT_FALSE(logged("writes_lost"));
+      EXPECT_EQ(byte_at(f, 0, kMiB), 0x22);
+      EXPECT_EQ(byte_at(f, kMiB, kMiB), 0x33);
+      log_.clear();
+      crash_all();
+    }
+  }
 }
 
 }  // namespace
