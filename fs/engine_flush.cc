@@ -69,7 +69,14 @@ void Engine::start_flush(Op* op) {
 void Engine::settle_flush(Op* op) {
   Image& im = *op->image;
   if (op->local_asked && !op->local) {
-    kLog.warning("local_sync_failed", {{"image", im.id}, {"error", op->local}});
+    if (im.local()) kLog.warning("local_sync_failed", {{"image", im.id}, {"error", op->local}});
+    // Not asked, or in a session that is gone: where the shared copy has all of it by now it is asked for all of it.
+    const bool ask = (!op->remote_asked || op->remote.code() == Code::kUnavailable) && shared_whole(im);
+    // Given up, or the copy failed for another request, or now: what serves decides, once the shared node has noted it.
+    if (!im.local() || (ask && own_copy_failed(im, op->local))) {
+      if (!im.telling) return start_flush(op);
+      return im.flushes.push_back(op);
+    }
     // What the own copy held since its last sync may be gone: it is behind, durably, before the answer.
     bool lost_there = op->loss != im.shared_loss;
     if (!op->remote_asked || !op->remote || lost_there || !own_copy_failed(im, op->local)) {

@@ -233,7 +233,11 @@ void Engine::settle(Op* op) {
     if (!op->local) return finish_op(op, op->local);
     if (is_refusal(op->remote)) return finish_op(op, op->remote);
   }
-  if (op->local_asked && !op->local && im.local()) return settle_local_failed(op);
+  if (op->local_asked && !op->local && im.local()) {
+    // Its session is gone, and another one stands: the shared copy serves, and gets it below.
+    const bool again = op->remote.code() == Code::kUnavailable && shared_whole(im);
+    if (!again || !own_copy_failed(im, op->local)) return settle_local_failed(op);
+  }
   // Of `none` the own copy is the only one, whatever was asked before: a size is told later, and what only the copy has
   // that was given up nobody has.
   if (im.state == MirrorState::kNone && op->remote.code() != Code::kFenced)

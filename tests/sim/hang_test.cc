@@ -94,6 +94,24 @@ TEST_P(HangTest, OfTheHostIsLeftAndFilledAgainOnceItAnswers) {
   }
 }
 
+// Part of what hangs was sent in a session that is gone by the deadline.
+TEST_P(HangTest, OfTheHostIsLeftThoughTheLinkWasLostMeanwhile) {
+  for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Lab lab(seed);
+    begin(lab);
+    lab.world.inject("host1", FileFault{1, UINT64_MAX, GetParam().operations, "/brick1", 0, true});
+    lab.world.at(seconds(1), [&] { lab.world.reset_connections("host1", "shared1"); });
+    work(lab, 'b');
+    EXPECT_GT(lab.world.hung("host1"), 0u);
+    lab.world.clear_faults("host1");
+    lab.world.release_hung("host1", GetParam().end);
+    ASSERT_TRUE(lab.healthy("host1")) << "the copy did not become level";
+    EXPECT_EQ(lab.verify("host1"), "");
+    expect_bytes(lab, 'b');
+  }
+}
+
 TEST_P(HangTest, OfTheHostOutlivesACrash) {
   for (uint64_t seed = 1; seed <= seeds_of(5); ++seed) {
     for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {

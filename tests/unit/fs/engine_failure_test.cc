@@ -87,6 +87,27 @@ TEST_F(FailureTest, AFailedCopyIsToldWhenTheLinkIsBack) {
   EXPECT_EQ(behind_bytes(f), 8 * kMiB);
 }
 
+// Its frame for the shared node went with a session; by the time that the own copy fails it another one stands.
+TEST_F(FailureTest, AWriteThatTheOwnCopyFailsOnceTheSharedOneCountsAgainIsServedByThat) {
+  File f = start_written();
+  world_->inject("host1",
+                 sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects", .hangs = true});
+  world_->cut("shared1", "host1");
+  Pending wrote = write(f, 0, 0x22, 4096);
+  world_->run_for(milliseconds(100));
+  world_->reset_connections("host1", "shared1");
+  ASSERT_TRUE(await_mirror(f, "local only"));
+  heal_link(1);
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  ASSERT_FALSE(wrote->answer) << "no fault came";
+  world_->release_hung("host1", EIO);
+  EXPECT_TRUE(wait(wrote));
+  EXPECT_EQ(behind_bytes(f), 8 * kMiB) << "the shared node knew before the answer";
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
+  ASSERT_TRUE(await_mirror(f, "mirrored"));
+  EXPECT_EQ(verify(f), "");
+}
+
 // Reserving storage changes nothing that is read: a full shared node is the guest's answer, not a reason to part.
 TEST_F(FailureTest, AllocatingBeyondTheSharedNodesRoomIsRefusedAndTheImageStaysMirrored) {
   start();

@@ -43,6 +43,34 @@ TEST_F(FlushTest, OneWhoseConnectionWentWhileTheOwnCopySyncedIsAnswered) {
   EXPECT_TRUE(wait(flushed));
 }
 
+// Nor is it an error that its own part then fails, or is given up: the shared copy has all of it, and is asked for it.
+TEST_F(FlushTest, OneWhoseOwnPartFailsOnceTheSharedCopyCountsAgainIsAnswered) {
+  for (bool alone : {false, true}) {   // as it begins
+    for (int error : {0, EIO}) {       // 0: it is given up at the deadline
+      SCOPED_TRACE((alone ? "alone, " : "mirrored, ") + std::to_string(error));
+      File f = start_written();
+      const auto syncs = static_cast<uint16_t>(sim::FileOp::kSync);
+      world_->inject("host1", sim::FileFault{.operations = syncs, .path_contains = "objects", .hangs = true});
+      if (alone) lose_link(1);
+      else world_->cut("shared1", "host1");
+      Pending flushed = flush(f);
+      world_->run_for(milliseconds(100));
+      if (!alone) world_->reset_connections("host1", "shared1");
+      ASSERT_TRUE(await_mirror(f, "local only"));
+      heal_link(1);
+      ASSERT_TRUE(await_mirror(f, "mirrored"));
+      ASSERT_FALSE(flushed->answer) << "no fault came";
+      if (error != 0) world_->release_hung("host1", error);
+      EXPECT_TRUE(wait(flushed, seconds(10)));
+      EXPECT_EQ(behind_bytes(f), 8 * kMiB);
+      world_->release_hung("host1");
+      ASSERT_TRUE(await_mirror(f, "mirrored"));
+      EXPECT_EQ(verify(f), "");
+      crash_all();
+    }
+  }
+}
+
 TEST_F(FlushTest, ALaterOneIsNotCoveredByAnEarlierOneThatEndsAfterIt) {
   options_.sync_latency = {milliseconds(50), milliseconds(800)};
   for (uint64_t seed = 1; seed < 6; ++seed) {
