@@ -230,7 +230,7 @@ void Engine::settle(Op* op) {
   Image& im = *op->image;
   if (op->second && issue_second(op)) return;
   if (op->kind == OpKind::kAllocate) {  // nothing differs: contents stay
-    if (!op->local) return finish_op(op, op->local);
+    if (!op->local && im.local()) return finish_op(op, op->local);
     if (is_refusal(op->remote)) return finish_op(op, op->remote);
   }
   if (op->local_asked && !op->local && im.local()) {

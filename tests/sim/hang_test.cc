@@ -200,6 +200,21 @@ TEST_P(HangTest, OfTheSharedNodeIsGoneOnWithout) {
 
 INSTANTIATE_TEST_SUITE_P(Operations, HangTest, testing::ValuesIn(kHangs), [](const auto& info) { return std::string(info.param.name); });
 
+// It changes no byte, and is given up like all else.
+TEST(Hang, AReservationIsTheSharedCopysToAnswer) {
+  Lab lab(1);
+  auto handle = lab.open_filled("host1");
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  lab.world.inject("host1", FileFault{1, UINT64_MAX, static_cast<uint16_t>(FileOp::kAllocate), "/brick1", 0, true});
+  const Duration begun = lab.world.elapsed();
+  const Status reserved = lab.wait<Status>([&](auto done) {
+    lab.engine("host1").fallocate(*handle, fs::Engine::Fallocate::kAllocate, {0, Lab::kImageBytes}, std::move(done));
+  });
+  EXPECT_TRUE(reserved) << reserved.to_string();
+  EXPECT_LE(lab.world.elapsed() - begun, kLongest);
+  EXPECT_GT(lab.world.hung("host1"), 0u) << "no fault came";
+}
+
 // An image of which this host has an old copy on that brick, and which it has read, but not held since it started.
 TEST(Hang, ReachesAnImageThatWasNeverHeldHere) {
   Lab lab(1);
