@@ -84,18 +84,26 @@ void Engine::tell_behind(Image& im) {
 // before, this one is the only copy after all; so the policy is asked for, and nobody answered until it is known.
 Task<void> Engine::say_behind(Image& im) {
   Pin pin(im);
-  // More than a map can have: the image has outgrown it, and whatever is named, the shared node marks all of it.
-  const uint64_t regions =
-      std::min<uint64_t>((im.size + im.map_region_bytes - 1) / im.map_region_bytes, limits::kRegionsPerImageMax);
-  Bytes bitmap((regions + 7) / 8, 0);
-  for (uint64_t r = 0; r < regions; ++r) bitmap[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
-  const Status told = co_await tell_level(im, im.map_cut, std::move(bitmap), true);
-  Status asked = told;
-  if (told.code() != Code::kUnavailable) asked = co_await ask_policy(im);
+  auto wanted = [&im] { return im.held && im.broken && !im.facts.policy_none; };
+  Status told, asked;
+  for (;;) {
+    // More than a map can have: the image has outgrown it, and whatever is named, the shared node marks all of it.
+    const uint64_t regions =
+        std::min<uint64_t>((im.size + im.map_region_bytes - 1) / im.map_region_bytes, limits::kRegionsPerImageMax);
+    Bytes bitmap((regions + 7) / 8, 0);
+    for (uint64_t r = 0; r < regions; ++r) bitmap[r / 8] |= static_cast<uint8_t>(1u << (r % 8));
+    asked = told = co_await tell_level(im, im.map_cut, std::move(bitmap), true);
+    if (told.code() != Code::kUnavailable) asked = co_await ask_policy(im);
+    if (asked.code() != Code::kUnavailable) break;
+    mirror_->note_failure();
+    if (!mirror_->up() || !wanted()) break;
+    co_await sleep(kRetry);   // the link stands: more is asked at once than it takes
+    if (!wanted()) break;
+  }
   im.telling = false;
-  if (asked.code() == Code::kUnavailable) mirror_->note_failure();
   // Again by resume(), when the link is back; those that wait for it wait on.
-  if (asked.code() == Code::kUnavailable || (im.held && im.state == MirrorState::kWaiting)) co_return;
+  const bool later = asked.code() == Code::kUnavailable || im.state == MirrorState::kWaiting;
+  if (wanted() && later) co_return;
   if (!told) kLog.warning("behind_not_told", {{"image", im.id}, {"error", told}});
   answer_untold(im);
   if (!im.held || !im.facts.policy_none) co_return;

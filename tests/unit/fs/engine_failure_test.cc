@@ -87,6 +87,28 @@ TEST_F(FailureTest, AFailedCopyIsToldWhenTheLinkIsBack) {
   EXPECT_EQ(behind_bytes(f), 8 * kMiB);
 }
 
+// So much is asked at once that the connections take no more: said as soon as they do.
+TEST_F(FailureTest, AFailedCopyIsToldThoughTheLinkHasNoRoomForItAtFirst) {
+  File f = start_written();
+  world_->inject("host1",
+                 sim::FileFault{.operations = bit(sim::FileOp::kWrite), .path_contains = "objects", .hangs = true});
+  Pending wrote = write(f, 0, 0x22, 4096);
+  world_->run_for(milliseconds(100));
+  world_->cut("shared1", "host1");
+  for (uint32_t i = 0; i < 2 * limits::kFrameRequestsMax + 100; ++i)   // of two connections
+    engine(1).statfs([](Result<wire::StatFsAnswer>) {});
+  world_->run_for(milliseconds(10));
+  world_->release_hung("host1", EIO);
+  ASSERT_TRUE(until([&] { return logged("local_copy_behind"); }));
+  world_->run_for(milliseconds(10));
+  ASSERT_EQ(behind_bytes(f), 0u) << "there was room";
+  heal_link(1);
+  EXPECT_TRUE(wait(wrote));
+  EXPECT_EQ(behind_bytes(f), 8 * kMiB);
+  EXPECT_FALSE(logged("link_lost"));
+  EXPECT_EQ(byte_at(f, 0, 4096), 0x22);
+}
+
 // Its frame for the shared node went with a session; by the time that the own copy fails it another one stands.
 TEST_F(FailureTest, AWriteThatTheOwnCopyFailsOnceTheSharedOneCountsAgainIsServedByThat) {
   File f = start_written();
