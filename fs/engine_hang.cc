@@ -27,7 +27,7 @@ void Engine::copy_overdue(ImageId id) {
   const std::vector<Uuid>& bricks = found->copy->metadata().layout.bricks();
   std::vector<Image*> images;
   for (auto& [other, image] : images_) {
-    if (!image->local()) continue;
+    if (image->copy == nullptr) continue;   // one that has failed by now counts: what hung before that is waited for
     const auto& theirs = image->copy->metadata().layout.bricks();
     if (std::find_first_of(theirs.begin(), theirs.end(), bricks.begin(), bricks.end()) != theirs.end())
       images.push_back(image.get());

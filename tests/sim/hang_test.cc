@@ -200,6 +200,28 @@ TEST_P(HangTest, OfTheSharedNodeIsGoneOnWithout) {
 
 INSTANTIATE_TEST_SUITE_P(Operations, HangTest, testing::ValuesIn(kHangs), [](const auto& info) { return std::string(info.param.name); });
 
+// What hangs is given up also where another operation failed before the deadline, and the brick was left for that.
+TEST(Hang, IsNotWaitedForOnACopyThatHasFailedMeanwhile) {
+  Lab lab(1);
+  auto handle = lab.open_filled("host1");
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  lab.world.inject("host1", FileFault{1, 1, kWrite, "/brick1", 0, true});
+  std::optional<Status> written;
+  const Bytes bytes(4096, 'b');
+  const Duration begun = lab.world.elapsed();
+  lab.engine("host1").write(*handle, 0, bytes, io::IoMode::kQueued, [&](Result<size_t> n) { written = n.status(); });
+  ASSERT_TRUE(lab.world.run_until([&] { return lab.world.hung("host1") != 0; }, seconds(1)));
+  lab.world.inject("host1", FileFault{1, 1, kWrite, "/brick1"});
+  EXPECT_TRUE(lab.write("host1", *handle, Lab::kRegion, 'c').is_ok());
+  EXPECT_FALSE(lab.engine("host1").healthy()) << "no fault came";
+  EXPECT_TRUE(lab.world.run_until([&] { return written.has_value(); }, kLongest));
+  EXPECT_TRUE(written && *written) << (written ? written->to_string() : "no answer");
+  EXPECT_LE(lab.world.elapsed() - begun, kLongest);
+  lab.world.release_hung("host1");
+  ASSERT_TRUE(lab.healthy("host1")) << "the copy did not become level";
+  EXPECT_EQ(lab.verify("host1"), "");
+}
+
 // It changes no byte, and is given up like all else.
 TEST(Hang, AReservationIsTheSharedCopysToAnswer) {
   Lab lab(1);
