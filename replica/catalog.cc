@@ -56,6 +56,8 @@ Result<Catalog> Catalog::load(kv::Store& store, const Uuid& cluster, const Uuid&
   auto snapshot = store.snapshot();
   TM_ASSIGN_OR_RETURN(Catalog out, load_tables(*snapshot));
   out.meta = *meta;
+  // An earlier program did not store it with what the pieces of a resync had made.
+  for (const auto& [id, image] : out.images) out.meta.next_image = std::max(out.meta.next_image, image.index.next());
   return out;
 }
 
@@ -113,6 +115,7 @@ Status Catalog::load_lost(kv::Snapshot& snapshot, Catalog& out) {
 Status Catalog::load_images(kv::Snapshot& snapshot, Catalog& out) {
   auto images = snapshot.cursor(kImages);
   auto versions = snapshot.cursor(kImageVersions);
+  std::map<ImageIndex, ImageId> with_index;
   for (bool found = images->first(); found; found = images->next()) {
     TM_ASSIGN_OR_RETURN(ImageRecord record, wire::decode<ImageRecord>(images->value()));
     if (images->key().size() != 16) return Status(Code::kCorruption, "images: a key has the wrong form");
@@ -128,6 +131,8 @@ Status Catalog::load_images(kv::Snapshot& snapshot, Catalog& out) {
       out.order.epochs[id] = image.newest.epoch;
     }
     if (image.created) out.order.created.insert(id);
+    const auto [other, alone] = with_index.try_emplace(image.index, id);
+    if (!alone) out.mixed.emplace_back(other->second, id);
     out.images.emplace(id, std::move(image));
   }
   return Status::ok();

@@ -102,6 +102,8 @@ class Catalog {
   std::map<std::string, SourceRecord> sources;
   std::map<StreamId, StreamRecord> streams;
   std::unordered_map<ImageId, Image> images;
+  // Found at start to have one index: an earlier program gave it twice, and their blocks can no longer be told apart.
+  std::vector<std::pair<ImageId, ImageId>> mixed;
   OrderState order;
   std::map<std::pair<ImageId, PointId>, CutOffRecord> cut_offs;
   std::optional<ApplyingRecord> applying;

@@ -398,6 +398,7 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
     }
   }
   for (const ImageId& image : facts.created) catalog_.mark_created(image, out);
+  if (!facts.created.empty()) catalog_.put_meta(out);   // the new ones have taken indices
   for (const Taken& taken : facts.taken) catalog_.put_taken(taken, out);
   ++counters_.batches_accepted;
   if (piece) {

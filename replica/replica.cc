@@ -44,6 +44,10 @@ Result<std::unique_ptr<Replica>> Replica::open(io::Env& env, Options options) {
                        {"points", replica->reader_->newest()},
                        {"held", replica->catalog_.order.held()},
                        {"ready", replica->catalog_.ready.size()}});
+  for (const auto& [one, other] : replica->catalog_.mixed) {
+    alarm("mixed_images", one.to_string() + "/" + other.to_string(),
+          "an earlier version kept both images in one place: what is shown of either may be the other's");
+  }
   replica->intake_->start();
   replica->watch_held();
   return replica;
@@ -171,6 +175,15 @@ std::vector<std::string> Replica::health() {
   if (auto u = store_->usage(); u && u->used_bytes > u->map_bytes / 10 * 9) {
     reasons.push_back("the index has " + std::to_string(u->used_bytes) + " of at most " + std::to_string(u->map_bytes) +
                       " bytes: when it is full nothing is taken any more");
+  }
+  if (!catalog_.mixed.empty()) {
+    const auto& [one, other] = catalog_.mixed.front();
+    const size_t more = catalog_.mixed.size() - 1;
+    reasons.push_back("images " + one.to_string() + " and " + other.to_string() +
+                      (more != 0 ? ", and " + std::to_string(more) + " pairs more," : "") +
+                      " were kept in one place by an earlier version: what is shown of either may be the other's; "
+                      "give the replica an empty directory, then `tidemark journal resync-replica` on the shared node "
+                      "and each host");
   }
   if (closing_) reasons.push_back("the replica is stopping");
   size_t cut_off = 0;

@@ -170,6 +170,57 @@ TEST_F(PiecesTest, APointBehindACircleSaysWhichImageItIsWithout) {
   }
 }
 
+// What a piece made is known before its end is there: whatever reads the catalogue anew between the two, another
+// source's new image is kept apart from it.
+class NewImagesTest : public PiecesTest, public testing::WithParamInterface<bool> {};
+
+TEST_P(NewImagesTest, WhatAPieceMadeAndWhatAnotherSourceMakesAreTwo) {
+  host1.kind = journal::BatchKind::kPiece;
+  const auto made = host1.make({slice(kOther, {units(0, 4, 'x')})}, {create_of(kOther, 2, "host1")});
+  ASSERT_EQ(h.put(host1, made).status, 200);
+  const Uuid third = test_uuid(3, 0x11);
+  const auto next = host2.make({slice(third, {units(0, 4, 'z')})}, {create_of(third, 3, "host2")});
+  if (GetParam()) {
+    h.restart();
+  } else {
+    h.world.fail_next_commit("replica", Status(Code::kOutOfSpace, "full"));
+    ASSERT_EQ(h.put(host2, next).status, 507);
+  }
+  ASSERT_EQ(h.put(host2, next).json()["applied"], true);
+  ASSERT_EQ(end({slice(kOther, {units(3, 1, 'y')})}).json()["applied"], true);
+  EXPECT_EQ(h.data("latest", third), bytes_of({{4, 'z'}}));
+  EXPECT_EQ(h.data("latest", kOther), bytes_of({{3, 'x'}, {1, 'y'}}));
+  h.restart();
+  EXPECT_TRUE(h.replica->health().empty());
+}
+INSTANTIATE_TEST_SUITE_P(AfterARestartOrAFullStore, NewImagesTest, testing::Bool());
+
+TEST_F(PiecesTest, AStoreThatNamesATakenIndexAsTheNextOneIsMended) {
+  auto meta = read_record<MetaRecord>(*h.replica->store().snapshot(), kMeta, as_bytes("store"));
+  ASSERT_TRUE(meta.is_ok());
+  meta->next_image = ImageIndex(1);   // that of kOne
+  kv::WriteBatch out;
+  put_record(out, kMeta, as_bytes("store"), *meta);
+  ASSERT_TRUE(h.replica->store().commit_and_wait(std::move(out)).is_ok());
+  h.restart();
+  ASSERT_EQ(h.put(host2, host2.make({slice(kOther, {units(0, 4, 'z')})}, {create_of(kOther, 2, "host2")})).status, 200);
+  EXPECT_EQ(h.data("latest", kOther), bytes_of({{4, 'z'}}));
+  EXPECT_EQ(h.data("latest", kOne), bytes_of({{4, 'a'}}));
+}
+
+TEST_F(PiecesTest, AStoreThatHasTwoImagesInOnePlaceSaysSo) {
+  kv::WriteBatch out;
+  put_record(out, kImages, kOther.bytes, ImageRecord{ImageIndex(1), 1});
+  ASSERT_TRUE(h.replica->store().commit_and_wait(std::move(out)).is_ok());
+  h.restart();
+  const std::vector<std::string> reasons = h.replica->health();
+  ASSERT_EQ(reasons.size(), 1u);
+  EXPECT_NE(reasons[0].find(kOne.to_string()), std::string::npos) << reasons[0];
+  EXPECT_NE(reasons[0].find(kOther.to_string()), std::string::npos) << reasons[0];
+  ASSERT_EQ(h.replica->alarms(10).size(), 1u);
+  EXPECT_EQ(h.replica->alarms(10)[0].kind, "mixed_images");
+}
+
 TEST_F(PiecesTest, WhatIsNewerLiesOverWhatIsOlder) {
   piece({slice(kOne, {units(0, 4, 'b')})});
   piece({slice(kOne, {units(1, 2, 'c')})}, 2);
