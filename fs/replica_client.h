@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "journal/journal.h"
@@ -13,6 +14,12 @@
 
 namespace tidemark::fs {
 
+// A cut's receipt, kept as it comes: the journal remembers those of the newest few batches alone.
+struct Receipt {
+  BatchNumber batch;
+  std::optional<std::string> text;   // JSON; none: it has not come
+};
+
 class ReplicaClient {
  public:
   // What is given must outlive the questions under way.
@@ -22,6 +29,12 @@ class ReplicaClient {
   Task<Result<net::HttpResponse>> ask(net::HttpRequest ask);
   // The replica's receipt of a cut (JSON), unless it takes longer: kUnavailable.
   Task<Result<std::string>> wait_shipped(BatchNumber batch, io::Duration limit);
+  // The same for what begins with the cut, and wants the receipt long after it.
+  std::shared_ptr<const Receipt> keep_receipt(BatchNumber batch);
+  Task<Result<std::string>> wait_shipped(std::shared_ptr<const Receipt> receipt, io::Duration limit);
+  // The point that was made of a cut that is there. One that was held as it was taken is asked about until then:
+  // kUnavailable.
+  Task<Result<uint64_t>> wait_applied(BatchNumber batch, std::string receipt, io::BootTime until);
 
  private:
   io::Env& env_;

@@ -154,6 +154,7 @@ Task<Status> Verifier::verify_image(VerifyRun& run, Image& im) {
   // One turn: the cut and the freeze are the same moment.
   journal::Point point = copies_.write_journal().cut(journal::Journal::CutReason::kNamed);
   run.withheld = copies_.write_journal().withheld(im.id);
+  auto receipt = copies_.replica() != nullptr ? copies_.replica()->keep_receipt(point.batch) : nullptr;
   run.path_at_cut = im.nameless ? "" : copies_.names().path_of(im.inode);
   Status frozen = copies_.write_journal().freeze(im.slot, size);
   if (!frozen) co_return frozen;
@@ -164,9 +165,10 @@ Task<Status> Verifier::verify_image(VerifyRun& run, Image& im) {
   if (broken) {
     run.image["note"] = "too much was overwritten during the run: the replica was not compared, verify again";
     run.image["copies"]["replica"] = "unknown";
+    run.equal = false;
     co_return Status::ok();
   }
-  co_return co_await verify_replica(run, im, size, point);
+  co_return co_await verify_replica(run, im, size, std::move(receipt));
 }
 
 // Nothing to read there on either copy, now and at the cut. Writes to it are held off.
@@ -204,7 +206,10 @@ Task<Status> Verifier::verify_copies(VerifyRun& run, Image& im, uint64_t size) {
     run.compared += length;
     advance(run, length);
   }
-  if (run.behind) run.image["copies"]["host"] = "behind";
+  if (run.behind) {
+    run.image["copies"]["host"] = "behind";
+    run.equal = false;
+  }
   co_return Status::ok();
 }
 

@@ -15,6 +15,7 @@
 
 namespace tidemark::fs {
 
+struct Receipt;
 struct VerifyRun;
 
 class Verifier {
@@ -38,7 +39,7 @@ class Verifier {
   Task<void> narrow_shared(VerifyRun& run, Image& image, Extent unit, ByteSpan bytes);
   Task<Result<bool>> hole_on_both(Image& image, Extent range);
   // ---- verifier_replica.cc
-  Task<Status> verify_replica(VerifyRun& run, Image& image, uint64_t size, journal::Point point);
+  Task<Status> verify_replica(VerifyRun& run, Image& image, uint64_t size, std::shared_ptr<const Receipt> receipt);
   Task<Status> verify_facts(VerifyRun& run, Image& image, uint64_t size, std::string point);
   Task<Status> verify_data(VerifyRun& run, Image& image, uint64_t size, std::string target);
   Task<void> narrow_replica(VerifyRun& run, Image& image, std::string target, Extent unit);

@@ -26,29 +26,33 @@ void differ(VerifyRun& run, const Image& im, std::string_view what, json here, j
 
 }  // namespace
 
-Task<Status> Verifier::verify_replica(VerifyRun& run, Image& im, uint64_t size, journal::Point point) {
+// What was not compared is not equal, though nothing differs.
+Task<Status> Verifier::verify_replica(VerifyRun& run, Image& im, uint64_t size,
+                                      std::shared_ptr<const Receipt> receipt) {
   if (copies_.replica() == nullptr) {
     run.image["copies"]["replica"] = "absent";
     co_return Status::ok();
   }
   if (run.withheld) {
+    run.equal = false;
     run.image["copies"]["replica"] = "behind";
     run.image["note"] = "this host could not read it when it was to be shipped: the replica keeps an older state of it";
     co_return Status::ok();
   }
+  const io::BootTime begun = copies_.env().now();
   const io::Duration limit = run.shipping_stuck ? std::chrono::seconds(0) : kShipWait;
-  auto shipped = co_await copies_.replica()->wait_shipped(point.batch, limit);
-  run.shipping_stuck = !shipped;
-  json receipt = shipped ? json::parse(*shipped, nullptr, false) : json();
-  bool applied = receipt.is_object() && receipt.value("applied", true) && receipt.contains("point") &&
-                 receipt["point"].is_number();
-  if (!applied) {
+  auto shipped = co_await copies_.replica()->wait_shipped(receipt, limit);
+  Result<uint64_t> point(uint64_t{0});
+  if (shipped) point = co_await copies_.replica()->wait_applied(receipt->batch, *shipped, begun + limit);
+  else point = shipped.status();
+  run.shipping_stuck = !point;
+  if (!point) {
+    run.equal = false;
     run.image["copies"]["replica"] = "behind";
-    run.image["note"] =
-        shipped ? "the replica holds the cut but waits for what must come before it" : shipped.status().to_string();
+    run.image["note"] = point.status().to_string();
     co_return Status::ok();
   }
-  uint64_t id = receipt["point"];
+  const uint64_t id = *point;
   run.image["point"] = id;
   Status facts = co_await verify_facts(run, im, size, std::to_string(id));
   if (!facts) co_return facts;

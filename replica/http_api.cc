@@ -145,9 +145,23 @@ class Request {
       point = replica_.reader().by_name(target_.get("name"));
     } else if (const std::string id = target_.get("id"); id == "latest" || parse_number(id)) {
       point = replica_.reader().resolve(id);
+    } else if (target_.query.contains("batch")) {
+      auto generation = Uuid::parse(target_.get("generation"));
+      auto number = parse_number(target_.get("batch"));
+      if (!generation || !number) return fail(400, "malformed", "generation and batch are wanted");
+      point = point_of_batch(*generation, BatchNumber(*number));
     }
     if (!point) return fail(point.status());
     ok(point_json(*point));
+  }
+
+  // Of the asking source's own: what its receipt could not say while it was held.
+  Result<Point> point_of_batch(const Uuid& generation, BatchNumber number) {
+    auto record = read_record<BatchRecord>(*replica_.store().snapshot(), kBatches,
+                                           batch_key(http_.peer.node, generation, number));
+    if (!record) return record.status();
+    if (record->state != BatchState::kApplied) return Status(Code::kNotFound, "the batch is not applied yet");
+    return replica_.reader().resolve(std::to_string(record->point.value));
   }
 
   void tree(PointId point) {

@@ -75,7 +75,7 @@ void add_daemon_verbs(CLI::App& app, Words& w) {
   m->add_option("--name", w.mark.name, "name of the recovery point");
   m->add_flag("--wait", w.mark.wait, "return when the replica has it durable, and print the point");
   m->add_option("--timeout", w.mark.timeout_s, "seconds that --wait waits")->check(CLI::Range(1, 3600))->capture_default_str();
-  auto* v = verb(app, w, "verify", "Reread every copy of the images and compare; exit code 4 when they differ",
+  auto* v = verb(app, w, "verify", "Reread every copy of the images and compare; exit code 4 unless all are equal",
                  [&w](Context& c) { return verify(c, w.verify); });
   v->add_option("IMAGE", w.verify.images, "images; none: all");
   auto* s = verb(app, w, "scrub", "Compare both copies of every block and repair the one that has rotted; exit code 4 when "

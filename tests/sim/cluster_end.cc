@@ -119,9 +119,10 @@ bool Cluster::verify(Host& host, const std::vector<std::string>& images) {
       answered = true;
       if (!result) return fail(host.name + " verify: " + result.status().to_string());
       auto json = nlohmann::json::parse(*result);
-      if (json["equal"] != true) fail(host.name + " verify: " + *result);
       if (json["images"].size() != images.size()) fail(host.name + " verify left images out: " + *result);
+      if (json["equal"] != true) not_level = *result;
       for (const auto& image : json["images"]) {
+        if (!image["differences"].empty() || image.contains("error")) fail(host.name + " verify: " + *result);
         for (const char* copy : {"host", "shared", "replica"}) if (image["copies"][copy] != "level") not_level = *result;
       }
     });

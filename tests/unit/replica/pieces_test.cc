@@ -134,6 +134,24 @@ TEST_F(PiecesTest, AnImageThatIsSaidToBeWholeOnceMoreKeepsWhatItHas) {
   EXPECT_EQ(h.data("latest", kOne), bytes_of({{4, 'n'}}));
 }
 
+TEST_F(PiecesTest, ItsSourceIsToldOfWhichPointABatchWasThatWasHeld) {
+  host1.kind = journal::BatchKind::kPiece;
+  const auto made = host1.make({slice(kOne, {units(0, 2, 'b')})});
+  const std::string target = "/v1/points/resolve?generation=" + host1.generation().to_string() + "&batch=";
+  auto ask = [&](const std::string& number, const std::string& source = "host1") {
+    return h.ask({.method = "GET", .target = target + number}, source, net::Role::kHost);
+  };
+  const std::string number = std::to_string(made.number.value);
+  EXPECT_EQ(ask(number).status, 404) << "it has not come";
+  ASSERT_EQ(h.put(host1, made).json()["applied"], false);
+  EXPECT_EQ(ask(number).status, 404) << "it waits";
+  ASSERT_EQ(end({slice(kOne, {units(3, 1, 'c')})}).json()["applied"], true);
+  EXPECT_EQ(ask(number).json()["id"], 2);
+  EXPECT_EQ(ask("1").json()["id"], 1);
+  EXPECT_EQ(ask(number, "host2").status, 404) << "another source's";
+  EXPECT_EQ(ask("x").status, 400);
+}
+
 // host2's resync and a batch of host1 wait for each other: the resync goes first. host1's named point then has the one
 // image as host2 wrote it later, and says so to whoever asks for it, also after a restart; of the other it is right.
 TEST_F(PiecesTest, APointBehindACircleSaysWhichImageItIsWithout) {

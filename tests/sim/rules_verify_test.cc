@@ -1,0 +1,96 @@
+// What `verify` may call equal: all copies, compared at its cut. One that it could not compare is none of them.
+#include "tests/sim/site.h"
+
+namespace tidemark::sim {
+namespace {
+
+using std::chrono::seconds;
+using nlohmann::json;
+
+class RulesOfVerify : public testing::Test {
+ protected:
+  RulesOfVerify() {
+    auto opened = lab.open_filled("host1");
+    if (!opened) ADD_FAILURE() << opened.status().to_string();
+    else image = *opened;
+    lab.world.run_for(seconds(10));
+  }
+  void begin(const std::string& host) {
+    said.reset();
+    lab.engine(host).verifier().start({}, [](uint64_t, uint64_t) {}, [this](Result<std::string> r) {
+      said = r ? json::parse(*r) : json(r.status().to_string());
+    });
+  }
+  const json& result() {
+    lab.world.run_until([&] { return said.has_value(); }, seconds(120));
+    if (!said) said = "no answer";
+    return *said;
+  }
+  Status mark(bool shipped) {
+    return lab.wait<Result<std::string>>([&](auto done) {
+      lab.engine("host1").mark("", shipped, seconds(60), std::move(done));
+    }).status();
+  }
+
+  Lab lab{1, false, Plant::kNone, Ships::kYes};
+  Site site{lab};
+  fs::HandleId image;
+  std::optional<json> said;
+};
+
+// Its cut is shipped long before the host's and the shared copy are compared, and so are as many after it as the journal
+// remembers.
+TEST_F(RulesOfVerify, ALongOneComparesTheReplica) {
+  lab.world.slow_reads("shared1", "/brick", seconds(1));
+  lab.world.slow_reads("host1", "/brick", seconds(4));
+  begin("host1");
+  lab.world.run_for(std::chrono::milliseconds(200));   // its cut is made
+  for (int i = 1; i <= 80; ++i) {
+    const Status marked = mark(i % 10 == 0);
+    ASSERT_TRUE(marked.is_ok()) << marked.to_string();
+  }
+  ASSERT_FALSE(said.has_value()) << "it was too short to tell";
+  lab.world.slow_reads("shared1", "/brick", Duration(0));
+  lab.world.slow_reads("host1", "/brick", Duration(0));
+  const json& all = result();
+  ASSERT_EQ(all["equal"], true) << all;
+  EXPECT_EQ(all["images"][0]["copies"]["replica"], "level") << all;
+  EXPECT_TRUE(all["images"][0]["point"].is_number()) << all;
+}
+
+TEST_F(RulesOfVerify, WhileTheReplicaIsAwayNothingIsCalledEqual) {
+  lab.world.partition("host1", "replica1");
+  ASSERT_TRUE(lab.write("host1", image, 0, 'b').is_ok());
+  begin("host1");
+  const json all = result();
+  EXPECT_EQ(all["equal"], false) << all;
+  ASSERT_EQ(all["images"].size(), 1u) << all;
+  EXPECT_EQ(all["images"][0]["equal"], false) << all;
+  EXPECT_EQ(all["images"][0]["differences"].size(), 0u) << all;
+  EXPECT_EQ(all["images"][0]["copies"], json({{"host", "level"}, {"shared", "level"}, {"replica", "behind"}})) << all;
+  lab.world.heal_all();
+  EXPECT_EQ(site.verify("host1"), "");
+}
+
+// host2's cut is at the replica before what host1 wrote of the image earlier.
+TEST_F(RulesOfVerify, ItWaitsForWhatMustComeBeforeItsCut) {
+  lab.world.partition("host1", "replica1");
+  ASSERT_TRUE(lab.write("host1", image, 0, 'b').is_ok());
+  ASSERT_TRUE(lab.flush("host1", image).is_ok());
+  lab.engine("host1").release(image);
+  auto second = lab.open("host2");
+  ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+  ASSERT_TRUE(lab.write("host2", *second, 8192, 'c').is_ok());
+  ASSERT_TRUE(lab.healthy("host2"));
+  begin("host2");
+  lab.world.run_for(seconds(5));
+  ASSERT_FALSE(said.has_value()) << *said;
+  lab.world.heal_all();
+  const json& all = result();
+  EXPECT_EQ(all["equal"], true) << all;
+  EXPECT_EQ(all["images"][0]["copies"]["replica"], "level") << all;
+  EXPECT_EQ(site.verify("host2"), "");
+}
+
+}  // namespace
+}  // namespace tidemark::sim
