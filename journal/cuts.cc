@@ -136,17 +136,20 @@ void JournalImpl::give_up_from(size_t index, const char* why, bool everything) {
       count_given_up(batch->number, batch->kind, batch->label, batch->name);
     }
     answer_staged(batch->number, batch->number, Status(Code::kCancelled, std::string("the cut was given up: ") + why));
-    auto [first, end] = waiters_.equal_range(batch->number);
-    std::vector<Callback<Result<std::string>>> waiting;
-    for (auto it = first; it != end; ++it) waiting.push_back(std::move(it->second));
-    waiters_.erase(first, end);
-    for (auto& done : waiting) done(Status(Code::kCancelled, std::string("the point was given up: ") + why));
+    fail_waiters(batch->number, Status(Code::kCancelled, std::string("the point was given up: ") + why));
     // Its stager may be waiting for it.
     if (batch->when_drained) env_.post(std::exchange(batch->when_drained, {}));
   }
   if (!gone.empty()) open_batch().first = gone.front()->first;
   count_preserving();
   arm_commit();
+}
+
+// Of a recovery that goes on: the batch that was to be its first point is none any more.
+void JournalImpl::give_up_held_name() {
+  const BatchNumber open = open_batch().number;
+  if (!held_name_.empty()) count_given_up(open, BatchKind::kNormal, env_.wall(), std::exchange(held_name_, {}));
+  fail_waiters(open, Status(Code::kCancelled, "the point was given up: " + degraded_.why));
 }
 
 void JournalImpl::merge_given_up(Batch& from) {

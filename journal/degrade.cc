@@ -206,6 +206,7 @@ Task<void> JournalImpl::degrade() {
   failed_once_ = {};   // nothing is staged that would show that it was read: the resync meets it again
   lacks_.untake();
   give_up_from(0, degraded_.why.c_str(), true);
+  give_up_held_name();
   absorb_open_batch();
   std::vector<StoredMark> marks;
   if (last_staged_ > shipper_->replica().newest) {
@@ -238,11 +239,7 @@ void JournalImpl::take_over(const std::deque<StagedBatch>& given, std::vector<St
       lacks_.set_unnamed(e.image, batch.kind == BatchKind::kResync);   // it may have named what pieces hold
     }
     staged_bytes_.erase(batch.number);
-    auto [first, end] = waiters_.equal_range(batch.number);
-    std::vector<Callback<Result<std::string>>> waiting;
-    for (auto it = first; it != end; ++it) waiting.push_back(std::move(it->second));
-    waiters_.erase(first, end);
-    for (auto& done : waiting) done(Status(Code::kCancelled, "the point was given up: " + degraded_.why));
+    fail_waiters(batch.number, Status(Code::kCancelled, "the point was given up: " + degraded_.why));
   }
   if (!given.empty()) {
     pending_.erase_range(kBatchesTable, {}, batch_prefix(last_staged_.next()));

@@ -180,6 +180,7 @@ class JournalImpl final : public Journal {
   void new_open_batch(BatchNumber number);
   size_t closed_count() const { return batches_.size() - 1; }
   void give_up_from(size_t index, const char* why, bool everything = false);
+  void give_up_held_name();
   void merge_given_up(Batch& from);
   void compact_if_needed();
   struct Compaction;
@@ -270,6 +271,7 @@ class JournalImpl final : public Journal {
   void ended_shipping(const StagedBatch& batch, const std::string& receipt);
   void forget_staged(const StagedBatch& batch, const ReplicaRow& row, Callback<Status> done);
   void fail_waiters(const Status& status);
+  void fail_waiters(BatchNumber batch, const Status& status);
 
   bool work_to_do() const;
 

@@ -25,6 +25,14 @@ void JournalImpl::fail_waiters(const Status& status) {
   for (auto& [batch, done] : std::exchange(waiters_, {})) done(status);
 }
 
+void JournalImpl::fail_waiters(BatchNumber batch, const Status& status) {
+  auto [first, end] = waiters_.equal_range(batch);
+  std::vector<Callback<Result<std::string>>> waiting;
+  for (auto it = first; it != end; ++it) waiting.push_back(std::move(it->second));
+  waiters_.erase(first, end);
+  for (auto& done : waiting) done(status);
+}
+
 Status JournalImpl::no_point() const {
   return {Code::kCancelled, "no point is made: " + degraded_.why + "; the replica is brought level"};
 }

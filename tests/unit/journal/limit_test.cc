@@ -200,6 +200,27 @@ TEST_F(LimitTest, AReplicaThatTookABatchAndCouldNotSaySoIsTakenAtItsWord) {
   expect_level();
 }
 
+// The point that was to be the first one after a crash is given up as any other, before anything is reconciled.
+TEST_F(LimitTest, ANameThatWaitsForARecoveryIsGivenUpWithTheOtherPoints) {
+  open_journal();
+  run_load(100, 8);
+  crash(sim::Crash::kPowerLoss);
+  open_journal();
+  ASSERT_FALSE(journal_->dirty_after_crash().empty());
+  const Point held = journal_->cut(Journal::CutReason::kNamed, "held");
+  EXPECT_EQ(held.name, "held");
+  std::optional<Status> waited;
+  journal_->when_shipped(held.batch, [&](Result<std::string> r) { waited = r.status(); });
+  resync_all();
+  ASSERT_TRUE(settle([&] { return degraded() || journal_->usage().shipping == Shipping::kResyncing; }));
+  ASSERT_TRUE(waited.has_value()) << "it waits for a point that is not made";
+  EXPECT_EQ(waited->code(), Code::kCancelled) << waited->to_string();
+  EXPECT_EQ(journal_->usage().names_given_up, std::vector<std::string>{"held"});
+  reconcile_all();
+  expect_level();
+  for (const auto& point : replica_->points) EXPECT_NE(point.name, "held");
+}
+
 TEST_F(LimitTest, NoNumberIsGivenOutAgainAfterACleanStopWhileDegraded) {
   open_journal();
   run_load(50, 8);
