@@ -157,7 +157,7 @@ void JournalImpl::check_limit() {
   if (shipper_->idle()) return;
   const StagedBatch& oldest = shipper_->queue().front();
   // One large batch that is on its way is no reason. The pieces of a resync are few by themselves.
-  bool stuck = shipper_->queued() > 1 || !shipper_->error().empty();
+  bool stuck = shipper_->queued() > 1 || (!shipper_->error().empty() && !shipper_->sending());
   if (shipping_ == Shipping::kNormal && stuck && shipper_->queued_bytes() >= limit_bytes()) {
     want_degrade("unshipped batches reached limit_bytes (" + std::to_string(limit_bytes()) + " bytes)");
   } else if (env_.now() - oldest.staged_at >= options_.settings.limit_age) {

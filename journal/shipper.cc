@@ -76,6 +76,7 @@ struct Shipper::PartSend {
   uint32_t in_flight = 0;
   Outcome outcome = Outcome::kDone;
   bool complete = false;
+  bool all_there = false;           // the last one asks again
   std::string receipt;
   Callback<bool> done;
   void settle() {
@@ -165,19 +166,20 @@ Task<void> Shipper::run() {
   while (true) {
     co_await wait_for_work();
     busy_ = true;
+    const bool sends = asked_ && !queue_.empty();
     Outcome outcome = Outcome::kDone;
-    if (asked_ && !queue_.empty()) outcome = co_await send_batch();
+    if (sends) outcome = co_await send_batch();
     else outcome = co_await ask();
     busy_ = false;
     if (hand_over_) hand_over(std::exchange(hand_over_, {}));
     if (outcome == Outcome::kDone) {
-      failures_ = 0;
-      error_.clear();
-      error_logged_.clear();
+      // One that refuses what it is sent answers questions all the same.
+      if (!sends && (!sending_failed_ || queue_.empty())) progressed();
       continue;
     }
     asked_ = false;
     ++failures_;
+    sending_failed_ |= sends;
     if (outcome == Outcome::kStopped) {
       co_await sleep(kStoppedRetry);
       continue;
@@ -187,6 +189,13 @@ Task<void> Shipper::run() {
     auto jitter = static_cast<int64_t>(env_.random_u64() % static_cast<uint64_t>(base.count() / 2));
     co_await sleep(base / 2 + io::Duration(jitter));
   }
+}
+
+void Shipper::progressed() {
+  failures_ = 0;
+  sending_failed_ = false;
+  error_.clear();
+  error_logged_.clear();
 }
 
 Shipper::Outcome Shipper::stop(const std::string& event, std::string why) {
@@ -359,11 +368,13 @@ void Shipper::start_part(std::shared_ptr<PartSend> send, uint32_t part) {
       co_await self->await_allowance(request.body.size());
       Answer answer = co_await self->exchange(std::move(request));
       bool complete = false;
-      Outcome outcome = self->judge_answer(answer, batch, index, &complete);
-      if (outcome != Outcome::kDone && s->outcome == Outcome::kDone) s->outcome = outcome;
+      // Of what went wrong with several parts the first is told.
+      if (s->outcome == Outcome::kDone) s->outcome = self->judge_answer(answer, batch, index, &complete);
       if (complete) {
         s->complete = true;
         s->receipt = answer.body;
+      } else if (s->outcome == Outcome::kDone && !s->all_there) {
+        self->progressed();
       }
     }
     --s->in_flight;
@@ -383,8 +394,8 @@ Task<Shipper::Outcome> Shipper::send_batch() {
   for (uint32_t i = 0; i < send->batch.parts.size(); ++i) {
     if (!parts_there_.contains(i)) send->parts.push_back(i);
   }
-  // All there, yet not complete: the last one asks again.
-  if (send->parts.empty()) send->parts.push_back(static_cast<uint32_t>(send->batch.parts.size()) - 1);
+  send->all_there = send->parts.empty();
+  if (send->all_there) send->parts.push_back(static_cast<uint32_t>(send->batch.parts.size()) - 1);
   parts_there_.clear();
   co_await async<bool>([&](Callback<bool> done) {
     send->done = std::move(done);
@@ -436,6 +447,7 @@ Task<Shipper::Outcome> Shipper::finish_batch(std::string receipt) {
   queued_bytes_ -= batch.bytes();
   queue_.pop_front();
   kLog.debug("batch_durable", {{"batch", batch.number}, {"bytes", batch.bytes()}});
+  progressed();
   hooks_.shipped(batch, receipt);
   co_return Outcome::kDone;
 }

@@ -7,6 +7,9 @@
 //     +---------+ 409 out of order: ask again. 409 conflict, 422, 4xx, another store: stopped loudly,
 //                 tried again slowly, since an operator may repair it.
 //
+// What went wrong stays the error, and the back-off goes on from there, until a part was taken that was not there before:
+// a replica without room answers every question.
+//
 // At the journal's limit the queue is handed over between two sendings, and the replica is asked what it has until it
 // answers: then it is brought level by a resync, which is shipped like all else.
 //
@@ -87,6 +90,7 @@ class Shipper {
   bool lost_all() const { return lost_ && lost_all_; }
   bool running() const { return client_ != nullptr && !paused_; }
   bool idle() const { return queue_.empty(); }
+  bool sending() const { return busy_ && asked_; }
   const ReplicaRow& replica() const { return replica_; }
   const std::string& error() const { return error_; }
   size_t queued() const { return queue_.size(); }
@@ -99,6 +103,7 @@ class Shipper {
   struct PartSend;
 
   Task<void> run();
+  void progressed();
   Task<Outcome> ask();
   Outcome judge_facts(const std::string& body);
   void note_lost(BatchNumber expected, bool replaced);
@@ -131,6 +136,7 @@ class Shipper {
   Callback<bool> allowed_;
   io::TimerId allowance_timer_;
   bool paused_ = false, asked_ = false;
+  bool sending_failed_ = false;                    // since something was taken last
   std::set<uint32_t> parts_there_;                 // of the batch that the replica expects
   std::string error_, error_logged_;
   uint32_t failures_ = 0;

@@ -153,7 +153,11 @@ Task<void> Intake::run_lane() {
     const uint64_t accepted = counters_.parts_accepted;
     PutAnswer answer = co_await process(up);
     if (up->incoming && *up->incoming) files_.drop_incoming(**up->incoming);   // not kept
-    if (answer.status == 200 && counters_.parts_accepted != accepted) stalled = false;   // there was room for it
+    if (answer.status == 507) full_ = Status(Code::kOutOfSpace, answer.reason);
+    if (answer.status == 200 && counters_.parts_accepted != accepted) {   // there was room for it
+      stalled = false;
+      full_ = Status::ok();
+    }
     --in_flight_;
     auto taken = taking_.find({up->name.source, up->name.generation});
     if (--taken->second == 0) taking_.erase(taken);

@@ -74,6 +74,8 @@ class Intake {
   bool idle() const { return in_flight_ == 0 && !lane_running_; }
   // Why batches that could be applied are not: the store is full.
   const Status& stalled() const { return stalled_; }
+  // Why the newest part was refused for want of space; OK once one was taken since.
+  const Status& full() const { return full_; }
   // Asked now and then: tries to apply these again, ever less often, once in five minutes in the end.
   void try_again();
   // Not OK once the store has failed: nothing is accepted any more, restart the daemon.
@@ -146,7 +148,7 @@ class Intake {
   std::map<Catalog::StreamId, uint64_t> taking_;   // how many of them, where there are any
   std::vector<SegmentRecord> doomed_;   // files to remove once the next commit is durable
   IntakeCounters counters_;
-  Status broken_, stalled_;
+  Status broken_, stalled_, full_;
   io::BootTime try_at_;           // while it is stalled
   io::Duration try_after_{};
   TaskGroup tasks_;

@@ -172,6 +172,7 @@ std::vector<std::string> Replica::health() {
   std::vector<std::string> reasons;
   if (!intake_->broken()) reasons.push_back("the store has failed: " + intake_->broken().to_string());
   else if (!intake_->stalled()) reasons.push_back("batches wait to be applied: " + intake_->stalled().to_string());
+  if (!intake_->full()) reasons.push_back("what is sent is refused: " + intake_->full().to_string());
   if (auto u = store_->usage(); u && u->used_bytes > u->map_bytes / 10 * 9) {
     reasons.push_back("the index has " + std::to_string(u->used_bytes) + " of at most " + std::to_string(u->map_bytes) +
                       " bytes: when it is full nothing is taken any more");

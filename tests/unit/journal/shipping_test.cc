@@ -65,11 +65,41 @@ TEST_F(JournalTest, AConflictStopsLoudlyAndKeepsTheSpool) {
     return net::HttpResponse::json(409, R"({"error":"conflict","have":"aa","got":"bb"})");
   };
   run_load(50, 8);
-  world_.run_for(std::chrono::seconds(5));
+  world_.run_for(std::chrono::seconds(120));
   EXPECT_NE(journal_->usage().ship_error.find("conflict"), std::string::npos);
   EXPECT_GT(journal_->usage().spool_batches, 0u);
   EXPECT_EQ(errors, 1) << "said once, not at every retry";
   refuse = false;
+  wait_shipped();
+  expect_points_right();
+  EXPECT_TRUE(journal_->usage().ship_error.empty());
+  log::set_sink_for_testing({});
+}
+
+// It answers every question, and has no room for what it is sent.
+TEST_F(JournalTest, AReplicaThatRefusesEveryPartIsSentThemEverMoreRarelyAndSaidToDoSo) {
+  add_image(0, 128 * kG);
+  int warnings = 0;
+  log::set_sink_for_testing([&](log::Level, std::string_view, std::string_view line) {
+    warnings += line.find("retry") != std::string_view::npos ? 1 : 0;
+  });
+  open_journal();
+  uint64_t puts = 0;
+  bool full = true;
+  replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+    if (!full || r.method != "PUT") return std::nullopt;
+    ++puts;
+    return net::HttpResponse::json(507, R"({"error":"out_of_space","reason":"the storage is full"})");
+  };
+  run_load(50, 8);
+  ASSERT_TRUE(settle([&] { return puts != 0 && !journal_->usage().ship_error.empty(); }));
+  for (int i = 0; i < 6000; ++i) {
+    world_.run_for(std::chrono::milliseconds(10));
+    ASSERT_NE(journal_->usage().ship_error.find("507"), std::string::npos) << "it does not say so, " << puts << " parts sent";
+  }
+  EXPECT_LE(puts, 20u);
+  EXPECT_LE(warnings, 2);
+  full = false;
   wait_shipped();
   expect_points_right();
   EXPECT_TRUE(journal_->usage().ship_error.empty());

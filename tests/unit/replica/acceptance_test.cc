@@ -357,7 +357,10 @@ TEST_F(Acceptance, FullStoreRefusesAndGoesOnAfterwards) {
   h.world.fail_next_commit("replica", Status(Code::kOutOfSpace, "full"));
   EXPECT_EQ(h.put(host1, made).status, 507);
   expect_nothing_kept(host1.generation());
+  ASSERT_EQ(h.replica->health().size(), 1u) << "a source waits";
+  EXPECT_NE(h.replica->health()[0].find("refused"), std::string::npos) << h.replica->health()[0];
   EXPECT_EQ(h.put(host1, made).json()["applied"], true);
+  EXPECT_TRUE(h.replica->health().empty()) << h.replica->health()[0];
 }
 
 TEST_F(Acceptance, FailedStoreRefusesAndIsUnhealthy) {
