@@ -154,6 +154,8 @@ void JournalImpl::check_limit() {
   // While nothing is staged (paused, or an image waits for its owner) these grow without end: degraded they are folded.
   const bool many = shipping_ == Shipping::kNormal && open_batch().marks.size() >= limits::kEventsUnstagedMax;
   if (many) return want_degrade("too many metadata events wait to be staged");
+  const bool numbered = shipping_ == Shipping::kNormal && open_batch().next_serial >= options_.open_serials_max;
+  if (numbered) return want_degrade("changes of too long a time wait to be staged");
   if (shipper_->idle()) return;
   const StagedBatch& oldest = shipper_->queue().front();
   // One large batch that is on its way is no reason. The pieces of a resync are few by themselves.

@@ -74,6 +74,7 @@ struct Options {
   // Where the mark "the journal is outdated" may stand besides `directory`: best on other disks.
   std::vector<std::string> reserve_directories;
   size_t open_records_max = 1u << 18;  // of the open batch, in memory; beyond, they are consolidated in place
+  uint32_t open_serials_max = 1u << 31;   // of its stored values: each consolidation takes as many as it has records
 };
 
 // A row of what a scrub keeps, and what one digest of it is of (kept_digests.h).

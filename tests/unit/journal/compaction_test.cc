@@ -48,6 +48,18 @@ TEST_F(CompactionTest, WhatIsWrittenOverAndOverIsConsolidated) {
   expect_all_there();
 }
 
+// The numbers of what is stored of it are used up at last.
+TEST_F(CompactionTest, ButNotForEver) {
+  options_.open_serials_max = 1000;
+  begin(256 * kG);
+  for (uint8_t byte = 1; byte < 20; ++byte) scatter(30, byte);
+  ASSERT_TRUE(settle([&] { return degraded(); }));
+  const std::string why = journal_->usage().degraded_why;
+  EXPECT_NE(why.find("too long a time"), std::string::npos) << why;
+  journal_->pause_shipping(false);
+  expect_level();
+}
+
 TEST_F(CompactionTest, WhereThatIsTooLittleItIsWidenedToRegions) {
   begin(256 * kG);
   for (uint8_t byte = 1; byte < 3; ++byte) scatter(kPlaces, byte);
