@@ -207,7 +207,7 @@ Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
   for (bool found = out.applying && held->first(); found; found = held->next()) {
     TM_ASSIGN_OR_RETURN(HeldRecord record, held_record(held->value()));
     if (!is_applied(record.facts)) continue;
-    out.order.resyncs.insert({record.facts.source, record.facts.number});
+    out.order.resyncs.insert({record.facts.source, record.facts.generation, record.facts.number});
     out.ready.push_back(resume(out.order, std::move(record.facts)));
     out.ready.back().given_up = out.applying->given_up;
     out.ready.back().gaps = out.applying->gaps;
@@ -227,7 +227,7 @@ Status Catalog::load_held(kv::Snapshot& snapshot, Catalog& out) {
     out.held_[{{facts.source, facts.generation}, facts.number}] = {load_be64(held->key().data()), since};
     if (is_applied(facts)) continue;
     TM_ASSIGN_OR_RETURN(bool ends, ends_resync(snapshot, facts));
-    if (ends) out.order.resyncs.insert({facts.source, facts.number});
+    if (ends) out.order.resyncs.insert({facts.source, facts.generation, facts.number});
     for (ApplyAction& action : step(out.order, std::move(record.facts))) out.ready.push_back(std::move(action));
   }
   return Status::ok();

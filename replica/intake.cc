@@ -415,7 +415,7 @@ Task<PutAnswer> Intake::complete(std::shared_ptr<Upload> up, BatchRecord record,
                      kept.message());
   }
 
-  if (*ends) catalog_.order.resyncs.insert({facts.source, facts.number});
+  if (*ends) catalog_.order.resyncs.insert({facts.source, facts.generation, facts.number});
   std::vector<ApplyAction> actions = step(catalog_.order, facts);
   const bool at_once = !*ends && catalog_.ready.empty() && !actions.empty() &&
                        actions[0].batch.number == facts.number && actions[0].batch.source == facts.source &&

@@ -94,7 +94,8 @@ Epoch lost_to(const OrderState& state, const std::string& source, const SliceFac
 ApplyAction apply_head(OrderState& state, OrderState::Source& source) {
   ApplyAction action{.batch = std::move(source.waiting.front())};
   source.waiting.pop_front();
-  const bool ends_resync = state.resyncs.erase({action.batch.source, action.batch.number}) != 0;
+  const BatchFacts& batch = action.batch;
+  const bool ends_resync = state.resyncs.erase({batch.source, batch.generation, batch.number}) != 0;
   for (const SliceFacts& slice : action.batch.slices) {
     Epoch& newest = state.epochs[slice.image];
     const Epoch taken = lost_to(state, action.batch.source, slice);
@@ -176,8 +177,9 @@ OrderState::Source* break_circle(OrderState& state) {
   std::pair<bool, size_t> least;
   for (const auto& [name, waits] : waiting) {
     OrderState::Source& source = state.sources.at(name);
-    const bool whole = state.resyncs.contains({name, source.waiting.front().number});
-    const std::pair<bool, size_t> count{!whole, overtaken(state, source.waiting.front())};
+    const BatchFacts& batch = source.waiting.front();
+    const bool whole = state.resyncs.contains({name, batch.generation, batch.number});
+    const std::pair<bool, size_t> count{!whole, overtaken(state, batch)};
     if (first != nullptr && count >= least) continue;
     first = &source;
     least = count;

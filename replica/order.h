@@ -35,6 +35,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -127,7 +128,8 @@ struct OrderState {
   std::unordered_map<ImageId, Epoch> epochs;    // newest applied
   std::unordered_set<ImageId> created;          // a create has arrived
   // Held batches that end a resync: what they hold of an image that another source wrote before is all of it.
-  std::set<std::pair<std::string, BatchNumber>> resyncs;
+  // By source, its journal's generation (numbers begin anew with each), and number.
+  std::set<std::tuple<std::string, Uuid, BatchNumber>> resyncs;
   std::unordered_map<ImageId, std::vector<Taken>> taken;   // of each image, all
   std::unordered_map<ImageId, CutOff> cut_off;
   size_t held() const;

@@ -219,6 +219,22 @@ TEST(Order, ATenureAfterOneThatFollowedTheSameDoesNotWaitForIt) {
   EXPECT_EQ(batch("h4", 9, written), 0u);
 }
 
+// The old journal's and the new one's have the same number: each is the end of a resync for itself.
+TEST(Order, AnEndOfAResyncIsOneOfItsOwnGeneration) {
+  OrderState state;
+  auto end_of = [&](uint64_t generation) {
+    BatchFacts end{.source = "host1", .generation = test_uuid(generation, 0x6E), .number = BatchNumber(5),
+                   .last = {Incarnation(generation), Counter(1)}};
+    state.resyncs.insert({end.source, end.generation, end.number});
+    return end;
+  };
+  const BatchFacts older = end_of(1), newer = end_of(2);
+  ASSERT_EQ(step(state, older).size(), 1u);
+  EXPECT_TRUE(state.resyncs.contains({newer.source, newer.generation, newer.number}));
+  ASSERT_EQ(step(state, newer).size(), 1u);
+  EXPECT_TRUE(state.resyncs.empty());
+}
+
 // Else the point of the held batch would have the image's data and not its name.
 TEST(Order, TheCreateThatABatchWaitedForIsAppliedBeforeIt) {
   OrderState state;
