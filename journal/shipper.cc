@@ -378,8 +378,9 @@ void Shipper::start_part(std::shared_ptr<PartSend> send, uint32_t part) {
       }
     }
     --s->in_flight;
-    const bool given_up = self->hand_over_ && s->next < s->parts.size();   // a batch may have many parts
-    if (given_up && s->outcome == Outcome::kDone) s->outcome = Outcome::kAskAgain;
+    // A batch may have many parts.
+    const bool broken_off = (self->hand_over_ || self->paused_) && s->next < s->parts.size();
+    if (broken_off && s->outcome == Outcome::kDone) s->outcome = Outcome::kAskAgain;
     while (s->outcome == Outcome::kDone && s->next < s->parts.size() && s->in_flight < self->parts_at_once()) {
       self->start_part(s, s->parts[s->next++]);
     }

@@ -37,18 +37,38 @@ TEST_F(LimitTest, AHandoverDoesNotWaitForWhatIsSentWhileTheSpoolIsGivenUp) {
   }
 }
 
-TEST_F(LimitTest, TM_UNSANITIZED(NoFurtherPartOfALargeBatchIsSentOnceTheSpoolIsGivenUp)) {
-  options_.settings.limit_bytes = 1ull << 30;
-  add_image(9, 140u << 20);
-  open_journal();
-  Bytes noise(140u << 20);
-  world_.random().fill(noise);
-  bool written = false;
-  submit({image_id(9), RecordKind::kWrite, {0, noise.size()}, 0, std::move(noise)}, [&] { written = true; });
-  ASSERT_TRUE(settle([&] { return written; }));
-  replica_->hold_answers = true;
-  journal_->cut(Journal::CutReason::kNamed, "large");
-  ASSERT_TRUE(settle([&] { return replica_->held.size() == 2; }));
+// A batch of three parts, of which two are on their way.
+class LargeBatchTest : public LimitTest {
+ protected:
+  void begin() {
+    options_.settings.limit_bytes = 1ull << 30;
+    add_image(9, 140u << 20);
+    open_journal();
+    Bytes noise(140u << 20);
+    world_.random().fill(noise);
+    bool written = false;
+    submit({image_id(9), RecordKind::kWrite, {0, noise.size()}, 0, std::move(noise)}, [&] { written = true; });
+    ASSERT_TRUE(settle([&] { return written; }));
+    replica_->hold_answers = true;
+    journal_->cut(Journal::CutReason::kNamed, "large");
+    ASSERT_TRUE(settle([&] { return replica_->held.size() == 2; }));
+  }
+};
+
+TEST_F(LargeBatchTest, TM_UNSANITIZED(NoFurtherPartIsSentOnceShippingIsPaused)) {
+  ASSERT_NO_FATAL_FAILURE(begin());
+  journal_->pause_shipping(true);
+  replica_->release_answers();
+  world_.run_for(std::chrono::seconds(10));
+  EXPECT_EQ(replica_->puts, 2u);
+  journal_->pause_shipping(false);
+  wait_shipped();
+  expect_points_right();
+  EXPECT_EQ(replica_->conflicts, 0u);
+}
+
+TEST_F(LargeBatchTest, TM_UNSANITIZED(NoFurtherPartIsSentOnceTheSpoolIsGivenUp)) {
+  ASSERT_NO_FATAL_FAILURE(begin());
   resync({});
   replica_->release_answers();
   ASSERT_TRUE(settle([&] { return degraded(); }));
