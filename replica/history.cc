@@ -7,10 +7,9 @@ namespace {
 
 // A leaf version: kind (u8), deltas since the last full version (u8), then runs of 12 bytes:
 // first unit (u8), units less one (u8), valid bytes of the last unit (u16), segment (u32), unit of
-// its payload (u32). A wide record: shrink (u64, all ones: none), then ranges of offset and length (u64).
+// its payload (u32).
 constexpr uint8_t kFull = 1, kDelta = 2;
-constexpr size_t kHeadBytes = 2, kRunBytes = 12, kRangeBytes = 16;
-constexpr uint64_t kNoShrink = UINT64_MAX;
+constexpr size_t kHeadBytes = 2, kRunBytes = 12;
 
 void append_run(Bytes& out, uint32_t first, uint32_t count, const UnitRef& ref) {
   size_t at = out.size();
@@ -56,28 +55,6 @@ void clear(Leaf& leaf, uint64_t base, uint64_t from, uint64_t to) {
   }
 }
 
-Status apply_wide(ByteSpan value, uint64_t base, Leaf& leaf) {
-  if (value.size() < 8 || (value.size() - 8) % kRangeBytes != 0) {
-    return Status(Code::kCorruption, "history index: a wide record has the wrong form");
-  }
-  const uint64_t shrink = load_le<uint64_t>(value.data());
-  if (shrink != kNoShrink) clear(leaf, base, shrink, UINT64_MAX);
-  // Ranges stand in order: the first that can matter is found by bisection.
-  size_t low = 0, high = (value.size() - 8) / kRangeBytes;
-  auto at = [&value](size_t i) { return value.data() + 8 + i * kRangeBytes; };
-  while (low < high) {
-    size_t middle = (low + high) / 2;
-    if (load_le<uint64_t>(at(middle)) + load_le<uint64_t>(at(middle) + 8) <= base) low = middle + 1;
-    else high = middle;
-  }
-  for (; 8 + low * kRangeBytes < value.size(); ++low) {
-    const uint64_t offset = load_le<uint64_t>(at(low));
-    if (offset >= base + kLeafBytes) break;
-    clear(leaf, base, offset, offset + load_le<uint64_t>(at(low) + 8));
-  }
-  return Status::ok();
-}
-
 struct Version { PointId point; Bytes value; };
 
 // The versions of a leaf from its last full one to `point`, oldest first.
@@ -101,27 +78,41 @@ Result<std::vector<Version>> versions_of(kv::Cursor& cursor, ImageIndex image, u
 }
 
 // The leaf at `point`: versions and wides merged by point; at the same point the wide comes first.
-Status load_leaf(kv::Snapshot& snapshot, kv::Cursor& cursor, ImageIndex image, uint64_t index, PointId point,
-                 Leaf& out) {
+Status load_leaf(kv::Cursor& cursor, Wides& wides, ImageIndex image, uint64_t index, PointId point, Leaf& out) {
   out.fill(UnitRef{});
   TM_ASSIGN_OR_RETURN(std::vector<Version> versions, versions_of(cursor, image, index, point));
   if (versions.empty()) return Status::ok();
   TM_RETURN_IF_ERROR(apply_version(versions[0].value, out));
 
+  const uint64_t base = index * kLeafBytes;
+  std::vector<Zeroed> zeroed;
+  TM_RETURN_IF_ERROR(wides.of_leaf({base, kLeafBytes}, versions[0].point, zeroed));
   size_t next = 1;
-  auto wides = snapshot.cursor(kWides);
-  const Bytes from = image_point_key(image, versions[0].point.next());
-  for (bool found = wides->seek(from); found && starts_with(wides->key(), ByteSpan(from).first(4));
-       found = wides->next()) {
-    const PointId at = point_of_key(wides->key());
-    if (at > point) break;
-    for (; next < versions.size() && versions[next].point < at; ++next) {
+  for (const Zeroed& z : zeroed) {
+    for (; next < versions.size() && versions[next].point < z.point; ++next) {
       TM_RETURN_IF_ERROR(apply_version(versions[next].value, out));
     }
-    TM_RETURN_IF_ERROR(apply_wide(wides->value(), index * kLeafBytes, out));
+    clear(out, base, z.begin, z.end);
   }
   for (; next < versions.size(); ++next) TM_RETURN_IF_ERROR(apply_version(versions[next].value, out));
   return Status::ok();
+}
+
+// The first leaf from `from` on that has any version.
+std::optional<uint64_t> seek_leaf(kv::Cursor& cursor, ImageIndex image, uint64_t from) {
+  if (from > UINT32_MAX) return std::nullopt;
+  const Bytes key = leaf_key(image, from, PointId(0));
+  if (!cursor.seek(key) || !starts_with(cursor.key(), ByteSpan(key).first(4))) return std::nullopt;
+  return load_be32(cursor.key().data() + 4);
+}
+
+// Whether a leaf of which this is the newest version holds nothing.
+bool says_all_zeros(ByteSpan version) {
+  if (version.size() < kHeadBytes) return false;
+  if (version.size() == kHeadBytes) return version[0] == kFull;
+  const uint8_t* run = version.data() + kHeadBytes;
+  return version.size() == kHeadBytes + kRunBytes && run[0] == 0 && run[1] == kLeafUnits - 1 &&
+         load_le<uint32_t>(run + 4) == 0;
 }
 
 Bytes encode_full(const Leaf& leaf) {
@@ -172,21 +163,54 @@ Bytes LeafDelta::encode() const {
   return out;
 }
 
-HistoryWriter::HistoryWriter(kv::Snapshot& snapshot, kv::WriteBatch& out)
-    : snapshot_(snapshot), out_(out), cursor_(snapshot.cursor(kLeaves)) {}
+HistoryWriter::HistoryWriter(kv::Snapshot& snapshot, kv::WriteBatch& out, size_t spread_leaves_max)
+    : snapshot_(snapshot), out_(out), spread_leaves_max_(spread_leaves_max), cursor_(snapshot.cursor(kLeaves)) {}
+
+// The changes with the wide ones cut into the leaves that have versions. A wide record is in the way of every later
+// load of a leaf of the image; the zeros of a leaf cost no more than the write that made its version did. False: too
+// many leaves.
+bool HistoryWriter::spread(ImageIndex image, std::span<const Change> changes, std::vector<Change>& laid) {
+  size_t visits = kSpreadVisits * spread_leaves_max_, leaves = spread_leaves_max_;
+  for (const Change& c : changes) {
+    if (!c.is_wide()) {
+      laid.push_back(c);
+      continue;
+    }
+    for (auto leaf = seek_leaf(*cursor_, image, c.extent.offset / kLeafBytes);
+         leaf && *leaf * kLeafBytes < c.extent.end(); leaf = seek_leaf(*cursor_, image, *leaf + 1)) {
+      if (visits-- == 0) return false;
+      // What is trimmed once more adds nothing.
+      const Bytes behind = leaf_key(image, *leaf, PointId(UINT64_MAX));
+      if (cursor_->seek_before(behind) && says_all_zeros(cursor_->value())) continue;
+      if (leaves-- == 0) return false;
+      const uint64_t begin = std::max(*leaf * kLeafBytes, c.extent.offset);
+      const uint64_t end = std::min((*leaf + 1) * kLeafBytes, c.extent.end());
+      laid.push_back({{begin, end - begin}, SegmentId(0), 0});
+    }
+  }
+  return true;
+}
 
 Status HistoryWriter::apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink_to,
                             std::span<const Change> changes) {
   std::vector<Extent> zeroed;
-  for (const Change& c : changes) {
-    if (c.is_wide()) zeroed.push_back(c.extent);
+  std::vector<Change> laid;
+  const auto is_wide = [](const Change& c) { return c.is_wide(); };
+  if (std::any_of(changes.begin(), changes.end(), is_wide)) {
+    if (!spread(image, changes, laid)) {
+      laid.clear();
+      for (const Change& c : changes) {
+        if (c.is_wide()) zeroed.push_back(c.extent);
+        else laid.push_back(c);
+      }
+    }
+    changes = laid;
   }
   begin(image, point, shrink_to, zeroed);
   runs_.assign({kDelta, 0});
   has_data_ = false;
   uint64_t leaf = 0;
   for (const Change& c : changes) {
-    if (c.is_wide()) continue;
     for (uint64_t done = 0; done < c.extent.length;) {
       const uint64_t offset = c.extent.offset + done;
       const uint64_t within = offset % kLeafBytes;
@@ -208,10 +232,9 @@ Status HistoryWriter::apply(ImageIndex image, PointId point, std::optional<uint6
 void HistoryWriter::begin(ImageIndex image, PointId point, std::optional<uint64_t> shrink_to,
                           std::span<const Extent> zeroed) {
   wide_.clear();
+  wides_.emplace(snapshot_, image, PointId(point.value - 1));
   if (!shrink_to && zeroed.empty()) return;
-  Writer wide(wide_);
-  wide.u64(shrink_to.value_or(kNoShrink));
-  for (const Extent& e : zeroed) wide.u64(e.offset).u64(e.length);
+  wide_ = encode_wide(shrink_to, zeroed);
   out_.put(kWides, image_point_key(image, point), wide_);
 }
 
@@ -252,8 +275,12 @@ Status HistoryWriter::put_leaf(ImageIndex image, uint64_t leaf, PointId point) {
 
 Status HistoryWriter::put_full(ImageIndex image, uint64_t leaf, PointId point) {
   Leaf whole;
-  TM_RETURN_IF_ERROR(load_leaf(snapshot_, *cursor_, image, leaf, PointId(point.value - 1), whole));
-  if (!wide_.empty()) TM_RETURN_IF_ERROR(apply_wide(wide_, leaf * kLeafBytes, whole));
+  TM_RETURN_IF_ERROR(load_leaf(*cursor_, *wides_, image, leaf, PointId(point.value - 1), whole));
+  if (!wide_.empty()) {
+    std::vector<Zeroed> zeroed;
+    TM_RETURN_IF_ERROR(append_zeroed(wide_, point, {leaf * kLeafBytes, kLeafBytes}, zeroed));
+    for (const Zeroed& z : zeroed) clear(whole, leaf * kLeafBytes, z.begin, z.end);
+  }
   TM_RETURN_IF_ERROR(apply_version(runs_, whole));
   out_.put(kLeaves, leaf_key(image, leaf, point), encode_full(whole));
   ++leaves_written_;
@@ -261,16 +288,11 @@ Status HistoryWriter::put_full(ImageIndex image, uint64_t leaf, PointId point) {
 }
 
 HistoryView::HistoryView(kv::Snapshot& snapshot, ImageIndex image, PointId point)
-    : snapshot_(snapshot), image_(image), point_(point), cursor_(snapshot.cursor(kLeaves)) {}
+    : image_(image), point_(point), cursor_(snapshot.cursor(kLeaves)), wides_(snapshot, image, point) {}
 
-Status HistoryView::load(uint64_t leaf, Leaf& out) { return load_leaf(snapshot_, *cursor_, image_, leaf, point_, out); }
+Status HistoryView::load(uint64_t leaf, Leaf& out) { return load_leaf(*cursor_, wides_, image_, leaf, point_, out); }
 
-std::optional<uint64_t> HistoryView::next_leaf(uint64_t from) {
-  const Bytes key = leaf_key(image_, from, PointId(0));
-  if (from > UINT32_MAX || !cursor_->seek(key) || !starts_with(cursor_->key(), ByteSpan(key).first(4)))
-    return std::nullopt;
-  return load_be32(cursor_->key().data() + 4);
-}
+std::optional<uint64_t> HistoryView::next_leaf(uint64_t from) { return seek_leaf(*cursor_, image_, from); }
 
 void append_runs(const Leaf& leaf, uint64_t index, Extent range, std::vector<StoredRun>& out) {
   const uint64_t base = index * kLeafBytes;

@@ -4,9 +4,10 @@
 // An image's address range is cut into leaves of 1 MiB (256 units of 4 KiB). Each batch that
 // changes a leaf adds one version of it, keyed (image, leaf, point): either the changed units only
 // (delta) or the whole leaf (full). After kDeltasMax deltas a full version follows, so a leaf at any
-// point takes at most one seek and kDeltasMax + 1 records. Zero runs of kWideBytesMin and more, and
-// the cut-off of a shrink, are not spread over the leaves: they stand as one record a batch in the
-// table of wides, looked at between a leaf's full version and the point.
+// point takes at most one seek and kDeltasMax + 1 records. The cut-off of a shrink, and zero runs of
+// kWideBytesMin and more where they lie over too many leaves that have versions, are not spread over
+// the leaves: they stand as one record a batch in the table of wides, which every load of a leaf of
+// the image looks at between its full version and the point (wides.h).
 //
 // Invariant: the versions of a leaf up to point P, with the wides up to P, give exactly the leaf at
 // P; versions are never changed, and points only grow. Reads through a kv::Snapshot; no other I/O.
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "replica/records.h"
+#include "replica/wides.h"
 
 namespace tidemark::replica {
 
@@ -29,6 +31,9 @@ inline constexpr uint32_t kUnitBytes = journal::kSegmentUnit;
 inline constexpr uint32_t kLeafUnits = kLeafBytes / kUnitBytes;
 inline constexpr uint32_t kDeltasMax = 32;
 inline constexpr uint64_t kWideBytesMin = 16 * kLeafBytes;
+// Leaves that the wide zero runs of one image and batch are spread over, and so many times as many that are looked at.
+inline constexpr size_t kSpreadLeavesMax = 16384;
+inline constexpr size_t kSpreadVisits = 4;
 
 // Where the bytes of one unit are.
 struct UnitRef {
@@ -59,7 +64,7 @@ struct Change {
 // Adds one batch's changes of one image at a point newer than every earlier one of the image.
 class HistoryWriter {
  public:
-  HistoryWriter(kv::Snapshot& snapshot, kv::WriteBatch& out);
+  HistoryWriter(kv::Snapshot& snapshot, kv::WriteBatch& out, size_t spread_leaves_max = kSpreadLeavesMax);
   // `changes` by offset, not overlapping. `shrink_to`: the image became this short (before the
   // changes): everything from there on is zeros. At most once an image and point.
   Status apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink_to, std::span<const Change> changes);
@@ -70,12 +75,15 @@ class HistoryWriter {
   uint64_t leaves_written() const { return leaves_written_; }
 
  private:
+  bool spread(ImageIndex image, std::span<const Change> changes, std::vector<Change>& laid);
   Status put_leaf(ImageIndex image, uint64_t leaf, PointId point);
   Status put_full(ImageIndex image, uint64_t leaf, PointId point);
 
   kv::Snapshot& snapshot_;
   kv::WriteBatch& out_;
+  const size_t spread_leaves_max_;
   std::unique_ptr<kv::Cursor> cursor_;
+  std::optional<Wides> wides_;    // of the present image, before the point
   Bytes wide_;                    // the present image's, encoded
   Bytes runs_;                    // of the present leaf, encoded
   bool has_data_ = false;         // among runs_
@@ -92,10 +100,10 @@ class HistoryView {
   std::optional<uint64_t> next_leaf(uint64_t from);
 
  private:
-  kv::Snapshot& snapshot_;
   const ImageIndex image_;
   const PointId point_;
   std::unique_ptr<kv::Cursor> cursor_;
+  Wides wides_;
 };
 
 // Adjacent units that are stored adjacently, for readers: zeros are left out.

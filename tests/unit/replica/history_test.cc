@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 
@@ -15,12 +16,20 @@ class HistoryTest : public ::testing::Test {
  protected:
   HistoryTest()
       : env_(real_options()), store_(std::move(*env_.open_store(directory_.path(), {.tables = table_names()}))) {}
-  void apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink, const std::vector<Change>& changes) {
+  void apply(ImageIndex image, PointId point, std::optional<uint64_t> shrink, const std::vector<Change>& changes,
+             size_t spread_leaves_max = kSpreadLeavesMax) {
     kv::WriteBatch out;
     auto snapshot = store_->snapshot();
-    HistoryWriter writer(*snapshot, out);
+    HistoryWriter writer(*snapshot, out, spread_leaves_max);
     ASSERT_TRUE(writer.apply(image, point, shrink, changes).is_ok());
     ASSERT_TRUE(store_->commit_and_wait(std::move(out)).is_ok());
+  }
+  uint64_t rows(Table table) {
+    auto snapshot = store_->snapshot();
+    auto cursor = snapshot->cursor(table);
+    uint64_t count = 0;
+    for (bool found = cursor->first(); found; found = cursor->next()) ++count;
+    return count;
   }
   Leaf load(ImageIndex image, PointId point, uint64_t leaf) {
     auto snapshot = store_->snapshot();
@@ -41,6 +50,10 @@ constexpr uint64_t kUnit = kUnitBytes;
 bool same(const UnitRef& a, const UnitRef& b) {
   if ((a.segment == 0 || a.valid == 0) && (b.segment == 0 || b.valid == 0)) return true;
   return a == b;
+}
+
+bool same(const Leaf& a, const Leaf& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), [](const UnitRef& x, const UnitRef& y) { return same(x, y); });
 }
 
 // Bytes valid of a unit after a shrink to `size`.
@@ -80,16 +93,88 @@ TEST_F(HistoryTest, ThousandsOfPointsMatchTheModel) {
       if (!zeros) position += length * kUnit;
       at += length + random() % (random() % 3 == 0 ? 4000 : 30);
     }
-    apply(kImage, PointId(p), shrink, changes);
+    // Wide zeros stand in either place, as the leaves that they lie over are few or many.
+    apply(kImage, PointId(p), shrink, changes, p % 3 == 0 ? kSpreadLeavesMax : p % 3 == 1 ? 20 : 0);
     if (random() % 60 == 0 || p == 1 || p == kPoints) kept[p] = now;
   }
+  auto snapshot = store_->snapshot();
   for (auto& [p, units] : kept) {
+    HistoryView all(*snapshot, kImage, PointId(p));   // past the first leaves it goes by all wides at once
     for (uint64_t leaf = 0; leaf < kLeaves; ++leaf) {
-      const Leaf found = load(kImage, PointId(p), leaf);
+      Leaf found;
+      ASSERT_TRUE(all.load(leaf, found).is_ok());
+      ASSERT_TRUE(same(found, load(kImage, PointId(p), leaf))) << "point " << p << " leaf " << leaf;
       for (uint32_t i = 0; i < kLeafUnits; ++i) {
         ASSERT_TRUE(same(found[i], units[leaf * kLeafUnits + i])) << "point " << p << " leaf " << leaf << " unit " << i;
       }
     }
+    for (uint64_t leaf : {30, 3, 17}) {   // and backwards
+      Leaf found;
+      ASSERT_TRUE(all.load(leaf, found).is_ok());
+      ASSERT_TRUE(same(found, load(kImage, PointId(p), leaf))) << "point " << p << " leaf " << leaf;
+    }
+  }
+}
+
+// A wide record is in the way of every later load of every leaf of the image.
+TEST_F(HistoryTest, DiscardsOverFewLeavesThatWereWrittenLeaveNoWideRecord) {
+  constexpr uint64_t kLast = 300, kLeaf = kLeafBytes;
+  apply(kImage, PointId(1), {}, {{{0, kUnit}, SegmentId(1), 0}, {{20 * kLeaf, 3 * kUnit}, SegmentId(1), kUnit}});
+  for (uint64_t p = 2; p <= kLast; ++p) {
+    apply(kImage, PointId(p), {}, {{{16 * kLeaf, 32 * kLeaf}, SegmentId(0), 0}});
+    ++p;
+    apply(kImage, PointId(p), {}, {{{20 * kLeaf, kUnit}, SegmentId(p), 0}});
+  }
+  EXPECT_EQ(rows(kWides), 0u);
+  EXPECT_EQ(load(kImage, PointId(1), 20)[2].segment, 1u);
+  EXPECT_EQ(load(kImage, PointId(2), 20), Leaf{});
+  EXPECT_EQ(load(kImage, PointId(kLast), 20), Leaf{});
+  EXPECT_EQ(load(kImage, PointId(kLast + 1), 20)[0].segment, kLast + 1);
+  EXPECT_EQ(load(kImage, PointId(kLast + 1), 20)[2].segment, 0u);
+  EXPECT_EQ(load(kImage, PointId(kLast), 0)[0].segment, 1u);
+}
+
+TEST_F(HistoryTest, ADiscardOfWhatIsZerosAlreadyIsNotKept) {
+  constexpr uint64_t kLeaf = kLeafBytes;
+  const std::vector<Change> discard{{{0, 32 * kLeaf}, SegmentId(0), 0}};
+  apply(kImage, PointId(1), {}, {{{20 * kLeaf, kUnit}, SegmentId(1), 0}});
+  apply(kImage, PointId(2), {}, discard);
+  EXPECT_EQ(rows(kLeaves), 2u);
+  for (uint64_t p = 3; p < 50; ++p) apply(kImage, PointId(p), {}, discard);
+  EXPECT_EQ(rows(kLeaves), 2u);
+  EXPECT_EQ(rows(kWides), 0u);
+}
+
+TEST_F(HistoryTest, DiscardsOverManyLeavesAreOneRecordWhereverDataLiesAmongThem) {
+  constexpr uint64_t kLeaf = kLeafBytes;
+  std::vector<Change> written;
+  for (uint64_t leaf = 0; leaf < 40; ++leaf)
+    written.push_back({{leaf * kLeaf, 2 * kUnit}, SegmentId(1), leaf * 2 * kUnit});
+  apply(kImage, PointId(1), {}, written);
+  apply(kImage, PointId(2), {},
+        {{{0, 20 * kLeaf}, SegmentId(0), 0}, {{20 * kLeaf, kUnit}, SegmentId(2), 0},
+         {{20 * kLeaf + kUnit, 19 * kLeaf}, SegmentId(0), 0}}, 16);
+  EXPECT_EQ(rows(kWides), 1u);
+  EXPECT_EQ(rows(kLeaves), 41u);
+  EXPECT_EQ(load(kImage, PointId(2), 20)[0].segment, 2u);
+  EXPECT_EQ(load(kImage, PointId(2), 20)[1].segment, 0u);
+  EXPECT_EQ(load(kImage, PointId(2), 39)[0].segment, 0u);
+  EXPECT_EQ(load(kImage, PointId(2), 39)[1].segment, 1u);
+}
+
+TEST_F(HistoryTest, ADamagedWideRecordIsAnErrorForOneLeafAndForMany) {
+  std::vector<Change> written;
+  for (uint64_t leaf = 0; leaf < 12; ++leaf)
+    written.push_back({{leaf * kLeafBytes, kUnit}, SegmentId(1), leaf * kUnit});
+  apply(kImage, PointId(1), {}, written);
+  kv::WriteBatch out;
+  out.put(kWides, image_point_key(kImage, PointId(2)), Bytes{1, 0, 3});
+  ASSERT_TRUE(store_->commit_and_wait(std::move(out)).is_ok());
+  auto snapshot = store_->snapshot();
+  HistoryView view(*snapshot, kImage, PointId(2));
+  for (uint64_t leaf = 0; leaf < 12; ++leaf) {
+    Leaf found;
+    EXPECT_EQ(view.load(leaf, found).code(), Code::kCorruption) << leaf;
   }
 }
 
