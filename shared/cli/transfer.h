@@ -16,7 +16,7 @@ class PointSource {
   virtual ~PointSource() = default;
   virtual uint64_t size() const = 0;
   // Image, store and point: a partial file of another is not continued. The store, since an emptied one counts its
-  // points from 1 again.
+  // points from 1 again; the point's batch, since one that was put back from a backup gives the ids after it anew.
   virtual std::string identity() const = 0;
   virtual Result<Extent> next_data(uint64_t offset) = 0;
   virtual Status read(uint64_t offset, MutableByteSpan out) = 0;
@@ -28,7 +28,8 @@ class ReplicaSource final : public PointSource {
       : client_(client), store_(std::move(store)), point_(std::move(point)), image_(std::move(image)) {}
   uint64_t size() const override { return image_.size; }
   std::string identity() const override {
-    return image_.uuid.to_string() + "@" + store_ + "/" + std::to_string(point_.id);
+    return image_.uuid.to_string() + "@" + store_ + "/" + std::to_string(point_.id) + "/" + point_.source + "/" +
+           text(point_.json, "generation") + "/" + std::to_string(point_.batch);
   }
   Result<Extent> next_data(uint64_t offset) override { return client_.next_data(point_, image_, offset); }
   Status read(uint64_t offset, MutableByteSpan out) override { return client_.read(point_, image_, offset, out); }

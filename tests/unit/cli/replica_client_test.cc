@@ -148,6 +148,20 @@ TEST_F(ReplicaClientTest, APointOfAnotherStoreIsAnother) {
   EXPECT_NE(identity(), before);
 }
 
+// One that was put back from a backup gives the ids after its newest point to other batches.
+TEST_F(ReplicaClientTest, APointOfTheSameIdAndAnotherBatchIsAnother) {
+  const PointImage image{.uuid = *Uuid::parse(kImage)};
+  auto identity = [&](const std::string& source, const std::string& generation, uint64_t batch) {
+    const Point point{.id = 17, .source = source, .batch = batch, .json = {{"generation", generation}}};
+    return ReplicaSource(*client_, "one", point, image).identity();
+  };
+  const std::string before = identity("host1", "g", 3);
+  EXPECT_EQ(identity("host1", "g", 3), before);
+  EXPECT_NE(identity("host1", "g", 4), before);
+  EXPECT_NE(identity("host1", "h", 3), before);
+  EXPECT_NE(identity("host2", "g", 3), before);
+}
+
 TEST_F(ReplicaClientTest, ExtentsBeyondTheSizeAreRefused) {
   Point point = *client_->resolve("17");
   PointImage image = *client_->image(point, "d/disk.img", std::nullopt);
