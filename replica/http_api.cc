@@ -122,6 +122,7 @@ class Request {
       if (!query.image) return fail(400, "malformed", "image is not a UUID");
     }
     query.all = target_.get("all") == "1";
+    query.newest = target_.get("newest") == "1";
     auto number = [this](const char* key, uint64_t otherwise) {
       const std::string text = target_.get(key);
       return text.empty() ? std::optional<uint64_t>(otherwise) : parse_number(text);

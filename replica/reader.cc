@@ -175,13 +175,19 @@ Result<PointPage> Reader::points(const PointQuery& query) {
     }
   }
   auto cursor = snapshot->cursor(by_image ? kImageVersions : kPoints);
-  const Bytes from = by_image ? image_point_key(image->index, query.after.next())
-                              : kv::KeyBuilder().u64(query.after.value + 1).bytes();
-  for (bool found = cursor->seek(from); found; found = cursor->next()) {
-    if (by_image && !starts_with(cursor->key(), ByteSpan(from).first(4))) break;
+  const auto key = [&](PointId id) {
+    return by_image ? image_point_key(image->index, id) : kv::KeyBuilder().u64(id.value).bytes();
+  };
+  const Bytes from = key(query.after.next()), end = key(PointId(UINT64_MAX));
+  const auto within = [&](ByteSpan k) {
+    return (!by_image || starts_with(k, ByteSpan(from).first(4))) &&
+           !std::lexicographical_compare(k.begin(), k.end(), from.begin(), from.end());
+  };
+  bool found = query.newest ? cursor->seek_before(end) : cursor->seek(from);
+  for (; found && within(cursor->key()); found = query.newest ? cursor->previous() : cursor->next()) {
     const PointId id = point_of_key(cursor->key());
     if (page.points.size() >= count) {
-      page.next = page.points.empty() ? query.after : page.points.back().id;
+      if (!query.newest) page.next = page.points.empty() ? query.after : page.points.back().id;
       break;
     }
     TM_ASSIGN_OR_RETURN(PointRecord record, read_record<PointRecord>(*snapshot, kPoints, kv::key_u64(id.value)));
@@ -189,6 +195,7 @@ Result<PointPage> Reader::points(const PointQuery& query) {
     TM_ASSIGN_OR_RETURN(point, complete_point(*snapshot, std::move(point), {query.image, kCutOffNamed}));
     page.points.push_back(std::move(point));
   }
+  if (query.newest) std::reverse(page.points.begin(), page.points.end());
   return page;
 }
 

@@ -35,9 +35,10 @@ struct PointQuery {
   bool all = false;
   PointId after;
   uint32_t count = 1000;
+  bool newest = false;            // the last `count`, not the first
 };
 struct PointPage {
-  std::vector<Point> points;
+  std::vector<Point> points;      // oldest first
   PointId next;                   // 0: no more
 };
 

@@ -1,11 +1,14 @@
 #include "shared/cli/replica_client.h"
 
 #include <algorithm>
+#include <deque>
+#include <iterator>
 
 namespace tidemark::cli {
 namespace {
 
 constexpr uint64_t kPointsPerPage = 1000;
+constexpr uint64_t kNewestPointsMax = 10000;   // that the replica finds from the end
 constexpr uint64_t kExtentsPerPage = 4096;
 constexpr uint64_t kGapBytesMax = 256 << 10;
 
@@ -89,6 +92,27 @@ Status ReplicaClient::points(const std::optional<Uuid>& image, uint64_t after, c
     if (next == 0) return {};
     after = std::max(next, last);
   }
+}
+
+Result<std::vector<Point>> ReplicaClient::newest_points(const std::optional<Uuid>& image, uint64_t after, uint64_t count) {
+  std::deque<Point> newest;
+  auto keep = [&](Point p) {
+    newest.push_back(std::move(p));
+    if (count != 0 && newest.size() > count) newest.pop_front();
+    return true;
+  };
+  bool more = true;
+  if (count != 0 && count <= kNewestPointsMax) {
+    std::string target = "/v1/points?after=" + std::to_string(after) + "&newest=1&count=" + std::to_string(count);
+    if (image) target += "&image=" + image->to_string();
+    TM_ASSIGN_OR_RETURN(Json page, http_.get(target));
+    for (const Json& j : at(page, "points")) keep(point_of(j));
+    // An older replica begins with the oldest: it is gone through to the end.
+    after = number(page, "next");
+    more = after != 0;
+  }
+  if (more) TM_RETURN_IF_ERROR(points(image, after, keep));
+  return std::vector<Point>(std::make_move_iterator(newest.begin()), std::make_move_iterator(newest.end()));
 }
 
 Result<Json> ReplicaClient::tree(const Point& point) {

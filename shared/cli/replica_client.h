@@ -42,6 +42,8 @@ class ReplicaClient {
   Result<Point> resolve(const std::string& text);
   // Calls `each` for the points after `after`, oldest first, until it says false. Nil image: all points.
   Status points(const std::optional<Uuid>& image, uint64_t after, const std::function<bool(Point)>& each);
+  // The last `count` of them, oldest first; 0: all.
+  Result<std::vector<Point>> newest_points(const std::optional<Uuid>& image, uint64_t after, uint64_t count);
   Result<Json> tree(const Point& point);
   // An image by path or UUID at a point; kNotFound says which point was looked at.
   Result<PointImage> image(const Point& point, const std::string& path, const std::optional<Uuid>& uuid);

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <deque>
 #include <filesystem>
 
 #include "shared/base/digest.h"
@@ -29,8 +28,10 @@ Result<PointImage> find_image(Context& context, ReplicaClient& replica, const Po
 }
 
 // What a restore to `point` gives up: the newer points of the image.
+constexpr uint64_t kNewerCountedMax = 100000;
 struct Newer {
-  uint64_t count = 0;
+  uint64_t count = 0;               // up to kNewerCountedMax
+  bool more = false;                // there are more than that, of which only the last is known
   Point first, last;
   std::vector<std::string> names;   // of those that have one, a few
 };
@@ -38,26 +39,35 @@ struct Newer {
 Result<Newer> newer_points(ReplicaClient& replica, const Uuid& image, const Point& point) {
   Newer out;
   Status s = replica.points(image, point.id, [&](Point p) {
+    if (out.count == kNewerCountedMax) {
+      out.more = true;
+      return false;
+    }
     if (out.count++ == 0) out.first = p;
     if (!p.name.empty() && out.names.size() < 8) out.names.push_back(p.name);
     out.last = std::move(p);
     return true;
   });
   if (!s) return s;
+  if (out.more) {
+    TM_ASSIGN_OR_RETURN(std::vector<Point> newest, replica.newest_points(image, point.id, 1));
+    if (!newest.empty()) out.last = std::move(newest.back());
+  }
   return out;
 }
 
 std::string loss_text(const Newer& newer, const Point& point) {
   if (newer.count == 0) return "nothing newer than point " + point.to_string() + " is known: no later change is left out\n";
-  std::string out = "what came after point " + point.to_string() + " is not in the result: " + std::to_string(newer.count) +
-                    (newer.count == 1 ? " newer point, " : " newer points, from ") + newer.first.label;
+  std::string out = "what came after point " + point.to_string() + " is not in the result: " + (newer.more ? "more than " : "") +
+                    std::to_string(newer.count) + (newer.count == 1 ? " newer point, " : " newer points, from ") +
+                    newer.first.label;
   if (newer.count > 1) out += " to " + newer.last.label;
   for (size_t i = 0; i < newer.names.size(); ++i) out += (i == 0 ? ", named " : ", ") + printable(newer.names[i]);
   return out + "; they stay readable at the replica\n";
 }
 
 Json loss_json(const Newer& newer) {
-  Json j{{"newer_points", newer.count}, {"names", newer.names}};
+  Json j{{"newer_points", newer.count}, {"more", newer.more}, {"names", newer.names}};
   if (newer.count > 0) {
     j["first"] = newer.first.json;
     j["last"] = newer.last.json;
@@ -77,11 +87,8 @@ Result<Replaced> replaced_image(ReplicaClient& replica, const std::string& path,
   auto uuid = Uuid::parse(image_attribute(path, "user.tidemark.uuid"));
   if (!uuid || *uuid == restored) return out;
   out.uuid = uuid->to_string();
-  Status s = replica.points(uuid, 0, [&](Point p) {
-    out.newest = std::move(p);
-    return true;
-  });
-  if (!s) return s;
+  TM_ASSIGN_OR_RETURN(std::vector<Point> newest, replica.newest_points(uuid, 0, 1));
+  if (!newest.empty()) out.newest = std::move(newest.back());
   return out;
 }
 
@@ -160,14 +167,13 @@ Outcome replica_points(Context& context, const PointsOptions& o) {
       uuid = image.uuid;
     }
   }
-  std::deque<Point> newest;
-  uint64_t seen = 0;
-  TM_RETURN_IF_ERROR(replica->points(uuid, o.after, [&](Point p) {
-    ++seen;
-    newest.push_back(std::move(p));
-    if (o.count != 0 && newest.size() > o.count) newest.pop_front();
-    return true;
-  }));
+  // One more than is shown tells whether there are more.
+  TM_ASSIGN_OR_RETURN(std::vector<Point> newest, replica->newest_points(uuid, o.after, o.count == 0 ? 0 : o.count + 1));
+  const bool more = o.count != 0 && newest.size() > o.count;
+  if (more) newest.erase(newest.begin());
+  // Ids have no gaps; how many of them changed one image nobody counts.
+  Json seen = newest.size();
+  if (more) seen = uuid ? Json() : Json(newest.back().id - o.after);
   Table table({"POINT", "LABEL", "SOURCE", "BATCH", "KIND", "NAME"});
   table.right({0, 3});
   Json list = Json::array();
@@ -178,8 +184,9 @@ Outcome replica_points(Context& context, const PointsOptions& o) {
     list.push_back(p.json);
   }
   std::string out = table.empty() ? "no recovery points\n" : table.text();
-  if (newest.size() < seen) {
-    out += "the newest " + std::to_string(newest.size()) + " of " + std::to_string(seen) + "; --count 0 shows all\n";
+  if (more) {
+    out += "the newest " + std::to_string(newest.size()) + (uuid ? "; there are more" : " of " + dump(seen, -1)) +
+           "; --count 0 shows all\n";
   }
   Json j{{"image", uuid ? Json(uuid->to_string()) : Json()}, {"points", list}, {"count", seen}};
   context.result(j, out);

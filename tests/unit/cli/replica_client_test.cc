@@ -53,9 +53,16 @@ class ReplicaClientTest : public testing::Test {
       std::string by = r.query.begin()->first + "=" + r.query.begin()->second;
       return Json{{"id", 17}, {"source", "host1"}, {"batch", 3}, {"label", "l"}, {"name", by}, {"kind", "cut"}}.dump();
     });
-    routes_.get("/v1/points", [](const daemon::Request& r) -> Result<std::string> {
+    routes_.get("/v1/points", [this](const daemon::Request& r) -> Result<std::string> {
+      ++pages_;
       uint64_t after = std::stoull(r.query.at("after"));
       Json list = Json::array();
+      if (r.query.contains("newest") && !old_) {
+        const uint64_t count = std::stoull(r.query.at("count"));
+        after = std::max(after, count < 25 ? 25 - count : 0);
+        for (uint64_t id = after + 1; id <= 25; ++id) list.push_back({{"id", id}});
+        return Json{{"points", list}, {"next", nullptr}}.dump();
+      }
       for (uint64_t id = after + 1; id <= 25 && list.size() < 10; ++id) list.push_back({{"id", id}});
       return Json{{"points", list}, {"next", after + 10 < 25 ? Json(after + 10) : Json()}}.dump();
     });
@@ -78,7 +85,8 @@ class ReplicaClientTest : public testing::Test {
   std::thread loop_;
   std::optional<ReplicaClient> client_;
   std::vector<std::string> targets_;
-  std::atomic<bool> lie_{false}, emptied_{false};
+  std::atomic<bool> lie_{false}, emptied_{false}, old_{false};
+  std::atomic<int> pages_{0};
 };
 
 TEST_F(ReplicaClientTest, ResolvesIdTimeLatestAndName) {
@@ -106,6 +114,25 @@ TEST_F(ReplicaClientTest, WalksAllPagesOfPoints) {
   EXPECT_EQ(ids.size(), 22u);
   EXPECT_EQ(ids.front(), 4u);
   EXPECT_EQ(ids.back(), 25u);
+}
+
+TEST_F(ReplicaClientTest, TheNewestPointsAreOneQuestionAndOfAnOlderReplicaAllPages) {
+  auto ids = [this](uint64_t after, uint64_t count) {
+    std::vector<uint64_t> out;
+    auto newest = client_->newest_points(std::nullopt, after, count);
+    EXPECT_TRUE(newest) << newest.status().to_string();
+    if (newest) for (const Point& p : *newest) out.push_back(p.id);
+    return out;
+  };
+  const std::vector<uint64_t> last{21, 22, 23, 24, 25};
+  EXPECT_EQ(ids(0, 5), last);
+  EXPECT_EQ(pages_, 1);
+  EXPECT_EQ(ids(23, 5), (std::vector<uint64_t>{24, 25}));
+  EXPECT_EQ(ids(3, 0).size(), 22u);
+  old_ = true;
+  EXPECT_EQ(ids(0, 5), last);
+  EXPECT_EQ(ids(23, 5), (std::vector<uint64_t>{24, 25}));
+  EXPECT_EQ(ids(0, 25).size(), 25u);
 }
 
 TEST_F(ReplicaClientTest, FindsAnImageByPathWithItsExactSizeAndOwner) {

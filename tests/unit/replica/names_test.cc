@@ -256,6 +256,38 @@ TEST(Points, AreFoundByIdNameAndTime) {
   EXPECT_EQ(page["next"], 3);
 }
 
+TEST(Points, TheNewestAreFoundFromTheEnd) {
+  Harness h;
+  BatchMaker host("host1");
+  auto write = [&](const Uuid& image, uint8_t seed) {
+    h.put(host, host.make({{.image = image, .pieces = {{0, pattern(seed, 4096)}}}}));
+  };
+  h.put(host, host.make({}, {create_mark(1, "host1", 2, kA, "a"), create_mark(2, "host1", 3, kB, "b"),
+                             create_mark(3, "host1", 4, kC, "c")}));
+  for (uint8_t i = 0; i < 3; ++i) {   // A at 2, 5, 8; B at 3, 6, 9; C at 4, 7, 10
+    write(kA, i);
+    write(kB, i);
+    write(kC, i);
+  }
+  auto ids = [&](const std::string& query) {
+    const Json page = h.get("/v1/points?newest=1" + query).json();
+    EXPECT_TRUE(page["next"].is_null()) << query;
+    std::vector<uint64_t> out;
+    for (const auto& p : page["points"]) out.push_back(p["id"]);
+    return out;
+  };
+  using Ids = std::vector<uint64_t>;
+  const std::string of_b = "&image=" + kB.to_string();
+  EXPECT_EQ(ids("&count=3"), (Ids{8, 9, 10}));
+  EXPECT_EQ(ids("&count=3&after=8"), (Ids{9, 10}));
+  EXPECT_EQ(ids("&count=3&after=10"), Ids{});
+  EXPECT_EQ(ids("").size(), 10u);
+  EXPECT_EQ(ids("&count=2" + of_b), (Ids{6, 9}));
+  EXPECT_EQ(ids("&count=9" + of_b), (Ids{1, 3, 6, 9}));
+  EXPECT_EQ(ids("&count=9&after=3" + of_b), (Ids{6, 9}));
+  EXPECT_EQ(ids("&count=2&all=1" + of_b), (Ids{9, 10}));
+}
+
 TEST(Data, RangesSizesHolesAndExtents) {
   Harness h;
   BatchMaker host("host1");
