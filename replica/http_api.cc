@@ -138,9 +138,13 @@ class Request {
 
   void resolve() {
     Result<Point> point = Status(Code::kInvalidArgument, "one of at, name, id is wanted");
+    const std::string image = target_.get("image"), path = target_.get("path");
+    const auto uuid = Uuid::parse(image);
+    if (!image.empty() && !uuid) return fail(400, "malformed", "image is not a UUID");
     if (target_.query.contains("at")) {
       auto at = WallTime::parse(target_.get("at"));
       if (!at) return fail(400, "malformed", "at is not a time like 2026-11-21T10:00:05Z");
+      if (uuid || !path.empty()) return resolve_image({uuid, path, *at});
       point = replica_.reader().by_time(*at);
     } else if (target_.query.contains("name")) {
       point = replica_.reader().by_name(target_.get("name"));
@@ -153,7 +157,17 @@ class Request {
       point = point_of_batch(*generation, BatchNumber(*number));
     }
     if (!point) return fail(point.status());
-    ok(point_json(*point));
+    if (path.empty()) return ok(point_json(*point));
+    auto named = replica_.reader().image_of_path(path, point->id);
+    if (!named && named.status().code() != Code::kNotFound) return fail(named.status());
+    ok(point_json(*point, named ? *named : ImageId()));
+  }
+
+  void resolve_image(const ImageQuery& query) {
+    replica_.reader().by_time(query, [reply = std::move(reply_)](Result<ImagePoint> found) mutable {
+      reply(found ? net::HttpResponse::json(200, point_json(found->point, found->image))
+                  : error_response(found.status()));
+    });
   }
 
   // Of the asking source's own: what its receipt could not say while it was held.

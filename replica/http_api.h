@@ -32,7 +32,7 @@ ByteRange parse_range(const std::string& header, uint64_t size);
 std::string put_json(const PutAnswer& answer);
 Result<std::string> source_json(Replica& replica, const std::string& source, const Uuid& generation);
 std::string status_text(Replica& replica);
-std::string point_json(const Point& point);
+std::string point_json(const Point& point, const ImageId& image = {});   // that was asked for as well; nil: none
 std::string points_json(const PointPage& page);
 std::string tree_json(const std::vector<TreeEntry>& tree);
 std::string image_json(const ReadTarget& target, const std::optional<std::string>& path, uint64_t allocated);

@@ -191,7 +191,11 @@ std::string status_text(Replica& replica) {
                {"alarms", std::move(alarms)}});
 }
 
-std::string point_json(const Point& point) { return text(to_json(point)); }
+std::string point_json(const Point& point, const ImageId& image) {
+  Json json = to_json(point);
+  if (!image.is_nil()) json["image"] = image.to_string();
+  return text(json);
+}
 
 std::string points_json(const PointPage& page) {
   Json list = Json::array();

@@ -6,8 +6,6 @@
 namespace tidemark::replica {
 namespace {
 
-constexpr uint64_t kRootInode = 1;
-
 // What the origin's and the shared node's record of one event must say alike. Attributes are left
 // out: times and allocation may have moved on by the time the second one is written. A tenure's mark
 // is about the image alone: names may have changed under its holder.

@@ -69,12 +69,14 @@ class NameWriter {
   std::vector<EventMismatch> mismatches_;
 };
 
+inline constexpr uint64_t kRootInode = 1;
+
 struct TreeEntry {
   std::optional<std::string> path;   // none: the image has no name at this point
   ImageId image;                     // nil for other kinds
   wire::NodeKind kind = wire::NodeKind::kImage;
   uint64_t size = 0;
-  uint32_t mode = 0, uid = 0, gid = 0;
+  uint32_t mode = 0, uid = 0, gid = 0;   // of a name's; without one they are not known
   std::string target;                // of a symlink; of a device its number
   Epoch epoch;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "replica/by_time.h"
 #include "replica/intake.h"
 
 namespace tidemark::replica {
@@ -137,25 +138,67 @@ Result<Point> Reader::by_name(const std::string& name) {
 }
 
 Result<Point> Reader::by_time(WallTime at) {
-  auto snapshot = store_.snapshot();
-  auto blocks = snapshot->cursor(kLabelBlocks);
-  auto points = snapshot->cursor(kPoints);
-  for (bool block = blocks->last(); block; block = blocks->previous()) {
-    if (blocks->value().size() != 8 || load_le<int64_t>(blocks->value().data()) > at.ns) continue;
-    const uint64_t first = load_be64(blocks->key().data()) * kPointsInBlock;
-    for (bool found = points->seek_before(kv::key_u64(first + kPointsInBlock)); found; found = points->previous()) {
-      const PointId id = point_of_key(points->key());
-      if (id.value < first) break;
-      TM_ASSIGN_OR_RETURN(PointRecord record, wire::decode<PointRecord>(points->value()));
-      if (record.label <= at) return complete_point(*snapshot, {id, std::move(record)}, {});
-    }
-  }
+  TM_ASSIGN_OR_RETURN(const PointId id, newest_labelled(*store_.snapshot(), PointId(UINT64_MAX), at));
+  if (id.value != 0) return point(id);
   if (newest().value == 0) return Status(Code::kNotFound, "there is no recovery point yet");
   auto oldest = point(PointId(1)), last = point(newest());
   return Status(Code::kNotFound, "no point is labelled " + at.to_string() + " or earlier; the oldest is 1" +
                                      (oldest ? " (" + oldest->record.label.to_string() + ")" : "") + ", the newest " +
                                      std::to_string(newest().value) +
                                      (last ? " (" + last->record.label.to_string() + ")" : ""));
+}
+
+namespace {
+// The image that is asked for and the point that shows it as of then, on a worker.
+Result<std::pair<ImageId, PointId>> find_by_time(kv::Snapshot& snapshot, const ImageQuery& query) {
+  NamedImage asked{query.image.value_or(ImageId())};
+  if (!query.image) {
+    TM_ASSIGN_OR_RETURN(const PointId through, newest_labelled(snapshot, PointId(UINT64_MAX), query.at));
+    auto named = image_of_path(snapshot, query.path, through, query.at);
+    if (!named) return named.status().with_context("at " + query.at.to_string());
+    asked = *named;
+  }
+  const ImageId& image = asked.image;
+  auto record = read_record<ImageRecord>(snapshot, kImages, image.bytes);
+  if (!record) {
+    return record.status().code() == Code::kNotFound ? Status(Code::kNotFound, "no image " + image.to_string())
+                                                     : record.status();
+  }
+  TM_ASSIGN_OR_RETURN(const PointId point, newest_labelled(snapshot, record->index, query.at, asked.renamed));
+  if (point.value != 0) return std::pair(image, point);
+  return Status(Code::kNotFound, "no point of image " + image.to_string() + " is labelled " + query.at.to_string() +
+                                     " or earlier");
+}
+}  // namespace
+
+void Reader::by_time(const ImageQuery& query, Callback<Result<ImagePoint>> done) {
+  if (auto any = by_time(query.at); !any) return done(any.status());
+  struct Job {
+    std::unique_ptr<kv::Snapshot> snapshot;
+    Result<std::pair<ImageId, PointId>> found = Status(Code::kNotFound, "not looked for yet");
+    Callback<Result<ImagePoint>> done;
+  };
+  auto job = std::make_shared<Job>();   // shared with the worker
+  job->snapshot = store_.snapshot();
+  job->done = std::move(done);
+  ++busy_;
+  auto work = [job, query] { job->found = find_by_time(*job->snapshot, query); job->snapshot.reset(); };
+  env_.offload(work, [this, job] {
+    --busy_;
+    if (!job->found) return job->done(job->found.status());
+    const auto [image, id] = *job->found;
+    auto snapshot = store_.snapshot();
+    auto record = read_record<PointRecord>(*snapshot, kPoints, kv::key_u64(id.value));
+    if (!record) return job->done(record.status());
+    auto point = complete_point(*snapshot, {id, std::move(*record)}, {image});
+    if (!point) return job->done(point.status());
+    job->done(ImagePoint{image, std::move(*point)});
+  });
+}
+
+Result<ImageId> Reader::image_of_path(const std::string& path, PointId point) {
+  TM_ASSIGN_OR_RETURN(NamedImage named, replica::image_of_path(*store_.snapshot(), path, point, WallTime{INT64_MAX}));
+  return named.image;
 }
 
 Result<PointPage> Reader::points(const PointQuery& query) {

@@ -37,6 +37,16 @@ struct PointQuery {
   uint32_t count = 1000;
   bool newest = false;            // the last `count`, not the first
 };
+// One image as it was at a time.
+struct ImageQuery {
+  std::optional<ImageId> image;   // none: the one that `path` named then
+  std::string path;
+  WallTime at;
+};
+struct ImagePoint {
+  ImageId image;
+  Point point;                    // with what it is without of this image alone
+};
 struct PointPage {
   std::vector<Point> points;      // oldest first
   PointId next;                   // 0: no more
@@ -76,6 +86,11 @@ class Reader {
   Result<Point> by_name(const std::string& name);
   // The newest point labelled not later. Labels never order: among those not later, the one applied last.
   Result<Point> by_time(WallTime at);
+  // Of those that show nothing of the image that is labelled later: by_time() may take a point of another host, applied
+  // long after the image's own of that time.
+  void by_time(const ImageQuery& query, Callback<Result<ImagePoint>> done);
+  // What a path names at a point.
+  Result<ImageId> image_of_path(const std::string& path, PointId point);
   Result<PointPage> points(const PointQuery& query);
 
   void tree(PointId point, Callback<Result<Tree>> done);

@@ -288,6 +288,69 @@ TEST(Points, TheNewestAreFoundFromTheEnd) {
   EXPECT_EQ(ids("&count=2&all=1" + of_b), (Ids{9, 10}));
 }
 
+// host2's link was down while vm.img was ruined and replaced: what it wrote before is applied after that.
+TEST(Points, OfAnImageShowNothingOfItThatIsLabelledLater) {
+  Harness h;
+  BatchMaker host1("host1"), host2("host2");
+  const int64_t ten = host1.label.ns;
+  auto set_label = [ten](BatchMaker& host, int64_t second) { host.label.ns = ten + second * 1'000'000'000; };
+  auto directory = [](uint64_t event, const std::string& name) {
+    return create_mark(event, "host2", 10 + event, {}, name, 1, wire::NodeKind::kDirectory);
+  };
+  const Bytes good = pattern(1, 4096);
+  h.put(host1, host1.make({{.image = kA, .pieces = {{0, good}}}}, {create_mark(1, "host1", 2, kA, "vm.img")}));
+  h.put(host2, host2.make({}, {directory(2, "x")}));   // 2: 10:00:00
+  set_label(host1, 600);
+  h.put(host1, host1.make({{.image = kA, .pieces = {{0, pattern(2, 4096)}}}}));   // 3: 10:10:00
+  h.put(host1, host1.make({}, {unlink_mark(4, "host1", 2, kA, "vm.img")}));   // 4: 10:10:01
+  h.put(host1, host1.make({{.image = kB, .pieces = {{0, pattern(3, 4096)}}}},
+                          {create_mark(5, "host1", 4, kB, "vm.img")}));   // 5: 10:10:02
+  set_label(host2, 30);
+  h.put(host2, host2.make({}, {directory(3, "y")}));   // 6: 10:00:30
+  set_label(host2, 605);
+  h.put(host2, host2.make({}, {directory(6, "z")}));   // 7: 10:10:05
+  auto ask = [&](const std::string& query) {
+    const Json found = h.get("/v1/points/resolve?" + query).json();
+    return std::pair(found.value("id", 0), found.value("image", ""));
+  };
+  const std::string a = kA.to_string(), b = kB.to_string();
+  EXPECT_EQ(ask("at=2026-11-21T10:05:00Z"), std::pair(6, std::string()));
+  EXPECT_EQ(ask("at=2026-11-21T10:05:00Z&image=" + a), std::pair(2, a));
+  EXPECT_EQ(ask("at=2026-11-21T10:05:00Z&path=vm.img"), std::pair(2, a));
+  EXPECT_EQ(h.data("2", kA, "bytes=0-4095"), std::string(as_text(good)));
+  EXPECT_EQ(ask("at=2026-11-21T10:10:00.500Z&path=vm.img"), std::pair(3, a));   // it has its name there
+  EXPECT_EQ(ask("at=2026-11-21T10:10:00.500Z&image=" + a), std::pair(6, a));
+  EXPECT_EQ(ask("at=2026-11-21T10:10:02.500Z&path=vm.img"), std::pair(6, b));
+  EXPECT_EQ(ask("at=2026-11-21T10:10:10Z&image=" + a), std::pair(7, a));
+  for (const char* none : {"at=2026-11-21T10:10:01.500Z&path=vm.img", "at=2026-11-21T10:05:00Z&path=x",
+                           "at=2026-11-21T10:05:00Z&path=vm.img/x", "at=2020-01-01T00:00:00Z&path=vm.img"}) {
+    EXPECT_EQ(h.get(std::string("/v1/points/resolve?") + none).status, 404) << none;
+  }
+  EXPECT_EQ(h.get("/v1/points/resolve?at=2026-11-21T10:05:00Z&image=" + b).status, 404);
+  EXPECT_EQ(h.get("/v1/points/resolve?at=2026-11-21T10:05:00Z&image=" + kC.to_string()).status, 404);
+  EXPECT_EQ(h.get("/v1/points/resolve?at=2026-11-21T10:05:00Z&image=vm.img").status, 400);
+  // By id, name and latest a path is what it is at the point.
+  EXPECT_EQ(ask("id=3&path=/vm.img"), std::pair(3, a));
+  EXPECT_EQ(ask("id=4&path=vm.img"), std::pair(4, std::string()));
+  EXPECT_EQ(ask("id=latest&path=vm.img"), std::pair(7, b));
+}
+
+TEST(Points, AnImageMadeByAHostWhoseClockRunsAheadIsFoundByTime) {
+  Harness h;
+  BatchMaker ahead("host1"), host2("host2");
+  ahead.label.ns += 3600'000'000'000;
+  h.put(ahead, ahead.make({}, {create_mark(1, "host1", 2, {}, "d", 1, wire::NodeKind::kDirectory)}));   // 1: 11:00:00
+  auto made = ahead.make({{.image = kA, .pieces = {{0, pattern(1, 4096)}}}},
+                         {create_mark(2, "host1", 3, kA, "caf\xe9", 2)});
+  h.put(ahead, made);   // 2: 11:00:01
+  SliceSpec next{.image = kA, .epoch = Epoch(2), .pieces = {{0, pattern(2, 4096)}}};
+  next.parent = {.epoch = Epoch(1), .source = "host1", .last = made.last};
+  h.put(host2, host2.make({next}, {open_mark("host2", 3, kA)}));   // 3: 10:00:00
+  const Json found = h.get("/v1/points/resolve?at=2026-11-21T10:30:00Z&path=d/caf%e9").json();
+  EXPECT_EQ(found.value("id", 0), 3) << found.dump();
+  EXPECT_EQ(found.value("image", ""), kA.to_string());
+}
+
 TEST(Data, RangesSizesHolesAndExtents) {
   Harness h;
   BatchMaker host("host1");
