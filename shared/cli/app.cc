@@ -18,7 +18,8 @@ const char* const kFooter =
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 found divergence\n"
     "(verify, scrub), 5 unavailable (a daemon is not running, a link is down), 6 busy (another host holds it).\n"
     "IMAGE is a path in the mount, relative to it or absolute, or a UUID. POINT is a recovery point's id,\n"
-    "its name, latest, or a time such as 2026-11-21T10:00:05Z (the newest point labelled not later).";
+    "its name, latest, or a time such as 2026-11-21T10:00:05Z (the newest point labelled not later; for export\n"
+    "and restore of these the newest that shows nothing of the image labelled later).";
 
 constexpr const char* kInputFormats = "what the image is: auto (a VHD if it has a VHD's footer), raw or vpc";
 

@@ -65,12 +65,14 @@ Result<std::string> ReplicaClient::store() {
   return text(j, "store");
 }
 
-Result<Point> ReplicaClient::resolve(const std::string& asked) {
+Result<Point> ReplicaClient::resolve(const std::string& asked, const std::string& path, const std::optional<Uuid>& uuid) {
   std::string query;
   bool digits = !asked.empty() && std::all_of(asked.begin(), asked.end(), [](unsigned char c) { return std::isdigit(c); });
   if (asked == "latest" || digits) query = "id=" + asked;
   else if (WallTime::parse(asked)) query = "at=" + percent_encode(asked);
   else query = "name=" + percent_encode(asked);
+  if (uuid) query += "&image=" + uuid->to_string();
+  else if (!path.empty()) query += "&path=" + percent_encode(path);
   auto j = http_.get("/v1/points/resolve?" + query);
   if (!j) return j.status().with_context("recovery point " + asked);
   return point_of(*j);
@@ -123,7 +125,15 @@ std::string ReplicaClient::base(const Point& point, const Uuid& image) {
   return "/v1/points/" + std::to_string(point.id) + "/images/" + image.to_string();
 }
 
-Result<PointImage> ReplicaClient::image(const Point& point, const std::string& path, const std::optional<Uuid>& uuid) {
+Result<PointImage> ReplicaClient::image(const Point& point, const std::string& path, const std::optional<Uuid>& by_uuid) {
+  std::optional<Uuid> uuid = by_uuid;
+  const bool by_path = !uuid && !path.empty();
+  // The replica knows best: what it shows of a name that is no UTF-8 is another. One of before does not say.
+  if (by_path) uuid = Uuid::parse(text(point.json, "image"));
+  if (by_path && !uuid) {
+    TM_ASSIGN_OR_RETURN(Point named, resolve(std::to_string(point.id), path));
+    uuid = Uuid::parse(text(named.json, "image"));
+  }
   TM_ASSIGN_OR_RETURN(Json j, tree(point));
   PointImage found;
   for (const Json& entry : at(j, "entries")) {
@@ -141,7 +151,8 @@ Result<PointImage> ReplicaClient::image(const Point& point, const std::string& p
   found.uuid = uuid ? *uuid : found.uuid;
   found.size = exact.size;
   found.allocated = exact.allocated;
-  if (found.path.empty()) found.path = exact.path;
+  if (by_path) found.path = path;
+  else if (found.path.empty()) found.path = exact.path;
   return found;
 }
 

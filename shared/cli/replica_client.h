@@ -27,7 +27,7 @@ struct PointImage {
   Uuid uuid;
   std::string path;                // empty: nameless at that point
   uint64_t size = 0, allocated = 0;
-  uint32_t mode = 0600;
+  uint32_t mode = 0600;            // where it is not told
   int64_t uid = -1, gid = -1;      // -1: not told
 };
 
@@ -38,14 +38,17 @@ class ReplicaClient {
   Result<Json> status();
   // The id of its history: points of another are others, whatever their numbers.
   Result<std::string> store();
-  // `latest`, decimal id, RFC 3339 time, or name, in this order.
-  Result<Point> resolve(const std::string& text);
+  // `latest`, decimal id, RFC 3339 time, or name, in this order. A time is looked up for the image that is named, by path
+  // (then) or UUID: what of it is labelled later is not shown at the point. The point's `image` is its UUID; of a path that
+  // names none there is none. A replica of before takes no notice of either: any source's point, without `image`.
+  Result<Point> resolve(const std::string& text, const std::string& path = "", const std::optional<Uuid>& uuid = {});
   // Calls `each` for the points after `after`, oldest first, until it says false. Nil image: all points.
   Status points(const std::optional<Uuid>& image, uint64_t after, const std::function<bool(Point)>& each);
   // The last `count` of them, oldest first; 0: all.
   Result<std::vector<Point>> newest_points(const std::optional<Uuid>& image, uint64_t after, uint64_t count);
   Result<Json> tree(const Point& point);
-  // An image by path or UUID at a point; kNotFound says which point was looked at.
+  // An image by path or UUID at a point; kNotFound says which point was looked at. By path it has that one, whatever
+  // bytes it is of.
   Result<PointImage> image(const Point& point, const std::string& path, const std::optional<Uuid>& uuid);
   // The first extent with data at or after `offset`, length 0 at the size. Asked in pages, kept.
   Result<Extent> next_data(const Point& point, const PointImage& image, uint64_t offset);

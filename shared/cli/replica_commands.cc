@@ -16,15 +16,34 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// An image at a point as a command names it: in a mount's tree by path, or by UUID.
+// An image as a command names it: in a mount's tree by path, or by UUID.
+Result<ImageName> name_then(Context& context, const std::string& name) {
+  if (auto uuid = Uuid::parse(name)) return ImageName{"", uuid};
+  if (!name.empty() && name.front() == '/') return name_image(context, name);
+  return ImageName{fs::path(name).lexically_normal().string(), std::nullopt};
+}
+
 Result<PointImage> find_image(Context& context, ReplicaClient& replica, const Point& point, const std::string& name) {
-  if (auto uuid = Uuid::parse(name)) return replica.image(point, "", uuid);
-  std::string path = name;
-  if (!path.empty() && path.front() == '/') {
-    TM_ASSIGN_OR_RETURN(ImageName image, name_image(context, name));
-    path = image.path;
+  TM_ASSIGN_OR_RETURN(ImageName then, name_then(context, name));
+  return replica.image(point, then.path, then.uuid);
+}
+
+struct Taken {
+  Point point;
+  PointImage image;
+};
+
+// The point to take of an image, and the image there. Says both.
+Result<Taken> take_point(Context& context, ReplicaClient& replica, const std::string& at_text, const std::string& name) {
+  TM_ASSIGN_OR_RETURN(ImageName then, name_then(context, name));
+  TM_ASSIGN_OR_RETURN(Point point, replica.resolve(at_text, then.path, then.uuid));
+  context.note("took recovery point " + point.to_string());
+  if (WallTime::parse(at_text) && text(point.json, "image").empty()) {
+    context.note("the replica is of an older version: if a host's link was down then, the point may show later changes");
   }
-  return replica.image(point, fs::path(path).lexically_normal().string(), std::nullopt);
+  TM_ASSIGN_OR_RETURN(PointImage image, replica.image(point, then.path, then.uuid));
+  for (const std::string& text : point.without(image.uuid)) context.note("it is without " + printable(text));
+  return Taken{std::move(point), std::move(image)};
 }
 
 // What a restore to `point` gives up: the newer points of the image.
@@ -193,18 +212,11 @@ Outcome replica_points(Context& context, const PointsOptions& o) {
   return 0;
 }
 
-namespace {
-void note_without(Context& context, const Point& point, const PointImage& image) {
-  for (const std::string& text : point.without(image.uuid)) context.note("it is without " + printable(text));
-}
-}  // namespace
-
 Outcome replica_export(Context& context, const PointExportOptions& o) {
   TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
-  TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
-  context.note("took recovery point " + point.to_string());
-  TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
-  note_without(context, point, image);
+  TM_ASSIGN_OR_RETURN(Taken taken, take_point(context, *replica, o.at, o.image));
+  const Point& point = taken.point;
+  const PointImage& image = taken.image;
   TM_ASSIGN_OR_RETURN(std::string store, replica->store());
   ReplicaSource source(*replica, store, point, image);
   TransferOptions options;
@@ -226,13 +238,16 @@ Outcome replica_export(Context& context, const PointExportOptions& o) {
 
 Outcome replica_restore(Context& context, const RestoreOptions& o) {
   TM_ASSIGN_OR_RETURN(ReplicaClient * replica, context.replica());
-  TM_ASSIGN_OR_RETURN(Point point, replica->resolve(o.at));
-  context.note("took recovery point " + point.to_string());
-  TM_ASSIGN_OR_RETURN(PointImage image, find_image(context, *replica, point, o.image));
-  note_without(context, point, image);
+  TM_ASSIGN_OR_RETURN(Taken taken, take_point(context, *replica, o.at, o.image));
+  const Point& point = taken.point;
+  const PointImage& image = taken.image;
   std::string name = o.as.empty() ? image.path : o.as;
   if (name.empty()) {
     return Status(Code::kInvalidArgument, "image " + image.uuid.to_string() + " had no name then: give one with --as NAME");
+  }
+  if (o.as.empty() && name.find("\xEF\xBF\xBD") != std::string::npos) {
+    return Status(Code::kInvalidArgument, "image " + image.uuid.to_string() + " had a name that is no UTF-8 and is not told: " +
+                                              "name it by that, or give one with --as NAME");
   }
   TM_ASSIGN_OR_RETURN(ImageName target, name_image(context, name));
   if (target.uuid) return Status(Code::kInvalidArgument, name + " is a UUID: give a path in the mount");

@@ -49,6 +49,7 @@ mkfs.ext4 -q -F -E root_owner=0:0 "$Q/source.img"
 qemu-img convert -f raw -O raw -t none "$Q/source.img" "$TIDEMARK_MOUNT_1/disk.img"
 before=$(tidemark mark --wait --json | jq -er .point)
 cp "$TIDEMARK_MOUNT_1/disk.img" "$Q/before"
+moment=$(date -u +%Y-%m-%dT%H:%M:%S.%3NZ)
 
 loop=$(losetup -f --show --direct-io=on "$TIDEMARK_MOUNT_1/disk.img")
 mkdir "$Q/loop"; mount "$loop" "$Q/loop"
@@ -77,6 +78,9 @@ tidemark image remove disk.img
 gone=$(tidemark mark --wait --json | jq -er .point)
 tidemark replica restore disk.img --at "$before" --as back.img
 cmp "$TIDEMARK_MOUNT_1/back.img" "$Q/before" || die "restore differs"
+tidemark replica restore disk.img --at "$moment" --as then.img 2> "$Q/said" || die "by time: $(cat "$Q/said")"
+cmp "$TIDEMARK_MOUNT_1/then.img" "$Q/before" || die "restore by time differs"
+! grep "older version" "$Q/said" || die "the replica does not know of images by time"
 over=$(tidemark replica restore disk.img --at "$before" --as back.img --dry-run)   # by now another image has that name
 case $over in *"the image of that name now is another one"*) ;; *) die "what is replaced is not named: $over" ;; esac
 tidemark replica images --at "$gone" | grep -q disk.img && die "the removed image is in the tree"

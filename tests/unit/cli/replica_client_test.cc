@@ -16,6 +16,7 @@ namespace tidemark::cli {
 namespace {
 
 const char* const kImage = "11111111-2222-4333-8444-555555555555";
+const char* const kLatin1 = "21111111-2222-4333-8444-555555555555";    // whose name is no UTF-8
 
 class ReplicaClientTest : public testing::Test {
  protected:
@@ -50,8 +51,11 @@ class ReplicaClientTest : public testing::Test {
       return Json{{"store", emptied_ ? "another" : "one"}}.dump();
     });
     routes_.get("/v1/points/resolve", [](const daemon::Request& r) -> Result<std::string> {
-      std::string by = r.query.begin()->first + "=" + r.query.begin()->second;
-      return Json{{"id", 17}, {"source", "host1"}, {"batch", 3}, {"label", "l"}, {"name", by}, {"kind", "cut"}}.dump();
+      std::string by;
+      for (const auto& [key, value] : r.query) by += (by.empty() ? "" : "&") + key + "=" + value;
+      Json j{{"id", 17}, {"source", "host1"}, {"batch", 3}, {"label", "l"}, {"name", by}, {"kind", "cut"}};
+      if (by == "id=17&path=caf\xe9.img") j["image"] = kLatin1;
+      return dump(j, -1);
     });
     routes_.get("/v1/points", [this](const daemon::Request& r) -> Result<std::string> {
       ++pages_;
@@ -67,10 +71,11 @@ class ReplicaClientTest : public testing::Test {
       return Json{{"points", list}, {"next", after + 10 < 25 ? Json(after + 10) : Json()}}.dump();
     });
     routes_.get("/v1/points/17/tree", [](const daemon::Request&) -> Result<std::string> {
-      return std::string(R"({"entries": [{"path": "d/disk.img", "uuid": ")") + kImage + R"(", "kind": "image", "size": 1, "mode": 420, "uid": 3, "gid": 4}]})";
+      return std::string(R"({"entries": [{"path": "d/disk.img", "uuid": ")") + kImage + R"(", "kind": "image", "size": 1, "mode": 420, "uid": 3, "gid": 4},
+          {"path": "caf\ufffd.img", "uuid": ")" + kLatin1 + R"(", "kind": "image", "size": 1, "mode": 432, "uid": 5, "gid": 6}]})";
     });
     routes_.get("/v1/points/17/images/{uuid}", [](const daemon::Request&) -> Result<std::string> {
-      return std::string(R"({"uuid": ")") + kImage + R"(", "path": "d/disk.img", "size": 100000, "allocated": 8192})";
+      return std::string(R"({"uuid": ")") + kImage + R"(", "path": null, "size": 100000, "allocated": 8192})";
     });
     routes_.get("/v1/points/17/images/{uuid}/extents", [this](const daemon::Request& r) -> Result<std::string> {
       if (lie_) return std::string(R"({"extents": [[90000, 20000]], "next": 100000})");
@@ -146,6 +151,27 @@ TEST_F(ReplicaClientTest, FindsAnImageByPathWithItsExactSizeAndOwner) {
   auto none = client_->image(point, "other.img", std::nullopt);
   ASSERT_FALSE(none);
   EXPECT_EQ(exit_code_of(none.status()), 3);
+}
+
+TEST_F(ReplicaClientTest, APointIsAskedForWithTheImageThatItIsTakenFor) {
+  const std::string time = "2026-11-21T10:00:05Z";
+  EXPECT_EQ(client_->resolve(time, "d/a disk.img")->name, "at=" + time + "&path=d/a disk.img");
+  EXPECT_EQ(client_->resolve(time, "", Uuid::parse(kImage))->name, "at=" + time + "&image=" + kImage);
+  // What the replica found by time is the image, whatever the tree calls it.
+  Point point = *client_->resolve("17");
+  point.json["image"] = kLatin1;
+  EXPECT_EQ(client_->image(point, "d/disk.img", std::nullopt)->uuid.to_string(), kLatin1);
+}
+
+TEST_F(ReplicaClientTest, ANameThatIsNoUtf8FindsItsImageAndIsKept) {
+  Point point = *client_->resolve("17");
+  auto image = client_->image(point, "caf\xe9.img", std::nullopt);
+  ASSERT_TRUE(image) << image.status().to_string();
+  EXPECT_EQ(image->uuid.to_string(), kLatin1);
+  EXPECT_EQ(image->path, "caf\xe9.img");
+  EXPECT_EQ(image->uid, 5);
+  // Another that would be shown alike is not taken for it.
+  EXPECT_EQ(client_->image(point, "caf\xe8.img", std::nullopt).status().code(), Code::kNotFound);
 }
 
 TEST_F(ReplicaClientTest, ExtentsComeInPagesAndAreClippedToTheQuestion) {
