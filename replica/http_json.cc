@@ -210,9 +210,9 @@ std::string tree_json(const std::vector<TreeEntry>& tree) {
                     {"uuid", e.image.is_nil() ? Json(nullptr) : Json(e.image.to_string())},
                     {"kind", node_kind_name(e.kind)},
                     {"size", e.size},
-                    {"mode", e.mode},
-                    {"uid", e.uid},
-                    {"gid", e.gid},
+                    {"mode", e.path ? Json(e.mode) : Json(nullptr)},
+                    {"uid", e.path ? Json(e.uid) : Json(nullptr)},
+                    {"gid", e.path ? Json(e.gid) : Json(nullptr)},
                     {"target", e.target.empty() ? Json(nullptr) : Json(e.target)},
                     {"epoch", e.epoch.value}});
   }

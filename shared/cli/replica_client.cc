@@ -151,6 +151,11 @@ Result<PointImage> ReplicaClient::image(const Point& point, const std::string& p
   found.uuid = uuid ? *uuid : found.uuid;
   found.size = exact.size;
   found.allocated = exact.allocated;
+  // Of an image without a name a replica of before says zeros.
+  if (found.path.empty()) {
+    found.mode = PointImage().mode;
+    found.uid = found.gid = -1;
+  }
   if (by_path) found.path = path;
   else if (found.path.empty()) found.path = exact.path;
   return found;

@@ -286,8 +286,10 @@ Outcome replica_restore(Context& context, const RestoreOptions& o) {
   options.progress_file = config->node.state_dir + "/restore-" + image.uuid.to_string() + "-" +
                           digest128(as_bytes(path)).to_string() + ".progress";
   options.overwrite = o.force;
-  options.before_rename = [&](const std::string& partial) -> Status {
-    if (image.uid >= 0 && image.gid >= 0 && chown(partial.c_str(), static_cast<uid_t>(image.uid), static_cast<gid_t>(image.gid)) != 0 &&
+  // Where owner and mode are not told, those of what is replaced stay.
+  const bool told = image.uid >= 0 && image.gid >= 0;
+  if (told || !replaces) options.before_rename = [&](const std::string& partial) -> Status {
+    if (told && chown(partial.c_str(), static_cast<uid_t>(image.uid), static_cast<gid_t>(image.gid)) != 0 &&
         errno != EPERM) {
       return Status::from_errno(errno, partial);
     }

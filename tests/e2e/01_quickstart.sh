@@ -84,4 +84,11 @@ cmp "$TIDEMARK_MOUNT_1/then.img" "$Q/before" || die "restore by time differs"
 over=$(tidemark replica restore disk.img --at "$before" --as back.img --dry-run)   # by now another image has that name
 case $over in *"the image of that name now is another one"*) ;; *) die "what is replaced is not named: $over" ;; esac
 tidemark replica images --at "$gone" | grep -q disk.img && die "the removed image is in the tree"
+removed=$(tidemark replica images --at "$gone" --json | jq -er '[.entries[] | select(.path == null) | .uuid][0]')
+tidemark replica restore "$removed" --at "$gone" --as again.img
+cmp "$TIDEMARK_MOUNT_1/again.img" "$Q/after" || die "the removed image is restored otherwise"
+[ "$(stat -c %a "$TIDEMARK_MOUNT_1/again.img")" = 600 ] || die "its owner cannot open it: $(stat -c %a "$TIDEMARK_MOUNT_1/again.img")"
+chmod 640 "$TIDEMARK_MOUNT_1/again.img"
+tidemark replica restore "$removed" --at "$gone" --as again.img --force
+[ "$(stat -c %a "$TIDEMARK_MOUNT_1/again.img")" = 640 ] || die "the mode of what was replaced is lost"
 echo "ok: quickstart"

@@ -17,6 +17,7 @@ namespace {
 
 const char* const kImage = "11111111-2222-4333-8444-555555555555";
 const char* const kLatin1 = "21111111-2222-4333-8444-555555555555";    // whose name is no UTF-8
+const char* const kRemoved = "31111111-2222-4333-8444-555555555555";
 
 class ReplicaClientTest : public testing::Test {
  protected:
@@ -72,7 +73,8 @@ class ReplicaClientTest : public testing::Test {
     });
     routes_.get("/v1/points/17/tree", [](const daemon::Request&) -> Result<std::string> {
       return std::string(R"({"entries": [{"path": "d/disk.img", "uuid": ")") + kImage + R"(", "kind": "image", "size": 1, "mode": 420, "uid": 3, "gid": 4},
-          {"path": "caf\ufffd.img", "uuid": ")" + kLatin1 + R"(", "kind": "image", "size": 1, "mode": 432, "uid": 5, "gid": 6}]})";
+          {"path": "caf\ufffd.img", "uuid": ")" + kLatin1 + R"(", "kind": "image", "size": 1, "mode": 432, "uid": 5, "gid": 6},
+          {"path": null, "uuid": ")" + kRemoved + R"(", "kind": "image", "size": 1, "mode": 0, "uid": 0, "gid": 0}]})";
     });
     routes_.get("/v1/points/17/images/{uuid}", [](const daemon::Request&) -> Result<std::string> {
       return std::string(R"({"uuid": ")") + kImage + R"(", "path": null, "size": 100000, "allocated": 8192})";
@@ -172,6 +174,16 @@ TEST_F(ReplicaClientTest, ANameThatIsNoUtf8FindsItsImageAndIsKept) {
   EXPECT_EQ(image->uid, 5);
   // Another that would be shown alike is not taken for it.
   EXPECT_EQ(client_->image(point, "caf\xe8.img", std::nullopt).status().code(), Code::kNotFound);
+}
+
+// A replica of before says zeros.
+TEST_F(ReplicaClientTest, OfAnImageWithoutANameOwnerAndModeAreNotKnown) {
+  Point point = *client_->resolve("17");
+  auto image = client_->image(point, "", Uuid::parse(kRemoved));
+  ASSERT_TRUE(image) << image.status().to_string();
+  EXPECT_EQ(image->mode, 0600u);
+  EXPECT_EQ(image->uid, -1);
+  EXPECT_EQ(image->gid, -1);
 }
 
 TEST_F(ReplicaClientTest, ExtentsComeInPagesAndAreClippedToTheQuestion) {

@@ -40,6 +40,8 @@ TEST(Names, EveryPointShowsItsOwnTreeAndRemovedImagesStayReachable) {
   EXPECT_EQ(tree(h, "4"),
             (Names{{"dir", "directory"}, {"dir/moved.img", kB.to_string()}, {"(" + kA.to_string() + ")", "nameless"}}));
   EXPECT_EQ(tree(h, "5").size(), 3u);
+  const Json nameless = h.get("/v1/points/4/tree").json()["entries"].back();
+  EXPECT_TRUE(nameless["mode"].is_null() && nameless["uid"].is_null() && nameless["gid"].is_null()) << nameless;
   EXPECT_EQ(h.data("5", kA, "bytes=0-4095"), std::string(as_text(pattern(1, 4096))));
   EXPECT_EQ(h.data("5", kB, "bytes=0-4095"), std::string(as_text(pattern(2, 4096))));
   EXPECT_EQ(h.get("/v1/points/1/images/" + kB.to_string()).status, 404);
