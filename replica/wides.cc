@@ -6,7 +6,7 @@ namespace tidemark::replica {
 namespace {
 
 // A wide record: shrink (u64, all ones: none), then ranges of offset and length (u64).
-constexpr size_t kShrinkBytes = 8, kRangeBytes = 16;
+constexpr size_t kShrinkBytes = 8, kWideRangeBytes = 16;
 constexpr uint64_t kNoShrink = UINT64_MAX;
 constexpr Extent kEverywhere{0, UINT64_MAX};
 
@@ -21,17 +21,17 @@ Bytes encode_wide(std::optional<uint64_t> shrink_to, std::span<const Extent> zer
 }
 
 Status append_zeroed(ByteSpan record, PointId point, Extent range, std::vector<Zeroed>& out) {
-  if (record.size() < kShrinkBytes || (record.size() - kShrinkBytes) % kRangeBytes != 0) {
+  if (record.size() < kShrinkBytes || (record.size() - kShrinkBytes) % kWideRangeBytes != 0) {
     return Status(Code::kCorruption, "history index: a wide record has the wrong form");
   }
   const uint64_t shrink = load_le<uint64_t>(record.data());
   if (shrink < range.end()) out.push_back({point, shrink, UINT64_MAX});   // kNoShrink is below no end
   // Ranges stand in order: the first that can matter is found by bisection.
   auto at = [&record](size_t i) {
-    const uint8_t* p = record.data() + kShrinkBytes + i * kRangeBytes;
+    const uint8_t* p = record.data() + kShrinkBytes + i * kWideRangeBytes;
     return Extent{load_le<uint64_t>(p), load_le<uint64_t>(p + 8)};
   };
-  const size_t count = (record.size() - kShrinkBytes) / kRangeBytes;
+  const size_t count = (record.size() - kShrinkBytes) / kWideRangeBytes;
   size_t low = 0, high = count;
   while (low < high) {
     const size_t middle = (low + high) / 2;
