@@ -193,6 +193,10 @@ void JournalImpl::merge_given_up(Batch& from) {
     for_data_granules(r, [&](uint64_t first, uint64_t end) { open.images[r.slot]->needs.set(first, end); });
   }
   open.lacked.insert(open.lacked.end(), from.lacked.begin(), from.lacked.end());
+  for (uint32_t slot = 0; slot < from.images.size(); ++slot) {
+    const BatchImage* image = from.image(slot);
+    if (image != nullptr && overtaken(slot, image->epoch)) take_as_left(open, slot);
+  }
   drop_preserved(from);
   open.kind = BatchKind::kResync;
   open.empty = false;
@@ -200,6 +204,26 @@ void JournalImpl::merge_given_up(Batch& from) {
   open.in_flight += from.in_flight;
   open.compacting += from.compacting;
   from.state = Batch::State::kGivenUp;
+}
+
+// Another host wrote the image after that epoch (0: not known), and this one's tenure by now follows that.
+bool JournalImpl::overtaken(uint32_t slot, Epoch epoch) const {
+  const wire::TenureParent& parent = slots_[slot].parent;
+  return another_wrote(parent) && epoch.value != 0 && epoch < parent.epoch;
+}
+
+// What the batch has of the image goes as of a tenure that follows another host's writes: as those left it, though the own
+// copy may not have been filled with them yet, and what was zeros need not be any more.
+void JournalImpl::take_as_left(Batch& batch, uint32_t slot) {
+  const SlotState& s = slots_[slot];
+  if (s.size == 0) return;
+  BatchImage& image = *batch.image(slot);
+  for (ChangeRecord& r : batch.records) {
+    if (r.slot != slot || r.length == 0) continue;
+    r.kind = RecordKind::kWrite;
+    for_data_granules(r, [&](uint64_t first, uint64_t end) { image.needs.set(first, end); });
+  }
+  batch.lacked.push_back({s.image, {0, s.size}});
 }
 
 // ---- the bound on records -----------------------------------------------------------------------

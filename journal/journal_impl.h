@@ -182,6 +182,8 @@ class JournalImpl final : public Journal {
   void give_up_from(size_t index, const char* why, bool everything = false);
   void give_up_held_name();
   void merge_given_up(Batch& from);
+  bool overtaken(uint32_t slot, Epoch epoch) const;
+  void take_as_left(Batch& batch, uint32_t slot);
   void compact_if_needed();
   struct Compaction;
   std::vector<ChangeRecord> compact(const Compaction& done, bool coarse) const;
@@ -357,6 +359,7 @@ class JournalImpl final : public Journal {
   std::vector<SlotState> slots_;
   std::map<ImageId, uint32_t> slot_by_image_;
   std::map<std::pair<Incarnation, uint32_t>, ImageId> old_slots_;
+  std::set<uint32_t> overtaken_at_open_;     // slots: records of a tenure before another host's, as a crash left them
 
   uint64_t next_counter_ = 1;
   FinishTracker tracker_;

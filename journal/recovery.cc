@@ -181,8 +181,9 @@ Status JournalImpl::load_records(kv::Snapshot& snapshot, std::vector<ChangeRecor
     auto it = old_slots_.find({p.incarnation, p.record.slot});
     if (it == old_slots_.end()) return bad_journal("a record names slot " + std::to_string(p.record.slot) + ", which no row explains");
     // Counters of several incarnations: from here on only their order counts.
-    records.push_back({records.size(), p.record.extent.offset, p.record.extent.length, slot_of(it->second),
-                       static_cast<RecordKind>(p.record.kind)});
+    const uint32_t slot = slot_of(it->second);
+    if (overtaken(slot, p.record.epoch)) overtaken_at_open_.insert(slot);
+    records.push_back({records.size(), p.record.extent.offset, p.record.extent.length, slot, static_cast<RecordKind>(p.record.kind)});
   }
   if (left_behind != 0) {
     kLog.warning("records_left_behind", {{"records", left_behind}, {"effect", "staged before; they go with the next batch"}});
@@ -315,6 +316,7 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
     uint32_t slot = slot_of(d.image);
     touch(batch, slot, taken);
     unreconciled_.insert(d.image);
+    if (overtaken(slot, d.epoch)) overtaken_at_open_.insert(slot);   // its newest tenure had only just begun
     if (slots_[slot].epoch < d.epoch) slots_[slot].epoch = d.epoch;
     for (RegionIndex region : d.regions) {
       records.push_back({records.size(), region.value * d.region_bytes, d.region_bytes, slot, RecordKind::kWrite});
@@ -328,6 +330,7 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
       batch.records.push_back(r);
     }
   }
+  for (uint32_t slot : std::exchange(overtaken_at_open_, {})) take_as_left(batch, slot);
   for (StoredMark& mark : marks) {
     Counter counter(next_counter_++);
     tracker_.begin(counter.value);

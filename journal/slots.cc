@@ -67,10 +67,8 @@ void JournalImpl::set_tenure(Slot slot, Epoch epoch, const wire::TenureParent& p
   const BatchImage* image = open_batch().image(slot.index);
   if (image != nullptr && image->epoch != epoch && image->epoch.value != 0 && !reconciling()) cut(CutReason::kHandover, {});
   const bool another = s.epoch != epoch;
-  // What a crash left of an image that had been given back goes with the tenure that follows the other host's writes: as
-  // they left it, though the own copy may not have been filled with them yet.
-  if (another && image != nullptr && reconciling() && another_wrote(parent) && s.size != 0)
-    open_batch().lacked.push_back({s.image, {0, s.size}});
+  // What a crash left of an image that had been given back goes with the tenure that follows the other host's writes.
+  if (another && image != nullptr && reconciling() && another_wrote(parent)) take_as_left(open_batch(), slot.index);
   s.epoch = epoch;
   drl_->begin_tenure(slot.index, epoch);
   // After an own tenure (a crash in between) the replica must still wait for what came before that one: its batches,

@@ -1,6 +1,8 @@
 // Handovers: a cut that is staged before the tenure is given away, and the regions that are clean after it.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "journal/records.h"
 #include "shared/base/limits.h"
 #include "tests/unit/journal/journal_harness.h"
@@ -188,6 +190,106 @@ TEST_F(JournalTest, WhatACrashLeftOfAnImageThatAnotherHostWroteSinceIsShippedAsT
   wait_shipped();
   EXPECT_EQ(replica_->images[image_id(0)], Bytes(64 * kG, 0x22)) << "older blocks would lie upon that host's";
   EXPECT_EQ(replica_->images[image_id(1)], Bytes(64 * kG, 0x11));
+}
+
+// As above, but the recovery's batch is cut by then, and being staged: should that fail, the open batch takes it over, which is
+// of the new tenure.
+class GivenUpTest : public JournalTest {
+ protected:
+  explicit GivenUpTest(const sim::WorldOptions& options = {}) : JournalTest(options) {}
+  void SetUp() override {
+    for (int i = 0; i < 3; ++i) add_image(i, 64 * kG);
+    open_journal();
+    for (int i = 0; i < 3; ++i) change(i, RecordKind::kWrite);
+    wait_shipped();
+  }
+  void change(int n, RecordKind kind) {
+    bool done = false;
+    const bool write = kind == RecordKind::kWrite;
+    submit({image_id(n), kind, {0, 64 * kG}, 0, write ? Bytes(64 * kG, 0x11) : Bytes()}, [&] { done = true; });
+    ASSERT_TRUE(settle([&] { return done; }));
+  }
+  // The first block's read fails, at once; another one's has not ended.
+  void stage_to_fail() {
+    copy_.hold_reads = true;
+    copy_.fail_reads = 1;
+  }
+  void wait_for_gate() {
+    world_.run_for(std::chrono::milliseconds(100));
+    ASSERT_FALSE(copy_.held.empty());
+  }
+  // host2 had it in between, in epoch 4; nothing of that is on this host's copy yet.
+  void take_back() {
+    copy_.unfilled[image_id(0)] = copy_.images[image_id(0)];
+    copy_.images[image_id(0)].assign(64 * kG, 0x22);
+    journal_->set_tenure(slot(image_id(0)), Epoch(5), {Epoch(4), "host2", {Incarnation(1), Counter(9)}, 1});
+  }
+  void crash_and_go_on() {
+    world_.run_for(std::chrono::seconds(1));
+    crash(sim::Crash::kPowerLoss);
+    parent_ = {Epoch(5), options_.source, {Incarnation(1), Counter(9)}, 1};
+    tenure_ = Epoch(6);
+    open_journal();
+    reconcile_all();
+  }
+  void expect_as_host2_left_it() {
+    wait_shipped();
+    EXPECT_EQ(replica_->images[image_id(0)], Bytes(64 * kG, 0x22)) << "older blocks would lie upon that host's";
+    EXPECT_EQ(replica_->images[image_id(1)], copy_.images[image_id(1)]);
+  }
+};
+
+TEST_F(GivenUpTest, WhatACrashLeftIsShippedAsAnotherHostLeftItThoughItWasCutBefore) {
+  crash(sim::Crash::kKill);
+  open_journal();
+  ASSERT_EQ(journal_->dirty_after_crash().size(), 3u);
+  stage_to_fail();
+  reconcile_all();
+  wait_for_gate();
+  take_back();
+  copy_.open_gate();
+  expect_as_host2_left_it();
+}
+
+// Given away with a cut that could not be staged, and zeros in it, which nobody reads.
+TEST_F(GivenUpTest, SoIsACutThatWasGivenUpAfterTheTenureWasTakenBack) {
+  journal_->pause_shipping(true);
+  change(0, RecordKind::kZero);
+  for (int i : {1, 2}) change(i, RecordKind::kWrite);
+  stage_to_fail();
+  journal_->cut(Journal::CutReason::kHandover, {});
+  journal_->pause_shipping(false);
+  wait_for_gate();
+  take_back();
+  copy_.open_gate();
+  expect_as_host2_left_it();
+}
+
+// Nor had it been staged when this host crashed, in the tenure that followed.
+TEST_F(GivenUpTest, SoIsWhatWasNotStagedWhenThisHostCrashedInItsNextTenure) {
+  journal_->pause_shipping(true);
+  change(0, RecordKind::kZero);
+  for (int i : {1, 2}) change(i, RecordKind::kWrite);
+  stage_to_fail();
+  journal_->cut(Journal::CutReason::kHandover, {});
+  journal_->pause_shipping(false);
+  wait_for_gate();
+  take_back();
+  crash_and_go_on();
+  expect_as_host2_left_it();
+}
+
+// That tenure had only just begun: what is known of the dirty regions is of the one before it.
+TEST_F(GivenUpTest, SoIsWhatWasDirtyAsThisHostCrashedWhileItsNextTenureBegan) {
+  bool noted = false;
+  journal_->note_copies(slot(image_id(0)), LossId(1), LossId(2), false, [&](const Status& s) { noted = s.is_ok(); });
+  ASSERT_TRUE(settle([&] { return noted; }));
+  take_back();
+  crash_and_go_on();
+  const auto& dirty = journal_->dirty_after_crash();
+  ASSERT_EQ(dirty.size(), 3u);
+  EXPECT_EQ(std::count_if(dirty.begin(), dirty.end(), [](const DirtyImage& d) { return d.epoch == Epoch(3); }), 1);
+  expect_as_host2_left_it();
 }
 
 }  // namespace

@@ -263,7 +263,7 @@ void JournalTest::open_journal() {
     slots_[image] = journal_->attach(image, bytes.size());
     sizes_[image] = bytes.size();
     journal_->set_level(slots_[image], true);
-    journal_->set_tenure(slots_[image], Epoch(3), parent_);
+    journal_->set_tenure(slots_[image], tenure_, parent_);
   }
   history_[journal_->incarnation().value].base = copy_.images;
   if (ship_) start_shipping();

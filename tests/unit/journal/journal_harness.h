@@ -132,6 +132,7 @@ class JournalTest : public testing::Test {
   std::map<uint64_t, History> history_;
   bool ship_ = true;
   wire::TenureParent parent_{Epoch(2), "host2", {Incarnation(1), Counter(5)}, 1};   // of every image's tenure
+  Epoch tenure_{3};                                  // which begins with each opening
   size_t checked_ = 0;
   uint64_t generation_of_run_ = 0;
 
