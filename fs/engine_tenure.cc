@@ -234,9 +234,6 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
     allocated = std::move(*extents);
   }
   im.was_followed = im.was_followed || journal_->followed(im.id);
-  journal_->set_tenure(im.slot, grant.epoch, grant.parent);
-  im.parent = grant.parent;
-
   if (none) {   // whatever the shared node makes of it: no other copy is newer
     im.stale.clear_all();
   } else if (im.broken || im.behind || grant.copy_known == 0) {
@@ -248,6 +245,8 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   }
   // What a shared node that is rebuilt must not take for whole.
   if (Status s = set_flag(im, kFlagPartial, !none && !im.stale.none()); !s) co_return s;
+  journal_->set_tenure(im.slot, grant.epoch, grant.parent);   // after a crash in it the flag says what is not here
+  im.parent = grant.parent;
   if (none) {  // before the first write that only this host has; and the shared node knows who has it
     if (Status s = note_only_copy(im); !s) co_return s;
     if (stale) {
