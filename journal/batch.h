@@ -28,6 +28,7 @@ struct BatchImage {
   Generation size_generation;
   uint64_t bytes = 0;             // written, before consolidation
   bool left_out = false;          // withheld at the cut: what the batch has of it is lacked, and not staged
+  bool as_left = false;           // some of it is of before another host's tenure: all of it is read, as that one left it
 };
 
 struct Batch {

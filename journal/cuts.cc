@@ -183,6 +183,7 @@ void JournalImpl::merge_given_up(Batch& from) {
       into->parent = image->parent;
     }
     into->bytes += image->bytes;
+    into->as_left = into->as_left || image->as_left;
   }
   for (const auto& [key, block] : from.preserved) {
     uint64_t granule = key & ((uint64_t{1} << 36) - 1);
@@ -218,6 +219,7 @@ void JournalImpl::take_as_left(Batch& batch, uint32_t slot) {
   const SlotState& s = slots_[slot];
   if (s.size == 0) return;
   BatchImage& image = *batch.image(slot);
+  image.as_left = true;   // also what a worker has of its records
   for (ChangeRecord& r : batch.records) {
     if (r.slot != slot || r.length == 0) continue;
     r.kind = RecordKind::kWrite;
@@ -261,13 +263,14 @@ std::vector<ChangeRecord> JournalImpl::compact(const Compaction& done, bool coar
   return out;
 }
 
+// Given up meanwhile: its records belong to the batch that took the others over.
+JournalImpl::BatchPtr JournalImpl::owner_of(const BatchPtr& batch) const {
+  if (batch->state != Batch::State::kGivenUp) return batch;
+  return *std::find_if(batches_.begin(), batches_.end() - 1, [&](const BatchPtr& b) { return b->number > batch->number; });
+}
+
 void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
-  // Given up meanwhile: its records belong to the batch that took the others over.
-  Batch* owner = batch.get();
-  for (size_t i = 0; batch->state == Batch::State::kGivenUp && i < batches_.size(); ++i) {
-    owner = batches_[i].get();
-    if (owner->number > batch->number) break;
-  }
+  BatchPtr owner = owner_of(batch);
   size_t extents = 0;
   for (const ImageExtents& image : done.extents) extents += image.extents.size();
   // Only while open may a batch take whole regions: afterwards they may have changed since its cut.
@@ -280,8 +283,20 @@ void JournalImpl::finish_compaction(BatchPtr batch, const Compaction& done) {
     if (shipping_ != Shipping::kDegraded && degrade_wanted_.empty())
       want_degrade("changes of more than " + std::to_string(options_.open_records_max / 4) + " regions wait to be staged");
   }
-  for (const ChangeRecord& r : compacted) {
-    const bool needs = coarse || (owner != batch.get() && batch->image(r.slot)->left_out);
+  // What was to be read of no batch until now.
+  auto read_anew = [&](const ChangeRecord& r) {
+    const bool known = owner->image(r.slot)->as_left && r.kind != RecordKind::kWrite;
+    return !owner->image(r.slot)->left_out && (known || (owner != batch && batch->image(r.slot)->left_out));
+  };
+  // Nobody has kept it since this cut: only a later one can have it.
+  while (owner->needs_preserving() && std::any_of(compacted.begin(), compacted.end(), read_anew)) {
+    const auto at = std::find(batches_.begin(), batches_.end(), owner);
+    give_up_from(static_cast<size_t>(at - batches_.begin()), "what a worker had of it is read after its cut");
+    owner = owner_of(batch);
+  }
+  for (ChangeRecord& r : compacted) {
+    const bool needs = coarse || read_anew(r);
+    if (owner->image(r.slot)->as_left) r.kind = RecordKind::kWrite;
     if (needs) for_data_granules(r, [&](uint64_t a, uint64_t b) { owner->image(r.slot)->needs.set(a, b); });
   }
   put_compacted(*batch, done, compacted);
@@ -304,7 +319,7 @@ void JournalImpl::put_compacted(Batch& owner, const Compaction& done, const std:
     stored.slot = r.slot;
     stored.kind = static_cast<uint8_t>(r.kind);
     stored.extent = {r.offset, r.length};
-    stored.epoch = slots_[r.slot].epoch;
+    stored.epoch = owner.image(r.slot)->epoch;   // another tenure may have begun since
     stored.label = label_;
     pack.add(incarnation_, stored);
   }

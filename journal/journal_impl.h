@@ -187,6 +187,7 @@ class JournalImpl final : public Journal {
   void compact_if_needed();
   struct Compaction;
   std::vector<ChangeRecord> compact(const Compaction& done, bool coarse) const;
+  BatchPtr owner_of(const BatchPtr& batch) const;
   void finish_compaction(BatchPtr batch, const Compaction& done);
   void put_compacted(Batch& owner, const Compaction& done, const std::vector<ChangeRecord>& records);
   void count_preserving();

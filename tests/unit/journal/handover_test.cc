@@ -292,5 +292,38 @@ TEST_F(GivenUpTest, SoIsWhatWasDirtyAsThisHostCrashedWhileItsNextTenureBegan) {
   expect_as_host2_left_it();
 }
 
+// What a worker has of it just then comes back late.
+class GivenUpWithAWorkerTest : public GivenUpTest {
+ protected:
+  static constexpr sim::DurationRange kLate{std::chrono::milliseconds(200), std::chrono::milliseconds(200)};
+  GivenUpWithAWorkerTest() : GivenUpTest({.offload_latency = kLate}) { options_.open_records_max = 64; }
+  // Zeros, in a cut for a handover; it is given up for too many cuts, in another one.
+  void give_up_what_a_worker_has() {
+    journal_->pause_shipping(true);
+    uint64_t done = 0;
+    for (uint64_t i = 0; i < 64; ++i) submit({image_id(0), RecordKind::kZero, {i * kG, kG}, 0, {}}, [&] { ++done; });
+    ASSERT_TRUE(settle([&] { return done == 64; }));
+    ASSERT_LT(journal_->usage().records_unstaged, 64u) << "they are with the worker";
+    journal_->cut(Journal::CutReason::kHandover, {});
+    take_back();
+    for (uint32_t i = 0; i < limits::kClosedBatchesMax; ++i) journal_->cut(Journal::CutReason::kNamed, std::to_string(i));
+    ASSERT_EQ(journal_->usage().closed_batches, 1u);
+  }
+};
+
+TEST_F(GivenUpWithAWorkerTest, ItIsShippedAsAnotherHostLeftItSince) {
+  give_up_what_a_worker_has();
+  world_.run_for(std::chrono::seconds(1));
+  EXPECT_EQ(journal_->usage().closed_batches, 0u) << "nothing that is read from now on is of that cut";
+  journal_->pause_shipping(false);
+  expect_as_host2_left_it();
+}
+
+TEST_F(GivenUpWithAWorkerTest, SoItIsAfterACrash) {
+  give_up_what_a_worker_has();
+  crash_and_go_on();
+  expect_as_host2_left_it();
+}
+
 }  // namespace
 }  // namespace tidemark::journal
