@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <string_view>
 
 namespace tidemark::journal {
 namespace {
@@ -45,7 +46,10 @@ class Folder {
     size_t mark = 0;
     auto order() const { return std::pair(number, binds); }
   };
-  struct Name { Setting oldest, newest; };
+  struct Name {
+    Setting oldest, newest;
+    std::map<std::string_view, size_t> by;       // hosts, each with its newest
+  };
   struct Newest { EventNumber number; size_t mark = 0; };
 
   const wire::Mark& mark(size_t i) const { return marks_[i].mark; }
@@ -63,9 +67,11 @@ class Folder {
     if (m.kind == MarkKind::kCreate && !m.node.image.is_nil()) creates_[m.node.image] = i;
   }
   void set(const NameKey& key, const Setting& setting) {
-    auto [it, added] = names_.try_emplace(key, Name{setting, setting});
-    if (setting.order() < it->second.oldest.order()) it->second.oldest = setting;
-    if (setting.order() >= it->second.newest.order()) it->second.newest = setting;
+    auto [it, added] = names_.try_emplace(key, Name{setting, setting, {}});
+    Name& name = it->second;
+    if (setting.order() < name.oldest.order()) name.oldest = setting;
+    if (setting.order() >= name.newest.order()) name.newest = setting;
+    name.by[mark(setting.mark).origin] = setting.mark;
   }
   template <class Key>
   static void newest(std::map<Key, Newest>& all, const Key& key, EventNumber number, size_t i) {
@@ -122,10 +128,15 @@ class Folder {
 
   void keep_names() {
     for (const auto& [key, name] : names_) {
-      const bool new_here = name.oldest.binds && finds_name_free(mark(name.oldest.mark));
+      const bool one_hosts = name.by.size() == 1;
+      const bool new_here = one_hosts && name.oldest.binds && finds_name_free(mark(name.oldest.mark));
       if (new_here && !name.newest.binds) continue;
       keep_[name.newest.mark] = true;
-      if (!new_here) keep_[name.oldest.mark] = true;
+      if (new_here) continue;
+      // What shows that it is none of the others is kept, too: it is folded again.
+      keep_[name.oldest.mark] = true;
+      if (one_hosts) continue;
+      for (const auto& [host, newest_of_it] : name.by) keep_[newest_of_it] = true;
     }
     // A name that a kept event binds, and a later one took away, must be said to be gone.
     std::vector<size_t> open;

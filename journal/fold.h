@@ -5,13 +5,16 @@
 // told all at once, these are kept unchanged, and all others go:
 //   - the newest for each node that is there, the newest for each name: what it is bound to, or that it is gone;
 //   - of a name that was free before these events, and is gone again: nothing, since the replica need not hear of it.
-//     Of any other name the oldest event as well, so that folding again does not take it for such a one;
+//     Of any other name the oldest event as well, so that folding again does not take it for such a one. Nor is it one
+//     if several hosts' events are of it, as the shared node's journal has them: what one of them bound only its own
+//     journal tells, and that one has not heard that it is gone. Of such a name the newest event of each is kept;
 //   - an image's create, unless the image is gone for good and no other host ever held it: whoever wrote it may have
 //     batches on their way, which wait for a create;
 //   - the newest open and tenure's start of each image and host, the newest session, each tenure's being taken by force.
 // So what is kept is bounded by the images and names that are or were there, however many events there are.
-// Two things grow: what was taken by force; and a node that was there before and is renamed to ever new names, by an
-// event each time, since each event is told whole and takes away what the one before it gave.
+// Three things grow: what was taken by force; names, each of which several hosts have used; and a node that was there before
+// and is renamed to ever new names, by an event each time, since each event is told whole and takes away what the one before
+// it gave.
 #pragma once
 
 #include <functional>

@@ -168,6 +168,32 @@ TEST(Fold, EveryTakeoverOfAnImageIsKept) {
   EXPECT_EQ(epochs, (std::set<uint64_t>{1, 2, 3}));
 }
 
+// host2 made and removed it; host1 made it anew, which its own journal tells, and has not heard that host2 removed
+// that, too.
+TEST(Fold, ANameThatTwoHostsUsedInTurnIsSaidToBeGoneByTheSharedNode) {
+  std::vector<journal::SegmentMark> all{{Counter(1), create_mark(1, "host2", 11, test_uuid(1), "name")},
+                                        {Counter(2), unlink_mark(2, "host2", 11, test_uuid(1), "name")},
+                                        {Counter(3), create_mark(3, "host1", 12, test_uuid(2), "name")},
+                                        {Counter(4), unlink_mark(4, "host2", 12, test_uuid(2), "name")}};
+  auto gone = [](const ImageId&) { return true; };
+  auto fold = [&](std::vector<journal::SegmentMark> marks, const std::string& source) {
+    for (int i = 0; i < 3; ++i) marks = journal::fold_marks(std::move(marks), source, gone);
+    return marks;
+  };
+  Harness h{1};
+  auto ship = [&](const std::string& source, const std::vector<journal::SegmentMark>& folded, net::Role role) {
+    std::vector<wire::Mark> marks;
+    for (const auto& m : folded) marks.push_back(m.mark);
+    BatchMaker maker(source);
+    EXPECT_EQ(h.put(maker, maker.make({}, std::move(marks)), 0, role).status, 200);
+  };
+  ship("host1", fold({all[2]}, "host1"), net::Role::kHost);
+  ship("host2", fold({all[0], all[1], all[3]}, "host2"), net::Role::kHost);
+  ship("shared", fold(all, "shared"), net::Role::kShared);
+  h.world.run_until([&] { return h.replica->intake().idle(); }, std::chrono::seconds(10));
+  for (const auto& e : h.get("/v1/points/latest/tree").json()["entries"]) EXPECT_TRUE(e["path"].is_null()) << e.dump();
+}
+
 // What is kept does not grow with the number of events.
 TEST(Fold, OneNameManyTimes) {
   std::vector<journal::SegmentMark> marks;
