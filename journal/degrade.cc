@@ -84,17 +84,6 @@ void JournalImpl::lack_followed() {
   for (uint32_t slot = 0; slot < slots_.size(); ++slot) lack_if_followed(slot);
 }
 
-// A mark that an image is whole, which may be at the replica already: told again, it is told with all of the image again. An
-// earlier version of the replica takes it to say that nothing is left there of what was before.
-void JournalImpl::lack_if_whole(const wire::Mark& mark) {
-  if (mark.kind != wire::MarkKind::kWhole) return;
-  const ImageId& image = mark.node.image;
-  auto slot = slot_by_image_.find(image);
-  auto known = known_tenures_.find(image);
-  if (slot != slot_by_image_.end()) lacks_.set(image, {0, slots_[slot->second].size});
-  else if (known != known_tenures_.end()) lacks_.set(image, {0, known->second.size});
-}
-
 // The records of the open batch become regions.
 void JournalImpl::absorb_open_batch() {
   Batch& open = open_batch();
@@ -289,6 +278,7 @@ Status JournalImpl::begin_degraded() {
   const bool points = std::any_of(given.begin(), given.end(), [](const auto& b) { return b.kind != BatchKind::kPiece; });
   if (points) lack_followed();
   for (const SegmentMark& m : open_batch().marks) lack_if_whole(m.mark);
+  put_marks();
   kv::WriteBatch batch = std::exchange(pending_, {});
   lacks_.put_changed(batch);
   TM_RETURN_IF_ERROR(store_->commit_and_wait(std::move(batch)));
@@ -436,6 +426,7 @@ void JournalImpl::resync_staged(const Batch& batch) {
   }
   kLog.info("resync_cut", {{"batch", batch.number}, {"effect", "a recovery point once the replica has it"}});
   shipping_ = Shipping::kNormal;
+  perhaps_told_.clear();
   degraded_ = {};
   put_degraded();
 }

@@ -56,12 +56,11 @@ void JournalImpl::fold_if_needed() {
   }
   const size_t before = open.marks.size();
   open.marks = fold_marks(std::move(open.marks), options_.source,
-                          [&](const ImageId& image) { return gone_.contains(image) && !named.contains(image); });
-  // The rows stand under the numbers of whichever batches these came from.
-  pending_.erase_range(kMarksTable, {}, batch_prefix(open.number.next()));
+                          [&](const ImageId& image) { return gone_.contains(image) && !named.contains(image); },
+                          [&](Counter counter) { return perhaps_told_.contains(counter); });
+  put_marks();
   std::set<ImageId> told;
   for (const SegmentMark& m : open.marks) {
-    put_mark(pending_, open.number, m.counter, m.mark);
     if (m.mark.kind == wire::MarkKind::kCreate) told.insert(m.mark.node.image);
   }
   std::erase_if(gone_, [&](const ImageId& image) { return !told.contains(image); });
@@ -69,6 +68,21 @@ void JournalImpl::fold_if_needed() {
   ++finish_serial_;
   arm_commit();
   kLog.info("events_folded", {{"events", before}, {"into", open.marks.size()}});
+}
+
+// Degraded, every row anew: they stand under the numbers of whichever batches these came from. What the replica may have
+// stands under the number before the open batch's, which is spent (take_over()): so the next start knows it. Should the
+// replica say that it has that number, it has these.
+void JournalImpl::put_marks() {
+  Batch& open = open_batch();
+  pending_.erase_range(kMarksTable, {}, batch_prefix(open.number.next()));
+  std::set<Counter> told;
+  for (const SegmentMark& m : open.marks) {
+    const bool perhaps = sets_node(m.mark) && perhaps_told_.contains(m.counter);   // else a session took its place
+    if (perhaps) told.insert(m.counter);
+    put_mark(pending_, perhaps ? BatchNumber(open.number.value - 1) : open.number, m.counter, m.mark);
+  }
+  perhaps_told_ = std::move(told);
 }
 
 // Of batches that are staged and not at the replica. A store that failed may be unreadable: then they are read once it is
@@ -92,17 +106,30 @@ std::vector<StoredMark> JournalImpl::marks_of_staged() {
   return marks;
 }
 
-// Into the open batch: they are told in whichever comes next.
+// A mark that an image is whole, which may be at the replica already: told again, it is told with all of the image again. An
+// earlier version of the replica takes it to say that nothing is left there of what was before.
+void JournalImpl::lack_if_whole(const wire::Mark& mark) {
+  if (mark.kind != wire::MarkKind::kWhole) return;
+  const ImageId& image = mark.node.image;
+  auto slot = slot_by_image_.find(image);
+  auto known = known_tenures_.find(image);
+  if (slot != slot_by_image_.end()) lacks_.set(image, {0, slots_[slot->second].size});
+  else if (known != known_tenures_.end()) lacks_.set(image, {0, known->second.size});
+}
+
+// Into the open batch: they are told in whichever comes next, though the replica may have them.
 void JournalImpl::take_over_marks(std::vector<StoredMark> marks) {
   Batch& open = open_batch();
   for (StoredMark& mark : marks) {
     Counter counter(next_counter_++);
     tracker_.begin(counter.value);
     tracker_.finish(counter.value);
-    put_mark(pending_, open.number, counter, mark.mark);
+    perhaps_told_.insert(counter);
     lack_if_whole(mark.mark);
     open.marks.push_back({counter, std::move(mark.mark)});
   }
+  // All of them: rows of an earlier run may stand under the number before this one's, with the same counters.
+  if (!marks.empty()) put_marks();
   ++finish_serial_;
 }
 

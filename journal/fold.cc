@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <string_view>
 
@@ -12,10 +13,6 @@ using wire::MarkKind;
 using NameKey = std::pair<uint64_t, std::string>;   // parent inode, name
 
 bool is_taken(const wire::Mark& m) { return m.kind == MarkKind::kTenureEnd && m.parent.clean == wire::kTaken; }
-bool sets_node(const wire::Mark& m) {
-  return m.kind == MarkKind::kCreate || m.kind == MarkKind::kRename || m.kind == MarkKind::kSetAttr ||
-         m.kind == MarkKind::kUnlink;
-}
 bool binds_name(const wire::Mark& m) { return m.kind == MarkKind::kCreate || m.kind == MarkKind::kRename; }
 // Whether the name that it binds was free before.
 bool finds_name_free(const wire::Mark& m) {
@@ -28,8 +25,9 @@ bool vacates_name(const wire::Mark& m) {
 
 class Folder {
  public:
-  Folder(std::vector<SegmentMark> marks, const std::string& source, const std::function<bool(const ImageId&)>& gone)
-      : marks_(std::move(marks)), source_(source), gone_(gone), keep_(marks_.size()) {}
+  Folder(std::vector<SegmentMark> marks, const std::string& source, const std::function<bool(const ImageId&)>& gone,
+         const std::function<bool(Counter)>& perhaps_told)
+      : marks_(std::move(marks)), source_(source), gone_(gone), perhaps_told_(perhaps_told), keep_(marks_.size()) {}
 
   std::vector<SegmentMark> run() {
     for (size_t i = 0; i < marks_.size(); ++i) note(i);
@@ -48,6 +46,7 @@ class Folder {
   };
   struct Name {
     Setting oldest, newest;
+    std::optional<size_t> told;                  // of those that bound it, the newest that the replica may have
     std::map<std::string_view, size_t> by;       // hosts, each with its newest
   };
   struct Newest { EventNumber number; size_t mark = 0; };
@@ -67,10 +66,11 @@ class Folder {
     if (m.kind == MarkKind::kCreate && !m.node.image.is_nil()) creates_[m.node.image] = i;
   }
   void set(const NameKey& key, const Setting& setting) {
-    auto [it, added] = names_.try_emplace(key, Name{setting, setting, {}});
+    auto [it, added] = names_.try_emplace(key, Name{setting, setting, {}, {}});
     Name& name = it->second;
     if (setting.order() < name.oldest.order()) name.oldest = setting;
     if (setting.order() >= name.newest.order()) name.newest = setting;
+    if (setting.binds && perhaps_told_(marks_[setting.mark].counter)) name.told = setting.mark;
     name.by[mark(setting.mark).origin] = setting.mark;
   }
   template <class Key>
@@ -82,10 +82,10 @@ class Folder {
     auto death = deaths_.find(inode);
     return death != deaths_.end() && death->second.number >= nodes_.at(inode).number;
   }
-  // Made, held by nobody else, and gone within these events.
+  // Made, held by nobody else, and gone within these events, of which the replica has not heard.
   bool without_trace(const ImageId& image) const {
     auto create = creates_.find(image);
-    if (create == creates_.end() || !gone_(image)) return false;
+    if (create == creates_.end() || !gone_(image) || perhaps_told_(marks_[create->second].counter)) return false;
     const wire::Mark& made = mark(create->second);
     if (!deaths_.contains(made.node.inode)) return false;
     auto held = holders_.find(image);
@@ -129,12 +129,13 @@ class Folder {
   void keep_names() {
     for (const auto& [key, name] : names_) {
       const bool one_hosts = name.by.size() == 1;
-      const bool new_here = one_hosts && name.oldest.binds && finds_name_free(mark(name.oldest.mark));
+      const bool new_here = one_hosts && !name.told && name.oldest.binds && finds_name_free(mark(name.oldest.mark));
       if (new_here && !name.newest.binds) continue;
       keep_[name.newest.mark] = true;
       if (new_here) continue;
       // What shows that it is none of the others is kept, too: it is folded again.
       keep_[name.oldest.mark] = true;
+      if (name.told) keep_[*name.told] = true;
       if (one_hosts) continue;
       for (const auto& [host, newest_of_it] : name.by) keep_[newest_of_it] = true;
     }
@@ -186,6 +187,7 @@ class Folder {
   std::vector<SegmentMark> marks_;
   const std::string& source_;
   const std::function<bool(const ImageId&)>& gone_;
+  const std::function<bool(Counter)>& perhaps_told_;
   std::vector<bool> keep_;
   std::map<NameKey, Name> names_;
   std::map<InodeNumber, Newest> nodes_, deaths_;
@@ -196,8 +198,14 @@ class Folder {
 }  // namespace
 
 std::vector<SegmentMark> fold_marks(std::vector<SegmentMark> marks, const std::string& source,
-                                    const std::function<bool(const ImageId&)>& gone) {
-  return Folder(std::move(marks), source, gone).run();
+                                    const std::function<bool(const ImageId&)>& gone,
+                                    const std::function<bool(Counter)>& perhaps_told) {
+  return Folder(std::move(marks), source, gone, perhaps_told).run();
+}
+
+bool sets_node(const wire::Mark& m) {
+  return m.kind == MarkKind::kCreate || m.kind == MarkKind::kRename || m.kind == MarkKind::kSetAttr ||
+         m.kind == MarkKind::kUnlink;
 }
 
 }  // namespace tidemark::journal

@@ -172,6 +172,8 @@ class JournalImpl final : public Journal {
   // events.cc
   void touch_ended(Batch& batch, const wire::Mark& mark, Counter counter);
   void fold_if_needed();
+  void put_marks();
+  void lack_if_whole(const wire::Mark& mark);
 
   // cuts.cc
   bool coalescing() const;
@@ -201,7 +203,6 @@ class JournalImpl final : public Journal {
   bool another_wrote(const wire::TenureParent& parent) const;
   void lack_if_followed(uint32_t slot);
   void lack_followed();
-  void lack_if_whole(const wire::Mark& mark);
   void put_degraded();
   uint64_t free_share() const;
   uint64_t limit_bytes() const;
@@ -345,6 +346,8 @@ class JournalImpl final : public Journal {
   std::deque<std::string> names_given_up_;
   std::set<ImageId> gone_;                       // for good, while degraded: those of which an event may be kept
   size_t fold_at_ = limits::kEventsFoldedAt;     // so many events
+  std::set<Counter> perhaps_told_;               // degraded: of the open batch's events, those that the replica may have
+  BatchNumber sent_;                             // at the opening: up to it a batch may have left this host
   uint64_t free_bytes_ = UINT64_MAX;             // of the spool's disk, when last measured
   double growth_ = 0;                            // of the spool, bytes a second, smoothed
   uint64_t measured_bytes_ = 0;

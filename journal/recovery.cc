@@ -116,6 +116,8 @@ Status JournalImpl::load_batches(kv::Snapshot& snapshot, BatchNumber& newest) {
     BatchNumber number(load_be64(cursor->key().data()));
     TM_ASSIGN_OR_RETURN(BatchRow batch, decode_batch_row(cursor->value()));
     newest = std::max(newest, number);
+    const bool spent = batch.state == BatchState::kGivenUp && batch.last.value == 0;   // by take_over()
+    if (spent || batch.state == BatchState::kStaged) sent_ = number;
     if (batch.state == BatchState::kStaged) {
       StagedBatch staged{number, batch.supersedes_first, batch.digest, batch.parts, batch.label, batch.kind, batch.name, {}, {}};
       staged.staged_at = env_.now();   // its age counts from here: wall clocks may have jumped meanwhile
@@ -336,6 +338,7 @@ void JournalImpl::recover_batch(std::vector<ChangeRecord> records, std::vector<S
     tracker_.begin(counter.value);
     tracker_.finish(counter.value);
     touch_ended(batch, mark.mark, counter);
+    if (mark.batch <= sent_) perhaps_told_.insert(counter);
     batch.marks.push_back({counter, std::move(mark.mark)});
   }
 }

@@ -249,5 +249,58 @@ TEST_F(UnusedSinceTheStartTest, ASecondReplicaInTheMidstOfAFullResyncIsNotTakenF
   }
 }
 
+// Its creation is at the replica, and the answer was lost; it is removed, and the events are folded, also after a start.
+TEST_F(LimitTest, AFileWhoseCreationTheReplicaMayHaveIsSaidToBeGone) {
+  options_.settings.limit_age = std::chrono::seconds(20);
+  for (const int starts : {0, 1, 2}) {
+    SCOPED_TRACE(std::to_string(starts) + " starts");
+    open_journal();
+    reconcile_all();
+    wait_shipped();
+    replica_->interfere = [&](const net::HttpRequest& r) -> std::optional<net::HttpResponse> {
+      if (r.method == "PUT") replica_->take_silently(r);
+      return net::HttpResponse::json(503, R"({"error":"answer lost"})");
+    };
+    wire::Mark mark;
+    mark.kind = wire::MarkKind::kCreate;
+    mark.number = EventNumber(static_cast<uint64_t>(starts + 1) * 100'000);
+    mark.origin = options_.source;
+    mark.node.inode = InodeNumber(mark.number.value);
+    mark.node.parent = InodeNumber(1);
+    mark.node.kind = wire::NodeKind::kFifo;
+    mark.name = "fifo";
+    journal_->mark(mark);
+    ASSERT_TRUE(settle([&] { return degraded(); }, 120));
+    replica_away();
+    mark.kind = wire::MarkKind::kUnlink;
+    mark.number = mark.number.next();
+    mark.old_parent = InodeNumber(1);
+    mark.old_name = std::exchange(mark.name, {});
+    mark.replaced_inode = mark.node.inode;
+    const EventNumber removed = mark.number;
+    journal_->mark(mark);
+    for (int i = 0; i < starts; ++i) {
+      world_.run_for(std::chrono::seconds(1));
+      crash(sim::Crash::kPowerLoss);
+      open_journal();
+      reconcile_all();
+    }
+    mark = {};
+    mark.kind = wire::MarkKind::kSetAttr;
+    mark.origin = options_.source;
+    mark.node.inode = InodeNumber(7);
+    for (uint32_t i = 0; i < limits::kEventsFoldedAt; ++i) {
+      mark.number = EventNumber(removed.value + 1 + i);
+      journal_->mark(mark);
+    }
+    EXPECT_LT(journal_->usage().records_unstaged, 100u) << "they were folded";
+    replica_back();
+    expect_level();
+    auto is_it = [&](const wire::Mark& m) { return m.number == removed; };
+    EXPECT_TRUE(std::any_of(replica_->marks.begin(), replica_->marks.end(), is_it));
+    crash(sim::Crash::kKill);
+  }
+}
+
 }  // namespace
 }  // namespace tidemark::journal

@@ -19,6 +19,7 @@ struct Stream {
   BatchMaker maker;
   std::vector<journal::SegmentMark> marks;          // not shipped yet
   std::set<ImageId> written;                        // likewise
+  std::set<Counter> told;                           // of `marks`: the replica has them, and could not say so
   bool degraded = false;
   uint64_t counter = 0;
 };
@@ -35,19 +36,23 @@ class FoldTest : public testing::TestWithParam<int> {
   Stream* of(const std::string& name) { return name == "host1" ? &host1 : &host2; }
   void fold(Stream& s) {
     s.marks = journal::fold_marks(std::move(s.marks), s.maker.source(),
-                                  [&](const ImageId& id) { return gone.contains(id) && !s.written.contains(id); });
+                                  [&](const ImageId& id) { return gone.contains(id) && !s.written.contains(id); },
+                                  [&](Counter counter) { return s.told.contains(counter); });
   }
-  void ship(Stream& s) {
+  void ship(Stream& s, bool answered = true) {
     if (s.degraded && rng.coin()) fold(s);
-    s.degraded = false;
+    s.degraded = !answered;
     std::vector<SliceSpec> slices;
     for (const ImageId& image : s.written) {
       slices.push_back({.image = image, .epoch = Epoch(++epoch), .pieces = {{0, pattern(epoch, 4096)}}});
     }
     std::vector<wire::Mark> marks;
-    for (journal::SegmentMark& m : s.marks) marks.push_back(std::move(m.mark));
-    s.marks.clear();
-    s.written.clear();
+    for (const journal::SegmentMark& m : s.marks) marks.push_back(m.mark);
+    s.told.clear();
+    for (const journal::SegmentMark& m : s.marks)
+      if (!answered) s.told.insert(m.counter);
+    if (answered) s.marks.clear();
+    if (answered) s.written.clear();
     auto role = &s == &shared ? net::Role::kShared : net::Role::kHost;
     auto answer = h.put(s.maker, s.maker.make(std::move(slices), std::move(marks)), 0, role);
     ASSERT_EQ(answer.status, 200) << answer.body;
@@ -80,7 +85,7 @@ class FoldTest : public testing::TestWithParam<int> {
       Stream* streams[] = {&host1, &host2, &shared};
       Stream& s = *streams[rng.below(3)];
       if (rng.coin()) s.degraded = true;
-      else if (!s.degraded || rng.chance(1, 4)) ship(s);
+      else if (!s.degraded || rng.chance(1, 4)) ship(s, !rng.chance(1, 3));
     }
     if (!change) return;
     tell(change->mark);
@@ -166,6 +171,23 @@ TEST(Fold, EveryTakeoverOfAnImageIsKept) {
   for (const auto& m : journal::fold_marks(marks, "shared1", [](const ImageId&) { return false; }))
     EXPECT_TRUE(epochs.insert(m.mark.epoch.value).second);
   EXPECT_EQ(epochs, (std::set<uint64_t>{1, 2, 3}));
+}
+
+// Told, and nobody has heard so: that it is gone is told, too, however often it is folded.
+TEST(Fold, ANameThatMayHaveBeenToldIsSaidToBeGone) {
+  const std::vector<journal::SegmentMark> all{{Counter(1), create_mark(1, "host1", 11, test_uuid(1), "name")},
+                                              {Counter(2), unlink_mark(2, "host1", 11, test_uuid(1), "name")},
+                                              {Counter(3), create_mark(3, "host1", 12, test_uuid(2), "name")},
+                                              {Counter(4), unlink_mark(4, "host1", 12, test_uuid(2), "name")}};
+  auto gone = [](const ImageId&) { return true; };
+  for (uint64_t told : {1, 3}) {
+    auto marks = all;
+    for (int i = 0; i < 3; ++i)
+      marks = journal::fold_marks(std::move(marks), "shared", gone, [&](Counter c) { return c.value == told; });
+    ASSERT_FALSE(marks.empty());
+    EXPECT_EQ(marks.back().mark.number, EventNumber(4)) << told;
+  }
+  EXPECT_TRUE(journal::fold_marks(all, "shared", gone).empty());
 }
 
 // host2 made and removed it; host1 made it anew, which its own journal tells, and has not heard that host2 removed
