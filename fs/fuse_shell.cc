@@ -18,7 +18,7 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fuse");
 constexpr size_t kFreeReadBuffersMax = 64;
-constexpr size_t kHugeBuffers = 16;   // those used first: one on huge pages is resident as a whole, however short its requests
+constexpr size_t kHugeBuffers = 16;   // those used first: such a one is resident as a whole, however short its requests
 
 bool is_read(const void* request) {
   fuse_in_header header;

@@ -1,6 +1,9 @@
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
@@ -18,14 +21,12 @@ class HugePieces {
  public:
   uint8_t* take(size_t size) {
     std::lock_guard lock(mutex_);
-    auto with_room = mappings_.begin();
-    while (with_room != mappings_.end() && (with_room->second.piece != size || with_room->second.taken == kAll)) ++with_room;
-    if (with_room == mappings_.end()) with_room = map(size);
-    Mapping& mapping = with_room->second;
-    unsigned i = 0;
-    while ((mapping.taken >> i & 1) != 0) ++i;
-    mapping.taken |= 1u << i;
-    return with_room->first + i * size;
+    auto has_room = [size](const auto& m) { return m.second.piece == size && m.second.taken != kAll; };
+    auto in = std::find_if(mappings_.begin(), mappings_.end(), has_room);
+    if (in == mappings_.end()) in = map(size);
+    const int i = std::countr_one(in->second.taken);
+    in->second.taken |= 1u << i;
+    return in->first + static_cast<size_t>(i) * size;
   }
   void give_back(uint8_t* piece) {
     std::lock_guard lock(mutex_);
