@@ -141,11 +141,12 @@ truncate -s 8192 "$(data_of host1)"
 fsck 4 "the host's object is cut short" host1
 grep -q "has 8192 bytes instead of" "$D/fsck" || die "it does not say so: $(cat "$D/fsck")"
 start host1
-right
+expect "the guest reads what the shared copy has" cmp "$image" "$D/original"
 level() { mirrored host1 vm.img && [ "$(tm host1 status --json | jq '.reasons | length')" = 0 ]; }
 printf x | dd of="$image" bs=1 seek=0 conv=notrunc,fsync status=none
 printf x | dd of="$D/original" bs=1 seek=0 conv=notrunc status=none
 wait_for 60 "the host's copy to be filled anew" level
+right
 stop host1; stop shared1
 tm host1 fsck > "$D/fsck" || [ $? = 1 ] || die "the copy is not whole again: $(cat "$D/fsck")"
 truncate -s 8192 "$(data_of shared1)"
