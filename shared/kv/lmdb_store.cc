@@ -35,6 +35,15 @@ constexpr uint64_t kReserveBytes = 4ull << 20;    // storage kept allocated ahea
 constexpr off_t kLockBytes = 64 << 10;            // more than LMDB's lock file takes for so many readers
 constexpr off_t kFirstBytes = 256 << 10;          // of a new store: its tables
 
+// A process that was killed as it read keeps its slot, and with it all pages that were freed since; LMDB looks for such
+// ones only where it is told to. Any thread.
+void clear_dead_readers(MDB_env* env, const std::string& path) {
+  int dead = 0;
+  const int rc = mdb_reader_check(env, &dead);
+  if (rc != 0) kLog.warning("stale_readers_unknown", {{"path", path}, {"status", to_status(rc, "reader slots")}});
+  if (dead > 0) kLog.info("stale_readers_cleared", {{"path", path}, {"count", dead}});
+}
+
 // Directories open in this process: LMDB's file locks break when one is opened twice.
 class OpenGuard {
  public:
@@ -225,6 +234,7 @@ class LmdbStore final : public Store {
       if (rc == 0) rc = txn.commit();
     }
     Status status = to_status(rc, path_ + ": commit");
+    if (status.code() == Code::kOutOfSpace) clear_dead_readers(handle_.get(), path_);   // for the next one
     bool survivable = status.code() == Code::kOutOfSpace || status.code() == Code::kInvalidArgument;
     if (!status && !survivable) {
       broken_ = status;
@@ -242,6 +252,11 @@ class LmdbStore final : public Store {
     mdb_env_info(handle_.get(), &info);
     mdb_env_stat(handle_.get(), &page);
     uint64_t used = (info.me_last_pgno + 1) * page.ms_psize;
+    // What grows may be kept from using its own free pages again.
+    if (used > looked_for_readers_at_ + kReserveBytes) {
+      looked_for_readers_at_ = used;
+      clear_dead_readers(handle_.get(), path_);
+    }
     // Copy-on-write of the path to each touched leaf comes on top of the data.
     uint64_t needed = std::min<uint64_t>(used + 4 * batch_bytes + kReserveBytes / 4, info.me_mapsize);
     if (needed <= reserved_until_) return Status::ok();
@@ -252,8 +267,13 @@ class LmdbStore final : public Store {
     do {
       rc = ::fallocate(fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(used), static_cast<off_t>(target - used));
     } while (rc != 0 && errno == EINTR);
-    if (rc != 0 && errno == EOPNOTSUPP) target = UINT64_MAX;   // this file system cannot: do without
-    else if (rc != 0) return Status::from_errno(errno, path_ + ": reserve space");
+    if (rc != 0 && errno == EOPNOTSUPP) {
+      target = UINT64_MAX;   // this file system cannot: do without
+    } else if (rc != 0) {
+      Status refused = Status::from_errno(errno, path_ + ": reserve space");
+      clear_dead_readers(handle_.get(), path_);   // what is erased meanwhile takes free pages
+      return refused;
+    }
     reserved_until_ = target;
     return Status::ok();
   }
@@ -293,6 +313,7 @@ class LmdbStore final : public Store {
   // Writer thread.
   Status broken_;
   uint64_t reserved_until_ = 0;
+  uint64_t looked_for_readers_at_ = 0;   // where the last page ended then
 
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -392,10 +413,7 @@ Result<std::unique_ptr<Store>> open_lmdb_store(io::Env& env, const std::string& 
   // NOTLS: a snapshot belongs to its object, not to the thread that made it.
   unsigned flags = MDB_NOTLS | MDB_NORDAHEAD | (options.read_only ? MDB_RDONLY : 0);
   if ((rc = mdb_env_open(raw, path.c_str(), flags, 0600)) != 0) return to_status(rc, path + ": open");
-
-  int dead = 0;
-  mdb_reader_check(raw, &dead);
-  if (dead > 0) kLog.info("stale_readers_cleared", {{"path", path}, {"count", dead}});
+  clear_dead_readers(raw, path);
 
   LmdbStore::Tables tables;
   TM_RETURN_IF_ERROR(open_tables(raw, path, options, tables));

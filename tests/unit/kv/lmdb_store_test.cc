@@ -10,6 +10,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <utility>
 
 #include "shared/io/real_env.h"
 
@@ -205,6 +206,72 @@ TEST_F(LmdbStoreTest, CallbackMayDestroyTheStore) {
   env.turn({});
   EXPECT_EQ(called, 1);
   EXPECT_EQ(store, nullptr);
+}
+
+// It reads the store that this process has open, as `tidemark journal inspect` does; begun before that is opened.
+class ReadingProcess {
+ public:
+  explicit ReadingProcess(const std::string& path) {
+    EXPECT_EQ(::pipe(go_), 0);
+    EXPECT_EQ(::pipe(reads_), 0);
+    child_ = ::fork();
+    if (child_ != 0) return;
+    ::close(go_[1]);   // its end is the parent's
+    io::RealEnv own({.open_store = open_lmdb_store});
+    char byte = 0;
+    if (::read(go_[0], &byte, 1) != 1) ::_exit(1);
+    auto opened = own.open_store(path, {.tables = {"t"}, .read_only = true});
+    if (!opened) ::_exit(2);
+    auto snapshot = (*opened)->snapshot();
+    if (!snapshot->get(0, key_u64(1)) || ::write(reads_[1], &byte, 1) != 1) ::_exit(3);
+    for (;;) ::pause();
+  }
+  ~ReadingProcess() {
+    if (child_ > 0) kill();
+    for (int fd : {go_[0], go_[1], reads_[0], reads_[1]}) ::close(fd);
+  }
+  // True once it has its snapshot.
+  bool begin() {
+    ::close(std::exchange(reads_[1], -1));   // its end tells of its own
+    char byte = 0;
+    return child_ > 0 && ::write(go_[1], &byte, 1) == 1 && ::read(reads_[0], &byte, 1) == 1;
+  }
+  void kill() {
+    EXPECT_EQ(::kill(child_, SIGKILL), 0);
+    int status = 0;
+    EXPECT_EQ(::waitpid(child_, &status, 0), child_);
+    EXPECT_TRUE(WIFSIGNALED(status));
+    child_ = 0;
+  }
+
+ private:
+  int go_[2], reads_[2];
+  pid_t child_ = -1;
+};
+
+TEST_F(LmdbStoreTest, AProcessThatIsKilledAsItReadsKeepsNoPages) {
+  ReadingProcess reader(directory + "/s");
+  open(directory + "/s");
+  ASSERT_TRUE(commit(put(1, 100'000)).is_ok());
+  ASSERT_TRUE(reader.begin());
+  reader.kill();
+  for (int i = 0; i < 300; ++i) ASSERT_TRUE(commit(put(1, 100'000)).is_ok()) << i;
+  EXPECT_LT(store->usage()->file_bytes, 16u << 20);
+}
+
+// The pages that it kept serve though the map has no others left.
+TEST_F(LmdbStoreTest, AMapThatAProcessFilledAsItReadIsFreeOnceThatIsKilled) {
+  ReadingProcess reader(directory + "/s");
+  open(directory + "/s", 8 << 20);
+  ASSERT_TRUE(commit(put(1, 100'000)).is_ok());
+  ASSERT_TRUE(reader.begin());
+  Status status;
+  for (int i = 0; (status = commit(put(1, 100'000))).is_ok(); ++i) ASSERT_LT(i, 300) << "it keeps nothing";
+  EXPECT_EQ(status.code(), Code::kOutOfSpace) << status.to_string();
+  reader.kill();
+  status = commit(put(1, 100'000));   // it may be the one by which such a process is looked for
+  EXPECT_TRUE(status.is_ok() || status.code() == Code::kOutOfSpace) << status.to_string();
+  for (int i = 0; i < 300; ++i) ASSERT_TRUE(commit(put(1, 100'000)).is_ok()) << i;
 }
 
 TEST_F(LmdbStoreTest, AcknowledgedCommitSurvivesAKill) {
