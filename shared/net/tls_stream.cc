@@ -70,18 +70,18 @@ OutBuffer::~OutBuffer() { std::free(data_); }
 
 void OutBuffer::append(const void* data, size_t size) {
   if (capacity_ - end_ < size) {
-    if (begin_ > 0) {
-      std::memmove(data_, data_ + begin_, end_ - begin_);
-      end_ -= begin_;
-      begin_ = 0;
+    const size_t unsent = end_ - begin_;
+    uint8_t* to = data_;
+    // Moved only where as much is gone; else it would be moved again with every few bytes that go.
+    if (begin_ < unsent || capacity_ - unsent < size) {
+      capacity_ = std::max({begin_ == 0 ? 2 * capacity_ : 2 * (unsent + size), unsent + size, size_t{64} << 10});
+      to = static_cast<uint8_t*>(std::malloc(capacity_));
+      TM_CHECK(to != nullptr, "out of memory");
     }
-    if (capacity_ - end_ < size) {
-      size_t wanted = std::max({capacity_ * 2, end_ + size, size_t{64} << 10});
-      auto* grown = static_cast<uint8_t*>(std::realloc(data_, wanted));
-      TM_CHECK(grown != nullptr, "out of memory");
-      data_ = grown;
-      capacity_ = wanted;
-    }
+    if (unsent > 0) std::memmove(to, data_ + begin_, unsent);
+    if (to != data_) std::free(std::exchange(data_, to));
+    begin_ = 0;
+    end_ = unsent;
   }
   std::memcpy(data_ + end_, data, size);
   end_ += size;

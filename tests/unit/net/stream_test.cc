@@ -48,6 +48,25 @@ TEST_F(StreamTest, HeadAndPayloadArriveInOrder) {
   EXPECT_EQ(as_text(client.received), "back");
 }
 
+// A link slower than its senders, whose queue stays as long as it is.
+TEST(OutBuffer, ALongQueueIsNotMovedMoreThanIsSent) {
+  constexpr size_t kPiece = 16 << 10, kQueued = 60, kRounds = 10'000;
+  OutBuffer buffer;
+  buffer.append(Bytes(kQueued * kPiece, 0).data(), kQueued * kPiece);
+  uint64_t moved = 0;
+  for (size_t round = 0; round < kRounds; ++round) {
+    buffer.consume(kPiece);
+    const uint8_t* before = buffer.data();
+    const size_t size = buffer.size();
+    buffer.append(Bytes(kPiece, static_cast<uint8_t>(round)).data(), kPiece);
+    if (buffer.data() != before) moved += size;
+  }
+  EXPECT_LT(moved, 2 * kRounds * kPiece);
+  ASSERT_EQ(buffer.size(), kQueued * kPiece);
+  for (size_t at = 0; at < kQueued; ++at)
+    ASSERT_EQ(buffer.data()[at * kPiece], static_cast<uint8_t>(kRounds - kQueued + at)) << at;
+}
+
 TEST_F(StreamTest, FlushSendsBeforeTheTurnEnds) {
   listen(shared);
   End client;
