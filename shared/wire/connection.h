@@ -75,7 +75,7 @@ class Connection {
   void send_request(Type type, ByteSpan body, ByteSpan payload, Callback<Result<Answer>> done);
   template <class M>
   void send_request(Type type, const M& message, ByteSpan payload, Callback<Result<Answer>> done);
-  // Decodes the answer as A; an answer that is no A closes the connection.
+  // Decodes the answer as A; an answer that is no A is kCorruption.
   template <class A, class M>
   void request(Type type, const M& message, Callback<Result<A>> done);
   // The hot path. `payload_digest` is digest64(payload), which the journal needs as well.
