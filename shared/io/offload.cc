@@ -9,6 +9,7 @@ namespace tidemark::io {
 void block_all_signals() {
   sigset_t all;
   sigfillset(&all);
+  sigdelset(&all, SIGBUS);   // a map's page that cannot be read: the thread that meets it is told
   pthread_sigmask(SIG_BLOCK, &all, nullptr);
 }
 

@@ -19,6 +19,7 @@
 #include "shared/base/log.h"
 #include "shared/io/file.h"
 #include "shared/kv/lmdb_check.h"
+#include "shared/kv/lmdb_fault.h"
 #include "shared/kv/lmdb_read.h"
 #include "shared/kv/lmdb_write.h"
 
@@ -75,7 +76,8 @@ class LmdbStore final : public Store {
   LmdbStore(io::Env& env, std::string path, bool read_only, std::unique_ptr<OpenGuard> guard, EnvHandle handle,
             Tables tables)
       : env_(env), path_(std::move(path)), read_only_(read_only), guard_(std::move(guard)), handle_(std::move(handle)),
-        tables_(std::move(tables.handles)), seals_(std::move(tables.seals)), readers_(handle_.get()) {
+        fault_watch_(path_, page_bytes_of(handle_.get())), tables_(std::move(tables.handles)),
+        seals_(std::move(tables.seals)), readers_(handle_.get()) {
     if (!read_only_) writer_ = std::thread([this] { write_loop(); });
   }
 
@@ -175,9 +177,15 @@ class LmdbStore final : public Store {
     return rc == MDB_NOTFOUND ? 0 : rc;
   }
 
+  static size_t page_bytes_of(MDB_env* env) {
+    MDB_stat page{};
+    return mdb_env_stat(env, &page) == 0 ? page.ms_psize : 0;
+  }
+
   void write_loop() {
     sigset_t all;
     sigfillset(&all);   // the daemon's signals belong to its loop
+    sigdelset(&all, SIGBUS);   // but for what this thread itself meets in the map: FaultWatch
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
     std::vector<Pending> group;
     while (take_group(group)) {
@@ -304,6 +312,7 @@ class LmdbStore final : public Store {
   const bool read_only_;
   const std::unique_ptr<OpenGuard> guard_;
   const EnvHandle handle_;
+  const FaultWatch fault_watch_;
   const std::vector<MDB_dbi> tables_;
   const std::vector<uint64_t> seals_;
   ReaderPool readers_;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <fcntl.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -272,6 +273,46 @@ TEST_F(LmdbStoreTest, AMapThatAProcessFilledAsItReadIsFreeOnceThatIsKilled) {
   status = commit(put(1, 100'000));   // it may be the one by which such a process is looked for
   EXPECT_TRUE(status.is_ok() || status.code() == Code::kOutOfSpace) << status.to_string();
   for (int i = 0; i < 300; ++i) ASSERT_TRUE(commit(put(1, 100'000)).is_ok()) << i;
+}
+
+// What a process says on standard error that meets pages which are not there: as one does whose disk cannot read them.
+std::string last_words(const std::string& path, bool writing) {
+  int pipe[2];
+  EXPECT_EQ(::pipe(pipe), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const rlimit no_core{};
+    ::setrlimit(RLIMIT_CORE, &no_core);
+    ::dup2(pipe[1], STDERR_FILENO);
+    io::RealEnv own({.open_store = open_lmdb_store});
+    auto opened = own.open_store(path, {.tables = {"t"}});
+    WriteBatch one, another;
+    one.put(0, key_u64(1), Bytes(10, 'v'));
+    another.put(0, key_u64(2), Bytes(10, 'v'));
+    if (!opened || !(*opened)->commit_and_wait(std::move(one))) ::_exit(1);
+    if (::truncate((path + "/data.mdb").c_str(), 2 * 4096) != 0) ::_exit(2);   // the meta pages stay
+    const bool good = writing ? (*opened)->commit_and_wait(std::move(another)).is_ok()
+                              : (*opened)->snapshot()->get(0, key_u64(1)).is_ok();
+    ::_exit(good ? 3 : 4);
+  }
+  ::close(pipe[1]);
+  std::string said;
+  char piece[512];
+  for (ssize_t n; (n = ::read(pipe[0], piece, sizeof piece)) > 0;) said.append(piece, static_cast<size_t>(n));
+  ::close(pipe[0]);
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS) << status << ": " << said;
+  return said;
+}
+
+TEST_F(LmdbStoreTest, APageThatCannotBeReadEndsTheProcessWithTheStoresName) {
+  for (bool writing : {false, true}) {   // on the caller's thread; on the store's own
+    const std::string path = directory + (writing ? "/w" : "/r");
+    const std::string said = last_words(path, writing);
+    EXPECT_THAT(said, ::testing::HasSubstr("store page_unreadable file=" + path + "/data.mdb "));
+    EXPECT_THAT(said, ::testing::ContainsRegex("page=[0-9]+\n"));
+  }
 }
 
 TEST_F(LmdbStoreTest, AcknowledgedCommitSurvivesAKill) {
