@@ -422,6 +422,9 @@ Result<std::unique_ptr<Store>> open_lmdb_store(io::Env& env, const std::string& 
   // NOTLS: a snapshot belongs to its object, not to the thread that made it.
   unsigned flags = MDB_NOTLS | MDB_NORDAHEAD | (options.read_only ? MDB_RDONLY : 0);
   if ((rc = mdb_env_open(raw, path.c_str(), flags, 0600)) != 0) return to_status(rc, path + ": open");
+  // Where a meta page could not be written LMDB has put older bytes over it in memory alone: the disk may have the new
+  // ones, whose pages the next transaction writes over. What is read from here on is what the disk has.
+  if (!options.read_only && (rc = mdb_env_sync(raw, 1)) != 0) return to_status(rc, path + ": sync");
   clear_dead_readers(raw, path);
 
   LmdbStore::Tables tables;
