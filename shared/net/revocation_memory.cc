@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <fstream>
+#include <future>
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "shared/base/bytes.h"
@@ -19,6 +23,8 @@ namespace {
 const log::Logger kLog("tls");
 constexpr std::string_view kMagic{"TMREVOK\x01", 8};
 constexpr uint32_t kVersion = 1;
+constexpr auto kPatience = std::chrono::seconds(1);    // with the file's disk
+constexpr auto kRetry = std::chrono::seconds(10);      // after a failure
 
 struct Seen {
   uint64_t number = 0;                     // of the newest list
@@ -29,9 +35,13 @@ using AllSeen = std::map<std::string, Seen>;   // by authority
 
 std::mutex file_mutex;                     // taken first: one writer at a time
 std::mutex seen_mutex;
-AllSeen all_seen;                          // guarded by seen_mutex
-std::string kept_in;                       // guarded by seen_mutex; empty: nowhere
+// Never destroyed: a thread that writes them may outlast main().
+AllSeen& all_seen = *new AllSeen;          // guarded by seen_mutex
+std::string& kept_in = *new std::string;   // guarded by seen_mutex; empty: nowhere
 bool to_be_kept = false;                   // guarded by seen_mutex: the file lacks something
+bool keeping = false;                      // guarded by seen_mutex: a thread writes the file
+std::chrono::steady_clock::time_point retry_at;   // guarded by seen_mutex
+KeptWriter& writer = *new KeptWriter;      // guarded by file_mutex; empty: write_pem_file()
 
 Bytes encode(const AllSeen& all) {
   Bytes out;
@@ -58,23 +68,53 @@ Result<AllSeen> decode(ByteSpan bytes) {
   return out;
 }
 
-// What could not be written is tried again when a list is read the next time; until then this process remembers it.
+// Until the file has all. What could not be written is tried again when a list is read later; until then this process
+// remembers it.
+void write_all() {
+  for (;;) {
+    std::lock_guard one_writer(file_mutex);
+    std::string file;
+    Bytes bytes;
+    {
+      std::lock_guard lock(seen_mutex);
+      if (!std::exchange(to_be_kept, false)) {
+        keeping = false;
+        return;
+      }
+      file = kept_in;
+      bytes = encode(all_seen);
+    }
+    Status written = writer ? writer(file, bytes) : write_pem_file(file, bytes, 0600, true);
+    if (written) continue;
+    kLog.warning("revocations_not_kept", {{"file", file}, {"error", written},
+                                          {"effect", "after a restart an older list could count again"}});
+    std::lock_guard lock(seen_mutex);
+    to_be_kept = true;
+    keeping = false;
+    retry_at = std::chrono::steady_clock::now() + kRetry;
+    return;
+  }
+}
+
+// The file's disk may hang, and the caller be the loop: it waits a moment, lest a restart forget what has counted here.
 void keep() {
-  std::lock_guard one_writer(file_mutex);
-  std::string file;
-  Bytes bytes;
   {
     std::lock_guard lock(seen_mutex);
-    if (kept_in.empty() || !std::exchange(to_be_kept, false)) return;
-    file = kept_in;
-    bytes = encode(all_seen);
+    if (kept_in.empty() || !to_be_kept || keeping || std::chrono::steady_clock::now() < retry_at) return;
+    keeping = true;
   }
-  Status written = write_pem_file(file, bytes, 0600, true);
-  if (written) return;
-  kLog.warning("revocations_not_kept", {{"file", file}, {"error", written},
-                                        {"effect", "after a restart an older list could count again"}});
+  auto promise = std::make_shared<std::promise<void>>();   // shared: either may end first
+  std::future<void> kept = promise->get_future();
+  std::thread([promise] {
+    sigset_t all;
+    sigfillset(&all);   // the daemon's signals belong to its loop
+    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    write_all();
+    promise->set_value();
+  }).detach();
+  if (kept.wait_for(kPatience) == std::future_status::ready) return;
   std::lock_guard lock(seen_mutex);
-  to_be_kept = true;
+  if (keeping) kLog.warning("revocations_kept_late", {{"file", kept_in}, {"reason", "its disk does not answer"}});
 }
 
 }  // namespace
@@ -99,7 +139,13 @@ Status keep_revocations(const std::string& file) {
   all_seen = std::move(seen);
   kept_in = file;
   to_be_kept = false;
+  retry_at = {};
   return Status::ok();
+}
+
+void set_kept_writer_for_testing(KeptWriter other) {
+  std::lock_guard one_writer(file_mutex);
+  writer = std::move(other);
 }
 
 std::shared_ptr<const Revoked> add_to_seen(RevocationList list) {
@@ -120,7 +166,10 @@ std::shared_ptr<const Revoked> add_to_seen(RevocationList list) {
                                "certificates again: tidemark pki revoke"}});
     }
     seen.warned = older;
-    to_be_kept = to_be_kept || list.number > seen.number || list.serials.size() != known;
+    if (list.number > seen.number || list.serials.size() != known) {
+      to_be_kept = true;
+      retry_at = {};
+    }
     seen.number = std::max(seen.number, list.number);
     seen.serials = list.serials;
     out = std::make_shared<const Revoked>(std::move(list.serials));   // shared by contexts and connections

@@ -4,9 +4,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <future>
 #include <thread>
 
 #include "http_pair.h"
+#include "shared/net/openssl_handles.h"
+#include "shared/net/revocation_memory.h"
 #include "shared/net/tls_context.h"
 #include "stream_pair.h"
 
@@ -136,26 +140,27 @@ TEST_F(RevokedStreamTest, AnOlderListDoesNotBringACertificateBack) {
   EXPECT_TRUE(logged("revocation_list_older"));
 }
 
+size_t revoked_now(const TlsFiles& files) {
+  auto context = TlsContext::load(files);
+  EXPECT_TRUE(context.is_ok()) << context.status().to_string();
+  return context && (*context)->revoked() ? (*context)->revoked()->size() : 0;
+}
+
 // What a daemon saw is in a file of its state directory: keep_revocations() is what it does at its start.
 TEST_F(RevokedStreamTest, AnOlderListIsNotBelievedAfterARestartEither) {
   TempDir state;
   const std::string kept = state / "revoked", list = cluster.directory() / "revoked.pem", older = list + ".older";
-  auto revoked_now = [&] {
-    auto context = TlsContext::load(shared);
-    EXPECT_TRUE(context.is_ok()) << context.status().to_string();
-    return context && (*context)->revoked() ? (*context)->revoked()->size() : 0;
-  };
   ASSERT_TRUE(keep_revocations(kept).is_ok());
   revoke(cluster, other);
   std::filesystem::copy_file(list, older);
   revoke(cluster, host);
-  ASSERT_EQ(revoked_now(), 2u);
+  ASSERT_EQ(revoked_now(shared), 2u);
   std::filesystem::rename(older, list);
   ASSERT_TRUE(keep_revocations(state / "of_another_node").is_ok());
-  EXPECT_EQ(revoked_now(), 1u) << "one that never saw the newer list";
+  EXPECT_EQ(revoked_now(shared), 1u) << "one that never saw the newer list";
 
   ASSERT_TRUE(keep_revocations(kept).is_ok());
-  EXPECT_EQ(revoked_now(), 2u);
+  EXPECT_EQ(revoked_now(shared), 2u);
   EXPECT_TRUE(logged("revocation_list_older file=" + list + " number=1 newest_seen=2 lacks=1"));
   listen(shared);
   End end;
@@ -165,13 +170,64 @@ TEST_F(RevokedStreamTest, AnOlderListIsNotBelievedAfterARestartEither) {
 
   std::filesystem::remove(list);
   ASSERT_TRUE(keep_revocations(kept).is_ok());
-  EXPECT_EQ(revoked_now(), 2u) << "nor does a list that is gone bring anybody back";
+  EXPECT_EQ(revoked_now(shared), 2u) << "nor does a list that is gone bring anybody back";
   EXPECT_TRUE(logged("revocation_list_gone"));
 
   std::fstream(kept, std::ios::in | std::ios::out | std::ios::binary).seekp(20).put('!');
   Status damaged = keep_revocations(kept);
   EXPECT_EQ(damaged.code(), Code::kCorruption);
   EXPECT_THAT(damaged.message(), ::testing::HasSubstr(kept));
+  EXPECT_TRUE(keep_revocations("").is_ok());
+}
+
+// The loop reads lists, too; and the next one after this is not waited for at all.
+TEST_F(RevokedStreamTest, AListCountsThoughTheDiskThatIsToKeepItHangs) {
+  TempDir state;
+  const std::string kept = state / "revoked";
+  ASSERT_TRUE(keep_revocations(kept).is_ok());
+  std::promise<void> thaw;
+  std::atomic<int> begun = 0, written = 0;
+  set_kept_writer_for_testing([&, thawed = thaw.get_future().share()](const std::string& file, ByteSpan bytes) {
+    ++begun;
+    env.post([] {});
+    thawed.wait();
+    Status status = write_pem_file(file, bytes, 0600, true);
+    ++written;
+    env.post([] {});
+    return status;
+  });
+  revoke(cluster, other);
+  EXPECT_EQ(revoked_now(shared), 1u);
+  ASSERT_TRUE(wait_for([&] { return begun.load() == 1; }));
+  EXPECT_TRUE(logged("revocations_kept_late"));
+  revoke(cluster, host);
+  EXPECT_EQ(revoked_now(shared), 2u);
+  EXPECT_EQ(begun.load(), 1);
+  EXPECT_EQ(written.load(), 0);
+  thaw.set_value();
+  EXPECT_TRUE(wait_for([&] { return written.load() == 2; })) << "what came meanwhile is kept as well";
+  set_kept_writer_for_testing({});
+  ASSERT_TRUE(keep_revocations(kept).is_ok());
+  std::filesystem::remove(cluster.directory() / "revoked.pem");
+  EXPECT_EQ(revoked_now(shared), 2u);
+  EXPECT_TRUE(keep_revocations("").is_ok());
+}
+
+TEST_F(RevokedStreamTest, ADiskThatKeepsNoListIsNotAskedAtEachRequest) {
+  TempDir state;
+  ASSERT_TRUE(keep_revocations(state / "revoked").is_ok());
+  std::atomic<int> tried = 0;
+  set_kept_writer_for_testing([&](const std::string& file, ByteSpan) {
+    ++tried;
+    return Status::from_errno(ENOSPC, file);
+  });
+  revoke(cluster, other);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(revoked_now(shared), 1u);
+  EXPECT_EQ(tried.load(), 1);
+  revoke(cluster, host);
+  EXPECT_EQ(revoked_now(shared), 2u);
+  EXPECT_EQ(tried.load(), 2) << "what is new is tried at once";
+  set_kept_writer_for_testing({});
   EXPECT_TRUE(keep_revocations("").is_ok());
 }
 
