@@ -2,6 +2,7 @@
 
 #include <curl/curl.h>
 
+#include <deque>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -13,6 +14,9 @@ namespace tidemark::net {
 namespace {
 
 constexpr long kConnectionsKept = 8;
+// Requests under way, each on a connection of its own: a server closes what is beyond limits::kHttpConnectionsMax,
+// of all its clients together. The others wait here, where no timeout of curl's runs.
+constexpr size_t kAtOnce = 20;
 constexpr int kPollMs = 1000;
 
 using Done = Callback<Result<HttpResponse>>;
@@ -33,6 +37,7 @@ struct Replies {
 
 struct Job {
   uint64_t number = 0;
+  uint64_t newest = 0;                 // that was asked for when this one was given to curl
   std::unique_ptr<CurlTransfer> transfer;
 };
 
@@ -64,10 +69,11 @@ class Client final : public HttpClient {
   void request(HttpRequest request, Done done) override {
     uint64_t number = ++requests_;
     replies_->waiting.emplace(number, std::move(done));
-    Job job{number, std::make_unique<CurlTransfer>(options_, std::move(request), env_.wall())};
+    Job job{number, 0, std::make_unique<CurlTransfer>(options_, std::move(request), env_.wall())};
     if (Status status = job.transfer->prepare(); !status) return reply(number, std::move(status));
     {
       std::lock_guard lock(mutex_);
+      newest_ = number;
       added_.push_back(std::move(job));
     }
     curl_multi_wakeup(multi_);
@@ -87,7 +93,11 @@ class Client final : public HttpClient {
     {
       std::lock_guard lock(mutex_);
       if (stopping_) return false;
-      added.swap(added_);
+      while (!added_.empty() && running_.size() + added.size() < kAtOnce) {
+        added.push_back(std::move(added_.front()));
+        added.back().newest = newest_;
+        added_.pop_front();
+      }
     }
     for (Job& job : added) {
       CURL* easy = job.transfer->handle();
@@ -110,9 +120,24 @@ class Client final : public HttpClient {
       auto found = running_.find(easy);
       Job job = std::move(found->second);
       running_.erase(found);
-      reply(job.number, job.transfer->finish(code));
+      Result<HttpResponse> result = job.transfer->finish(code);
+      if (code == CURLE_OPERATION_TIMEDOUT) give_up_until(job.newest, result.status());
+      reply(job.number, std::move(result));
     }
     return any;
+  }
+
+  // A server that does not answer: what has waited here for as long as that took does not wait for its own turn, too.
+  void give_up_until(uint64_t newest, const Status& why) {
+    std::deque<Job> late;
+    {
+      std::lock_guard lock(mutex_);
+      while (!added_.empty() && added_.front().number <= newest) {
+        late.push_back(std::move(added_.front()));
+        added_.pop_front();
+      }
+    }
+    for (Job& job : late) reply(job.number, why);
   }
 
   void reply(uint64_t number, Result<HttpResponse> result) {
@@ -128,7 +153,8 @@ class Client final : public HttpClient {
   uint64_t requests_ = 0;                      // loop thread
   std::unordered_map<CURL*, Job> running_;     // background thread
   std::mutex mutex_;
-  std::vector<Job> added_;                     // guarded by mutex_
+  std::deque<Job> added_;                      // guarded by mutex_; in order of their numbers
+  uint64_t newest_ = 0;                        // guarded by mutex_; the last one's
   bool stopping_ = false;                      // guarded by mutex_
   std::thread thread_;
 };

@@ -294,6 +294,48 @@ TEST_F(HttpServerTest, ManyRequestsAtOnceEachGetTheirOwnAnswer) {
   EXPECT_EQ(right, 20);
 }
 
+// More than the server has connections for, and none is answered before it would have refused some.
+TEST_F(HttpServerTest, MoreRequestsThanAServerHasConnectionsForAreAllAnswered) {
+  constexpr int kRequests = static_cast<int>(limits::kHttpConnectionsMax) + 144;
+  std::vector<Callback<HttpResponse>> open;
+  serve({}, [&](HttpRequest, Callback<HttpResponse> done) {
+    if (open.empty()) {
+      env.after(std::chrono::milliseconds(100), [&] {
+        for (auto& answer : std::exchange(open, {})) answer(HttpResponse::text(200, "yes"));
+      });
+    }
+    open.push_back(std::move(done));
+  });
+  auto client = client_of(plain_options());
+  int right = 0, answered = 0;
+  for (int i = 0; i < kRequests; ++i) {
+    client->request(get("/"), [&](Result<HttpResponse> answer) {
+      ++answered;
+      if (answer && answer->status == 200) ++right;
+    });
+  }
+  ASSERT_TRUE(wait_for([&] { return answered == kRequests; }));
+  EXPECT_EQ(right, kRequests);
+}
+
+// As many as it would have been, had each been sent at once: they have waited for as long.
+TEST_F(HttpServerTest, RequestsBehindThoseThatTimedOutAreNotWaitedForOneAfterAnother) {
+  std::vector<Callback<HttpResponse>> open;   // never answered
+  serve({}, [&](HttpRequest, Callback<HttpResponse> done) { open.push_back(std::move(done)); });
+  HttpClientOptions options = plain_options();
+  options.stall_timeout = std::chrono::seconds(1);
+  auto client = client_of(options);
+  constexpr int kRequests = 200;
+  int unavailable = 0;
+  for (int i = 0; i < kRequests; ++i) {
+    client->request(get("/"), [&](Result<HttpResponse> answer) {
+      if (answer.status().code() == Code::kUnavailable) ++unavailable;
+    });
+  }
+  EXPECT_TRUE(wait_for([&] { return unavailable == kRequests; }));
+  EXPECT_LT(open.size(), size_t(kRequests) / 2);
+}
+
 TEST_F(HttpServerTest, UnixSocketIsPrivateAndServes) {
   TempDir dir;
   std::string path = dir / "control.sock";
