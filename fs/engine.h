@@ -324,7 +324,12 @@ class Engine final : public journal::BlockSource {
   Task<void> stage_whole(Image& image);
   Task<void> do_takeover(std::string request, Callback<Result<std::string>> done);
   // ---- engine_witness.cc: going on alone where the witness must say so first
+  void wait_for_vote(Image& image);
+  void want_votes();
+  Task<void> want_votes_later();
   Task<void> ask_witness(Image& image);
+  void take_verdict(Image& image, const Result<net::HttpResponse>& answer);
+  Task<void> go_on_voted(Image& image);
   Task<void> ask_unless_linked(Image& image);
   Task<void> ask_terms(Image& image);
   void want_terms(size_t at_least);
@@ -472,6 +477,7 @@ class Engine final : public journal::BlockSource {
   std::unique_ptr<net::HttpClient> witness_;        // null: none is configured
   size_t asking_terms_ = 0;                         // questions under way
   std::string terms_error_;                         // why the witness gave none when it was last asked, of any image
+  VotesAsked votes_;
   const std::unique_ptr<Copies> copies_;            // what the next four use of this; their tasks end with tasks_
   const std::unique_ptr<Verifier> verifier_;
   const std::unique_ptr<Scrubber> scrubber_;

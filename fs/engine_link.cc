@@ -53,7 +53,7 @@ void Engine::apply(Image& im, MirrorEvent event) {
   // What a crash left dirty no link makes equal: the recovery says itself when it has. Of `none` there is one copy.
   const bool equal = im.facts.policy_none || !unreconciled_.contains(im.id);
   if (im.attached && equal && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
-  if (im.state == MirrorState::kWaiting && im.facts.asks_first && witness_) tasks_.spawn(ask_witness(im));
+  if (im.state == MirrorState::kWaiting && im.facts.asks_first && witness_) wait_for_vote(im);
   if (im.state == MirrorState::kMirrored) want_terms(0);
   if ((next.actions & kStartResync) != 0 && !im.resync_running) tasks_.spawn(resync(im));
   if ((next.actions & kStartFill) != 0 && !im.fill_running) tasks_.spawn(fill(im));
@@ -169,6 +169,8 @@ Task<void> Engine::resume(Image& im) {
     if (recovers && !other && (equal || im.noting_alone)) continue;
     if (says_level == 0) im.told_apart = session;
     im.facts.handshaken = true;
+    im.voted = im.voted || im.facts.witnessed;
+    im.facts.witnessed = false;   // the shared node has heard this host
     im.yield_unknown = false;
     im.terms_asked_at = {};
     im.terms = Generation(0);   // whoever got the vote under them meanwhile: new ones are asked for

@@ -29,7 +29,7 @@ void Engine::remember(Image& im) {
   if (!whole || (!with_mirror && im.state != MirrorState::kNone)) return options_.survivor->let_go(im.id);
   options_.survivor->hold(
       {im.id, im.inode, im.epoch, im.parent, own_loss(im), shared_loss(im), im.state == MirrorState::kNone, im.terms,
-       im.facts.witnessed, im.facts.asks_first});
+       im.voted || im.facts.witnessed, im.facts.asks_first});
 }
 
 void Engine::take_over_handles() {
@@ -96,7 +96,7 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
   im.facts.policy_none = none;
   im.facts.copy_whole = im.facts.handshaken = true;
   im.terms = saved->terms;
-  im.facts.witnessed = saved->witnessed;
+  im.voted = saved->witnessed;
   // Whatever the policy is by now: under its terms the shared node may have it fenced. Who had any asked first, or was
   // an older program, which did not keep more.
   const bool asked_first = saved->asks_first || saved->terms.value != 0 || saved->witnessed;
@@ -143,7 +143,7 @@ Task<bool> Engine::carry_on(ImageId id, const journal::DirtyImage* dirty) {
     // before it went on alone this one has to, too: not even a read is answered before the word of either.
     im.state = MirrorState::kWaiting;
     if (TM_PLANTED("a successor goes on without asking")) im.facts.witnessed = true;
-    if (im.facts.asks_first && !im.facts.witnessed) tasks_.spawn(ask_unless_linked(im));
+    if (im.facts.asks_first && !im.facts.witnessed && !im.voted) tasks_.spawn(ask_unless_linked(im));
     else apply(im, MirrorEvent::kLinkLost);
     remember(im);
   }

@@ -279,7 +279,7 @@ Task<Status> Engine::take_grant(Image& im, wire::Grant grant) {
   im.epoch = grant.epoch;
   im.terms = Generation(0);
   im.terms_asked_at = {};
-  im.facts.witnessed = false;
+  im.voted = im.facts.witnessed = false;
   im.facts.asks_first = !options_.config.may_go_alone;   // of this tenure, as long as it lasts
   im.size_untold = untold && im.recovering;   // told by the recovery
   if (!im.recovering && (untold || im.facts.alone)) {  // told before anything is written there

@@ -100,6 +100,13 @@ struct LocalWait {
   Callback<Status> done;               // empty: it was given up, or has ended
 };
 
+// What the witness is asked for images that wait.
+struct VotesAsked {
+  size_t asking = 0;                   // questions under way
+  bool silent = false;                 // the last one had no answer
+  bool later = false;                  // others are asked in a moment
+};
+
 // Making copies level, as `status` shows it.
 struct LevelRun {
   uint64_t total = 0, done = 0;        // bytes; total 0: none is under way
@@ -136,6 +143,8 @@ struct Image {
   Generation terms;                    // under which the witness may be asked; 0: not known, it may not
   bool asking_terms = false, asking_witness = false;
   io::BootTime terms_asked_at;         // in this session; 0: not yet
+  io::BootTime vote_asked_at;          // under these terms; 0: not yet
+  bool voted = false;                  // the witness lets this host go on alone, and no new terms were asked for since
   std::string witness_error;           // why it has not recorded that this host may go on alone
   bool branch_staged = false;          // fenced: what was journaled was cut off
   std::string shared_fault;            // the shared copy is damaged: what it last answered

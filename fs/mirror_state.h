@@ -59,7 +59,7 @@ struct MirrorFacts {
   bool copy_whole = false;    // the own copy exists, nothing in it stale, broken or unreconciled
   bool handshaken = false;    // a handshake for this tenure succeeded in this incarnation
   bool asks_first = false;    // autonomy = pause as this tenure began: it goes on alone only with the witness's record
-  bool witnessed = false;     // which it has for this tenure, and has not asked for new terms since
+  bool witnessed = false;     // which it has for this tenure, and goes by since the link was last there
   bool alone = false;         // it is durably noted that writes may have been acknowledged without the shared copy
 };
 

@@ -14,6 +14,32 @@ inline Result<fs::HandleId> cut_off_after_a_write(Lab& lab) {
   return image;
 }
 
+// So many images, disk0 and so on, open on host 1, level and with their terms.
+inline std::vector<fs::HandleId> open_many(Lab& lab, size_t count) {
+  std::vector<fs::HandleId> out;
+  for (size_t i = 0; i < count; ++i) {
+    auto handle = lab.open("host1", true, "disk" + std::to_string(i));
+    EXPECT_TRUE(handle.is_ok()) << handle.status().to_string();
+    if (!handle) return out;
+    EXPECT_TRUE(lab.write("host1", *handle, 0, 'a').is_ok());
+    EXPECT_TRUE(lab.flush("host1", *handle).is_ok());
+    out.push_back(*handle);
+  }
+  lab.world.run_for(std::chrono::seconds(5));
+  EXPECT_EQ(lab.world.committed("witness1", "/state/witness", "records").size(), count);
+  return out;
+}
+
+inline size_t let_go_on(Lab& lab) {   // images of which the witness has recorded it
+  size_t count = 0;
+  for (const auto& [key, value] : lab.world.committed("witness1", "/state/witness", "records")) {
+    auto record = wire::decode<witness::Record>(value);
+    EXPECT_TRUE(record.is_ok());
+    if (record && record->verdict == witness::Verdict::kOutdated) ++count;
+  }
+  return count;
+}
+
 inline bool moves(Lab& lab, fs::HandleId handle, Duration limit) {
   return lab.world.run_until([&, next = Duration(0)]() mutable {
     if (lab.world.elapsed() < next) return false;

@@ -174,5 +174,50 @@ TEST(Witness, NobodyReadsWithoutWhatAHostHasAcknowledgedAlone) {
   }
 }
 
+// The vote of an earlier time counts until new terms are asked for; but the shared node has heard this host since.
+TEST(Witness, NobodyReadsWithoutWhatAHostAcknowledgesWithAnEarlierVote) {
+  constexpr size_t kImages = 40;
+  Lab lab(1, true);
+  const std::vector<fs::HandleId> images = open_many(lab, kImages);
+  ASSERT_EQ(images.size(), kImages);
+  std::vector<fs::HandleId> elsewhere;
+  for (size_t i = 0; i < kImages; ++i) {
+    auto handle = lab.open("host2", false, "disk" + std::to_string(i));
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    elsewhere.push_back(*handle);
+  }
+  lab.world.partition("host1", "shared1");
+  for (fs::HandleId image : images) ASSERT_TRUE(lab.write("host1", image, 0, 'b').is_ok());
+  lab.crash("witness1", Crash::kKill);
+  lab.world.heal_all();
+  auto mirrored = [&, next = Duration(0)]() mutable {
+    if (lab.world.elapsed() < next) return false;
+    next = lab.world.elapsed() + milliseconds(100);
+    const std::string status = lab.engine("host1").status_json();
+    for (const char* other : {"\"local only\"", "\"waiting\"", "\"resyncing\""})
+      if (status.find(other) != std::string::npos) return false;
+    return true;
+  };
+  ASSERT_TRUE(lab.world.run_until(mirrored, seconds(30)));
+  lab.world.partition("host1", "shared1");
+  lab.world.reset_end("host1", "shared1");
+  std::vector<size_t> wrote;
+  auto data = std::make_shared<Bytes>(4096, 't');
+  for (size_t i = 0; i < kImages; ++i) {
+    lab.engine("host1").write(images[i], 0, *data, io::IoMode::kQueued, [&wrote, i, data](Result<size_t> n) {
+      if (n) wrote.push_back(i);
+    });
+  }
+  ASSERT_TRUE(lab.world.run_until([&] { return !wrote.empty(); }, seconds(3))) << "no image had its vote any more";
+  const size_t first = wrote.front();
+  auto byte = lab.read("host2", elsewhere[first], 0);
+  EXPECT_FALSE(byte.is_ok() && *byte == 'b') << "an old block is read";
+  lab.world.heal_all();
+  lab.start("witness1");
+  ASSERT_TRUE(lab.healthy("host1"));
+  byte = lab.read("host2", elsewhere[first], 0);
+  EXPECT_TRUE(byte.is_ok() && *byte == 't');
+}
+
 }  // namespace
 }  // namespace tidemark::sim

@@ -312,6 +312,52 @@ TEST(Witness, AVoteThatCameTooLateDoesNotCountTheNextTime) {
   }
 }
 
+// Its server has connections for so many; and a guest's image does not wait for its turn behind idle ones.
+TEST(Witness, OfManyImagesAFewAreAskedForAtATimeThoseOfGuestsFirst) {
+  constexpr size_t kImages = 100, kAtOnce = 16;
+  Lab lab(1, true);
+  const std::vector<fs::HandleId> images = open_many(lab, kImages);
+  ASSERT_EQ(images.size(), kImages);
+  lab.world.set_latency("host1", "witness1", {milliseconds(300), milliseconds(300)});
+  lab.world.partition("host1", "shared1");
+  const size_t guests = kImages / 2;
+  auto data = std::make_shared<Bytes>(4096, 't');
+  std::optional<Result<size_t>> wrote;
+  lab.engine("host1").write(images[guests], 0, *data, io::IoMode::kQueued, [&](Result<size_t> n) { wrote = std::move(n); });
+  size_t before = 0, at_write = 0, most = 0;
+  auto all = [&, next = Duration(0)]() mutable {
+    if (wrote && at_write == 0) at_write = let_go_on(lab);
+    if (lab.world.elapsed() < next) return false;
+    next = lab.world.elapsed() + milliseconds(100);
+    const size_t now = let_go_on(lab);
+    most = std::max(most, now - before);   // in less time than one question takes
+    before = now;
+    return now == kImages;
+  };
+  ASSERT_TRUE(lab.world.run_until(all, seconds(60)));
+  EXPECT_LE(most, kAtOnce);
+  ASSERT_TRUE(wrote && wrote->is_ok());
+  EXPECT_LE(at_write, 4 * kAtOnce);
+}
+
+// Whichever of many images is asked for while it is silent, all go on soon once it answers.
+TEST(Witness, ASilentWitnessThatAnswersAgainLetsAllImagesGoOn) {
+  constexpr size_t kImages = 40;
+  Lab lab(1, true);
+  const std::vector<fs::HandleId> images = open_many(lab, kImages);
+  ASSERT_EQ(images.size(), kImages);
+  lab.world.partition("host1", "shared1");
+  lab.crash("witness1", Crash::kKill);
+  lab.world.run_for(seconds(30));
+  lab.start("witness1");
+  ASSERT_TRUE(lab.world.run_until([&, next = Duration(0)]() mutable {
+    if (lab.world.elapsed() < next) return false;
+    next = lab.world.elapsed() + milliseconds(100);
+    return let_go_on(lab) == kImages;
+  }, seconds(15)));
+  for (fs::HandleId image : images) EXPECT_TRUE(lab.write("host1", image, 0, 't').is_ok());
+}
+
 // A witness that did not answer is asked again as long as somebody waits.
 TEST(Witness, AWitnessThatIsBackIsAskedAgainForThoseThatWait) {
   Lab lab(1, true);
