@@ -348,6 +348,7 @@ class Core {
   Image* image_named(const std::string& name);
   std::string describe_takeover(Image& image, const std::string& by, bool accept_loss, TakeoverRun& run);
   void take_as_is(TakeoverRun& run);
+  static bool copy_serves(const Image& image);
   bool asks_witness(const Image& image) const;
   void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
   void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);

@@ -196,6 +196,12 @@ void Core::take_as_is(TakeoverRun& run) {
   commit(std::move(batch), [] {});
 }
 
+// Whoever takes the image finds all that was acknowledged, for all that is known: until the witness answers that may
+// have changed.
+bool Core::copy_serves(const Image& image) {
+  return image.record.outdated == 0 && image.record.cut == 0 && image.attr->mirror != 0;
+}
+
 // A holder that got terms for this epoch may ask the witness for its vote: no vote, no going on alone.
 bool Core::asks_witness(const Image& image) const {
   return options_.witness && image.record.generation.value != 0 && !image.record.tenure.holder.empty();
@@ -236,7 +242,11 @@ void Core::carry_out_takeover(const std::shared_ptr<TakeoverRun>& run) {
   for (auto [image, epoch] : run->fenced) {
     --image->ops;
     --image->asking_witness;
-    if (image->record.tenure.epoch == epoch && !image->record.tenure.holder.empty()) now.push_back(image);
+    if (image->record.tenure.epoch != epoch || image->record.tenure.holder.empty()) continue;
+    now.push_back(image);
+    const bool serves = run->accept_loss ? image->attr->mirror != 0 : copy_serves(*image);
+    if (serves) continue;
+    run->refuse(names_->path(image->record.inode) + ": its copy here may lack writes by now: say it again");
   }
   if (!run->refused.empty()) {
     // Of the others the vote is spent: their holder comes back for new terms.

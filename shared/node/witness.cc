@@ -133,8 +133,8 @@ void Core::register_terms(const PeerPtr& peer, uint64_t id, Image& image, Epoch 
 // Another host waits for the image of one that is gone.
 void Core::consider_fencing(Image& image) {
   const fence::State& tenure = image.record.tenure;
-  bool wanted = options_.witness && !tenure.waiters.empty() && !tenure.holder.empty() && image.attr->mirror != 0 &&
-                image.record.outdated == 0 && image.record.generation.value != 0 && !image.fencing &&
+  bool wanted = options_.witness && !tenure.waiters.empty() && !tenure.holder.empty() && copy_serves(image) &&
+                image.record.generation.value != 0 && !image.fencing &&
                 image.asking_witness == 0 && !image.fence_later;
   if (!wanted || session_of(tenure.holder) != nullptr) return;
   const io::Duration lease = TM_PLANTED("take a tenure before its lease is over") ? io::Duration(0) : kLease;
@@ -155,7 +155,7 @@ void Core::consider_fencing(Image& image) {
     if (*verdict != "fenced" || image.record.tenure.epoch != asked.epoch || image.record.tenure.holder.empty()) return;
     // It was back meanwhile: if it has gone again it may still answer reads from its own copy.
     if (session_of(asked.holder) != nullptr || gone_since(asked.holder) != gone) return consider_fencing(image);
-    if (!image.fencing) preempt(image, [] {});
+    if (!image.fencing && copy_serves(image)) preempt(image, [] {});
   });
 }
 

@@ -202,6 +202,47 @@ TEST(Witness, AForcedTakeoverThatTheWitnessDoesNotBearTakesASecondWord) {
   }
 }
 
+// The witness bears it, and while it was asked the sync of another image has failed there: nothing is taken unsaid.
+TEST(Witness, ACopyThatMayLackWritesWhenTheWitnessAnswersIsNotTaken) {
+  for (bool by_itself : {false, true}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    auto other = lab.open("host2", true, "other.img");
+    ASSERT_TRUE(other.is_ok()) << other.status().to_string();
+    auto second = lab.open("host2");
+    ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+    lab.world.run_for(seconds(5));
+    ASSERT_TRUE(lab.write("host2", *other, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.world.run_until([&] {   // its terms
+      return lab.world.committed("witness1", "/state/witness", "records").size() == 2;
+    }, seconds(10)));
+    if (by_itself) {
+      lab.crash("host1", Crash::kKill);
+      lab.world.run_for(seconds(12));
+    }
+    lab.world.set_latency("shared1", "witness1", {seconds(2), seconds(2)});
+    bool flushed = false;
+    lab.world.at(milliseconds(500), [&] {
+      lab.world.inject("shared1", FileFault{.operations = kSync, .path_contains = ".data"});
+      lab.engine("host2").flush(*other, io::IoMode::kQueued, [&flushed](Status) { flushed = true; });
+    });
+    const Status taken = by_itself ? lab.write("host2", *second, 4096, 'b') : take(lab);
+    EXPECT_EQ(taken.code(), Code::kBusy) << taken.to_string();
+    lab.world.run_for(seconds(20));
+    EXPECT_TRUE(flushed);
+    if (by_itself) {
+      EXPECT_NE(lab.shared_status().find("\"outdated\":true"), std::string::npos);
+      lab.start("host1");
+    }
+    lab.world.set_latency("shared1", "witness1", {milliseconds(1), milliseconds(1)});
+    ASSERT_TRUE(lab.healthy("host1"));
+    auto byte = lab.read("host2", *second, 0);
+    EXPECT_TRUE(byte.is_ok() && *byte == 'a');
+  }
+}
+
 // What the shared node has learned of its own copy stands, whoever asks next.
 TEST(Witness, AVerdictAgainstTheSharedCopyIsKept) {
   Lab lab(1, true);
