@@ -388,6 +388,7 @@ class Core {
   void ask_witness(const char* what, const Image& image, WitnessAnswer done);
   void look_for_witness();
   void note_witness(const Status& answered, io::BootTime asked);
+  void note_witness_store(const net::HttpResponse& answer);
   void register_terms(const PeerPtr& peer, uint64_t id, Image& image, Epoch epoch, Generation next, bool may_learn);
 
   // ---- name_requests.cc -----------------------------------------------------------------------
@@ -432,6 +433,7 @@ class Core {
 
   bool looking_for_witness_ = false;
   Status witness_fault_;                      // how it failed to answer the last time; OK: it did, or was not asked
+  Uuid witness_store_;                        // that answered last; nil: none has said which it is
   io::BootTime witness_silent_since_, witness_heard_at_;   // the former while it fails
 
   fence::Ticket next_ticket_ = 0;

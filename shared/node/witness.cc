@@ -8,6 +8,7 @@
 // cannot get the vote.
 #include <nlohmann/json.hpp>
 
+#include <set>
 #include <utility>
 
 #include "shared/base/log.h"
@@ -46,6 +47,7 @@ void Core::ask_witness(const char* what, const Image& image, WitnessAnswer done)
     if (*self != nullptr) note_witness(answer.status(), asked);
     if (!answer) return done(answer.status(), Generation(0));
     std::string body(as_text(answer->body));
+    if (*self != nullptr) note_witness_store(*answer);
     if (answer->status != 200)
       return done(Status(Code::kUnavailable, "witness: " + body), registered_of(body, epoch));
     for (const char* verdict : {"undecided", "outdated", "fenced"}) {
@@ -72,6 +74,32 @@ void Core::look_for_witness() {
     if (answer && answer->status != kFound && answer->status != kNoSuchMethod)
       status = Status(Code::kUnavailable, "HTTP " + std::to_string(answer->status) + ": no witness serves there");
     note_witness(status, asked);
+    if (answer) note_witness_store(*answer);
+  });
+}
+
+// Another store than the last one: of no image is there a vote in it before a registration, which takes both ends. Not
+// of the generation that was registered before: the old one may have given a vote under it. Not inline: whoever asked
+// goes on with the answer first.
+void Core::note_witness_store(const net::HttpResponse& answer) {
+  if (answer.status != 200) return;
+  const auto json = nlohmann::json::parse(as_text(answer.body), nullptr, false);
+  if (!json.is_object() || !json.contains("store") || !json["store"].is_string()) return;   // of an older version
+  const auto store = Uuid::parse(json["store"].get<std::string>());
+  if (!store || *store == witness_store_) return;
+  const Uuid before = std::exchange(witness_store_, *store);
+  if (before.is_nil()) return;   // in this run each holder has asked for new terms, or will
+  kLog.warning("witness_replaced", {{"store", *store}, {"before", before},
+                                    {"effect", "holders come back for new terms: until then there is no vote"}});
+  env_.post([this, self = self_] {
+    if (*self == nullptr) return;
+    std::set<std::string> holders;
+    for (const auto& [id, image] : images_)
+      if (image->record.generation.value != 0 && !image->record.tenure.holder.empty())
+        holders.insert(image->record.tenure.holder);
+    for (const std::string& host : holders)
+      for (Session* session = session_of(host); session != nullptr; session = session_of(host))
+        end_session(sessions_.at(session->number), Status(Code::kUnavailable, "the witness was replaced"));
   });
 }
 

@@ -11,7 +11,8 @@ namespace tidemark::witness {
 namespace {
 
 const log::Logger kLog("witness");
-enum Table : kv::Table { kRecords };
+enum Table : kv::Table { kRecords, kMeta };
+const char* const kStoreKey = "store";
 constexpr size_t kImagesMax = 1u << 20;
 constexpr size_t kListedMax = 10'000;   // records in one answer
 
@@ -41,7 +42,7 @@ net::HttpResponse refuse(int status, const std::string& error, const std::string
 Result<std::unique_ptr<Witness>> Witness::open(io::Env& env, const std::string& directory) {
   TM_RETURN_IF_ERROR(env.files().make_directories(directory));
   kv::StoreOptions options;
-  options.tables = {"records"};
+  options.tables = {"records", "meta"};
   TM_ASSIGN_OR_RETURN(auto store, env.open_store(directory, options));
   std::unique_ptr<Witness> witness(new Witness(std::move(store)));
   auto snapshot = witness->store_->snapshot();
@@ -53,7 +54,23 @@ Result<std::unique_ptr<Witness>> Witness::open(io::Env& env, const std::string& 
     if (!key.done() || !record) return Status(Code::kCorruption, directory + ": table records holds a malformed row");
     witness->records_.emplace(image, std::move(*record));
   }
+  TM_RETURN_IF_ERROR(witness->name_store(env).with_context(directory));
   return witness;
+}
+
+// At its first open: by another name the shared node knows that this one has no record of what another had.
+Status Witness::name_store(io::Env& env) {
+  auto known = store_->snapshot()->get(kMeta, as_bytes(kStoreKey));
+  if (known) {
+    Reader value(*known);
+    name_ = value.uuid();
+    return value.done() ? Status::ok() : Status(Code::kCorruption, "table meta holds a malformed row");
+  }
+  if (known.status().code() != Code::kNotFound) return known.status();
+  name_ = env.random_uuid();
+  kv::WriteBatch batch;
+  batch.put(kMeta, as_bytes(kStoreKey), name_.bytes);
+  return store_->commit_and_wait(std::move(batch));
 }
 
 void Witness::handle(net::HttpRequest request, Callback<net::HttpResponse> reply) {
@@ -90,7 +107,7 @@ net::HttpResponse Witness::list(const net::HttpRequest& request, const std::vect
            ",\"generation\":" + std::to_string(at->second.generation.value) + ",\"verdict\":\"" +
            std::string(verdict_name(at->second.verdict)) + "\"}";
   }
-  return net::HttpResponse::json(200, "{\"records\":[" + out + "]}");
+  return net::HttpResponse::json(200, "{\"records\":[" + out + "],\"store\":\"" + name_.to_string() + "\"}");
 }
 
 void Witness::ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply) {
@@ -120,7 +137,7 @@ void Witness::ask(const ImageId& image, const Question& question, Callback<net::
     kept_ = s;
     if (!s) return reply(refuse(503, "unavailable", "the record could not be made durable"));
     reply(net::HttpResponse::json(200, "{\"verdict\":\"" + std::string(verdict_name(answer.verdict)) + "\",\"by\":\"" +
-                                           answer.by + "\"}"));
+                                           answer.by + "\",\"store\":\"" + name_.to_string() + "\"}"));
   });
 }
 

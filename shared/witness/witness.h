@@ -8,6 +8,7 @@
 //                                                        "generation", "verdict"}]}, at most 10,000; none: the end
 //
 // 200 {"verdict": "undecided" | "outdated" | "fenced", "by": NODE}: what is recorded, durably, whoever asked for it.
+// Each 200 ends with "store": a UUID made with the store, so that an empty one in its place is noticed.
 // 404 not registered, 409 another generation, 403 not this role's to ask. Loop thread only.
 #pragma once
 
@@ -37,10 +38,12 @@ class Witness {
 
  private:
   explicit Witness(std::unique_ptr<kv::Store> store) : store_(std::move(store)) {}
+  Status name_store(io::Env& env);
   void ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply);
   net::HttpResponse list(const net::HttpRequest& request, const std::vector<std::string>& parts) const;
 
   std::unique_ptr<kv::Store> store_;
+  Uuid name_;                          // of the store; constant after open()
   std::map<ImageId, Record> records_;
   Status kept_;                        // whether the last record could be made durable
 };

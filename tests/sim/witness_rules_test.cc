@@ -485,6 +485,33 @@ TEST(Witness, ASilentWitnessIsSeenBeforeItIsNeeded) {
   EXPECT_NE(lab.shared_status().find("the witness is silent"), std::string::npos);
 }
 
+// An empty one in its place knows no image; both ends are there, and level, and register what is held anew.
+TEST(Witness, AReplacedWitnessHasItsVotesBeforeTheyAreNeeded) {
+  for (bool host_dies : {false, true}) {
+    Lab lab(1, true);
+    auto first = lab.open("host1", true);
+    ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+    ASSERT_TRUE(lab.write("host1", *first, 0, 'a').is_ok());
+    ASSERT_TRUE(lab.flush("host1", *first).is_ok());
+    lab.world.run_for(seconds(10));
+    lab.crash("witness1", Crash::kKill);
+    lab.world.wipe("witness1", {"/state/witness"});
+    lab.start("witness1");
+    lab.world.run_for(seconds(20));
+    EXPECT_EQ(lab.world.committed("witness1", "/state/witness", "records").size(), 1u);
+    ASSERT_TRUE(lab.healthy("host1"));
+    if (host_dies) {
+      auto second = lab.open("host2");
+      ASSERT_TRUE(second.is_ok()) << second.status().to_string();
+      lab.crash("host1", Crash::kKill);
+      EXPECT_TRUE(moves(lab, *second, seconds(60)));
+    } else {
+      lab.world.partition("host1", "shared1");
+      EXPECT_TRUE(lab.write("host1", *first, 0, 't').is_ok());
+    }
+  }
+}
+
 TEST(Witness, ASilentWitnessMeansWaitingWhichAnOperatorMayEnd) {
   Lab lab(1, true);
   auto first = cut_off_after_a_write(lab);
