@@ -8,7 +8,7 @@
 //   none      all, tagged by one state              any             the file was lost: written anew
 //   none      anything else                         any             refused
 //   ready     all there, tagged as the file says    any             opened
-//   ready     one missing, empty or another's       any             refused; an expendable one is made anew
+//   ready     one missing, empty or another's       any             refused; an expendable one that is missing is made
 //   ready     one that the file does not know       any             a new kind of part: made, or tagged
 //   begun     any of them missing                   any             made: an interrupted first start is finished
 #include <algorithm>
@@ -56,6 +56,13 @@ Status refuse(const Spec& spec, const std::string& what) {
   return Status(Code::kInvalidArgument,
                 what + ": bring back what is missing (a disk that is not mounted?); if it is lost for good, " +
                     command(spec, "state reset --dry-run") + " says what starting anew costs");
+}
+
+// That is there, and is not what it should be.
+Status refuse_part(const Spec& spec, const Look::Found& part, const std::string& what) {
+  if (!part.spec.expendable) return refuse(spec, what);
+  return Status(Code::kInvalidArgument, what + ": move " + part.path +
+                                            " away, and it is begun anew; the other parts stay as they are");
 }
 
 Result<Bytes> read_tag(io::Env& env, const PartSpec& part, const std::string& path) {
@@ -183,12 +190,12 @@ Result<Identity> without_identity(io::Env& env, const Spec& spec, const Look& fo
 
 // Whether a part that is there is the one that the file names.
 Status check_part(const Spec& spec, const Look::Found& part, const Part& known) {
+  const std::string file = in(spec.directory, kIdentityName);
   if (!part.tag)
-    return refuse(spec, part.path + " holds nothing of what " + in(spec.directory, kIdentityName) +
-                            " knows: it was emptied or replaced");
+    return refuse_part(spec, part, part.path + " holds nothing of what " + file + " knows: it was emptied or replaced");
   if (part.tag->part != known.id)
-    return refuse(spec, part.path + " is another one than " + in(spec.directory, kIdentityName) + " knows (it is of " +
-                            part.tag->node + ", state " + part.tag->state.to_string() + "): it was replaced");
+    return refuse_part(spec, part, part.path + " is another one than " + file + " knows (it is of " + part.tag->node +
+                                       ", state " + part.tag->state.to_string() + "): it was replaced");
   return Status::ok();
 }
 

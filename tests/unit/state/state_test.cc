@@ -210,6 +210,14 @@ TEST_F(StateTest, AWitnessThatLostItsStoreBeginsAnewAndAReplicaWithoutSegmentsDo
   ASSERT_TRUE(check_in(env_, spec_));
   stdfs::remove_all(path("witness"));
   ASSERT_TRUE(check_in(env_, spec_));
+  stdfs::remove_all(path("witness"));
+  write("witness", "another's");   // the history beside it is not to be set aside for that
+  const auto refused = check_in(env_, spec_);
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.status().message(), HasSubstr("move " + path("witness") + " away"));
+  EXPECT_THAT(refused.status().message(), ::testing::Not(HasSubstr("state reset")));
+  stdfs::remove_all(path("witness"));
+  ASSERT_TRUE(check_in(env_, spec_));
   stdfs::remove_all(path("replica/segments"));
   expect_refused("replica/segments is missing");
   stdfs::create_directories(path("replica/segments"));
