@@ -154,7 +154,10 @@ Task<Status> Verifier::verify_image(VerifyRun& run, Image& im) {
   // One turn: the cut and the freeze are the same moment.
   journal::Point point = copies_.write_journal().cut(journal::Journal::CutReason::kNamed);
   run.withheld = copies_.write_journal().withheld(im.id);
-  auto receipt = copies_.replica() != nullptr ? copies_.replica()->keep_receipt(point.batch) : nullptr;
+  // Degraded or recovering it names the open batch, which goes on.
+  const bool cut = copies_.write_journal().usage().newest_closed >= point.batch;
+  run.no_cut = cut ? "" : !point.refused ? point.refused.message() : "this host recovers: verify again";
+  auto receipt = copies_.replica() != nullptr && cut ? copies_.replica()->keep_receipt(point.batch) : nullptr;
   run.path_at_cut = im.nameless ? "" : copies_.names().path_of(im.inode);
   Status frozen = copies_.write_journal().freeze(im.slot, size);
   if (!frozen) co_return frozen;

@@ -39,13 +39,21 @@ Task<Status> Verifier::verify_replica(VerifyRun& run, Image& im, uint64_t size,
     run.image["note"] = "this host could not read it when it was to be shipped: the replica keeps an older state of it";
     co_return Status::ok();
   }
+  if (!run.no_cut.empty()) {
+    run.equal = false;
+    run.image["copies"]["replica"] = "behind";
+    run.image["note"] = run.no_cut;
+    co_return Status::ok();
+  }
   const io::BootTime begun = copies_.env().now();
   const io::Duration limit = run.shipping_stuck ? std::chrono::seconds(0) : kShipWait;
   auto shipped = co_await copies_.replica()->wait_shipped(receipt, limit);
   Result<uint64_t> point(uint64_t{0});
-  if (shipped) point = co_await copies_.replica()->wait_applied(receipt->batch, *shipped, begun + limit);
+  const io::BootTime until = run.held ? begun : begun + limit;
+  if (shipped) point = co_await copies_.replica()->wait_applied(receipt->batch, *shipped, until);
   else point = shipped.status();
-  run.shipping_stuck = !point;
+  run.shipping_stuck = !shipped;
+  run.held = shipped && !point;
   if (!point) {
     run.equal = false;
     run.image["copies"]["replica"] = "behind";

@@ -30,11 +30,13 @@ struct VerifyRun {
   nlohmann::json result;
 
   bool shipping_stuck = false;          // a cut did not arrive: the next images do not wait for theirs
+  bool held = false;                    // one arrived and was held: theirs are asked about once
 
   // Of the image at hand.
   nlohmann::json image;
   std::string path_at_cut;
   bool withheld = false;                // at the cut: what the replica has of it is older
+  std::string no_cut;                   // why none was made: what is shipped next is of a later state
   uint64_t compared = 0;
   bool equal = true, behind = false;
   std::vector<Suspect> suspects;

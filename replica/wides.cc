@@ -42,22 +42,29 @@ Status append_zeroed(ByteSpan record, PointId point, Extent range, std::vector<Z
   return Status::ok();
 }
 
-Result<bool> Wides::scan(Extent range, PointId after, size_t count_max, std::vector<Zeroed>& out) {
+Result<bool> Wides::scan(Extent range, PointId after, size_t count_max, uint64_t cost_max, std::vector<Zeroed>& out) {
   if (cursor_ == nullptr) cursor_ = snapshot_.cursor(kWides);
   const Bytes from = image_point_key(image_, after.next());
   const ByteSpan prefix = ByteSpan(from).first(4);
   for (bool found = cursor_->seek(from); found && starts_with(cursor_->key(), prefix); found = cursor_->next()) {
     const PointId at = point_of_key(cursor_->key());
     if (at > point_) break;
-    TM_RETURN_IF_ERROR(append_zeroed(cursor_->value(), at, range, out));
+    const ByteSpan record = cursor_->value();
+    const uint64_t cost = 1 + record.size() / kWideRangeBytes;
+    spent_ += cost;
+    if (cost > cost_max) return false;
+    cost_max -= cost;
+    TM_RETURN_IF_ERROR(append_zeroed(record, at, range, out));
     if (out.size() > count_max) return false;
   }
   return true;
 }
 
 Status Wides::read_all() {
-  TM_ASSIGN_OR_RETURN(whole_, scan(kEverywhere, PointId(0), kWideRangesKeptMax, all_));
+  const uint64_t most = kWidesTriedMin + kWidesTriedFactor * spent_;
+  TM_ASSIGN_OR_RETURN(whole_, scan(kEverywhere, PointId(0), kWideRangesKeptMax, most, all_));
   if (!whole_) {
+    try_at_ = all_.size() > kWideRangesKeptMax ? UINT64_MAX : kWidesTriedFactor * spent_;
     all_ = {};
     return Status::ok();
   }
@@ -85,8 +92,8 @@ void Wides::move_to(Extent leaf) {
 
 Status Wides::of_leaf(Extent leaf, PointId after, std::vector<Zeroed>& out) {
   out.clear();
-  if (++scanned_ == kWidesScannedMax + 1) TM_RETURN_IF_ERROR(read_all());
-  if (!whole_) return scan(leaf, after, SIZE_MAX, out).status();
+  if (!whole_ && ++scanned_ > kWidesScannedMax && spent_ >= try_at_) TM_RETURN_IF_ERROR(read_all());
+  if (!whole_) return scan(leaf, after, SIZE_MAX, UINT64_MAX, out).status();
   move_to(leaf);
   const auto first = std::upper_bound(open_.begin(), open_.end(), after,
                                       [](PointId at, const Zeroed& z) { return at < z.point; });

@@ -2,8 +2,9 @@
 // leaf lies under, between its last full version and a point.
 //
 // The first leaves that are asked for are looked up record by record. Whoever asks for more, in ascending order, goes
-// through all of the image's records once: a leaf costs those that lie over it from then on, not those there are. No
-// I/O but reads of a kv::Snapshot; one thread.
+// through all of the image's records once: a leaf costs those that lie over it from then on, not those there are. Not
+// before that costs about what was spent already: leaves that are written all the time have few records since their last
+// full version, however many there are. No I/O but reads of a kv::Snapshot; one thread.
 #pragma once
 
 #include <memory>
@@ -16,6 +17,8 @@
 namespace tidemark::replica {
 
 inline constexpr size_t kWidesScannedMax = 8;                 // leaves that are looked up record by record
+inline constexpr uint64_t kWidesTriedMin = 4096;              // records and ranges that going through all may cost at first
+inline constexpr uint64_t kWidesTriedFactor = 8;              // and so many times what was spent
 inline constexpr uint64_t kWideRangesKeptMax = 2ull << 20;    // 24 bytes each. An image with more: always so
 
 struct Zeroed {
@@ -33,10 +36,12 @@ class Wides {
       : snapshot_(snapshot), image_(image), point_(point) {}
   // What overlaps `leaf`, of the points after `after` and up to `point`, oldest first.
   Status of_leaf(Extent leaf, PointId after, std::vector<Zeroed>& out);
+  uint64_t spent() const { return spent_; }   // records and ranges gone through
 
  private:
-  // Appends what of the records after `after` overlaps `range`; false: it is more than `count_max`.
-  Result<bool> scan(Extent range, PointId after, size_t count_max, std::vector<Zeroed>& out);
+  // Appends what of the records after `after` overlaps `range`; false: it is more than `count_max`, or costs more than
+  // `cost_max`.
+  Result<bool> scan(Extent range, PointId after, size_t count_max, uint64_t cost_max, std::vector<Zeroed>& out);
   Status read_all();
   void move_to(Extent leaf);
 
@@ -45,6 +50,8 @@ class Wides {
   const PointId point_;
   std::unique_ptr<kv::Cursor> cursor_;   // made when first needed
   size_t scanned_ = 0;            // leaves
+  uint64_t spent_ = 0;
+  uint64_t try_at_ = 0;           // of what is spent: all is gone through then
   bool whole_ = false;            // `all_` is
   std::vector<Zeroed> all_;       // by where they begin
   size_t next_ = 0;               // of `all_`: the first that begins behind the present leaf

@@ -23,7 +23,7 @@ namespace {
 const log::Logger kLog("tls");
 constexpr std::string_view kMagic{"TMREVOK\x01", 8};
 constexpr uint32_t kVersion = 1;
-constexpr auto kQueuePatience = std::chrono::seconds(1);    // with the file's disk
+constexpr auto kFilePatience = std::chrono::seconds(1);    // with the file's disk
 constexpr auto kRetry = std::chrono::seconds(10);      // after a failure
 
 struct Seen {
@@ -112,7 +112,7 @@ void keep() {
     write_all();
     promise->set_value();
   }).detach();
-  if (kept.wait_for(kQueuePatience) == std::future_status::ready) return;
+  if (kept.wait_for(kFilePatience) == std::future_status::ready) return;
   std::lock_guard lock(seen_mutex);
   if (keeping) kLog.warning("revocations_kept_late", {{"file", kept_in}, {"reason", "its disk does not answer"}});
 }

@@ -72,6 +72,25 @@ TEST_F(RulesOfVerify, WhileTheReplicaIsAwayNothingIsCalledEqual) {
   EXPECT_EQ(site.verify("host1"), "");
 }
 
+// Degraded and resyncing none is cut: the batch that is shipped next is of a later state.
+TEST_F(RulesOfVerify, WithoutACutTheReplicaIsNotCompared) {
+  lab.world.partition("host1", "replica1");
+  ASSERT_TRUE(lab.resync_replica("host1").is_ok());
+  auto degraded = [&] { return lab.engine("host1").status_json().find("\"shipping\":\"degraded\"") != std::string::npos; };
+  ASSERT_TRUE(lab.world.run_until(degraded, seconds(60)));
+  lab.world.slow_reads("shared1", "/brick", seconds(1));
+  begin("host1");
+  lab.world.run_for(std::chrono::milliseconds(200));   // what it compares is fixed
+  ASSERT_TRUE(lab.write("host1", image, 0, 'z').is_ok());
+  lab.world.heal_all();
+  lab.world.slow_reads("shared1", "/brick", Duration(0));
+  const json all = result();
+  EXPECT_EQ(all["equal"], false) << all;
+  EXPECT_EQ(all["images"][0]["differences"].size(), 0u) << all;
+  EXPECT_EQ(all["images"][0]["copies"]["replica"], "behind") << all;
+  EXPECT_EQ(site.verify("host1"), "");
+}
+
 // host2's cut is at the replica before what host1 wrote of the image earlier.
 TEST_F(RulesOfVerify, ItWaitsForWhatMustComeBeforeItsCut) {
   lab.world.partition("host1", "replica1");

@@ -162,6 +162,27 @@ TEST_F(HistoryTest, DiscardsOverManyLeavesAreOneRecordWhereverDataLiesAmongThem)
   EXPECT_EQ(load(kImage, PointId(2), 39)[1].segment, 1u);
 }
 
+// What is written all the time has few since its last full version, of however many there are.
+TEST_F(HistoryTest, OldWideRecordsDoNotSlowWhatIsWrittenNow) {
+  constexpr uint64_t kRecords = 20000;
+  const std::vector<Extent> range{{0, 64 * kLeafBytes}};
+  kv::WriteBatch out;
+  for (uint64_t p = 1; p <= kRecords; ++p) out.put(kWides, image_point_key(kImage, PointId(p)), encode_wide({}, range));
+  ASSERT_TRUE(store_->commit_and_wait(std::move(out)).is_ok());
+  auto snapshot = store_->snapshot();
+  auto spent = [&](PointId after, size_t expected) {
+    Wides wides(*snapshot, kImage, PointId(kRecords));
+    std::vector<Zeroed> zeroed;
+    for (uint64_t leaf = 0; leaf < 64; ++leaf) {
+      EXPECT_TRUE(wides.of_leaf({leaf * kLeafBytes, kLeafBytes}, after, zeroed).is_ok());
+      EXPECT_EQ(zeroed.size(), expected) << leaf;
+    }
+    return wides.spent();
+  };
+  EXPECT_LT(spent(PointId(kRecords - 10), 10), kRecords / 2);
+  EXPECT_LT(spent(PointId(0), kRecords), 24 * kRecords);
+}
+
 TEST_F(HistoryTest, ADamagedWideRecordIsAnErrorForOneLeafAndForMany) {
   std::vector<Change> written;
   for (uint64_t leaf = 0; leaf < 12; ++leaf)
