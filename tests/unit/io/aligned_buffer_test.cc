@@ -51,7 +51,7 @@ TEST(AlignedBuffer, WhatWasAssignedToIsFreeAgain) {
   AlignedBuffer moved(std::move(buffer));
   EXPECT_EQ(moved.size(), kMiB);
   EXPECT_TRUE(holds(moved, 99));
-  EXPECT_EQ(buffer.size(), 0U);   // NOLINT: what is left of a moved one is an empty one
+  EXPECT_EQ(buffer.size(), 0U);   // what was moved from is empty
 }
 
 }  // namespace
