@@ -17,10 +17,7 @@ struct FuseShell::Buffer {
   static constexpr size_t kPayloadAt = 4096;
   static constexpr size_t kHeaders = 80;                     // fuse_in_header and fuse_write_in
   static constexpr size_t kBytes = kPayloadAt + (1u << 20) + 4096;
-  explicit Buffer(bool on_huge_pages)
-      : huge(on_huge_pages), memory(huge ? io::AlignedBuffer::huge(kBytes) : io::AlignedBuffer(kBytes)) {}
-  const bool huge;
-  io::AlignedBuffer memory;
+  io::AlignedBuffer memory{kBytes};
   bool answered = false, hung = false;   // a device may use it although its request was answered
   uint8_t* start() { return memory.data() + kPayloadAt - kHeaders; }
   size_t room() const { return kBytes - kPayloadAt + kHeaders; }

@@ -18,7 +18,6 @@ namespace tidemark::fs {
 namespace {
 const log::Logger kLog("fuse");
 constexpr size_t kFreeReadBuffersMax = 64;
-constexpr size_t kHugeBuffers = 16;   // those used first: such a one is resident as a whole, however short its requests
 
 bool is_read(const void* request) {
   fuse_in_header header;
@@ -185,20 +184,19 @@ void FuseShell::interrupted(uint64_t tag) {
 }
 
 FuseShell::Buffer* FuseShell::take_buffer() {
-  auto& kept = free_huge_buffers_.empty() ? free_buffers_ : free_huge_buffers_;
-  if (kept.empty()) {
-    buffers_.push_back(std::make_unique<Buffer>(buffers_.size() < kHugeBuffers));
-    kept.push_back(buffers_.back().get());
+  if (free_buffers_.empty()) {
+    buffers_.push_back(std::make_unique<Buffer>());
+    free_buffers_.push_back(buffers_.back().get());
   }
-  Buffer* buffer = kept.back();
-  kept.pop_back();
+  Buffer* buffer = free_buffers_.back();
+  free_buffers_.pop_back();
   buffer->answered = false;
   return buffer;
 }
 
 void FuseShell::give_back(Buffer* buffer) {
   buffer->answered = true;
-  if (!buffer->hung) (buffer->huge ? free_huge_buffers_ : free_buffers_).push_back(buffer);
+  if (!buffer->hung) free_buffers_.push_back(buffer);
 }
 
 FuseShell::ReadBuffer* FuseShell::take_read_buffer(size_t size) {
@@ -215,7 +213,7 @@ FuseShell::ReadBuffer* FuseShell::take_read_buffer(size_t size) {
   }
   ReadBuffer* buffer = bare_reads_.back();
   bare_reads_.pop_back();
-  buffer->memory = size <= kSmallRead ? io::AlignedBuffer(kSmallRead) : io::AlignedBuffer::huge(limits::kIoBytesMax);
+  buffer->memory = io::AlignedBuffer(size <= kSmallRead ? kSmallRead : limits::kIoBytesMax);
   return buffer;
 }
 
@@ -235,7 +233,7 @@ MutableByteSpan FuseShell::keep(ByteSpan memory) {
   }
   for (auto& buffer : read_buffers_) {
     if (!holds(buffer->memory)) continue;
-    io::AlignedBuffer other(buffer->memory.size());   // as a rule of a device that is too slow for huge pages to matter
+    io::AlignedBuffer other(buffer->memory.size());
     std::swap(other, buffer->memory);
     hung_reads_.push_back(std::move(other));
     return buffer->memory.span();
@@ -249,7 +247,7 @@ void FuseShell::landed(ByteSpan memory) {
   for (auto& buffer : buffers_) {
     if (!buffer->hung || !holds(buffer->memory)) continue;
     buffer->hung = false;
-    if (buffer->answered) give_back(buffer.get());
+    if (buffer->answered) free_buffers_.push_back(buffer.get());
   }
 }
 

@@ -112,7 +112,7 @@ class FuseShell final : public MemoryKeeper {
   bool alone_ = false;                     // the request being processed came alone, nothing is in flight
   Buffer* current_ = nullptr;              // of the request being processed; null when its operation took it
   std::vector<std::unique_ptr<Buffer>> buffers_;
-  std::vector<Buffer*> free_huge_buffers_, free_buffers_;
+  std::vector<Buffer*> free_buffers_;
   struct Received { Buffer* buffer; size_t size; };
   std::vector<Received> received_;
   std::vector<std::unique_ptr<ReadBuffer>> read_buffers_;

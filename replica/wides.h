@@ -3,8 +3,8 @@
 //
 // The first leaves that are asked for are looked up record by record. Whoever asks for more, in ascending order, goes
 // through all of the image's records once: a leaf costs those that lie over it from then on, not those there are. Not
-// before that costs about what was spent already: leaves that are written all the time have few records since their last
-// full version, however many there are. No I/O but reads of a kv::Snapshot; one thread.
+// before that costs about what was spent already: leaves that are written all the time have few records since their
+// last full version, however many there are. No I/O but reads of a kv::Snapshot; one thread.
 #pragma once
 
 #include <memory>
@@ -17,8 +17,8 @@
 namespace tidemark::replica {
 
 inline constexpr size_t kWidesScannedMax = 8;                 // leaves that are looked up record by record
-inline constexpr uint64_t kWidesTriedMin = 4096;              // records and ranges that going through all may cost at first
-inline constexpr uint64_t kWidesTriedFactor = 8;              // and so many times what was spent
+inline constexpr uint64_t kWidesTriedMin = 4096;              // records and ranges that going through all may cost
+inline constexpr uint64_t kWidesTriedFactor = 8;              // beside so many times what was spent
 inline constexpr uint64_t kWideRangesKeptMax = 2ull << 20;    // 24 bytes each. An image with more: always so
 
 struct Zeroed {

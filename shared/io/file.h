@@ -97,10 +97,7 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(size_t size);   // rounded up to File::kAlignment
-  // On huge pages where the kernel has them (transparent_hugepage): for requests of about a MiB, which it pins, copies
-  // and gives to a device in few large pieces instead of 256 small ones. All of it counts as resident once any is used.
-  static AlignedBuffer huge(size_t size);
-  AlignedBuffer(AlignedBuffer&& o) noexcept { *this = std::move(o); }
+  AlignedBuffer(AlignedBuffer&& o) noexcept : data_(o.data_), size_(o.size_) { o.data_ = nullptr; o.size_ = 0; }
   AlignedBuffer& operator=(AlignedBuffer&& o) noexcept;
   ~AlignedBuffer();
   uint8_t* data() { return data_; }
@@ -112,7 +109,6 @@ class AlignedBuffer {
  private:
   uint8_t* data_ = nullptr;
   size_t size_ = 0;
-  bool huge_ = false;
 };
 
 }  // namespace tidemark::io

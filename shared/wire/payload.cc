@@ -40,7 +40,7 @@ Payload PayloadPool::take(size_t size) {
     if (size > kClassBytes[i]) continue;
     out.pool_ = shared_from_this();
     if (kept_[i].empty()) {
-      out.buffer_ = i + 1 == kClasses ? io::AlignedBuffer::huge(kClassBytes[i]) : io::AlignedBuffer(kClassBytes[i]);
+      out.buffer_ = io::AlignedBuffer(kClassBytes[i]);
     } else {
       out.buffer_ = std::move(kept_[i].back());
       kept_[i].pop_back();
