@@ -38,7 +38,15 @@ void Engine::link_up(const wire::HelloAnswer& hello) {
 
 void Engine::link_down() {
   ++counts_.link_losses;
-  for (auto& [id, image] : images_) apply(*image, MirrorEvent::kLinkLost);
+  for (auto& [id, image] : images_) {
+    Image& im = *image;
+    // In that session its Resume may have been taken, and the answer lost: the shared node has heard this host.
+    if (im.facts.witnessed && !im.facts.alone) {
+      im.voted = true;
+      im.facts.witnessed = false;
+    }
+    apply(im, MirrorEvent::kLinkLost);
+  }
 }
 
 void Engine::apply(Image& im, MirrorEvent event) {
@@ -53,7 +61,7 @@ void Engine::apply(Image& im, MirrorEvent event) {
   // What a crash left dirty no link makes equal: the recovery says itself when it has. Of `none` there is one copy.
   const bool equal = im.facts.policy_none || !unreconciled_.contains(im.id);
   if (im.attached && equal && (next.actions & kRelevel) != 0) journal_->set_level(im.slot, true);
-  if (im.state == MirrorState::kWaiting && im.facts.asks_first && witness_) wait_for_vote(im);
+  if (im.state == MirrorState::kWaiting && im.facts.asks_first) wait_for_vote(im);
   if (im.state == MirrorState::kMirrored) want_terms(0);
   if ((next.actions & kStartResync) != 0 && !im.resync_running) tasks_.spawn(resync(im));
   if ((next.actions & kStartFill) != 0 && !im.fill_running) tasks_.spawn(fill(im));
@@ -256,6 +264,8 @@ void Engine::refused(Image& im, const Status& why) {
   if (!sends_mirror(im.state)) return;
   kLog.warning("shared_copy_refuses", {{"image", im.id}, {"error", why}});
   if (why.code() == Code::kCorruption) shared_damaged(im, why);
+  // Where the witness lets this host go on, what has just been refused is not its guest's to hear. The shared node knows.
+  if (im.voted && mirror_->up()) im.facts.witnessed = true;
   apply(im, MirrorEvent::kRefused);
   env_.after(kRefusedRetry, [this, id = im.id] {
     Image* image = find(id);

@@ -16,6 +16,7 @@ namespace {
 const log::Logger kLog("fs");
 constexpr size_t kAskedAtOnce = 16;   // for terms, and for votes
 constexpr std::chrono::seconds kTermsAgain{1};   // of one image
+constexpr const char* kMayNotAsk = "this host may not ask the witness: its copy was not level under known terms";
 // The shared node answers others' reads while this host was there for certain less than a second ago
 // (data_requests.cc): before it last sent anything. The rest is for clocks of other speeds.
 constexpr std::chrono::milliseconds kHeardMax{1200};
@@ -95,10 +96,12 @@ std::string Engine::without_vote() const {
          ": the witness has no vote to give, should the shared node be lost: " + terms_error_;
 }
 
-// The image has come to wait, or waits and something has changed.
+// The image has come to wait, or waits and something has changed. A vote that was given counts without a witness, too.
 void Engine::wait_for_vote(Image& im) {
-  if (im.voted) tasks_.spawn(go_on_voted(im));
-  else want_votes();
+  if (im.voted) return tasks_.spawn(go_on_voted(im));
+  if (!witness_) return;
+  if (im.terms.value != 0) return want_votes();
+  if (im.witness_error.empty()) im.witness_error = kMayNotAsk;   // all come to wait at once: none goes through all
 }
 
 // Of the images that wait those first whose guests do, then those that were asked for longest ago. A few at a time, as
@@ -113,8 +116,7 @@ void Engine::want_votes() {
     const bool waits = im.held && im.state == MirrorState::kWaiting && im.facts.asks_first && !im.voted;
     if (!waits || im.asking_witness) continue;
     if (im.terms.value == 0 || !im.facts.copy_whole || !im.facts.handshaken) {
-      if (im.witness_error.empty())
-        im.witness_error = "this host may not ask the witness: its copy was not level under known terms";
+      if (im.witness_error.empty()) im.witness_error = kMayNotAsk;
     } else if (im.vote_asked_at == io::BootTime{} || env_.now() - im.vote_asked_at >= kRetry) {
       due.push_back(&im);
     } else {

@@ -319,7 +319,9 @@ void JournalImpl::put_compacted(Batch& owner, const Compaction& done, const std:
     stored.slot = r.slot;
     stored.kind = static_cast<uint8_t>(r.kind);
     stored.extent = {r.offset, r.length};
-    stored.epoch = owner.image(r.slot)->epoch;   // another tenure may have begun since
+    // Another tenure may have begun since. What goes as another host left it goes so after a crash, too: older than that one.
+    const BatchImage& image = *owner.image(r.slot);
+    stored.epoch = image.as_left ? Epoch(slots_[r.slot].parent.epoch.value - 1) : image.epoch;
     stored.label = label_;
     pack.add(incarnation_, stored);
   }

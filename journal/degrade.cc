@@ -102,6 +102,7 @@ void JournalImpl::absorb_open_batch() {
   open.empty = false;
   open.data_bytes = 0;
   pending_.erase_range(kRecordsTable, {}, batch_prefix(open.number.next()));
+  open.next_serial = 0;
   ++finish_serial_;
   arm_commit();
 }
@@ -143,7 +144,7 @@ void JournalImpl::check_limit() {
   // While nothing is staged (paused, or an image waits for its owner) these grow without end: degraded they are folded.
   const bool many = shipping_ == Shipping::kNormal && open_batch().marks.size() >= limits::kEventsUnstagedMax;
   if (many) return want_degrade("too many metadata events wait to be staged");
-  const bool numbered = shipping_ == Shipping::kNormal && open_batch().next_serial >= options_.open_serials_max;
+  const bool numbered = open_batch().next_serial >= options_.open_serials_max;   // a resync may have to wait, too
   if (numbered) return want_degrade("changes of too long a time wait to be staged");
   if (shipper_->idle()) return;
   const StagedBatch& oldest = shipper_->queue().front();

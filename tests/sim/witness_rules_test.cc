@@ -396,6 +396,24 @@ TEST(Witness, ASilentWitnessThatAnswersAgainLetsAllImagesGoOn) {
   for (fs::HandleId image : images) EXPECT_TRUE(lab.write("host1", image, 0, 't').is_ok());
 }
 
+// The link is back, the copies are not level yet, and the shared copy's disk is full: as long as the vote counts that is
+// no guest's error.
+TEST(Witness, ARefusedWriteGoesOnWithAnEarlierVote) {
+  Lab lab(1, true);
+  auto first = cut_off_after_a_write(lab);
+  ASSERT_TRUE(first.is_ok()) << first.status().to_string();
+  ASSERT_TRUE(lab.write("host1", *first, 0, 'b').is_ok());   // the vote
+  lab.world.inject("shared1", FileFault{1, UINT64_MAX, static_cast<uint16_t>(FileOp::kWrite), "/brick", 28});
+  lab.world.heal_all();
+  for (int i = 0; i < 60; ++i) {
+    Status wrote = lab.write("host1", *first, 4096, static_cast<uint8_t>('c' + i % 20));
+    EXPECT_TRUE(wrote.is_ok()) << i << ": " << wrote.to_string();
+    lab.world.run_for(milliseconds(300));
+  }
+  lab.world.clear_faults("shared1");
+  ASSERT_TRUE(lab.healthy("host1"));
+}
+
 // A witness that did not answer is asked again as long as somebody waits.
 TEST(Witness, AWitnessThatIsBackIsAskedAgainForThoseThatWait) {
   Lab lab(1, true);

@@ -319,6 +319,26 @@ TEST_F(GivenUpWithAWorkerTest, ItIsShippedAsAnotherHostLeftItSince) {
   expect_as_host2_left_it();
 }
 
+// No cut is made between two tenures while another image is not reconciled: what is consolidated is of both.
+TEST_F(GivenUpWithAWorkerTest, SoIsWhatARecoverysBatchHasOfTwoTenuresAfterACrash) {
+  crash(sim::Crash::kKill);
+  open_journal();
+  journal_->reconciled(image_id(0));
+  uint64_t done = 0;
+  auto submit_40 = [&](RecordKind kind, const Bytes& data) {
+    for (uint64_t i = 0; i < 40; ++i) submit({image_id(0), kind, {i * kG, kG}, 0, data}, [&] { ++done; });
+  };
+  submit_40(RecordKind::kZero, {});
+  ASSERT_TRUE(settle([&] { return done == 40; }));
+  take_back();
+  submit_40(RecordKind::kWrite, Bytes(kG, 0x22));
+  ASSERT_TRUE(settle([&] { return done == 80; }));
+  world_.run_for(std::chrono::seconds(1));
+  ASSERT_LT(journal_->usage().records_unstaged, 80u) << "they were consolidated";
+  crash_and_go_on();
+  expect_as_host2_left_it();
+}
+
 TEST_F(GivenUpWithAWorkerTest, SoItIsAfterACrash) {
   give_up_what_a_worker_has();
   crash_and_go_on();
