@@ -264,7 +264,7 @@ void Engine::refused(Image& im, const Status& why) {
   if (!sends_mirror(im.state)) return;
   kLog.warning("shared_copy_refuses", {{"image", im.id}, {"error", why}});
   if (why.code() == Code::kCorruption) shared_damaged(im, why);
-  // Where the witness lets this host go on, what has just been refused is not its guest's to hear. The shared node knows.
+  // Where the witness lets this host go on its guest need not hear of the refusal. The shared node knows of it.
   if (im.voted && mirror_->up()) im.facts.witnessed = true;
   apply(im, MirrorEvent::kRefused);
   env_.after(kRefusedRetry, [this, id = im.id] {
