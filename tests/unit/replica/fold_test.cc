@@ -213,7 +213,9 @@ TEST(Fold, ANameThatTwoHostsUsedInTurnIsSaidToBeGoneByTheSharedNode) {
   ship("host2", fold({all[0], all[1], all[3]}, "host2"), net::Role::kHost);
   ship("shared", fold(all, "shared"), net::Role::kShared);
   h.world.run_until([&] { return h.replica->intake().idle(); }, std::chrono::seconds(10));
-  for (const auto& e : h.get("/v1/points/latest/tree").json()["entries"]) EXPECT_TRUE(e["path"].is_null()) << e.dump();
+  const Json tree = h.get("/v1/points/latest/tree").json();
+  EXPECT_FALSE(tree["entries"].empty());
+  for (const auto& e : tree["entries"]) EXPECT_TRUE(e["path"].is_null()) << e.dump();
 }
 
 // What is kept does not grow with the number of events.
