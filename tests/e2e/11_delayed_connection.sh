@@ -14,7 +14,7 @@ say "cluster is up in $D"
 blocks=64
 image="$D/mnt/host1/vm.img"
 fallocate -l 1M "$image"
-connections() { # "NUMBER OPEN DELAY_MS BYTES" of each connection
+connections() { # "NUMBER OPEN DELAY_MS BYTES BYTES_SENT" of each connection
   local line
   echo stats >&"${PROXY[1]}"
   while read -r -t 10 line <&"${PROXY[0]}" || die "the proxy ended"; [ "$line" != end ]; do echo "$line"; done
@@ -24,7 +24,7 @@ for seed in 1 2 3; do
   overlaps=$("$T/overlap_writer" "$image" "$D/expected" $blocks 32 2500 $seed)
   connections > "$D/after"
   [ "$overlaps" -gt 1000 ] || die "only $overlaps writes overlapped another one"
-  carried=$(paste -d ' ' "$D/before" "$D/after" | awk '$6 == "open" && $8 - $4 > 1048576 {print $3}' | sort -n | xargs)
+  carried=$(paste -d ' ' "$D/before" "$D/after" | awk '$7 == "open" && $9 - $4 > 1048576 {print $3}' | sort -n | xargs)
   [ "$carried" = "0 15" ] || die "not both connections carried writes: $(cat "$D/before" "$D/after")"
   say "ok: $overlaps overlapping writes; both connections carried them, the second 15 ms late"
   expect "the guest reads what was issued last (seed $seed)" cmp -n $((blocks * 4096)) "$D/expected" "$image"

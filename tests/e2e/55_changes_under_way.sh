@@ -54,16 +54,17 @@ begin() { # CHANGE PATH [PATH-OR-VALUE]: by a process that is ready for it, at o
 }
 LOOK=(true) HOLD=
 long=$(printf 'x%.0s' {1..240})               # frames with it are longer than any number of pings of the time
-bytes_up() { # of all connections, by the proxy's count
-  local line sum=0
+bytes_up() { # [5]: of all connections, by the proxy's count: what came from host1, or (5) what has gone on to the shared node
+  local column=${1:-4} line sum=0
   echo stats >&"${GATE[1]}"
   while read -r -t 10 line <&"${GATE[0]}" || die "the proxy ended"; [ "$line" != end ]; do
     set -- $line
-    sum=$((sum + $4))
+    sum=$((sum + ${!column}))
   done
   echo $sum
 }
 came_up() { [ "$(bytes_up)" -gt $((BEFORE + 240)) ]; }
+went_on() { [ "$(bytes_up 5)" -gt $((BEFORE + 240)) ]; }
 succeeded() { local now; now=$(daemon_pid host1) && [ "$now" != "$1" ] && control host1 /v1/status; }
 takeovers() { grep -c 'fuse taken_over' "$D/log/host1.log" || true; }
 asked_again() { [ "$(takeovers)" -gt "$1" ]; }
@@ -88,7 +89,7 @@ begin_unheard() { # CHANGE [PATH] LONG-PATH: it leaves host1, and never arrives.
   LOOK=(true) HOLD=down
   [ $# = 2 ] || LOOK=(stat "$2")              # its kernel does not ask for this one once more
   begin "$@"
-  wait_for 10 "the lookup" came_up
+  wait_for 10 "the lookup" went_on             # what only came would be held with the request
   gate hold up
   BEFORE=$(bytes_up)
   gate pass down

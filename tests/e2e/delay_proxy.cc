@@ -5,7 +5,8 @@
 // Bytes come out in order, MS after they came in: latency, no limit of the rate. Commands on standard input, each
 // answered by a line "end"; it ends with its standard input:
 //
-//   stats          one line a connection before, "NUMBER OPEN DELAY_MS BYTES_FROM_CLIENT"
+//   stats          one line a connection before, "NUMBER OPEN DELAY_MS BYTES_FROM_CLIENT BYTES_TO_TARGET": the last are fewer
+//                  while some are held
 //   hold WAY       up (from the clients), down or both: nothing passes that way on any connection, also on new ones;
 //                  nobody is told, as with a cable pulled
 //   pass [WAY]     all passes again, that way or both: what was held comes late, as by retransmission
@@ -78,14 +79,16 @@ void reset_all();
 class Pipe {
  public:
   Pipe(Way way, int from, int to, std::chrono::milliseconds delay) : way_(way), from_(from), to_(to), delay_(delay) {}
-  void run(std::atomic<uint64_t>* counted) {
+  uint64_t received() const { return received_; }
+  uint64_t sent() const { return sent_; }
+  void run() {
     std::thread writer([this] { write_all(); });
     std::vector<uint8_t> buffer(256u << 10);
     for (;;) {
       ssize_t n = ::recv(from_, buffer.data(), buffer.size(), 0);
       if (n < 0 && errno == EINTR) continue;
       if (n <= 0) break;
-      if (counted != nullptr) counted->fetch_add(static_cast<uint64_t>(n));
+      received_ += static_cast<uint64_t>(n);
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [this] { return held_bytes_ < kHeldBytesMax || broken_; });
       held_.push_back({Clock::now() + delay_, {buffer.begin(), buffer.begin() + n}});
@@ -125,6 +128,7 @@ class Pipe {
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return give_up();
         at += static_cast<size_t>(n);
+        sent_ += static_cast<uint64_t>(n);
       }
       if (reset) reset_all();
     }
@@ -142,6 +146,7 @@ class Pipe {
   const Way way_;
   int from_, to_;
   std::chrono::milliseconds delay_;
+  std::atomic<uint64_t> received_{0}, sent_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Piece> held_;
@@ -150,15 +155,16 @@ class Pipe {
 };
 
 struct Relay {
-  int client = -1, server = -1;
-  std::chrono::milliseconds delay{0};
-  std::atomic<uint64_t> from_client{0};
+  const int client, server;
+  const std::chrono::milliseconds delay{0};
+  Pipe up, down;
   std::mutex mutex;                      // of the two descriptors' end
   std::atomic<bool> open{true};
+  Relay(int from, int to, std::chrono::milliseconds held_back)
+      : client(from), server(to), delay(held_back), up(kUp, from, to, held_back), down(kDown, to, from, {}) {}
   void run() {
-    Pipe up(kUp, client, server, delay), down(kDown, server, client, {});
-    std::thread back([&] { down.run(nullptr); });
-    up.run(&from_client);
+    std::thread back([&] { down.run(); });
+    up.run();
     back.join();
     std::lock_guard lock(mutex);
     open = false;
@@ -217,8 +223,8 @@ class Proxy {
     std::lock_guard lock(mutex_);
     for (size_t i = 0; i < relays_.size(); ++i) {
       const Relay& r = *relays_[i];
-      std::printf("%zu %s %lld %llu\n", i + 1, r.open ? "open" : "closed", static_cast<long long>(r.delay.count()),
-                  static_cast<unsigned long long>(r.from_client));
+      std::printf("%zu %s %lld %llu %llu\n", i + 1, r.open ? "open" : "closed", static_cast<long long>(r.delay.count()),
+                  static_cast<unsigned long long>(r.up.received()), static_cast<unsigned long long>(r.up.sent()));
     }
   }
   void reset_all() {
@@ -229,11 +235,9 @@ class Proxy {
  private:
   void add(int client, int server) {
     std::lock_guard lock(mutex_);
-    relays_.push_back(std::make_unique<Relay>());
+    const bool delayed = relays_.size() % 2 == 1;
+    relays_.push_back(std::make_unique<Relay>(client, server, std::chrono::milliseconds(delayed ? delay_ : 0)));
     Relay& r = *relays_.back();
-    r.client = client;
-    r.server = server;
-    if (relays_.size() % 2 == 0) r.delay = std::chrono::milliseconds(delay_);
     std::thread([&r] { r.run(); }).detach();
   }
 
