@@ -8,8 +8,8 @@ fallocate -l 32M "$image"
 for round in 1 2 3; do
   rm -f "$D/acks"
   "$T/ack_writer" "$image" "$D/acks" $round & writer=$!
-  wait_for 20 "acknowledged writes" test -s "$D/acks"
-  wait_for 20 "a few thousand of them" sh -c "[ \$(stat -c %s '$D/acks') -gt 65536 ]"
+  wait_for 60 "acknowledged writes" test -s "$D/acks"
+  wait_for 60 "a few thousand of them" sh -c "[ \$(stat -c %s '$D/acks') -gt 65536 ]"
   kill9 host1
   if wait $writer; then die "the writer must see its file go"; fi
   start host1

@@ -11,12 +11,12 @@ point=$(mark host1)
 logged() { grep -qiE "$2" "$D/log/$1.log"; }
 client() { # CERTIFICATE-NAME curl-arguments...
   local name=$1; shift
-  curl -sS --max-time 20 --cacert "${CA:-$D/pki/ca.pem}" --cert "$D/certs/$name.pem" --key "$D/certs/$name.key" "$@"
+  curl -sS --max-time 60 --cacert "${CA:-$D/pki/ca.pem}" --cert "$D/certs/$name.pem" --key "$D/certs/$name.key" "$@"
 }
 url="https://127.0.0.1:$REPLICA_PORT"
 tls_client() { # CERTIFICATE-NAME PORT openssl-options...: sends standard input
   local name=$1 port=$2; shift 2
-  timeout 10 openssl s_client -connect "127.0.0.1:$port" -CAfile "$D/pki/ca.pem" -cert "$D/certs/$name.pem" -key "$D/certs/$name.key" -quiet "$@"
+  timeout 30 openssl s_client -connect "127.0.0.1:$port" -CAfile "$D/pki/ca.pem" -cert "$D/certs/$name.pem" -key "$D/certs/$name.key" -quiet "$@"
 }
 
 for port in "$SHARED_PORT" "$REPLICA_PORT"; do
@@ -24,15 +24,15 @@ for port in "$SHARED_PORT" "$REPLICA_PORT"; do
   timeout 10 curl -s --max-time 5 "telnet://127.0.0.1:$port" < "$D/garbage" > "$D/answer" || [ $? -gt 0 ]
   printf 'GET / HTTP/1.1\r\n\r\n' | timeout 10 curl -s --max-time 5 "telnet://127.0.0.1:$port" > "$D/answer" || [ $? -gt 0 ]
 done
-wait_for 10 "shared1 to log the garbage" logged shared1 'tls|handshake|refused'
-wait_for 10 "replica1 to log the garbage" logged replica1 'tls|handshake|refused'
+wait_for 30 "shared1 to log the garbage" logged shared1 'tls|handshake|refused'
+wait_for 30 "replica1 to log the garbage" logged replica1 'tls|handshake|refused'
 
 # Frames over a good certificate: garbage, then a header that announces 4 GiB.
 tls_client host1 "$SHARED_PORT" < "$D/garbage" > "$D/answer" 2>&1 || [ $? -gt 0 ]
-wait_for 10 "bad magic in the log" logged shared1 'magic|frame'
+wait_for 30 "bad magic in the log" logged shared1 'magic|frame'
 { printf 'TMF1\x0a\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00'; printf '\xff\xff\xff\xff\xff\xff\xff\xff'; head -c 16 /dev/zero; } > "$D/huge"
 tls_client host1 "$SHARED_PORT" < "$D/huge" > "$D/answer" 2>&1 || [ $? -gt 0 ]
-wait_for 10 "the huge frame in the log" logged shared1 'length|large|bound|exceed'
+wait_for 30 "the huge frame in the log" logged shared1 'length|large|bound|exceed'
 
 # Certificates: none, another cluster's, wrong role, expired, TLS 1.2.
 expect_fails() { local what=$1; shift; ! "$@" > "$D/answer" 2>&1 || die "$what was accepted"; say "ok: $what refused: $(tail -n 1 "$D/answer" | cut -c1-100)"; }
@@ -48,13 +48,14 @@ tidemark pki issue old1 --role host --dir "$D/pki" --out "$D/certs" --not-before
 expect_fails "an expired certificate" client old1 --fail "$url/v1/status"
 expect_fails "TLS 1.2" client host1 --tls-max 1.2 --fail "$url/v1/status"
 expect_fails "TLS 1.2 at the shared node" sh -c "openssl s_client -brief -tls1_2 -connect 127.0.0.1:$SHARED_PORT -CAfile '$D/pki/ca.pem' -cert '$D/certs/host1.pem' -key '$D/certs/host1.key' < /dev/null"
-wait_for 10 "the reasons in the replica's log" logged replica1 'expired'
+wait_for 30 "the reasons in the replica's log" logged replica1 'expired'
 
 # Batches: kept from a host's spool while the replica is away, then changed.
 stop replica1
 dd if=/dev/urandom of="$image" bs=64k count=8 seek=3 conv=notrunc,fsync status=none
 tm host1 mark --name offline > "$D/answer"
-wait_for 20 "a staged batch" sh -c "find '$D/host1/state' -path '*spool*' -type f | grep -q ."
+staged() { tm host1 journal inspect --json | jq -e 'any(.batches[]; .name == "offline" and .state == "staged")'; }
+wait_for 60 "a staged batch" staged              # its file is whole then, and those before it
 mkdir "$D/kept"; cp "$(find "$D/host1/state" -path '*spool*' -type f | sort | head -n 1)" "$D/kept/segment"
 kill9 host1
 start replica1

@@ -13,8 +13,12 @@ ask() { # COMMAND: and wait until the recorder has noted it
   echo "$1" >&"${RECORDER[1]}"
   read -r -t 30 answer <&"${RECORDER[0]}" || die "the recorder ended: $(cat "$D/log/recorder")"
 }
+# Points whose blocks are not read yet when those are written over cost memory, and are given up beyond 64 MiB: of each
+# at most the image.
+few_closed() { [ "$(control host1 /v1/status | jq .journal.closed_batches)" -lt 6 ]; }
 points=()
 for n in $(seq 1 "$marks"); do
+  wait_for 60 "points to be staged" few_closed
   ask "begin $n"
   points+=("$(tm host1 mark --name "cut-$n" --json | jq -er .batch)")
   ask "end $n"

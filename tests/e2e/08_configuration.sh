@@ -5,7 +5,7 @@ configure host1
 refused() { # DESCRIPTION PATTERN SED-SCRIPT FILE PROGRAM...
   local what=$1 pattern=$2 script=$3 file=$4 out code=0; shift 4
   cp "$D/$file.toml" "$D/bad.toml"; sed -i "$script" "$D/bad.toml"
-  out=$(timeout 20 "$@" 2>&1) || code=$?
+  out=$(timeout 60 "$@" 2>&1) || code=$?
   [ "$code" = 2 ] || die "$what: exit $code, wanted 2: $out"
   grep -qE "$pattern" <<< "$out" || die "$what: the message does not match '$pattern': $out"
   [ "$(grep -c . <<< "$out")" = 1 ] || die "$what: more than one line: $out"
