@@ -32,10 +32,10 @@ for directory in sys.argv[1:]:
     fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
     os.close(fd)
 PYTHON
-  wait_for 10 "the brick to be unmounted" umount "$brick"
-  wait_for 10 "the catalogue to be unmounted" umount "$state"
+  wait_for 60 "the brick to be unmounted" umount "$brick"
+  wait_for 60 "the catalogue to be unmounted" umount "$state"
   # umount may return while something still holds the dead file system for a moment: a mount would get it back.
-  wait_for 10 "both media to be let go" let_go
+  wait_for 60 "both media to be let go" let_go
   mount_media
 }
 for node in shared1 replica1 host1; do start "$node"; done
@@ -58,6 +58,7 @@ level_and_durable() { # DESCRIPTION: another power cut changes nothing any more
   wait_for 60 "mirrored again" mirrored host1 vm.img
   verify_equal host1
 }
+wait_for 60 "a level image" mirrored host1 vm.img
 power_cut
 expect "what was synced stays" shared_holds
 start shared1
@@ -80,13 +81,18 @@ write_and_cut() { # [COMMAND...]: acknowledged writes, then the command, then th
   die "the power cut loses nothing: this test shows nothing"
 }
 
-linked() { tm host1 status --json | jq -e .shared.connected; }
 went_alone() { metric host1 tidemark_fs_alone_total; }
-write_and_cut true
-start shared1
-wait_for 20 "the link" linked
-expect "fsync after the restart" sync -d "$image"
-[ "$(went_alone)" = "$alone" ] || die "the host went on alone: nothing depends on the loss id"
+# Nor does an fsync depend on the loss id that the host acknowledged alone, since the link was slow or broke.
+for again in 1 2 3 4 5; do
+  write_and_cut true
+  start shared1
+  wait_for 60 "the link" linked host1
+  expect "fsync after the restart" sync -d "$image"
+  [ "$(went_alone)" != "$alone" ] || break
+  say "the host went on alone: once more"
+  [ $again -lt 5 ] || die "the host went on alone: nothing depends on the loss id"
+  wait_for 60 "mirrored again" mirrored host1 vm.img
+done
 power_cut                                        # at once: what the fsync said must be true on its own
 expect "acknowledged fsync, durable on the shared copy" shared_holds
 start shared1
@@ -98,7 +104,7 @@ fsync_in_flight() { # at a shared node that no longer answers
   kill -STOP "${PID[shared1]}"
   before=$(flushes)
   sync -d "$image" & SYNC=$!
-  wait_for 10 "the fsync to be sent" flush_begun "$before"
+  wait_for 30 "the fsync to be sent" flush_begun "$before"
 }
 write_and_cut fsync_in_flight
 start shared1
@@ -111,13 +117,13 @@ rm -f "$D/acks"
 "$T/ack_writer" "$image" "$D/acks" 1 & writer=$!
 acks() { stat -c %s "$D/acks"; }
 more_acks() { [ -s "$D/acks" ] && [ "$(acks)" -gt "$1" ]; }
-wait_for 20 "acknowledged writes" more_acks 8192
+wait_for 60 "acknowledged writes" more_acks 8192
 for round in 1 2; do
   power_cut
-  wait_for 20 "acknowledged writes while alone" more_acks $(($(acks) + 4096))
+  wait_for 60 "acknowledged writes while alone" more_acks $(($(acks) + 4096))
   start shared1
   wait_for 60 "mirrored again" mirrored host1 vm.img
-  wait_for 20 "acknowledged writes" more_acks $(($(acks) + 4096))
+  wait_for 60 "acknowledged writes" more_acks $(($(acks) + 4096))
 done
 kill -0 $writer || die "the guest saw an error"
 power_cut                                        # the last words of the guest are about both copies

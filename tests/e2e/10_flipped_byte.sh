@@ -27,6 +27,7 @@ assert len(places) == 1, f"{len(places)} places in {top}: {places}"
 print(places[0])
 PYTHON
 }
+found() { place "$1" > "$D/where"; }   # DIRECTORY
 flip() { # FILE POSITION
   python3 - "$1" "$2" <<'PYTHON'
 import os, sys
@@ -45,14 +46,15 @@ names() { # COPY: and no other copy, no other image, not more than the piece aro
       all(.differences[]; .copy == $copy and .offset > $at - $most and .offset + .length < $at + $most) and
       any(.differences[]; .offset <= $at and $at < .offset + .length))' "$D/verify" > "$D/log/jq"
 }
-verify_json() { tm host1 verify --json > "$D/verify"; }
+verify_json() { verify host1 --json > "$D/verify"; }
 check() { # COPY DIRECTORY BYTES: the differing bytes lie within so many around it
   local copy=$1 where
-  where=$(place "$2")
+  wait_for 60 "one place of the byte, none any more on its way to the replica" found "$2"
+  where=$(cat "$D/where")
   flip $where
   expect_exit 4 "verify, a byte of the $copy copy flipped" verify_json
   names "$copy" "$3" || die "verify does not name copy, image and offset: $(cat "$D/verify")"
-  tm host1 verify vm.img > "$D/text" || [ $? = 4 ] || die "verify vm.img: $(cat "$D/text")"
+  verify host1 vm.img > "$D/text" || [ $? = 4 ] || die "verify vm.img: $(cat "$D/text")"
   grep -q "vm.img: copy of $copy differs at offset" "$D/text" || die "the text does not name it: $(cat "$D/text")"
   say "ok: $(grep -m 1 differs "$D/text")"
   flip $where

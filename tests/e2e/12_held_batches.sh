@@ -22,7 +22,7 @@ waits_for_create() {
   tm host1 replica status --json | jq -e --arg w "create of image $uuid" \
     '[.sources[] | select(.source == "host1") | .held[].waits_for[]] | index($w) != null'
 }
-wait_for 20 "the batch to be held" waits_for_create
+wait_for 60 "the batch to be held" waits_for_create
 tm host1 replica status > "$D/status"
 grep -q "host1 .*create of image $uuid" "$D/status" || die "replica status does not show it: $(cat "$D/status")"
 say "ok: $(grep '^host1' "$D/status")"
@@ -31,7 +31,7 @@ say "ok: nothing of it is shown: $(cat "$D/answer")"
 count=$(held)
 kill9 replica1
 start replica1
-expect "it is held after a restart too" test "$(held)" = "$count"
+expect "it is held after a restart too" test "$(held)" -ge "$count"   # what the image's close changed may have followed it
 waits_for_create > "$D/log/jq" || die "it no longer says what it waits for"
 
 # Data of an image that this source never created or opened.
@@ -47,14 +47,14 @@ say "ok: 422: $(cat "$D/answer")"
 expect "nothing of it was kept" sh -c "! find '$D/replica1' -path '*host9*' | grep -q ."
 client host9 "$url/v1/sources/host9/$generation" > "$D/answer"
 jq -e '.expected == 1 and .parts == []' "$D/answer" > "$D/log/jq" || die "another batch is expected: $(cat "$D/answer")"
-wait_for 5 "the refusal in the log" grep -q 'no create or open mark' "$D/log/replica1.log"
+wait_for 30 "the refusal in the log" grep -q 'no create or open mark' "$D/log/replica1.log"
 
 # The create arrives in the stream of the host that made it: applied first, so that the point finds the name.
 tm host2 journal resume-shipping > "$D/log/resume"
 none_held() { [ "$(held)" = 0 ]; }
 wait_for 60 "what was held to be applied" none_held
 # What is held no more may still be on its way into the history.
-wait_for 20 "the point to be shown" tm host1 replica export new.img --at written -o "$D/shown"
+wait_for 60 "the point to be shown" tm host1 replica export new.img --at written -o "$D/shown"
 export_point host1 new.img written "$D/out"
 expect "the point shows what was written, under its name" cmp "$D/out" "$D/mnt/host1/new.img"
 

@@ -26,7 +26,7 @@ tm host1 mark --name held > "$D/answer"
 if tm host1 mark --wait > "$D/answer" 2>&1; then die "a point became durable while shipping is paused"; fi
 grep -q 'shipping is paused.*tidemark journal resume-shipping' "$D/answer" || die "mark --wait says: $(cat "$D/answer")"
 closed() { [ "$(batch_state "$1")" = closed ]; }
-wait_for 10 "a closed batch" closed held
+wait_for 60 "a closed batch" closed held
 
 cp "$D"/held/* "$D/now"
 hit() { # each kind hits blocks of the closed batch; the same to a plain file
@@ -52,7 +52,7 @@ tm host1 mark --name after > "$D/answer"
 # A second blow, of blocks that both closed batches need.
 dd if="$D/new" of="$m/overwrite.img" bs=1M count=3 conv=notrunc,fsync status=none
 closed held || die "the batch was not held: $(batch_state held)"
-wait_for 10 "a second closed batch" closed after
+wait_for 60 "a second closed batch" closed after
 say "ok: both batches were closed and unstaged while they were hit"
 tm host1 journal resume-shipping > "$D/log/resume"
 mark host1 > "$D/point"

@@ -33,7 +33,7 @@ import os, socket, subprocess, sys
 path, told, check = sys.argv[1], sys.argv[2], sys.argv[3:]
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 s.bind(path)
-s.settimeout(60)
+s.settimeout(300)   # until the very end: it hears of the start and of the stop
 with open(told, "w") as out:
     while True:
         for line in s.recv(4096).decode().splitlines():
@@ -45,13 +45,13 @@ with open(told, "w") as out:
             if line.startswith("STOPPING"): sys.exit(0)
 PYTHON
   LISTENER=$!
-  wait_for 10 "the listener" test -S "$D/notify.$1"
+  wait_for 60 "the listener" test -S "$D/notify.$1"
 }
 notified() { # NODE COMMAND...
   local node=$1
   listen_to "$@"
   start "$node" env NOTIFY_SOCKET="$D/notify.$node"
-  wait_for 10 "$node to tell that it is ready" grep -qx 'READY=1 and it answers' "$D/told.$node"
+  wait_for 60 "$node to tell that it is ready" grep -qx 'READY=1 and it answers' "$D/told.$node"
   AT_END+=("kill -0 $LISTENER 2> /dev/null && kill -TERM $LISTENER")
   declare -g "LISTENER_$node=$LISTENER"
 }
@@ -78,6 +78,7 @@ pid_file="$D/run/host1/host1.pid" log="$D/host1/state/host1.log"
 for round in 1 2; do
   expect "mount(8) takes the line of fstab" mount -T "$D/fstab" "$mount_point"
   mountpoint -q "$mount_point" || die "mount(8) returned before the mount was there"
+  wait_for 60 "the link" linked host1
   findmnt -n -o SOURCE,FSTYPE "$mount_point" > "$D/answer"
   grep -q "tidemark-config *fuse.tidemark" "$D/answer" || die "findmnt: $(cat "$D/answer")"
   daemon=$(cat "$pid_file")
@@ -91,17 +92,19 @@ for round in 1 2; do
   expect "another user reads it" "${other[@]}" cmp -n 4096 "$mount_point/vm.img" "$mount_point/vm.img"
   ! "${other[@]}" sh -c "echo x > '$mount_point/vm.img'" 2> "$D/answer" || die "another user wrote it"
   expect "umount" umount "$mount_point"
-  wait_for 30 "the daemon to end" sh -c "! kill -0 $daemon 2> /dev/null"
+  wait_for 90 "the daemon to end" sh -c "! kill -0 $daemon 2> /dev/null"
   [ ! -e "$pid_file" ] || die "the daemon left its pid file"
   tail -n 1 "$log" | grep -q 'daemon stopped exit_code=0' || die "no clean stop: $(tail -n 5 "$log")"
 done
-! grep 'resync_begun' "$log" || die "a clean stop needed a recovery"
+# A link that was lost meanwhile has a resync of its own.
+grep -q 'link_lost' "$log" || ! grep 'resync_begun' "$log" || die "a clean stop needed a recovery"
 mount -T "$D/fstab" "$mount_point"
+wait_for 60 "the link" linked host1
 expect "what was written is there" sh -c "sha256sum < '$mount_point/vm.img' | cmp - '$D/written'"
 verify_equal host1
 daemon=$(cat "$pid_file")
 umount "$mount_point"
-wait_for 30 "the daemon to end" sh -c "! kill -0 $daemon 2> /dev/null"
+wait_for 90 "the daemon to end" sh -c "! kill -0 $daemon 2> /dev/null"
 # The same line as systemd reads it: a mount before what needs remote file systems, as libvirt does.
 generator=/lib/systemd/system-generators/systemd-fstab-generator
 mkdir "$D/generated"
