@@ -31,7 +31,8 @@ say "ok: nothing of it is shown: $(cat "$D/answer")"
 count=$(held)
 kill9 replica1
 start replica1
-expect "it is held after a restart too" test "$(held)" -ge "$count"   # what the image's close changed may have followed it
+# What the image's close changed may have followed it by now.
+expect "it is held after a restart too" test "$(held)" -ge "$count"
 waits_for_create > "$D/log/jq" || die "it no longer says what it waits for"
 
 # Data of an image that this source never created or opened.

@@ -18,7 +18,7 @@ PYTHON
 after=$(mark host1)
 [ "$(stat -c %s "$mnt/one.img")" = 2097152 ] && [ "$(stat -c %s "$mnt/dir/two.img")" = 1048576 ] || die "names on host1"
 seen() { [ "$(head -c 1 "$D/mnt/host2/one.img")" = B ] && [ "$(head -c 1 "$D/mnt/host2/dir/two.img")" = A ]; }
-wait_for 10 "host2 to see the exchange" seen
+wait_for 30 "host2 to see the exchange" seen
 tree() { tm host1 replica images --at "$1" --json | jq -er '.entries[] | select(.path != null) | "\(.path) \(.uuid)"' | sort; }
 tree "$before" > "$D/tree.before"
 tree "$after" > "$D/tree.after"

@@ -13,13 +13,20 @@ for node in shared1 replica1 host1; do start "$node"; done
 truncate -s 16M "$image"
 "$T/ack_writer" "$image" "$D/acks" 1 & writer=$!
 mirror_is() { [ "$(image_field host1 vm.img mirror)" = "$1" ]; }
-wait_for 20 "acknowledged writes" test -s "$D/acks"
-if dd if=/dev/zero of="$brick/hog" bs=64k status=none 2> /dev/null; then die "the brick is not full"; fi
-wait_for 20 "the own copy to be left" mirror_is filling
-goes_on "writes without the own copy" 20
+wait_for 60 "acknowledged writes" test -s "$D/acks"
+# At once: the image is not all written yet, so that the writer needs room.
+hog() { # all that is left
+  local unit at=0
+  for unit in 1048576 65536 4096; do
+    while fallocate -o $at -l $unit "$brick/hog" 2> /dev/null; do at=$((at + unit)); done
+  done
+}
+hog
+wait_for 60 "the own copy to be left" mirror_is filling
+goes_on "writes without the own copy"
 rm "$brick/hog"
-wait_for 60 "the copy to be filled and level" mirrored host1 vm.img
-goes_on "writes to both copies" 20
+wait_for 120 "the copy to be filled and level" mirrored host1 vm.img
+goes_on "writes to both copies"
 kill -0 $writer || die "the writer saw an error"
 kill $writer
 wait $writer || [ $? = 143 ] || die "the writer ended by itself"

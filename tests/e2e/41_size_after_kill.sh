@@ -11,7 +11,7 @@ truncate -s 64K "$mount/new.img"
 kill9 host1
 umount -l "$mount"
 start host1
-wait_for 20 "the mount to answer" test -s "$mount/new.img"
+wait_for 60 "the mount to answer" test -s "$mount/new.img"
 sizes_arrived() {
   local image point uuid
   point=$(mark host1)
@@ -21,7 +21,7 @@ sizes_arrived() {
       jq -e --arg u "$uuid" --argjson s "$(stat -c %s "$mount/$image")" '[.. | objects | select(.uuid? == $u and .size? == $s)] | length > 0'
   done
 }
-wait_for 15 "the sizes of the last moment at the replica" sizes_arrived
+wait_for 90 "the sizes of the last moment at the replica" sizes_arrived
 say "ok: the sizes of the last moment are at the replica"
 verify_equal host1
 no_error_lines

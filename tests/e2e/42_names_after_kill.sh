@@ -14,7 +14,7 @@ touch "$mount/new"
 kill9 host1
 umount -l "$mount"
 start host1
-wait_for 20 "the mount to answer" test -s "$mount/c"
+wait_for 60 "the mount to answer" test -s "$mount/c"
 names_arrived() {
   local point names
   point=$(mark host1)
@@ -22,7 +22,7 @@ names_arrived() {
     jq -er '[.. | objects | select(.path? != null) | .path | ltrimstr("/")] | sort | join(" ")')
   [ "$names" = "c new" ]
 }
-wait_for 15 "the names of the last moment at the replica" names_arrived
+wait_for 90 "the names of the last moment at the replica" names_arrived
 say "ok: the names of the last moment are at the replica"
 verify_equal host1
 no_error_lines

@@ -37,7 +37,7 @@ vouched() { scrub && [ "$(jq '.images[0].bytes_vouched' "$D/scrub")" = $((12 << 
 
 expect_exit 2 "scrub needs images or --all" tm host1 scrub
 # The dirty-region log lets go of regions some seconds after their last write; then their digests are kept.
-wait_for 90 "every block to have a digest" vouched
+wait_for 150 "every block to have a digest" vouched
 
 dd if=/dev/urandom of="$D/mnt/host1/busy.img" bs=64k count=4000 oflag=direct conv=notrunc status=none 2> "$D/log/busy" & writer=$!
 in_host=$(((3 << 20) + (40 << 10))) in_shared=$(((8 << 20) + (4 << 10)))
@@ -76,7 +76,7 @@ expect "the alarm outlasts a restart" named_in_status
 # A slow one is ended; what it had not come to is still in doubt.
 tm host1 scrub --all --rate 64KiB > "$D/log/slow" 2>&1 & slow=$!
 running() { [ "$(tm host1 status --json | jq .scrub.running)" = true ]; }
-wait_for 10 "the scrub to run" running
+wait_for 60 "the scrub to run" running
 expect "a scrub is told to stop" tm host1 scrub --stop
 code=0; wait "$slow" || code=$?
 [ "$code" = 1 ] || die "the scrub that was stopped exits with $code: $(cat "$D/log/slow")"

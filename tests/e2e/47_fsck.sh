@@ -10,11 +10,11 @@ mark host1 > "$D/point"
 none="$D/mnt/host1/none.img"             # only this host has it
 truncate -s 1M "$none"
 none_mirrored() { mirrored host1 none.img; }
-wait_for 30 "an image that can be taken from the mirror" none_mirrored
+wait_for 60 "an image that can be taken from the mirror" none_mirrored
 expect "mirror = none" setfattr -n user.tidemark.mirror -v none "$none"
 dd if=/dev/urandom of="$none" bs=1M count=1 conv=notrunc,fsync status=none
 cp "$none" "$D/none"
-side_of() { find "$D/host1" -name "*$(tm host1 status --json | jq -r --arg p "$1" '.images[] | select(.path | endswith($p)) | .uuid')*.meta" | head -1; }
+side_of() { find "$D/host1" -name "*$(tm host1 status --json | jq -r --arg p "$1" '.images[] | select(.path | endswith($p)) | .uuid')*.meta" -print -quit; }
 side=$(side_of vm.img) side_none=$(side_of none.img)
 state="$D/host1/state"
 
@@ -48,7 +48,7 @@ refused() { # NODE WORD: it does not start, and says why
   [[ $1 = replica* ]] && program=tidemark-replica
   local arguments=(--config "$D/$1.toml")
   [ "$program" = tidemark-fs ] && arguments+=(-f "$D/mnt/$1")
-  timeout 20 "$program" "${arguments[@]}" > "$D/log/refused" 2>&1 || code=$?
+  timeout 60 "$program" "${arguments[@]}" > "$D/log/refused" 2>&1 || code=$?
   [ "$code" != 0 ] && [ "$code" != 124 ] && [ "$code" -lt 128 ] || die "$1 with damage: exit $code: $(tail -3 "$D/log/refused")"
   grep -q "$2" "$D/log/refused" || die "$1 does not name it: $(tail -3 "$D/log/refused")"
   say "ok: $1 refuses, and names it"
@@ -79,7 +79,7 @@ for store in shared1/state/catalogue replica1/state/replica/store; do
   cp "$D/kept/data.mdb" "$D/$store/data.mdb"
   rm -rf "$D/kept"
 done
-segment=$(find "$D/replica1/state" -name '*.seg' | head -1)
+segment=$(find "$D/replica1/state" -name '*.seg' -print -quit)
 cp "$segment" "$D/kept"; damage "$segment"
 fsck 4 "a segment is damaged" replica1
 cp "$D/kept" "$segment"
@@ -145,7 +145,7 @@ expect "the guest reads what the shared copy has" cmp "$image" "$D/original"
 level() { mirrored host1 vm.img && [ "$(tm host1 status --json | jq '.reasons | length')" = 0 ]; }
 printf x | dd of="$image" bs=1 seek=0 conv=notrunc,fsync status=none
 printf x | dd of="$D/original" bs=1 seek=0 conv=notrunc status=none
-wait_for 60 "the host's copy to be filled anew" level
+wait_for 120 "the host's copy to be filled anew" level
 right
 stop host1; stop shared1
 tm host1 fsck > "$D/fsck" || [ $? = 1 ] || die "the copy is not whole again: $(cat "$D/fsck")"
@@ -158,11 +158,11 @@ grep -q "blocks are missing from the bricks" "$D/fsck" || die "it does not say s
 for file in $(of_shared .gone); do mv "$file" "${file%.gone}"; done
 start shared1; start host1
 unwell() { tm "$1" status > "$D/status" || true; grep -q "it was cut short" "$D/status"; }   # not healthy is an exit code of its own
-expect "the shared node's status says so" unwell shared1
-expect_exit 4 "verify names it" tm host1 verify vm.img
+wait_for 30 "the shared node's status to say so" unwell shared1
+expect_exit 4 "verify names it" verify host1 vm.img
 printf y | dd of="$image" bs=1 seek=1 conv=notrunc,fsync status=none
 printf y | dd of="$D/original" bs=1 seek=1 conv=notrunc status=none
 expect "the host goes on with its own copy" cmp "$image" "$D/original"
-expect "its status says so too" unwell host1
+wait_for 30 "its status to say so too" unwell host1
 kill9 host1                              # a stop would wait for the shared copy to take what was written
 no_error_lines
