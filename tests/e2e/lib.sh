@@ -215,7 +215,14 @@ image_field() { # NODE PATH FIELD: of `tidemark status --json`
 mirrored() { # NODE PATH: mirrored with nothing stale
   [ "$(image_field "$1" "$2" mirror)" = mirrored ] && [ "$(image_field "$1" "$2" stale_bytes)" = 0 ]
 }
-mark() { tm "$1" mark --wait --timeout 120 --json "${@:2}" | jq -er .point; }   # prints the recovery point
+mark() { # NODE [OPTION...]: prints the recovery point. One that waits for what must come before it has none yet: made anew
+  local point until=$((SECONDS + 120))
+  until point=$(tm "$1" mark --wait --timeout 120 --json "${@:2}" | jq -er .point); do
+    [ $SECONDS -lt $until ] || die "no recovery point of $1"
+    sleep 0.1
+  done
+  echo "$point"
+}
 export_point() { # NODE IMAGE POINT FILE
   tm "$1" replica export "$2" --at "$3" -o "$4" > "$D/log/export" 2>&1 || die "export $2 at $3: $(cat "$D/log/export")"
 }
@@ -231,7 +238,7 @@ verify() { # NODE tidemark-verify-arguments...: asked again where it could not c
   local code out until=$(($(date +%s) + 120)) now
   while now=$(date +%s) code=0; out=$(tm "$1" verify "${@:2}") || code=$?; [ "$now" -lt "$until" ]; do
     if [ $code = 4 ]; then
-      grep -qE 'the cut did not reach|holds the cut but waits|verify again' <<< "$out" || break
+      grep -qE 'the cut did not reach|holds the cut but waits|verify again|behind' <<< "$out" || break
       ! grep -qE 'differs at offset|has another|"offset":|"what":' <<< "$out" || break
     elif [ $code != 5 ]; then
       break
