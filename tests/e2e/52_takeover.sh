@@ -25,6 +25,8 @@ wait_for 20 "acknowledged writes" sh -c "[ \$(stat -c %s '$D/acks') -gt 65536 ]"
 kill9 host1
 if wait $writer; then die "the writer must see its file go"; fi
 
+away() { control shared1 /v1/status | jq -e '.hosts[] | select(.host == "host1") | .connected == false'; }
+wait_for 20 "the shared node to see host 1 go" away    # by the end of its link, which the proxy hands on
 expect_exit 2 "without --force nothing is taken" tm host2 image takeover vm.img
 tm host2 image takeover --host host1 --dry-run > "$D/plan"
 cat "$D/plan"

@@ -101,7 +101,7 @@ vm() { # NAME HOST CACHE-OF-VM CACHE-OF-DATA ARGUMENTS...
     -drive "file=$mnt/.raw/data.vhd,format=raw,if=virtio,id=data,cache=$data" "$@" > "$D/log/qemu.$name.log" 2>&1 &
   VM[$name]=$!
   AT_END+=("kill -KILL ${VM[$name]} 2> /dev/null")
-  wait_for 20 "the emulator $name" test -S "$D/$name.qmp"
+  wait_for 60 "the emulator $name" test -S "$D/$name.qmp"
 }
 writes() { grep -a 'GUEST WRITES' "$D/log/console.$1.log" | tail -n 1 | tr -d '\r' | awk '{print $3 + 0}'; }
 progress() { # NAME RECORDS: until it has written so many records more than RECORDS
@@ -126,23 +126,24 @@ migrate() { # FROM TO HOST SIZE
   wait "${VM[$1]}" || die "qemu $1: $(cat "$D/log/qemu.$1.log")"
   progress "$2" "$before"
   well
-  held_by "$3" || die "$3 does not hold the images: $(tm host1 status) $(tm host2 status)"
+  wait_for 20 "$3 to hold the images, by each host's status" held_by "$3"
   say "ok: the guest moved to $3 and goes on: $(writes "$2") records"
 }
 
 vm a host1 none,aio=native writeback
 wait_for 60 "the guest" grep -qa 'GUEST UP' "$D/log/console.a.log"
 progress a 0
-held_by host1 || die "host 1 does not hold the images"
+wait_for 20 "host 1 to hold the images" held_by host1
 vm b host2 directsync,aio=native none,aio=native -incoming "unix:$D/b.incoming"
 migrate a b host2 $((96 << 20))
 vm c host1 writeback,aio=threads directsync,aio=io_uring -incoming "unix:$D/c.incoming"
 migrate b c host1 $((128 << 20))
 echo end >&"${KEYS[c]}"
-timeout 60 tail --pid="${VM[c]}" -f /dev/null || die "the guest did not end: $(tail -n 3 "$D/log/console.c.log")"
+timeout 120 tail --pid="${VM[c]}" -f /dev/null || die "the guest did not end: $(tail -n 3 "$D/log/console.c.log")"
 wait "${VM[c]}" || die "qemu: $(cat "$D/log/qemu.c.log")"
+# By the one who carries its words to the log, who may come a moment later.
+(wait_for 20 "the guest's last word" grep -aq 'GUEST DONE' "$D/log/console.c.log") || die "the guest did not find all its records: $(tail -n 5 "$D/log/console.c.log")"
 well
-grep -aq 'GUEST DONE' "$D/log/console.c.log" || die "the guest did not find all its records: $(tail -n 5 "$D/log/console.c.log")"
 say "ok: $(grep -a 'GUEST DONE' "$D/log/console.c.log" | tr -d '\r')"
 
 bytes() { dd if="$1" bs=1M count=16 status=none; }                # the guest wrote within so many

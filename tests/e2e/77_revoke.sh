@@ -15,9 +15,10 @@ tidemark pki revoke "$D/certs/host1.pem" --dir "$D/pki" > "$D/log/revoke" || die
 wait_for 20 "host1's session to end" away host1
 refused() { grep -q "host1 was revoked" "$D/log/$1.log"; }
 wait_for 20 "the shared node to refuse host1" refused shared1
-expect "host2 is still connected" connected host2
+! grep -q "host2 was revoked" "$D"/log/*.log || die "host2 was taken for a revoked one"
+wait_for 20 "host2 to be connected still" connected host2
 dd if=/dev/urandom of="$D/mnt/host2/host2.img" bs=1M count=4 oflag=direct conv=notrunc,fsync status=none
-expect "host2 mirrors" mirrored host2 host2.img
+wait_for 30 "host2 to mirror" mirrored host2 host2.img
 mark host2 --name after > "$D/log/mark"
 code=0; client host1 "https://127.0.0.1:$REPLICA_PORT/v1/points" > "$D/log/curl" 2>&1 || code=$?
 [ $code != 0 ] || die "the replica answers host1"
