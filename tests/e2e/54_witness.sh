@@ -31,7 +31,7 @@ block() { dd if=/dev/urandom of="$2" bs=4096 count=1 seek="$1" conv=notrunc,fsyn
 state() { [ "$(image_field host1 vm.img mirror)" = "$1" ]; }
 exec 7<> "$image"
 write_7() { # BLOCK: by the handle that stays open, durably
-  timeout "${LIMIT:-20}" python3 -c 'import os, sys; os.pwrite(7, os.urandom(4096), int(sys.argv[1]) * 4096); os.fsync(7)' "$1"
+  timeout 60 python3 -c 'import os, sys; os.pwrite(7, os.urandom(4096), int(sys.argv[1]) * 4096); os.fsync(7)' "$1"
 }
 write_7 0
 wait_for 30 "mirrored" state mirrored
@@ -43,7 +43,7 @@ expect "a rebuild of the shared node would learn the witness's epochs" listed
 # ---- the link goes: the witness lets host 1 go on, and then nobody else -------------------------------------
 cut
 write_7 1 || die "the witness must let host 1 go on"
-wait_for 10 "host 1 alone" state "local only"
+wait_for 30 "host 1 alone" state "local only"
 ! timeout 20 dd if=/dev/zero of="$D/mnt/host2/vm.img" bs=4096 count=1 conv=notrunc status=none 2> "$D/log/dd" || die "host 2 wrote while host 1 went on"
 say "ok: host 1 goes on, host 2 does not"
 link
@@ -56,7 +56,7 @@ wait_for 30 "new terms" grep -q 'generation=2 verdict=undecided' "$D/log/$WITNES
 # ---- both the link and the witness are gone: host 1 waits, and an operator may end that ----------------------
 stop "$WITNESS"
 cut
-LIMIT=60 write_7 3 2> "$D/aborted" & writer=$!
+write_7 3 2> "$D/aborted" & writer=$!
 wait_for 30 "host 1 to wait" state waiting
 aborted() { [ "$(tm host1 image abort vm.img --json | jq -er .aborted)" -gt 0 ]; }
 wait_for 30 "the write that waits to be ended" aborted

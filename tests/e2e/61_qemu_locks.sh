@@ -18,9 +18,9 @@ for format in raw vpc; do
   AT_END+=("kill -KILL $holder 2> /dev/null")
   # Its PID file would be there before its disk is open, and a first lock before the ones of a disk that is written.
   locked() { grep -qs '^lock:.* 201 201$' /proc/$holder/fdinfo/*; }
-  wait_for 10 "the first guest of $format" locked
+  wait_for 60 "the first guest of $format" locked
   expect_exit 1 "a second start of $format" \
-    timeout 20 bash -c "$(declare -f guest); guest $format '$image' 2> '$D/log/second'"
+    timeout 60 bash -c "$(declare -f guest); guest $format '$image' 2> '$D/log/second'"
   grep -q 'Failed to get "write" lock' "$D/log/second" || die "by another message: $(cat "$D/log/second")"
   grep -q 'Is another process using the image' "$D/log/second" || die "without QEMU's hint: $(cat "$D/log/second")"
   expect_exit 1 "a tool that would write" qemu-img resize -q -f $format "$image" 128M 2> "$D/log/tool"
@@ -29,7 +29,7 @@ for format in raw vpc; do
   kill -KILL $holder
   wait $holder || [ $? = 137 ] || die "the first guest was not there to kill"
   free() { qemu-io -f $format -c "write -P 7 1M 512" "$image" > "$D/log/after" 2>&1 && ! grep -q failed "$D/log/after"; }
-  wait_for 5 "the lock to go with the process" free
+  wait_for 30 "the lock to go with the process" free
   say "ok: the lock of $format went with the process"
 done
 verify_equal host1

@@ -41,8 +41,8 @@ for kind in ext4 xfs; do
   losetup -d "$loop"
   loop=""
   given_back() { [ $(($2 - $(allocated "$1"))) -ge $((60 << 20)) ]; }    # NODE BYTES-BEFORE
-  wait_for 10 "$kind's discard on the host's copy" given_back host1 "$host"
-  wait_for 10 "$kind's discard on the shared copy" given_back shared1 "$shared"
+  wait_for 60 "$kind's discard on the host's copy" given_back host1 "$host"
+  wait_for 60 "$kind's discard on the shared copy" given_back shared1 "$shared"
   say "ok: $kind (host $((host >> 20)) to $(($(allocated host1) >> 20)) MiB, shared $((shared >> 20)) to $(($(allocated shared1) >> 20)) MiB)"
 done
 verify_equal host1

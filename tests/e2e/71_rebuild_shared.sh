@@ -9,7 +9,7 @@ mkdir "$M1/vm"
 dd if=/dev/urandom of="$M1/vm/held.img" bs=1M count=8 conv=fsync status=none
 dd if=/dev/urandom of="$M2/given.img" bs=1M count=4 conv=fsync status=none
 dd if=/dev/zero of="$M1/none.img" bs=1M count=2 conv=fsync status=none
-wait_for 20 "a level image" mirrored host1 none.img
+wait_for 60 "a level image" mirrored host1 none.img
 setfattr -n user.tidemark.mirror -v none "$M1/none.img"
 dd if=/dev/urandom of="$M1/none.img" bs=1M count=2 conv=notrunc,fsync status=none
 NONE=$(sha256sum < "$M1/none.img")   # host1 alone has it
@@ -26,7 +26,7 @@ check() { # the host's guest saw no error, its last write is on both copies, and
   touch "$D/stop"; wait "$WRITER" || die "a write failed while the shared node was rebuilt"
   rm "$D/stop"
   local last; last=$(cat "$D/last")
-  wait_for 30 "the copies to be level" mirrored host1 vm/held.img
+  wait_for 60 "the copies to be level" mirrored host1 vm/held.img
   verify_equal host1 vm/held.img given.img
   [ "$(dd if="$M2/vm/held.img" bs=1 skip=$((last % 1024 * 4096)) count=8 status=none)" = "$(printf '%08d' "$last")" ] ||
     die "the other host reads something else than the last write, $last"
@@ -37,7 +37,7 @@ lose() { # DIRECTORY...: under load, all that is in them
   local directory
   rm -f "$D/last"
   writer & WRITER=$!
-  wait_for 10 "a write" test -s "$D/last"
+  wait_for 30 "a write" test -s "$D/last"
   kill9 shared1
   for directory in "$@"; do rm -rf "${directory:?}"/*; done
 }
@@ -45,7 +45,7 @@ rebuild() { # --without-bricks if they are gone
   tm shared1 shared rebuild --hosts host1,host2 --dry-run "$@" > "$D/log/rebuild" || die "$(cat "$D/log/rebuild")"
   expect "the rebuild is ordered" tm shared1 shared rebuild --hosts host1,host2 --force "$@" > "$D/log/rebuild"
   start shared1
-  wait_for 30 "the reports" bash -c "tidemark --config '$D/shared1.toml' status --json | jq -e '.rebuilding == null'"
+  wait_for 60 "the reports" bash -c "tidemark --config '$D/shared1.toml' status --json | jq -e '.rebuilding == null'"
   check
 }
 lose "$D/shared1/state"
@@ -55,12 +55,12 @@ grep -q "hots2.*never heard" "$D/log/refused" || die "$(cat "$D/log/refused")"
 rebuild
 say "ok: a lost catalogue is made anew beside its bricks"
 setfattr -n user.tidemark.mirror -v sync "$M1/none.img"
-wait_for 30 "the copies to be level" mirrored host1 none.img
+wait_for 60 "the copies to be level" mirrored host1 none.img
 [ "$(sha256sum < "$M1/none.img")" = "$NONE" ] || die "an image of one host alone is not what it was"
 [ "$(sha256sum < "$M2/none.img")" = "$NONE" ] || die "the other host reads something else"
 verify_equal host1 none.img
 stop shared1; start shared1
-wait_for 20 "the copies to be level" mirrored host1 vm/held.img
+wait_for 60 "the copies to be level" mirrored host1 vm/held.img
 lose "$D/shared1/state" "$D/shared1/brick1"
 expect_exit 2 "an empty brick wants a word of its own" tm shared1 shared rebuild --hosts host1,host2 --force 2> "$D/log/refused"
 rebuild --without-bricks
@@ -73,7 +73,7 @@ printf z | dd of="$D/mnt/host3/given.img" bs=1 conv=notrunc,fsync status=none
 [ "$(head -c 1 "$M2/given.img")" = z ] || die "what the new host wrote is not seen"
 say "ok: a host that was added reads and writes"
 # The replica follows: its newest point is what the images are.
-wait_for 30 "the copies to be level" mirrored host1 vm/held.img
+wait_for 60 "the copies to be level" mirrored host1 vm/held.img
 POINT=$(mark host1)
 export_point host1 vm/held.img "$POINT" "$D/then.img"
 cmp "$M1/vm/held.img" "$D/then.img" || die "the replica shows something else"
@@ -89,8 +89,8 @@ kill9 host2; stop host3; kill9 shared1
 rm -rf "$D/shared1/state/"* "$D/shared1/brick1/"*
 expect "the rebuild is ordered" tm shared1 shared rebuild --hosts host1 --without-bricks --force > "$D/log/rebuild"
 start shared1
-wait_for 30 "the host to be back" bash -c "tidemark --config '$D/host1.toml' status --json | jq -e .shared.connected"
-wait_for 30 "the copies to be level" mirrored host1 vm/held.img
+wait_for 60 "the host to be back" bash -c "tidemark --config '$D/host1.toml' status --json | jq -e .shared.connected"
+wait_for 60 "the copies to be level" mirrored host1 vm/held.img
 if cat "$M1/lost.img" > /dev/null 2> "$D/log/lost"; then die "an image whose newest state is gone was read"; fi
 grep -q "image_rebuilt.*restore it from the replica" "$D/log/shared1.log" || die "the log does not say what is lost"
 expect "it is restored" tm host1 replica restore lost.img --at latest --force
