@@ -166,20 +166,35 @@ TEST_P(TakeoverTest, TheLoopGoesOnWhileASubmissionHangs) {
 
 // Inline operations that were to follow the submission are found by the other thread before it sleeps.
 TEST_P(TakeoverTest, WhatIsLeftOfTheTurnIsNotSleptOn) {
-  MissingMemory missing;
-  ASSERT_TRUE(missing.ok());
-  Bytes bytes(kPage);
-  bool done = false;
-  env_.post([&] {
-    file_->read(0, missing.span(), IoMode::kQueued, [&](Status) { env_.stop(); });
-    file_->read(0, bytes, IoMode::kInline, [&](Status s) { done = s.is_ok(); });
-    env_.after(milliseconds(1200), [&] {   // a quarter of a second until it takes over, and then a sleep of one
-      EXPECT_TRUE(done);
-      missing.provide();
+  bool in_time = false;
+  // Where the machine stands still it may take over too late for that: once more. One that sleeps does so each time.
+  for (int i = 0; i < 3 && !in_time; ++i) {
+    MissingMemory missing;
+    ASSERT_TRUE(missing.ok());
+    Bytes bytes(kPage);
+    RealEnv env(RealEnvOptions{{}, {}, GetParam()});
+    auto file = env.files().open(path_, {});
+    ASSERT_TRUE(file.is_ok()) << file.status().to_string();
+    bool done = false;
+    int left = 2;
+    auto one_done = [&](Status s) {
+      EXPECT_TRUE(s.is_ok()) << s.to_string();
+      if (--left == 0) env.stop();
+    };
+    env.post([&] {
+      (*file)->read(0, missing.span(), IoMode::kQueued, one_done);
+      (*file)->read(0, bytes, IoMode::kInline, [&](Status s) {
+        done = s.is_ok();
+        one_done(std::move(s));
+      });
+      env.after(milliseconds(1200), [&] {   // a quarter of a second until it takes over, and then a sleep of one
+        in_time = done;
+        missing.provide();
+      });
     });
-  });
-  env_.run();
-  EXPECT_TRUE(done);
+    env.run();
+  }
+  EXPECT_TRUE(in_time);
 }
 
 TEST_P(TakeoverTest, ManyInARow) {

@@ -150,14 +150,24 @@ TEST_F(StreamTest, APeerThatReadsIsSentMoreThanTheBoundInOneTurn) {
                                });
   ASSERT_TRUE(made.is_ok());
   listener = std::move(made).value();
-  End client;
-  ASSERT_TRUE(connect(to_listener(host), client).is_ok());
-  ASSERT_TRUE(wait_for([&] { return server != nullptr; }));
   const Bytes piece(1 << 20);
   const uint64_t total = 2 * limits::kStreamUnsentBytesMax + 16 * piece.size();
-  for (uint64_t sent = 0; sent < total; sent += piece.size()) client.stream->send(piece, {});
-  EXPECT_TRUE(wait_for([&] { return received == total || client.closed.has_value(); }));
-  EXPECT_EQ(received, total) << (client.closed ? client.closed->to_string() : "");
+  // In a turn that lasts for seconds, where the machine stands still, a peer takes nothing and is given up: once more.
+  for (int i = 0; i < 3 && received != total; ++i) {
+    server.reset();
+    received = 0;
+    End client;
+    ASSERT_TRUE(connect(to_listener(host), client).is_ok());
+    ASSERT_TRUE(wait_for([&] { return server != nullptr; }));
+    const io::BootTime begun = env.now();
+    for (uint64_t sent = 0; sent < total; sent += piece.size()) client.stream->send(piece, {});
+    const bool at_once = env.now() - begun < std::chrono::seconds(2);
+    EXPECT_TRUE(wait_for([&] { return received == total || client.closed.has_value(); }));
+    if (at_once) {
+      EXPECT_EQ(received, total) << (client.closed ? client.closed->to_string() : "");
+    }
+  }
+  EXPECT_EQ(received, total);
 }
 
 TEST_F(StreamTest, APeerThatNeverReadsIsGivenUpAtTheBound) {
@@ -170,6 +180,7 @@ TEST_F(StreamTest, APeerThatNeverReadsIsGivenUpAtTheBound) {
   ASSERT_TRUE(connect(to_listener(host), client).is_ok());
   Bytes piece(1 << 20);
   size_t sent = 0;
+  const io::BootTime begun = env.now();
   while (sent < 3 * limits::kStreamUnsentBytesMax) {
     client.stream->send(piece, {});
     sent += piece.size();
@@ -179,8 +190,11 @@ TEST_F(StreamTest, APeerThatNeverReadsIsGivenUpAtTheBound) {
     env.after(std::chrono::milliseconds(milliseconds), [&] { over = true; });
     return wait_for([&] { return over; });
   };
+  const bool at_once = env.now() - begun < std::chrono::seconds(2);   // else it was given up for that, and rightly
   ASSERT_TRUE(wait(1000));
-  EXPECT_FALSE(client.closed.has_value()) << "its kernel may take more";
+  if (at_once) {
+    EXPECT_FALSE(client.closed.has_value()) << "its kernel may take more";
+  }
   for (int i = 0; i < 100 && !client.closed; ++i) {
     client.stream->send(as_bytes("one more"), {});
     ASSERT_TRUE(wait(100));
@@ -396,7 +410,7 @@ TEST_F(NamedTest, ALookUpThatHangsHoldsNothingElseUpAndIsNotBegunTwice) {
   for (int i = 0; i < 5; ++i) EXPECT_EQ(connect(std::chrono::milliseconds(50)).code(), Code::kUnavailable);
   bool done = false;
   other.offload([] {}, [&] { done = true; });
-  EXPECT_TRUE(other.run_until([&] { return done; }, std::chrono::seconds(5))) << "the workers look names up";
+  EXPECT_TRUE(other.run_until([&] { return done; }, kWait)) << "the workers look names up";
   {
     std::lock_guard lock(names.mutex);
     EXPECT_EQ(names.asked, 1);
@@ -420,7 +434,7 @@ TEST_F(NamedTest, AnAddressThatSwallowsAllLeavesTimeForTheNext) {
   auto silent = listen_on(loopback());   // TCP connects, TLS never answers
   ASSERT_TRUE(silent.is_ok());
   names.addresses.insert(names.addresses.begin(), parse_numeric(loopback(silent->port))->front());
-  Status status = connect(std::chrono::seconds(4));
+  Status status = connect(std::chrono::seconds(8));
   EXPECT_TRUE(status.is_ok()) << status.to_string();
   ::close(silent->fd);
 }
