@@ -38,7 +38,9 @@ struct VerifyRun {
   bool withheld = false;                // at the cut: what the replica has of it is older
   std::string no_cut;                   // why none was made: what is shipped next is of a later state
   uint64_t compared = 0;
-  bool equal = true, behind = false;
+  bool equal = true;
+  bool behind = false;                  // the own copy, somewhere
+  bool apart = false;                   // somewhere host and shared copy are still to be made equal: not compared
   std::vector<Suspect> suspects;
   bool decided = false;                 // the replica was asked about the suspects
   // Of the bytes at the cut: by window, one a kVerifyUnit. Those that are not there are holes on host and shared node.

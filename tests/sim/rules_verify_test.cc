@@ -111,5 +111,27 @@ TEST_F(RulesOfVerify, ItWaitsForWhatMustComeBeforeItsCut) {
   EXPECT_EQ(site.verify("host2"), "");
 }
 
+// The host was alone, and the shared brick is full: what it lacks is known, and no sign of a fault.
+TEST_F(RulesOfVerify, WhatAResyncHasNotMadeEqualYetIsNotCalledDifferent) {
+  lab.world.partition("host1", "shared1");
+  ASSERT_TRUE(lab.write("host1", image, 0, 'b').is_ok());
+  ASSERT_TRUE(lab.write("host1", image, 3 * Lab::kRegion, 'c').is_ok());
+  lab.world.inject("shared1", FileFault{.times = UINT64_MAX, .operations = kWrite, .path_contains = "/brick", .error = 28});
+  lab.world.heal_all();
+  auto linked = [&] { return json::parse(lab.engine("host1").status_json())["shared"]["connected"] == true; };
+  ASSERT_TRUE(lab.world.run_until(linked, seconds(60)));
+  begin("host1");
+  const json all = result();
+  lab.world.clear_faults("shared1");
+  ASSERT_TRUE(all.is_object()) << all;
+  EXPECT_EQ(all["equal"], false) << all;
+  ASSERT_EQ(all["images"].size(), 1u) << all;
+  EXPECT_EQ(all["images"][0]["differences"].size(), 0u) << all;
+  EXPECT_EQ(all["images"][0]["copies"]["host"], "level") << all;
+  EXPECT_EQ(all["images"][0]["copies"]["shared"], "behind") << all;
+  EXPECT_EQ(lab.engine("host1").verifier().differences(), 0u);
+  EXPECT_EQ(site.verify("host1"), "");
+}
+
 }  // namespace
 }  // namespace tidemark::sim
