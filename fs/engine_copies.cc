@@ -80,13 +80,17 @@ Image* Engine::CopiesOfEngine::still_there(const ImageId& id) {
 
 Task<Status> Engine::CopiesOfEngine::hold_for_reading(Image& im) {
   for (int i = 0; im.recovering && i < 600; ++i) co_await sleep(std::chrono::milliseconds(100));
+  if (im.recovering) co_return Status(Code::kUnavailable, "this host still recovers it: try again");
   for (int i = 0; !im.held && i < 40; ++i) {
     engine_.want_tenure(im, true);
     co_await sleep(std::chrono::milliseconds(50));
     if (!im.acquiring && !im.held) break;
   }
   while (im.acquiring) co_await sleep(std::chrono::milliseconds(50));
-  co_return im.held ? Status::ok() : Status(Code::kBusy, "another host writes this image: go there");
+  if (im.held) co_return Status::ok();
+  const Status& why = im.not_granted;
+  if (!why && why.code() != Code::kBusy) co_return why.with_context("its tenure is not to be had");
+  co_return Status(Code::kBusy, "another host writes this image: go there");
 }
 
 Task<Result<wire::Hashes>> Engine::CopiesOfEngine::hash_shared(Image& im, Extent range, uint32_t unit,

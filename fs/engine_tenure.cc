@@ -95,6 +95,7 @@ Task<void> Engine::acquire(Image& im, uint32_t wait_ms) {
     wait_ms = static_cast<uint32_t>(limits::kTenureWaitSecondsMax) * 1000;
   }
   im.acquiring = false;
+  im.not_granted = failed;
   if (!failed) {
     if (failed.code() == Code::kBusy && im.attr.holder == options_.config.node.name) im.attr.holder.clear();
     if (failed.code() == Code::kBusy)

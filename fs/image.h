@@ -134,6 +134,7 @@ struct Image {
   Epoch epoch;
   wire::TenureParent parent;           // of this tenure, as it was granted
   bool acquiring = false;
+  Status not_granted;                  // how the last one that was asked for was refused
   bool yielding = false;
   bool recall_wanted = false;
   bool yield_unknown = false;          // a yield was sent and not answered: the tenure may be another host's already

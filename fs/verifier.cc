@@ -143,7 +143,8 @@ Task<Status> Verifier::verify_image(VerifyRun& run, Image& im) {
   if (!held) {
     run.image["copies"] = {{"host", "behind"}, {"shared", "unknown"}, {"replica", "unknown"}};
     run.image["note"] = held.message();
-    run.image["skipped"] = true;
+    if (held.code() == Code::kBusy) run.image["skipped"] = true;
+    else run.equal = false;
     // That it is there at all can be told from here too.
     const uint64_t size = std::min<uint64_t>(im.size_now(), kVerifyFine);
     if (size == 0 || im.attr.mirror == 0) co_return Status::ok();

@@ -133,5 +133,31 @@ TEST_F(RulesOfVerify, WhatAResyncHasNotMadeEqualYetIsNotCalledDifferent) {
   EXPECT_EQ(site.verify("host1"), "");
 }
 
+// No other host has it: none may be sent from host to host, and told that all is equal.
+TEST_F(RulesOfVerify, AnImageWhoseTenureCannotBeHadIsNotCalledEqual) {
+  lab.engine("host1").release(image);
+  lab.world.set_store_fault("host2", StoreFault{.path_contains = "/state/names", .status = Status(Code::kOutOfSpace, "full")});
+  begin("host2");
+  const json all = result();
+  lab.world.set_store_fault("host2", std::nullopt);
+  ASSERT_TRUE(all.is_object()) << all;
+  EXPECT_EQ(all["equal"], false) << all;
+  ASSERT_EQ(all["images"].size(), 1u) << all;
+  EXPECT_EQ(all["images"][0]["equal"], false) << all;
+  EXPECT_FALSE(all["images"][0].contains("skipped")) << all;
+  EXPECT_NE(all["images"][0]["note"].get<std::string>().find("full"), std::string::npos) << all;
+  EXPECT_EQ(site.verify("host2"), "");
+}
+
+// One that another host writes is that host's to compare.
+TEST_F(RulesOfVerify, AnImageThatAnotherHostWritesIsSkipped) {
+  begin("host2");
+  const json& all = result();
+  ASSERT_TRUE(all.is_object()) << all;
+  EXPECT_EQ(all["equal"], true) << all;
+  ASSERT_EQ(all["images"].size(), 1u) << all;
+  EXPECT_EQ(all["images"][0]["skipped"], true) << all;
+}
+
 }  // namespace
 }  // namespace tidemark::sim
