@@ -164,13 +164,17 @@ Bytes LeafDelta::encode() const {
 }
 
 HistoryWriter::HistoryWriter(kv::Snapshot& snapshot, kv::WriteBatch& out, size_t spread_leaves_max)
-    : snapshot_(snapshot), out_(out), spread_leaves_max_(spread_leaves_max), cursor_(snapshot.cursor(kLeaves)) {}
+    : snapshot_(snapshot),
+      out_(out),
+      spread_left_(spread_leaves_max),
+      visits_left_(kSpreadVisits * spread_leaves_max),
+      cursor_(snapshot.cursor(kLeaves)) {}
 
 // The changes with the wide ones cut into the leaves that have versions. A wide record is in the way of every later
 // load of a leaf of the image; the zeros of a leaf cost no more than the write that made its version did. False: too
 // many leaves.
 bool HistoryWriter::spread(ImageIndex image, std::span<const Change> changes, std::vector<Change>& laid) {
-  size_t visits = kSpreadVisits * spread_leaves_max_, leaves = spread_leaves_max_;
+  size_t leaves = spread_left_;
   for (const Change& c : changes) {
     if (!c.is_wide()) {
       laid.push_back(c);
@@ -178,16 +182,19 @@ bool HistoryWriter::spread(ImageIndex image, std::span<const Change> changes, st
     }
     for (auto leaf = seek_leaf(*cursor_, image, c.extent.offset / kLeafBytes);
          leaf && *leaf * kLeafBytes < c.extent.end(); leaf = seek_leaf(*cursor_, image, *leaf + 1)) {
-      if (visits-- == 0) return false;
+      if (visits_left_ == 0) return false;
+      --visits_left_;
       // What is trimmed once more adds nothing.
       const Bytes behind = leaf_key(image, *leaf, PointId(UINT64_MAX));
       if (cursor_->seek_before(behind) && says_all_zeros(cursor_->value())) continue;
-      if (leaves-- == 0) return false;
+      if (leaves == 0) return false;
+      --leaves;
       const uint64_t begin = std::max(*leaf * kLeafBytes, c.extent.offset);
       const uint64_t end = std::min((*leaf + 1) * kLeafBytes, c.extent.end());
       laid.push_back({{begin, end - begin}, SegmentId(0), 0});
     }
   }
+  spread_left_ = leaves;
   return true;
 }
 

@@ -31,7 +31,7 @@ inline constexpr uint32_t kUnitBytes = journal::kSegmentUnit;
 inline constexpr uint32_t kLeafUnits = kLeafBytes / kUnitBytes;
 inline constexpr uint32_t kDeltasMax = 32;
 inline constexpr uint64_t kWideBytesMin = 16 * kLeafBytes;
-// Leaves that the wide zero runs of one image and batch are spread over, and so many times as many that are looked at.
+// Leaves that the wide zero runs of one batch are spread over, and so many times as many that are looked at.
 inline constexpr size_t kSpreadLeavesMax = 16384;
 inline constexpr size_t kSpreadVisits = 4;
 
@@ -61,7 +61,7 @@ struct Change {
   bool is_wide() const { return segment.value == 0 && extent.length >= kWideBytesMin; }
 };
 
-// Adds one batch's changes of one image at a point newer than every earlier one of the image.
+// Adds one batch's changes, image by image, at a point newer than every earlier one of the image.
 class HistoryWriter {
  public:
   HistoryWriter(kv::Snapshot& snapshot, kv::WriteBatch& out, size_t spread_leaves_max = kSpreadLeavesMax);
@@ -81,7 +81,7 @@ class HistoryWriter {
 
   kv::Snapshot& snapshot_;
   kv::WriteBatch& out_;
-  const size_t spread_leaves_max_;
+  size_t spread_left_, visits_left_;   // of all images together
   std::unique_ptr<kv::Cursor> cursor_;
   std::optional<Wides> wides_;    // of the present image, before the point
   Bytes wide_;                    // the present image's, encoded
