@@ -52,7 +52,8 @@ Result<PointId> newest_labelled(kv::Snapshot& snapshot, PointId before, WallTime
   auto points = snapshot.cursor(kPoints);
   const uint64_t last = before.value == 0 ? 0 : (before.value - 1) / kPointsInBlock;
   for (bool block = blocks->seek_before(kv::key_u64(last + 1)); block; block = blocks->previous()) {
-    if (blocks->value().size() != 8 || load_le<int64_t>(blocks->value().data()) > at.ns) continue;
+    // One that is damaged tells nothing: its points are looked at.
+    if (blocks->value().size() == 8 && load_le<int64_t>(blocks->value().data()) > at.ns) continue;
     const uint64_t first = load_be64(blocks->key().data()) * kPointsInBlock;
     const uint64_t end = std::min(first + kPointsInBlock, before.value);
     for (bool found = points->seek_before(kv::key_u64(end)); found; found = points->previous()) {

@@ -300,9 +300,9 @@ void Intake::put_point(PointId id, const ApplyAction& action, const BatchRecord&
   // The smallest label of each block of points, so that a search by time skips blocks.
   const auto block = kv::key_u64(id.value / kPointsInBlock);
   int64_t least = record.label.ns;
-  if (auto stored = store_.snapshot()->get(kLabelBlocks, block); stored && stored->size() == 8) {
-    least = std::min(least, load_le<int64_t>(stored->data()));
-  }
+  const auto stored = store_.snapshot()->get(kLabelBlocks, block);
+  if (stored && stored->size() == 8) least = std::min(least, load_le<int64_t>(stored->data()));
+  else if (stored || stored.status().code() != Code::kNotFound) least = INT64_MIN;   // of a damaged one nothing is known
   Bytes value(8);
   store_le(value.data(), least);
   out.put(kLabelBlocks, block, value);

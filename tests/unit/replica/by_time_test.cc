@@ -77,5 +77,15 @@ TEST_F(ByTimeTest, LabelsInAnyOrderMatchTheModel) {
   EXPECT_GT(others, 50u);
 }
 
+TEST_F(ByTimeTest, OfABlockWhoseLeastLabelIsDamagedEachPointIsLookedAt) {
+  kv::WriteBatch out;
+  out.put(kLabelBlocks, kv::key_u64(kNewest / kPointsInBlock), {});
+  ASSERT_TRUE(store_->commit_and_wait(std::move(out)).is_ok());
+  const int64_t at = labels_[kNewest];
+  auto found = newest_labelled(*store_->snapshot(), PointId(UINT64_MAX), WallTime{at});
+  ASSERT_TRUE(found.is_ok()) << found.status().to_string();
+  EXPECT_EQ(found->value, model(at, false));
+}
+
 }  // namespace
 }  // namespace tidemark::replica
