@@ -156,6 +156,7 @@ Result<PointImage> ReplicaClient::image(const Point& point, const std::string& p
     found.mode = PointImage().mode;
     found.uid = found.gid = -1;
   }
+  found.path_exact = by_path && uuid;
   if (by_path) found.path = path;
   else if (found.path.empty()) found.path = exact.path;
   return found;

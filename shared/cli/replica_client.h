@@ -26,6 +26,7 @@ struct Point {
 struct PointImage {
   Uuid uuid;
   std::string path;                // empty: nameless at that point
+  bool path_exact = false;         // it was found by these bytes; else as shown: what is no UTF-8 is replaced
   uint64_t size = 0, allocated = 0;
   uint32_t mode = 0600;            // where it is not told
   int64_t uid = -1, gid = -1;      // -1: not told

@@ -245,7 +245,7 @@ Outcome replica_restore(Context& context, const RestoreOptions& o) {
   if (name.empty()) {
     return Status(Code::kInvalidArgument, "image " + image.uuid.to_string() + " had no name then: give one with --as NAME");
   }
-  if (o.as.empty() && name.find("\xEF\xBF\xBD") != std::string::npos) {
+  if (o.as.empty() && !image.path_exact && name.find("\xEF\xBF\xBD") != std::string::npos) {
     return Status(Code::kInvalidArgument, "image " + image.uuid.to_string() + " had a name that is no UTF-8 and is not told: " +
                                               "name it by that, or give one with --as NAME");
   }

@@ -84,6 +84,12 @@ cmp "$TIDEMARK_MOUNT_1/then.img" "$Q/before" || die "restore by time differs"
 over=$(tidemark replica restore disk.img --at "$before" --as back.img --dry-run)   # by now another image has that name
 case $over in *"the image of that name now is another one"*) ;; *) die "what is replaced is not named: $over" ;; esac
 tidemark replica images --at "$gone" | grep -q disk.img && die "the removed image is in the tree"
+odd=$'caf\xef\xbf\xbd.img'   # what stands for bytes that are no UTF-8 may be a name, too
+cp "$Q/before" "$TIDEMARK_MOUNT_1/$odd"; sync "$TIDEMARK_MOUNT_1/$odd"
+named=$(tidemark mark --wait --json | jq -er .point)
+tidemark image remove "$odd"
+tidemark replica restore "$odd" --at "$named"
+cmp "$TIDEMARK_MOUNT_1/$odd" "$Q/before" || die "an image named U+FFFD is restored otherwise"
 removed=$(tidemark replica images --at "$gone" --json | jq -er '[.entries[] | select(.path == null) | .uuid][0]')
 tidemark replica restore "$removed" --at "$gone" --as again.img
 cmp "$TIDEMARK_MOUNT_1/again.img" "$Q/after" || die "the removed image is restored otherwise"

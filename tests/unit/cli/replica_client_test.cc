@@ -56,6 +56,7 @@ class ReplicaClientTest : public testing::Test {
       for (const auto& [key, value] : r.query) by += (by.empty() ? "" : "&") + key + "=" + value;
       Json j{{"id", 17}, {"source", "host1"}, {"batch", 3}, {"label", "l"}, {"name", by}, {"kind", "cut"}};
       if (by == "id=17&path=caf\xe9.img") j["image"] = kLatin1;
+      if (by == "id=17&path=odd\ufffd.img") j["image"] = kImage;
       return dump(j, -1);
     });
     routes_.get("/v1/points", [this](const daemon::Request& r) -> Result<std::string> {
@@ -174,6 +175,18 @@ TEST_F(ReplicaClientTest, ANameThatIsNoUtf8FindsItsImageAndIsKept) {
   EXPECT_EQ(image->uid, 5);
   // Another that would be shown alike is not taken for it.
   EXPECT_EQ(client_->image(point, "caf\xe8.img", std::nullopt).status().code(), Code::kNotFound);
+}
+
+// U+FFFD may stand for other bytes, unless the replica knows an image by just that name.
+TEST_F(ReplicaClientTest, ANameThatIsShownInPlaceOfAnotherIsNotTheImagesOwn) {
+  Point point = *client_->resolve("17");
+  EXPECT_TRUE(client_->image(point, "caf\xe9.img", std::nullopt)->path_exact);
+  EXPECT_TRUE(client_->image(point, "odd\ufffd.img", std::nullopt)->path_exact);
+  auto shown = client_->image(point, "caf\ufffd.img", std::nullopt);
+  ASSERT_TRUE(shown) << shown.status().to_string();
+  EXPECT_EQ(shown->uuid.to_string(), kLatin1);
+  EXPECT_FALSE(shown->path_exact);
+  EXPECT_FALSE(client_->image(point, "", Uuid::parse(kLatin1))->path_exact);
 }
 
 // A replica of before says zeros.
