@@ -278,6 +278,7 @@ void Engine::refused(Image& im, const Status& why) {
 void Engine::shared_damaged(Image& im, const Status& why) {
   im.shared_fault = why.message();
   im.compare = true;
+  im.judged_loss = LossId();   // under whichever loss id: what the only copy lacks now is looked at by the next resync
 }
 
 // All of it is dirty, and the note that the copies differ durable: a crash does not forget it.

@@ -264,7 +264,9 @@ Task<void> Engine::resync(Image& im) {
   kLog.info("resync_begun", {{"image", im.id}, {"epoch", run.epoch}, {"regions", regions.size()}});
   Status status;
   if (run.stands(im)) status = co_await tell_apart(im, run);
-  if (!im.local() && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
+  // Once for each: what was acknowledged since was applied under it, or is sent there again (apply_again()).
+  const bool judged = im.local() || std::exchange(im.judged_loss, run.loss) == run.loss;
+  if (!judged && im.unsynced.any()) writes_lost(im, "the shared copy was the only one and has another loss id");
   if (TM_PLANTED("call copies level without a resync")) regions.clear();
   note_shared_doubt(im, im.shared_loss, run.loss);
   const bool levels = im.local() || im.shared_in_doubt;

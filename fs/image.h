@@ -172,6 +172,7 @@ struct Image {
   bool behind = false;  // durable flag: the own copy is not filled yet, whatever the shared node's map says
   LossId shared_loss;                  // under which the writes since the last full flush were applied
   LossId resync_loss;                  // of the copy being resynced
+  LossId judged_loss;                  // as the only copy got this one, what it may have lost was looked at
   uint64_t outages = 0;                // times that writes stopped going to the shared copy
   uint64_t failures = 0;               // requests that failed after a copy may have changed, and own syncs
   uint64_t times_broken = 0;           // the own copy: what was filled before is not in what is filled now

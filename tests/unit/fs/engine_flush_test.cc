@@ -105,6 +105,38 @@ TEST_F(FlushTest, FailsWhenTheOnlyCopyLostWhatItIsToCover) {
   EXPECT_TRUE(wait(flush(f)));
 }
 
+// It lost nothing as it came back, and is still the same one when the link goes once more. The next loss counts again.
+TEST_F(FlushTest, WhatTheOnlyCopyTookSinceItCameBackIsNotCalledLost) {
+  File f = start_written();
+  ASSERT_TRUE(wait(flush(f)));
+  world_->inject("host1", sim::FileFault{.operations = kWrites, .path_contains = "objects"});
+  ASSERT_TRUE(write_now(f, 0, 0x22, kMiB));   // this host's copy is behind from now on
+  ASSERT_TRUE(wait(flush(f)));
+  world_->cut("shared1", "host1");
+  Pending under_way = write(f, kMiB, 0x33, kMiB);
+  world_->run_for(milliseconds(50));
+  crash_shared(sim::Crash::kPowerLoss);
+  start_shared();
+  const auto syncs = static_cast<uint16_t>(sim::FileOp::kSync);
+  world_->inject("shared1", sim::FileFault{.operations = syncs, .path_contains = "objects", .hangs = true});
+  heal_link(1);
+  ASSERT_TRUE(wait(under_way));   // taken under the new loss id, and the flush of the resync hangs
+  Pending flushed = flush(f);
+  ASSERT_TRUE(until([&] { return world_->hung("shared1") != 0; }));
+  ASSERT_EQ(mirror(f), "resyncing");
+  ASSERT_NO_FATAL_FAILURE(lose_link(1));
+  world_->release_hung("shared1");
+  heal_link(1);
+  EXPECT_TRUE(wait(flushed));
+  EXPECT_FALSE(logged("writes_lost"));
+  EXPECT_EQ(byte_at(f, kMiB, kMiB), 0x33);
+  ASSERT_TRUE(write_now(f, 2 * kMiB, 0x44, kMiB));
+  crash_shared(sim::Crash::kPowerLoss);
+  start_shared();
+  EXPECT_EQ(wait(flush(f), seconds(60)).code(), Code::kIoError);
+  EXPECT_TRUE(logged("writes_lost"));
+}
+
 // It had applied it, and its power went while it heard that it is the only one: what has no answer yet goes there again.
 TEST_F(FlushTest, WhatTheOnlyCopyLostBeforeItsAnswerIsWrittenThereAgain) {
   for (uint64_t seed = 1; seed < 6; ++seed) {
