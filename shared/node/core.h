@@ -350,13 +350,14 @@ class Core {
   void take_as_is(TakeoverRun& run);
   static bool copy_serves(const Image& image);
   bool asks_witness(const Image& image) const;
-  void ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run);
+  void ask_before_takeover(const std::shared_ptr<TakeoverRun>& run);
+  void ask_before_taking(Image& image, Epoch epoch, const std::shared_ptr<TakeoverRun>& run);
   void carry_out_takeover(const std::shared_ptr<TakeoverRun>& run);
   void preempt(Image& image, UniqueFunction<void()> then);
   void end_sessions_of(const std::string& host);
   void note_in_doubt(Image& image, bool doubt);
   bool begins_upon_lost(const Image& image) const;
-  std::string in_doubt_text(const Image& image) const;
+  std::string in_doubt_text(const Image& image) const;   // status.cc
   void write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then);
   void rewrite_next(std::shared_ptr<Rewrite> run);
   void main_line_written(Image& image, const Status& status);

@@ -121,6 +121,20 @@ json StatusWriter::image(Image& image) const {
           {"behind_bytes", std::move(behind)}};
 }
 
+// Nothing, or what an operator should know of it: no host gets the image before.
+std::string Core::in_doubt_text(const Image& image) const {
+  if (image.record.in_doubt == 0 || !begins_upon_lost(image)) return "";
+  std::string out = names_->path(image.record.inode) +
+                    ": a sync of it had failed, or not ended, when it was taken by force: all of it is written again "
+                    "before the next tenure begins";
+  if (image.written_again)
+    out += ", " + std::to_string(image.again_done) + " of " + std::to_string(image.again_total) + " bytes so far";
+  if (!image.again_failed)
+    out += "; the last try failed: " + image.again_failed.message() +
+           " (mend the brick, or restore the image from the replica)";
+  return out;
+}
+
 std::vector<std::string> Core::notes() const {
   std::vector<std::string> out;
   for (const auto& [id, image] : images_) {

@@ -20,6 +20,7 @@ using nlohmann::json;
 
 namespace {
 const log::Logger kLog("node.takeover");
+constexpr size_t kAskedAtOnce = 16;   // of one word
 constexpr size_t kRewriteBytes = 1u << 20;
 constexpr io::Duration kSyncMax = std::chrono::seconds(5);   // a brick that hangs does not keep its images
 
@@ -61,8 +62,11 @@ Result<Wish> parse_wish(const std::string& text) {
 // One word under way: its images, and how many are not asked for, later not durably fenced, yet.
 struct Core::TakeoverRun {
   json report;
-  std::vector<Image*> images, as_is;   // as_is: held by nobody, and taken for what it holds
+  std::vector<std::pair<Image*, Epoch>> images;   // as they are held when the word is said
+  std::vector<Image*> as_is;                      // held by nobody, and taken for what they hold
   bool accept_loss = false;
+  size_t next = 0, asking = 0;                    // of the images; questions under way
+  size_t unheard = 0;                             // questions in a row that the witness did not answer
   std::vector<std::pair<Image*, Epoch>> fenced;   // the witness bears their being taken
   std::string refused;
   size_t left = 0;
@@ -135,7 +139,7 @@ std::string Core::describe_takeover(Image& image, const std::string& by, bool ac
     entry["reason"] = refused;
   } else if (!holder.empty()) {
     entry["action"] = "take";
-    run.images.push_back(&image);
+    run.images.emplace_back(&image, tenure.epoch);
   }
   std::string line = entry["path"].get<std::string>() + ": " + refused;
   run.report["images"].push_back(std::move(entry));
@@ -174,7 +178,11 @@ void Core::takeover(const std::string& text, const std::string& by, Callback<Res
     return commit({}, [run] { run->done(run->report.dump(-1, ' ', false, json::error_handler_t::replace)); });
   run->accept_loss = wish->accept_loss;
   run->left = run->images.size();
-  for (Image* image : run->images) ask_before_takeover(*image, run);
+  for (auto [image, epoch] : run->images) {
+    ++image->ops;
+    ++image->asking_witness;   // no new terms until it is carried out, or refused
+  }
+  ask_before_takeover(run);
 }
 
 // Copies that were cut short, for what they hold. Those that are held are taken with the fence.
@@ -207,33 +215,49 @@ bool Core::asks_witness(const Image& image) const {
   return options_.witness && image.record.generation.value != 0 && !image.record.tenure.holder.empty();
 }
 
-void Core::ask_before_takeover(Image& image, const std::shared_ptr<TakeoverRun>& run) {
-  ++image.ops;
-  ++image.asking_witness;   // no new terms until it is carried out, or refused
-  const TenureNow asked = tenure_now(image);
-  auto decided = [this, &image, run, epoch = asked.epoch](const std::string& refused) {
+// A few at a time: before a question is sent certificates are read for it, on this thread, by which all links live.
+void Core::ask_before_takeover(const std::shared_ptr<TakeoverRun>& run) {
+  while (run->asking < kAskedAtOnce && run->next < run->images.size()) {
+    auto [image, epoch] = run->images[run->next++];
+    ask_before_taking(*image, epoch, run);
+  }
+}
+
+void Core::ask_before_taking(Image& image, Epoch epoch, const std::shared_ptr<TakeoverRun>& run) {
+  auto decided = [this, &image, run, epoch](const std::string& refused) {
     if (refused.empty()) {
       run->fenced.emplace_back(&image, epoch);
     } else {
       --image.ops;
       --image.asking_witness;
-      run->refuse(names_->path(image.record.inode) + ": " + refused);
+      run->refuse(names_->path(image.record.inode) + ": " + refused +
+                  "; say --accept-loss if that host is off for good");
     }
     if (--run->left == 0) carry_out_takeover(run);
   };
-  if (!asks_witness(image)) return decided("");
-  ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided](Result<std::string> verdict,
-                                                                                    Generation) {
+  const TenureNow asked = tenure_now(image);
+  auto no_vote = [run, holder = asked.holder](const std::string& answer) {
+    if (run->accept_loss) return std::string();
+    return "the witness gives no vote (" + answer + "), so that " + holder + " may go on alone";
+  };
+  if (asked.epoch != epoch || !asks_witness(image)) return decided("");   // the former has moved, and is not taken
+  // It was silent for all that was asked at once: the others need not wait for as long again.
+  if (run->unheard >= kAskedAtOnce && !witness_fault_) return decided(no_vote(witness_fault_.to_string()));
+  ++run->asking;
+  ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided, no_vote](Result<std::string> verdict,
+                                                                                          Generation) {
     if (*self == nullptr) return;
     const std::string answer = verdict ? *verdict : verdict.status().to_string();
     kLog.info("witness_asked", {{"image", image.id}, {"holder", asked.holder}, {"answer", answer}});
-    if (verdict && *verdict == "fenced") return decided("");
+    --run->asking;
+    run->unheard = verdict || witness_fault_ ? 0 : run->unheard + 1;
     const bool outdated = verdict && *verdict == "outdated";
     if (outdated) note_outdated(image, asked);
-    if (run->accept_loss) return decided("");
-    decided((outdated ? "the witness has let " + asked.holder + " go on alone: what it acknowledged since is not here"
-                      : "the witness gives no vote (" + answer + "), so that " + asked.holder + " may go on alone") +
-            "; say --accept-loss if that host is off for good");
+    if ((verdict && *verdict == "fenced") || (outdated && run->accept_loss)) decided("");
+    else if (outdated)
+      decided("the witness has let " + asked.holder + " go on alone: what it acknowledged since is not here");
+    else decided(no_vote(answer));
+    if (run->unheard == 0 || run->asking == 0) ask_before_takeover(run);
   });
 }
 
@@ -381,20 +405,6 @@ bool Core::begins_upon_lost(const Image& image) const {
   const fence::State& tenure = image.record.tenure;
   const bool lost = tenure.parent.taken && !tenure.parent.clean;
   return lost && (tenure.holder.empty() || !tenure.written);   // free, `written` is of the tenure before
-}
-
-// Nothing, or what an operator should know of it: no host gets the image before.
-std::string Core::in_doubt_text(const Image& image) const {
-  if (image.record.in_doubt == 0 || !begins_upon_lost(image)) return "";
-  std::string out = names_->path(image.record.inode) +
-                    ": a sync of it had failed, or not ended, when it was taken by force: all of it is written again "
-                    "before the next tenure begins";
-  if (image.written_again)
-    out += ", " + std::to_string(image.again_done) + " of " + std::to_string(image.again_total) + " bytes so far";
-  if (!image.again_failed)
-    out += "; the last try failed: " + image.again_failed.message() +
-           " (mend the brick, or restore the image from the replica)";
-  return out;
 }
 
 void Core::write_main_line_again(Image& image, UniqueFunction<void(const Status&)> then) {

@@ -30,15 +30,16 @@ inline std::vector<fs::HandleId> open_many(Lab& lab, size_t count) {
   return out;
 }
 
-inline size_t let_go_on(Lab& lab) {   // images of which the witness has recorded it
+inline size_t recorded(Lab& lab, witness::Verdict verdict) {   // images of which the witness has recorded it
   size_t count = 0;
   for (const auto& [key, value] : lab.world.committed("witness1", "/state/witness", "records")) {
     auto record = wire::decode<witness::Record>(value);
     EXPECT_TRUE(record.is_ok());
-    if (record && record->verdict == witness::Verdict::kOutdated) ++count;
+    if (record && record->verdict == verdict) ++count;
   }
   return count;
 }
+inline size_t let_go_on(Lab& lab) { return recorded(lab, witness::Verdict::kOutdated); }
 
 inline bool moves(Lab& lab, fs::HandleId handle, Duration limit) {
   return lab.world.run_until([&, next = Duration(0)]() mutable {

@@ -378,6 +378,70 @@ TEST(Witness, OfManyImagesAFewAreAskedForAtATimeThoseOfGuestsFirst) {
   EXPECT_LE(at_write, 4 * kAtOnce);
 }
 
+// Each question costs the thread by which the shared node hears all hosts.
+TEST(Witness, OfAHostThatIsTakenFromAFewImagesAreAskedForAtATime) {
+  constexpr size_t kImages = 100, kAtOnce = 16;
+  Lab lab(1, true);
+  ASSERT_EQ(open_many(lab, kImages).size(), kImages);
+  lab.crash("host1", Crash::kKill);
+  lab.world.set_latency("shared1", "witness1", {milliseconds(300), milliseconds(300)});
+  lab.begin_take(R"({"host":"host1","force":true})");
+  size_t before = 0, most = 0;
+  ASSERT_TRUE(lab.world.run_until([&, next = Duration(0)]() mutable {
+    if (lab.world.elapsed() < next) return false;
+    next = lab.world.elapsed() + milliseconds(100);
+    const size_t now = recorded(lab, witness::Verdict::kFenced);
+    most = std::max(most, now - before);   // in less time than one question takes
+    before = now;
+    return now == kImages;
+  }, seconds(60)));
+  EXPECT_LE(most, kAtOnce);
+  for (size_t i : {size_t(0), kAtOnce, kImages - 1}) {
+    auto handle = lab.open("host2", false, "disk" + std::to_string(i));
+    ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+    Status wrote = lab.write("host2", *handle, 4096, 'b');
+    EXPECT_TRUE(wrote.is_ok()) << i << ": " << wrote.to_string();
+  }
+}
+
+// No image waits for that behind others.
+TEST(Witness, ATakeoverOfManyImagesIsRefusedInTheTimeOfOneSilence) {
+  constexpr size_t kImages = 60;
+  Lab lab(1, true);
+  ASSERT_EQ(open_many(lab, kImages).size(), kImages);
+  lab.crash("host1", Crash::kKill);
+  lab.world.partition("shared1", "witness1");
+  const Duration begun = lab.world.elapsed();
+  auto taken = lab.take_at_shared(R"({"host":"host1","force":true})");
+  EXPECT_EQ(taken.status().code(), Code::kBusy) << taken.status().to_string();
+  EXPECT_NE(taken.status().message().find("disk59: the witness gives no vote"), std::string::npos);
+  EXPECT_LT(lab.world.elapsed() - begun, seconds(40));   // its client waits for 30 s
+  taken = lab.take_at_shared(R"({"host":"host1","force":true,"accept_loss":true})");
+  ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+  auto handle = lab.open("host2", false, "disk59");
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  EXPECT_TRUE(lab.write("host2", *handle, 4096, 'b').is_ok());
+}
+
+// What an operator takes is its old holder's.
+TEST(Witness, AnImageThatMovedBeforeItsTurnIsLeftToItsNewHolder) {
+  constexpr size_t kImages = 40;
+  Lab lab(1, true);
+  const std::vector<fs::HandleId> images = open_many(lab, kImages);
+  ASSERT_EQ(images.size(), kImages);
+  lab.engine("host1").release(images.back());
+  std::string named;   // in this order they are asked for
+  for (size_t i = 0; i < kImages; ++i) named += (i == 0 ? "\"disk" : ",\"disk") + std::to_string(i) + "\"";
+  lab.world.set_latency("shared1", "witness1", {seconds(3), seconds(3)});
+  lab.begin_take("{\"images\":[" + named + "],\"force\":true}");
+  auto handle = lab.open("host2", false, "disk" + std::to_string(kImages - 1));
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  ASSERT_TRUE(lab.write("host2", *handle, 4096, 'b').is_ok());   // its holder gives it back when it is asked to
+  lab.world.run_for(seconds(30));
+  EXPECT_EQ(recorded(lab, witness::Verdict::kFenced), kImages - 1);
+  EXPECT_TRUE(lab.write("host2", *handle, 8192, 'c').is_ok());
+}
+
 // Whichever of many images is asked for while it is silent, all go on soon once it answers.
 TEST(Witness, ASilentWitnessThatAnswersAgainLetsAllImagesGoOn) {
   constexpr size_t kImages = 40;
