@@ -1,6 +1,7 @@
 #include "shared/witness/witness.h"
 
 #include <charconv>
+#include <utility>
 #include <vector>
 
 #include "shared/base/log.h"
@@ -33,6 +34,12 @@ std::optional<uint64_t> number_of(const std::string& text) {
   return value;
 }
 
+kv::WriteBatch naming(const Uuid& name) {
+  kv::WriteBatch batch;
+  batch.put(kMeta, as_bytes(kStoreKey), name.bytes);
+  return batch;
+}
+
 net::HttpResponse refuse(int status, const std::string& error, const std::string& reason) {
   return net::HttpResponse::json(status, "{\"error\":\"" + error + "\",\"reason\":\"" + reason + "\"}");
 }
@@ -44,7 +51,7 @@ Result<std::unique_ptr<Witness>> Witness::open(io::Env& env, const std::string& 
   kv::StoreOptions options;
   options.tables = {"records", "meta"};
   TM_ASSIGN_OR_RETURN(auto store, env.open_store(directory, options));
-  std::unique_ptr<Witness> witness(new Witness(std::move(store)));
+  std::unique_ptr<Witness> witness(new Witness(env, std::move(store)));
   auto snapshot = witness->store_->snapshot();
   auto cursor = snapshot->cursor(kRecords);
   for (bool found = cursor->first(); found; found = cursor->next()) {
@@ -54,12 +61,13 @@ Result<std::unique_ptr<Witness>> Witness::open(io::Env& env, const std::string& 
     if (!key.done() || !record) return Status(Code::kCorruption, directory + ": table records holds a malformed row");
     witness->records_.emplace(image, std::move(*record));
   }
-  TM_RETURN_IF_ERROR(witness->name_store(env).with_context(directory));
+  TM_RETURN_IF_ERROR(witness->name_store().with_context(directory));
   return witness;
 }
 
-// At its first open: by another name the shared node knows that this one has no record of what another had.
-Status Witness::name_store(io::Env& env) {
+// At its first open: by another name the shared node knows that this one has no record of what another had. A full disk
+// is no reason not to start: the replica beside it serves, and so do the records that are there.
+Status Witness::name_store() {
   auto known = store_->snapshot()->get(kMeta, as_bytes(kStoreKey));
   if (known) {
     Reader value(*known);
@@ -67,13 +75,33 @@ Status Witness::name_store(io::Env& env) {
     return value.done() ? Status::ok() : Status(Code::kCorruption, "table meta holds a malformed row");
   }
   if (known.status().code() != Code::kNotFound) return known.status();
-  name_ = env.random_uuid();
-  kv::WriteBatch batch;
-  batch.put(kMeta, as_bytes(kStoreKey), name_.bytes);
-  return store_->commit_and_wait(std::move(batch));
+  const Uuid name = env_.random_uuid();
+  Status named = store_->commit_and_wait(naming(name));
+  if (named) name_ = name;
+  if (named.code() != Code::kOutOfSpace) return named;
+  kLog.warning("store_not_named", {{"error", named}, {"effect", "an empty one in its place would not be noticed"}});
+  return Status::ok();
+}
+
+// Until there is room: whoever asks hears the name from then on.
+void Witness::name_later() {
+  if (!name_.is_nil() || std::exchange(naming_, true)) return;
+  const Uuid name = env_.random_uuid();
+  store_->commit(naming(name), [this, name](Status s) {
+    naming_ = false;
+    if (!s) return;   // tried again at the next question
+    name_ = name;
+    kLog.info("store_named", {{"store", name}});
+  });
+}
+
+// The end of each 200.
+std::string Witness::store_text() const {
+  return name_.is_nil() ? "}" : ",\"store\":\"" + name_.to_string() + "\"}";
 }
 
 void Witness::handle(net::HttpRequest request, Callback<net::HttpResponse> reply) {
+  name_later();
   // ["", "v1", "witness", IMAGE, EPOCH, GENERATION, what]
   std::vector<std::string> parts = parts_of(request.target);
   if (request.method == "GET" && parts.size() >= 4 && parts[3] == "records") return reply(list(request, parts));
@@ -107,7 +135,7 @@ net::HttpResponse Witness::list(const net::HttpRequest& request, const std::vect
            ",\"generation\":" + std::to_string(at->second.generation.value) + ",\"verdict\":\"" +
            std::string(verdict_name(at->second.verdict)) + "\"}";
   }
-  return net::HttpResponse::json(200, "{\"records\":[" + out + "],\"store\":\"" + name_.to_string() + "\"}");
+  return net::HttpResponse::json(200, "{\"records\":[" + out + "]" + store_text());
 }
 
 void Witness::ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply) {
@@ -137,7 +165,7 @@ void Witness::ask(const ImageId& image, const Question& question, Callback<net::
     kept_ = s;
     if (!s) return reply(refuse(503, "unavailable", "the record could not be made durable"));
     reply(net::HttpResponse::json(200, "{\"verdict\":\"" + std::string(verdict_name(answer.verdict)) + "\",\"by\":\"" +
-                                           answer.by + "\",\"store\":\"" + name_.to_string() + "\"}"));
+                                           answer.by + "\"" + store_text()));
   });
 }
 

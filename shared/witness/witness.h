@@ -8,7 +8,8 @@
 //                                                        "generation", "verdict"}]}, at most 10,000; none: the end
 //
 // 200 {"verdict": "undecided" | "outdated" | "fenced", "by": NODE}: what is recorded, durably, whoever asked for it.
-// Each 200 ends with "store": a UUID made with the store, so that an empty one in its place is noticed.
+// Each 200 ends with "store": a UUID made with the store, so that an empty one in its place is noticed. (Without it while
+// a store of an older version has no room for one.)
 // 404 not registered, 409 another generation, 403 not this role's to ask. Loop thread only.
 #pragma once
 
@@ -37,13 +38,17 @@ class Witness {
   std::vector<std::string> health() const;
 
  private:
-  explicit Witness(std::unique_ptr<kv::Store> store) : store_(std::move(store)) {}
-  Status name_store(io::Env& env);
+  Witness(io::Env& env, std::unique_ptr<kv::Store> store) : env_(env), store_(std::move(store)) {}
+  Status name_store();
+  void name_later();
+  std::string store_text() const;
   void ask(const ImageId& image, const Question& question, Callback<net::HttpResponse> reply);
   net::HttpResponse list(const net::HttpRequest& request, const std::vector<std::string>& parts) const;
 
+  io::Env& env_;
   std::unique_ptr<kv::Store> store_;
-  Uuid name_;                          // of the store; constant after open()
+  Uuid name_;                          // of the store; nil: it has none yet
+  bool naming_ = false;
   std::map<ImageId, Record> records_;
   Status kept_;                        // whether the last record could be made durable
 };

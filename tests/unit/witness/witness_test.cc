@@ -133,6 +133,41 @@ TEST(WitnessService, AStoreHasOneNameAndAnEmptyOneAnother) {
   EXPECT_NE(answer_of("/state/other"), first);
 }
 
+// A replica serves on a full disk, with the witness beside it; an older version has left its store without a name.
+TEST(WitnessService, StartsOnAFullDiskAndHasItsNameOnceThereIsRoom) {
+  sim::World world({.seed = 1});
+  world.add_node({.name = "witness1", .cluster = Uuid::from_random({1}), .role = net::Role::kWitness});
+  world.set_store_fault("witness1", sim::StoreFault{.path_contains = "/witness", .status = Status(Code::kOutOfSpace, "full")});
+  std::unique_ptr<Witness> witness;
+  auto start = [&] {
+    auto opened = Witness::open(world.start("witness1"), "/state/witness");
+    ASSERT_TRUE(opened.is_ok()) << opened.status().to_string();
+    witness = std::move(*opened);
+  };
+  auto list = [&] {
+    net::HttpRequest asked;
+    asked.method = "GET";
+    asked.target = "/v1/witness/records";
+    asked.peer.role = net::Role::kShared;
+    std::string body;
+    witness->handle(std::move(asked), [&](net::HttpResponse r) { body = std::string(as_text(r.body)); });
+    world.run_for(std::chrono::seconds(1));
+    return body;
+  };
+  ASSERT_NO_FATAL_FAILURE(start());
+  EXPECT_EQ(list(), "{\"records\":[]}");
+  EXPECT_EQ(list(), "{\"records\":[]}");
+  world.set_store_fault("witness1", std::nullopt);
+  list();   // it tries again
+  const std::string named = list();
+  EXPECT_TRUE(named.starts_with("{\"records\":[],\"store\":\"")) << named;
+  world.crash("witness1", sim::Crash::kKill);
+  witness.reset();
+  ASSERT_NO_FATAL_FAILURE(start());
+  EXPECT_EQ(list(), named);
+  world.crash("witness1", sim::Crash::kKill);
+}
+
 TEST(WitnessService, ThatCannotKeepARecordSaysSo) {
   sim::World world({.seed = 1});
   world.add_node({.name = "witness1", .cluster = Uuid::from_random({1}), .role = net::Role::kWitness});
