@@ -302,7 +302,7 @@ void Intake::put_point(PointId id, const ApplyAction& action, const BatchRecord&
   int64_t least = record.label.ns;
   const auto stored = store_.snapshot()->get(kLabelBlocks, block);
   if (stored && stored->size() == 8) least = std::min(least, load_le<int64_t>(stored->data()));
-  else if (stored || stored.status().code() != Code::kNotFound) least = INT64_MIN;   // of a damaged one nothing is known
+  else if (stored || stored.status().code() != Code::kNotFound) least = INT64_MIN;   // damaged: nothing is known
   Bytes value(8);
   store_le(value.data(), least);
   out.put(kLabelBlocks, block, value);

@@ -111,12 +111,12 @@ TEST_F(RulesOfVerify, ItWaitsForWhatMustComeBeforeItsCut) {
   EXPECT_EQ(site.verify("host2"), "");
 }
 
-// The host was alone, and the shared brick is full: what it lacks is known, and no sign of a fault.
+// The host was alone, and the shared copy cannot be synced: what it may lack is known, and no sign of a fault.
 TEST_F(RulesOfVerify, WhatAResyncHasNotMadeEqualYetIsNotCalledDifferent) {
   lab.world.partition("host1", "shared1");
   ASSERT_TRUE(lab.write("host1", image, 0, 'b').is_ok());
   ASSERT_TRUE(lab.write("host1", image, 3 * Lab::kRegion, 'c').is_ok());
-  lab.world.inject("shared1", FileFault{.times = UINT64_MAX, .operations = kWrite, .path_contains = "/brick", .error = 28});
+  lab.world.inject("shared1", FileFault{1, UINT64_MAX, kSync, ".data"});
   lab.world.heal_all();
   auto linked = [&] { return json::parse(lab.engine("host1").status_json())["shared"]["connected"] == true; };
   ASSERT_TRUE(lab.world.run_until(linked, seconds(60)));

@@ -162,12 +162,14 @@ TEST_F(HistoryTest, DiscardsOverManyLeavesAreOneRecordWhereverDataLiesAmongThem)
   EXPECT_EQ(load(kImage, PointId(2), 39)[1].segment, 1u);
 }
 
-// However many images of a batch are trimmed, what is spread over leaves is bounded. Small ones after a large one are spread.
+// However many images of a batch are trimmed, what is spread over leaves is bounded. Small ones after a large one are
+// spread.
 TEST_F(HistoryTest, TheLeavesThatDiscardsAreSpreadOverAreCountedByTheBatch) {
   constexpr ImageIndex kThird{3};
   auto write = [&](ImageIndex image, uint64_t leaves) {
     std::vector<Change> written;
-    for (uint64_t leaf = 0; leaf < leaves; ++leaf) written.push_back({{leaf * kLeafBytes, kUnit}, SegmentId(1), leaf * kUnit});
+    for (uint64_t leaf = 0; leaf < leaves; ++leaf)
+      written.push_back({{leaf * kLeafBytes, kUnit}, SegmentId(1), leaf * kUnit});
     apply(image, PointId(1), {}, written);
   };
   write(kImage, 12);
@@ -178,7 +180,8 @@ TEST_F(HistoryTest, TheLeavesThatDiscardsAreSpreadOverAreCountedByTheBatch) {
     auto snapshot = store_->snapshot();
     HistoryWriter writer(*snapshot, out, 16);
     const std::vector<Change> discard{{{0, 32 * kLeafBytes}, SegmentId(0), 0}};
-    for (ImageIndex image : {kImage, kNeighbour, kThird}) ASSERT_TRUE(writer.apply(image, PointId(2), {}, discard).is_ok());
+    for (ImageIndex image : {kImage, kNeighbour, kThird})
+      ASSERT_TRUE(writer.apply(image, PointId(2), {}, discard).is_ok());
     ASSERT_TRUE(store_->commit_and_wait(std::move(out)).is_ok());
   }
   EXPECT_EQ(rows(kWides), 1u);
