@@ -21,6 +21,7 @@ using nlohmann::json;
 namespace {
 const log::Logger kLog("node.takeover");
 constexpr size_t kAskedAtOnce = 16;   // of one word
+constexpr io::Duration kRefusedWithin = std::chrono::seconds(2);   // else a wait for an answer ended
 constexpr size_t kRewriteBytes = 1u << 20;
 constexpr io::Duration kSyncMax = std::chrono::seconds(5);   // a brick that hangs does not keep its images
 
@@ -67,6 +68,7 @@ struct Core::TakeoverRun {
   bool accept_loss = false;
   size_t next = 0, asking = 0;                    // of the images; questions under way
   size_t unheard = 0;                             // questions in a row that the witness did not answer
+  std::string silence;                            // how the last of these ended
   std::vector<std::pair<Image*, Epoch>> fenced;   // the witness bears their being taken
   std::string refused;
   size_t left = 0;
@@ -225,14 +227,10 @@ void Core::ask_before_takeover(const std::shared_ptr<TakeoverRun>& run) {
 
 void Core::ask_before_taking(Image& image, Epoch epoch, const std::shared_ptr<TakeoverRun>& run) {
   auto decided = [this, &image, run, epoch](const std::string& refused) {
-    if (refused.empty()) {
-      run->fenced.emplace_back(&image, epoch);
-    } else {
-      --image.ops;
-      --image.asking_witness;
+    if (refused.empty()) run->fenced.emplace_back(&image, epoch);
+    else
       run->refuse(names_->path(image.record.inode) + ": " + refused +
                   "; say --accept-loss if that host is off for good");
-    }
     if (--run->left == 0) carry_out_takeover(run);
   };
   const TenureNow asked = tenure_now(image);
@@ -242,15 +240,18 @@ void Core::ask_before_taking(Image& image, Epoch epoch, const std::shared_ptr<Ta
   };
   if (asked.epoch != epoch || !asks_witness(image)) return decided("");   // the former has moved, and is not taken
   // It was silent for all that was asked at once: the others need not wait for as long again.
-  if (run->unheard >= kAskedAtOnce && !witness_fault_) return decided(no_vote(witness_fault_.to_string()));
+  if (run->unheard >= kAskedAtOnce) return decided(no_vote(run->silence));
   ++run->asking;
-  ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided, no_vote](Result<std::string> verdict,
-                                                                                          Generation) {
+  ask_witness("fenced", image, [this, self = self_, &image, run, asked, decided, no_vote, at = env_.now()](
+                                   Result<std::string> verdict, Generation) {
     if (*self == nullptr) return;
     const std::string answer = verdict ? *verdict : verdict.status().to_string();
     kLog.info("witness_asked", {{"image", image.id}, {"holder", asked.holder}, {"answer", answer}});
     --run->asking;
-    run->unheard = verdict || witness_fault_ ? 0 : run->unheard + 1;
+    // One whose disk hangs keeps no record, and answers what else it is asked.
+    const bool heard = verdict || (witness_fault_ && env_.now() - at < kRefusedWithin);
+    run->unheard = heard ? 0 : run->unheard + 1;
+    if (!heard) run->silence = answer;
     const bool outdated = verdict && *verdict == "outdated";
     if (outdated) note_outdated(image, asked);
     if ((verdict && *verdict == "fenced") || (outdated && run->accept_loss)) decided("");
@@ -263,9 +264,11 @@ void Core::ask_before_taking(Image& image, Epoch epoch, const std::shared_ptr<Ta
 
 void Core::carry_out_takeover(const std::shared_ptr<TakeoverRun>& run) {
   std::vector<Image*> now;
-  for (auto [image, epoch] : run->fenced) {
+  for (auto [image, epoch] : run->images) {
     --image->ops;
     --image->asking_witness;
+  }
+  for (auto [image, epoch] : run->fenced) {
     if (image->record.tenure.epoch != epoch || image->record.tenure.holder.empty()) continue;
     now.push_back(image);
     const bool serves = run->accept_loss ? image->attr->mirror != 0 : copy_serves(*image);
@@ -279,7 +282,7 @@ void Core::carry_out_takeover(const std::shared_ptr<TakeoverRun>& run) {
       if (session != nullptr)
         end_session(sessions_.at(session->number), Status(Code::kUnavailable, "the witness has fenced an image of it"));
     }
-    for (Image* image : now) consider_fencing(*image);   // who asked meanwhile was not heard
+    for (auto [image, epoch] : run->images) consider_fencing(*image);   // who asked meanwhile was not heard
     return run->done(Status(Code::kBusy, "nothing was taken: " + run->refused));
   }
   run->left = now.size() + 1;   // + 1: not before all are begun

@@ -423,6 +423,22 @@ TEST(Witness, ATakeoverOfManyImagesIsRefusedInTheTimeOfOneSilence) {
   EXPECT_TRUE(lab.write("host2", *handle, 4096, 'b').is_ok());
 }
 
+// Its disk hangs: it answers whoever looks for it, and keeps no record.
+TEST(Witness, ATakeoverDoesNotWaitForEachOfManyRecordsThatAreNotKept) {
+  constexpr size_t kImages = 60;
+  Lab lab(1, true);
+  ASSERT_EQ(open_many(lab, kImages).size(), kImages);
+  lab.crash("host1", Crash::kKill);
+  lab.world.set_store_fault("witness1", StoreFault{.path_contains = "/witness", .delay = seconds(3600)});
+  const Duration begun = lab.world.elapsed();
+  auto taken = lab.take_at_shared(R"({"host":"host1","force":true,"accept_loss":true})");
+  ASSERT_TRUE(taken.is_ok()) << taken.status().to_string();
+  EXPECT_LT(lab.world.elapsed() - begun, seconds(45));
+  auto handle = lab.open("host2", false, "disk59");
+  ASSERT_TRUE(handle.is_ok()) << handle.status().to_string();
+  EXPECT_TRUE(lab.write("host2", *handle, 4096, 'b').is_ok());
+}
+
 // What an operator takes is its old holder's.
 TEST(Witness, AnImageThatMovedBeforeItsTurnIsLeftToItsNewHolder) {
   constexpr size_t kImages = 40;
