@@ -49,7 +49,7 @@ Scenario scenario(const std::string& name) {
     s.images_per_host = 0, s.relay_images = 2, s.length = std::chrono::seconds(40);
     s.shared_kills = 2, s.shared_power_losses = 2, s.host_kills = 1;
   } else if (name == "journal_limit") {
-    s.images_per_host = 2, s.length = std::chrono::seconds(60);
+    s.images_per_host = repeat(2, 1), s.length = std::chrono::seconds(60);
     s.limit_age = std::chrono::seconds(3), s.replica_long_outages = 3;
   } else if (name == "journal_limit_and_dying_hosts") {
     s.length = std::chrono::seconds(60);

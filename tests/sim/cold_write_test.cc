@@ -298,7 +298,7 @@ struct Sweep {
 
 // One life of the write for each operation that it makes, until a life goes by without the crash being reached.
 void sweep(uint64_t seed, Cut cut, bool plant, Sweep& out) {
-  for (cut.nth = 1; cut.nth < 500; ++cut.nth) {
+  for (cut.nth = 1; cut.nth < 500; cut.nth += repeat(1, 3)) {
     ColdWrite run(seed + cut.nth * 1000);
     run.prepare();
     if (plant) run.world().answer_commits_early("host1", "/drl");
@@ -333,7 +333,7 @@ TEST_F(ColdWriteTest, TheDirtyMarkIsDurableBeforeEitherCopyChanges) {
           for (bool both : {false, true}) sweep(seed, {node, at_commits, 0, kind, both}, false, found);
   EXPECT_TRUE(found.early.empty()) << found.early.size() << " cuts, the first: " << found.early.front();
   EXPECT_TRUE(found.after.empty()) << found.after.size() << " cuts, the first: " << found.after.front();
-  EXPECT_GT(found.cuts, 50 * seeds);
+  EXPECT_GT(found.cuts, repeat(50, 15) * seeds);
 }
 
 TEST_F(ColdWriteTest, TM_UNSANITIZED(AMarkThatIsSetTooLateIsCaught)) {

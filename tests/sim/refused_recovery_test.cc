@@ -224,7 +224,7 @@ TEST_P(RefusedRecoveryTest, ThatIsCutShortAnywhereIsTakenUpAgain) {
   for (const std::string node : {"host1", "shared1"}) {
     for (const bool at_commits : {true, false}) {
       bool hit = true;
-      for (uint64_t nth = 1; hit; nth += repeat(1, 7)) {
+      for (uint64_t nth = 1; hit; nth += repeat(1, 17)) {
         const Crash kind = nth % 2 == 0 ? Crash::kKill : Crash::kPowerLoss;
         SCOPED_TRACE(node + (at_commits ? " commit " : " file operation ") + std::to_string(nth));
         Lab lab(nth);

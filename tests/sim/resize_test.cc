@@ -228,7 +228,7 @@ TEST_P(CutResize, CutsNothingOffThatWasAcknowledgedSince) {
   for (uint64_t size : {uint64_t{0}, kRegion + 100, 6 * kRegion + 100}) {
     for (const bool at_commits : {true, false}) {
       bool hit = true;
-      for (uint64_t nth = 1; hit; nth += repeat(1, 7)) {
+      for (uint64_t nth = 1; hit; nth += repeat(1, 23)) {
         for (Crash kind : {Crash::kKill, Crash::kPowerLoss}) {
           SCOPED_TRACE((at_commits ? "commit " : "file operation ") + std::to_string(nth) + ", to " +
                        std::to_string(size) + (kind == Crash::kKill ? ", kill" : ", loss of power"));
@@ -277,7 +277,7 @@ TEST_P(CutResizeThenAlone, WhatWasAcknowledgedAloneCounts) {
     for (uint64_t another : {Lab::kImageBytes, 2 * kRegion + 50, 8 * kRegion}) {
       for (const bool at_commits : {true, false}) {
         bool hit = true;
-        for (uint64_t nth = 1; hit; nth += repeat(1, 3)) {
+        for (uint64_t nth = 1; hit; nth += repeat(1, 9)) {
           SCOPED_TRACE((at_commits ? "commit " : "file operation ") + std::to_string(nth) + ", to " +
                        std::to_string(size) + ", then to " + std::to_string(another));
           lab_ = std::make_unique<Lab>(nth * 131 + size, false, Plant::kNone, Ships::kYes);
